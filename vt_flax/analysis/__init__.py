@@ -1,0 +1,1 @@
+"""Counts, the paper's tables as data, and pictures."""

@@ -1,0 +1,96 @@
+"""What the front doors share: arguments, one-line errors, tables."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from vt_flax.errors import UserError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like every other bad input."""
+
+    def error(self, message: str):
+        """Raises `UserError` instead of printing the usage."""
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def make_parser(command: str, description: str) -> ArgumentParser:
+    """Returns a parser for `python -m vt_flax.COMMAND`."""
+    return ArgumentParser(
+        prog=f"python -m vt_flax.{command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # `--config.k=v` must never be taken for a shortened `--config`.
+        allow_abbrev=False,
+    )
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a front door: bad input is one line on stderr and exit status 2.
+
+    Args:
+      main: takes the command line without the program's name.
+    """
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away; that is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def print_rows(
+    rows: Sequence[dict[str, Any]],
+    form: str,
+    title: str = "",
+    notes: Sequence[str] = (),
+) -> None:
+    """Prints records as a table or as JSON.
+
+    Args:
+      rows: records with the same keys.
+      form: `table` or `json`. JSON prints a list of the records, and neither title nor
+        notes.
+      title: a line above the table.
+      notes: lines below the table.
+    """
+    if form == "json":
+        print(json.dumps(list(rows), indent=2))
+        return
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for key in rows[0] if rows else ():
+        number = any(isinstance(row[key], (int, float)) for row in rows)
+        table.add_column(key, justify="right" if number else "left", no_wrap=number)
+    for row in rows:
+        table.add_row(*(_text(value) for value in row.values()))
+    # A table in a log file or a pipe must not be cut at 80 columns.
+    width = None if sys.stdout.isatty() else 200
+    console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False, soft_wrap=True)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)

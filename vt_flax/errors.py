@@ -1,0 +1,29 @@
+"""Errors that are the user's to mend: told in one line, without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input. The message says what, where, and what to do.
+
+    Front doors print it as a single line and exit with status 2 (see `cli.run`).
+    """
+
+
+def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
+    """Returns `; did you mean ...?` for a misspelt `name`, or the whole choice.
+
+    Args:
+      name: what the user wrote.
+      candidates: what would have been accepted.
+      count: how many suggestions to make at most.
+
+    Returns:
+      A clause to append to an error message; empty when there are no candidates.
+    """
+    candidates = sorted(set(candidates))
+    matches = difflib.get_close_matches(name, candidates, n=count, cutoff=0.5)
+    if matches:
+        return f"; did you mean {' or '.join(matches)}?"
+    return f"; choose from {', '.join(candidates)}" if candidates else ""

@@ -1,0 +1,5 @@
+"""Whole networks, and their registry."""
+
+from vt_flax.models.registry import create_model, list_models, model_options
+
+__all__ = ["create_model", "list_models", "model_options"]

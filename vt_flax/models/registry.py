@@ -1,0 +1,117 @@
+"""The models by name: one line each."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from vt_flax.errors import UserError, nearest
+from vt_flax.models.resnet import STAGE_SIZES, ResNet
+from vt_flax.models.vt_resnet import PRESETS, VTResNet, preset_options
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A named model.
+
+    Attributes:
+      module: the flax module class; its fields are the model's options.
+      fixed: fields that the name determines.
+      presets: bundles of options that `preset=` selects; the first is the default.
+    """
+
+    module: Callable[..., nn.Module]
+    fixed: dict[str, Any]
+    presets: tuple[str, ...] = ()
+
+
+MODELS: dict[str, Entry] = {}
+for _depth, _sizes in STAGE_SIZES.items():
+    _fixed = {"stage_sizes": _sizes, "bottleneck": _depth >= 50}
+    MODELS[f"resnet{_depth}"] = Entry(ResNet, _fixed)
+    MODELS[f"vt_resnet{_depth}"] = Entry(VTResNet, _fixed, tuple(PRESETS))
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the names of the models that match a glob, sorted.
+
+    >>> list_models("resnet*")
+    ['resnet101', 'resnet18', 'resnet34', 'resnet50']
+    """
+    return sorted(fnmatch.filter(MODELS, pattern))
+
+
+def _entry(name: str) -> Entry:
+    if name not in MODELS:
+        raise UserError(f"model {name!r} is not known{nearest(name, MODELS)}")
+    return MODELS[name]
+
+
+def model_options(name: str, preset: str = "") -> dict[str, Any]:
+    """Returns every option of a model with its default.
+
+    Args:
+      name: a name of `list_models()`.
+      preset: the preset whose defaults to give; empty for the model's default.
+
+    Returns:
+      Options as `create_model` takes them, `dtype` by name; `preset` among them where
+      the model has presets.
+
+    Raises:
+      UserError: for an unknown name or preset.
+    """
+    entry = _entry(name)
+    options = {
+        field.name: field.default
+        for field in dataclasses.fields(entry.module)
+        if field.name not in ("parent", "name", "dtype", "bottleneck")
+    }
+    options["stage_sizes"] = entry.fixed["stage_sizes"]
+    options["dtype"] = "float32"
+    if entry.presets:
+        preset = preset or entry.presets[0]
+        options = {"preset": preset, **options, **preset_options(preset)}
+    elif preset:
+        raise UserError(f"model {name!r} has no presets; leave out preset={preset!r}")
+    return options
+
+
+def create_model(name: str, **overrides: Any) -> nn.Module:
+    """Creates a model.
+
+    >>> model = create_model("vt_resnet18", preset="v4", tokens=32, num_classes=10)
+
+    Args:
+      name: a name of `list_models()`.
+      **overrides: options that differ from `model_options(name)`. `dtype` is a name or
+        a JAX type.
+
+    Returns:
+      A flax module: `model.init(key, images)` and
+      `model.apply(variables, images, train=False)`, with images (batch, H, W, 3).
+
+    Raises:
+      UserError: for an unknown name, option or value.
+    """
+    options = model_options(name, overrides.pop("preset", ""))
+    options.pop("preset", None)
+    for option, value in overrides.items():
+        if option not in options:
+            raise UserError(
+                f"model {name!r} has no option {option!r}{nearest(option, options)}"
+            )
+        options[option] = value
+    dtype = options["dtype"]
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise UserError(f"dtype {dtype!r} is not known{nearest(dtype, DTYPES)}")
+        options["dtype"] = DTYPES[dtype]
+    options["stage_sizes"] = tuple(options["stage_sizes"])
+    entry = _entry(name)
+    return entry.module(**{**entry.fixed, **options})

@@ -1,0 +1,276 @@
+"""Residual networks (He et al., 2015) with features at every stage.
+
+Stages are numbered as in the papers: the stem is stage 1, the blocks are stages 2 to 5,
+and C2 to C5 are their maps at strides 4, 8, 16 and 32.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vt_flax.errors import UserError
+from vt_flax.nn.layers import Conv, StochasticDepth, linear_survival, pad
+from vt_flax.nn.norm import Normalization
+
+STAGE_SIZES = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+}
+STEMS = ("imagenet", "small")
+VARIANTS = ("torchvision", "msra")
+
+
+class ResidualBlock(nn.Module):
+    """A basic or a bottleneck block.
+
+    Attributes:
+      width: channels of the inner convolutions.
+      stride: stride in pixels of the block.
+      bottleneck: three convolutions 1 x 1, 3 x 3, 1 x 1 to 4 * width, or two 3 x 3.
+      variant: where a bottleneck strides: `torchvision` in the 3 x 3, `msra` (the
+        original, and Detectron2's) in the first 1 x 1. Basic blocks are alike.
+      survival_probability: stochastic depth of the residual branch.
+      zero_init_residual: whether the branch's last scale starts at zero.
+      norm: batch normalisation.
+      dtype: type of the computation.
+    """
+
+    width: int
+    stride: int = 1
+    bottleneck: bool = False
+    variant: str = "torchvision"
+    survival_probability: float = 1.0
+    zero_init_residual: bool = False
+    norm: Normalization = Normalization()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps (batch, H, W, C) to (batch, H / stride, W / stride, C')."""
+        first, second = self.stride, 1
+        if self.bottleneck and self.variant == "torchvision":
+            first, second = 1, self.stride
+        if self.bottleneck:
+            features = 4 * self.width
+            plan = [(self.width, 1, first), (self.width, 3, second), (features, 1, 1)]
+        else:
+            features = self.width
+            plan = [(self.width, 3, self.stride), (self.width, 3, 1)]
+
+        y = x
+        for i, (channels, kernel, stride) in enumerate(plan, 1):
+            y = Conv(channels, kernel, stride, self.dtype, name=f"conv{i}")(y)
+            last = i == len(plan)
+            zero = last and self.zero_init_residual
+            init = nn.initializers.zeros if zero else nn.initializers.ones
+            y = self.norm.layer(f"norm{i}", init)(y, train=train)
+            if not last:
+                y = nn.relu(y)
+        y = StochasticDepth(self.survival_probability, name="depth")(y, train=train)
+        if x.shape[-1] != features or self.stride != 1:
+            x = Conv(features, 1, self.stride, self.dtype, name="shortcut")(x)
+            x = self.norm.layer("shortcut_norm")(x, train=train)
+        return nn.relu(x + y)
+
+
+class Stage(nn.Module):
+    """Consecutive residual blocks on one scale; see `ResidualBlock` for the attributes.
+
+    Attributes:
+      survival_probabilities: of each block; their number is the number of blocks.
+    """
+
+    width: int
+    stride: int
+    survival_probabilities: tuple[float, ...]
+    bottleneck: bool
+    variant: str
+    zero_init_residual: bool
+    norm: Normalization
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps (batch, H, W, C) to (batch, H / stride, W / stride, C')."""
+        for i, survival in enumerate(self.survival_probabilities):
+            x = ResidualBlock(
+                self.width,
+                1 if i else self.stride,
+                self.bottleneck,
+                self.variant,
+                survival,
+                self.zero_init_residual,
+                self.norm,
+                self.dtype,
+                name=f"block{i + 1}",
+            )(x, train=train)
+        return x
+
+
+class Stem(nn.Module):
+    """The first layers of a network.
+
+    Attributes:
+      width: output channels.
+      kind: `imagenet`: 7 x 7 stride 2 and 3 x 3 max pooling stride 2;
+        `small`: one 3 x 3 of stride 1, for images of about 32 x 32.
+      norm: batch normalisation.
+      dtype: type of the computation.
+    """
+
+    width: int
+    kind: str
+    norm: Normalization
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps images (batch, H, W, 3) to (batch, H / 4, W / 4, width), or H, W."""
+        kernel, stride = (7, 2) if self.kind == "imagenet" else (3, 1)
+        x = Conv(self.width, kernel, stride, self.dtype, name="conv")(x)
+        x = nn.relu(self.norm.layer("norm")(x, train=train))
+        if self.kind == "imagenet":
+            x = nn.max_pool(x, (3, 3), (2, 2), pad(3))
+        return x
+
+
+class Backbone(nn.Module):
+    """What every residual network here shares: options, stem and stages.
+
+    Attributes:
+      stage_sizes: blocks of stages 2 to 5.
+      bottleneck: kind of block; see `ResidualBlock`.
+      num_classes: outputs of the classifier.
+      width: channels of stage 2's inner convolutions; each stage doubles it.
+      stem: see `Stem`.
+      variant: see `ResidualBlock`.
+      dropout: rate of dropout before the classifier.
+      survival_probability: of the last block; earlier ones by the linear rule.
+      zero_init_residual: see `ResidualBlock`.
+      norm_span: see `nn.norm.BatchNorm`.
+      norm_momentum: see `nn.norm.BatchNorm`.
+      norm_epsilon: see `nn.norm.BatchNorm`.
+      dtype: type of the computation. Parameters, statistics and logits are float32.
+    """
+
+    stage_sizes: Sequence[int]
+    bottleneck: bool
+    num_classes: int = 1000
+    width: int = 64
+    stem: str = "imagenet"
+    variant: str = "torchvision"
+    dropout: float = 0.0
+    survival_probability: float = 1.0
+    zero_init_residual: bool = False
+    norm_span: str = "global"
+    norm_momentum: float = 0.9
+    norm_epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        for name, choices in (("stem", STEMS), ("variant", VARIANTS)):
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"{name}={getattr(self, name)!r} is not known: choose from "
+                    f"{', '.join(choices)}"
+                )
+        if not 0.0 < self.survival_probability <= 1.0:
+            raise UserError(
+                f"survival_probability={self.survival_probability}: must be over 0, "
+                "and at most 1"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"dropout={self.dropout}: must be at least 0, and under 1")
+        for name in ("num_classes", "width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        super().__post_init__()
+
+    def normalization(self, placement: str = "tokens") -> Normalization:
+        """Returns the batch normalisation that these options ask for."""
+        return Normalization(
+            placement,
+            self.norm_span,
+            self.norm_momentum,
+            self.norm_epsilon,
+            self.dtype,
+        )
+
+    def survival(self, block: int) -> float:
+        """Survival probability of a block, counted from 0 through all the stages."""
+        return linear_survival(
+            block + 1, sum(self.stage_sizes), self.survival_probability
+        )
+
+    def features(self, x: jax.Array, stages: int, *, train: bool) -> dict:
+        """Runs the stem and the first `stages` stages inside a compact method.
+
+        Returns:
+          {"C2": (batch, H / 4, W / 4, ...), "C3": ...} up to the last stage run.
+        """
+        if x.ndim != 4 or x.shape[-1] != 3:
+            raise UserError(
+                f"images of shape {x.shape}: expected (batch, height, width, 3)"
+            )
+        norm = self.normalization()
+        x = x.astype(self.dtype)
+        x = Stem(self.width, self.stem, norm, self.dtype, name="stem")(x, train=train)
+        maps, first = {}, 0
+        for i, size in enumerate(self.stage_sizes[:stages]):
+            x = Stage(
+                self.width * 2**i,
+                1 if i == 0 else 2,
+                tuple(self.survival(first + j) for j in range(size)),
+                self.bottleneck,
+                self.variant,
+                self.zero_init_residual,
+                norm,
+                self.dtype,
+                name=f"stage{i + 2}",
+            )(x, train=train)
+            first += size
+            maps[f"C{i + 2}"] = x
+        return maps
+
+    def classify(self, pooled: jax.Array, *, train: bool) -> jax.Array:
+        """Maps pooled features (batch, C) to logits (batch, num_classes), float32."""
+        pooled = nn.Dropout(self.dropout, name="dropout")(
+            pooled, deterministic=not train
+        )
+        logits = nn.Dense(
+            self.num_classes,
+            kernel_init=nn.initializers.normal(0.01),
+            dtype=self.dtype,
+            name="head",
+        )(pooled)
+        return logits.astype(jnp.float32)
+
+
+class ResNet(Backbone):
+    """ResNet-{18, 34, 50, 101}; options as in `Backbone`."""
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, features: bool = False
+    ) -> jax.Array | dict:
+        """Classifies images.
+
+        Args:
+          x: images (batch, H, W, 3), normalised.
+          train: whether batch statistics, dropout and stochastic depth are live.
+          features: whether to return the maps of stages 2 to 5 instead of logits.
+
+        Returns:
+          logits (batch, num_classes), float32; or {"C2": ..., "C5": ...}, each
+          (batch, H / stride, W / stride, channels) in `dtype`.
+        """
+        maps = self.features(x, 4, train=train)
+        if features:
+            return maps
+        pooled = jnp.mean(maps["C5"].astype(jnp.float32), axis=(1, 2))
+        return self.classify(pooled, train=train)

@@ -1,0 +1,1 @@
+"""The paper's parts, one concept a file."""

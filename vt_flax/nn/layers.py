@@ -1,0 +1,156 @@
+"""Small layers shared by the networks: convolution, grouped map, resize, drop path."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vt_flax.errors import UserError
+
+# Interpolation weights are applied as matrix products by `jax.image.resize`. They are
+# not learned, and the paper's MACs leave them out: `analysis.macs` skips this scope.
+INTERPOLATION_SCOPE = "interpolation"
+
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def pad(kernel: int, dims: int = 2) -> tuple[tuple[int, int], ...]:
+    """Returns PyTorch's symmetric padding for an odd kernel.
+
+    SAME pads a strided convolution unevenly, which shifts the map by a pixel and makes
+    imported weights give other numbers.
+    """
+    return ((kernel // 2, kernel // 2),) * dims
+
+
+class Conv(nn.Module):
+    """A k x k convolution without bias, with symmetric padding of k // 2.
+
+    Attributes:
+      features: output channels.
+      kernel: odd kernel size in pixels.
+      stride: stride in pixels.
+      dtype: type of the computation; the kernel (k, k, in, out) is float32.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (batch, H, W, C) to (batch, H', W', features)."""
+        return nn.Conv(
+            self.features,
+            (self.kernel, self.kernel),
+            (self.stride, self.stride),
+            padding=pad(self.kernel),
+            use_bias=False,
+            kernel_init=conv_init,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+
+
+class Linear(nn.Module):
+    """A linear map of the last axis without bias; grouped: block diagonal.
+
+    A grouped 1 x 1 map is one batched matrix product over blocks, not a grouped
+    convolution, which TPUs and GPUs run far below their matrix rate.
+
+    Attributes:
+      features: output channels.
+      groups: number of diagonal blocks.
+      dtype: type of the computation; the kernel is float32, (in, features) for one
+        group and (groups, in / groups, features / groups) for more.
+    """
+
+    features: int
+    groups: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., C) to (..., features).
+
+        Raises:
+          UserError: if the groups do not divide both channel counts.
+        """
+        channels = x.shape[-1]
+        if channels % self.groups or self.features % self.groups:
+            raise UserError(
+                f"{self.groups} groups do not divide a map from {channels} to "
+                f"{self.features} channels (at {'/'.join(self.path)})"
+            )
+        inside, outside = channels // self.groups, self.features // self.groups
+        x = x.astype(self.dtype)
+        if self.groups == 1:
+            kernel = self.param(
+                "kernel", nn.initializers.lecun_normal(), (inside, outside)
+            )
+            return x @ kernel.astype(self.dtype)
+        kernel = self.param(
+            "kernel",
+            nn.initializers.lecun_normal(batch_axis=(0,)),
+            (self.groups, inside, outside),
+        )
+        blocks = x.reshape(*x.shape[:-1], self.groups, inside)
+        out = jnp.einsum("...gi,gio->...go", blocks, kernel.astype(self.dtype))
+        return out.reshape(*x.shape[:-1], self.features)
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """Splits the channels of (batch, N, C) into (batch, N, heads, C / heads).
+
+    Raises:
+      UserError: if the heads do not divide the channels.
+    """
+    channels = x.shape[-1]
+    if channels % heads:
+        raise UserError(f"{heads} heads do not divide {channels} channels")
+    return x.reshape(*x.shape[:-1], heads, channels // heads)
+
+
+def resize(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Resizes (batch, H, W, C) bilinearly, half-pixel centres, without antialiasing.
+
+    This is PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
+    """
+    if x.shape[1:3] == (height, width):
+        return x
+    shape = (x.shape[0], height, width, x.shape[3])
+    with jax.named_scope(INTERPOLATION_SCOPE):
+        return jax.image.resize(x, shape, "bilinear", antialias=False)
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch for whole examples (Huang et al., 2016).
+
+    Attributes:
+      survival_probability: chance that an example keeps the branch. Kept branches are
+        scaled by its inverse, so that evaluation needs no correction.
+    """
+
+    survival_probability: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns (batch, ...) with the branch of some examples set to zero."""
+        if not train or self.survival_probability >= 1.0:
+            return x
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        keep = jax.random.bernoulli(
+            self.make_rng("dropout"), self.survival_probability, shape
+        )
+        return jnp.where(keep, x / self.survival_probability, jnp.zeros_like(x))
+
+
+def linear_survival(index: int, count: int, final: float) -> float:
+    """Survival probability of block `index` (from 1) of `count` by the linear rule.
+
+    The first blocks nearly always survive; the last does with probability `final`
+    (Huang et al., 2016, equation 4).
+    """
+    return 1.0 - index / count * (1.0 - final)

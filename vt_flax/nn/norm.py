@@ -1,0 +1,167 @@
+"""Batch normalisation with a span: over which examples statistics are taken."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vt_flax.errors import UserError
+
+PLACEMENTS = ("tokens", "every_map", "none")
+
+
+def parse_span(span: str) -> str | int:
+    """Returns `"global"`, `"frozen"` or the group size that `span` spells.
+
+    Raises:
+      UserError: if `span` is none of these.
+    """
+    if span in ("global", "frozen"):
+        return span
+    try:
+        group = int(span)
+    except ValueError:
+        group = 0
+    if group < 1:
+        raise UserError(
+            f"norm span {span!r} is not known: write 'global', 'frozen' or a number of "
+            "examples such as '32'"
+        )
+    return group
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last (Ioffe and Szegedy, 2015).
+
+    Under `jit` with a sharded batch the global span is synchronised over every device
+    because the mean is that of the whole logical array. A group span takes statistics
+    over consecutive examples; no data crosses devices where a group lies on one.
+    Running averages hold the mean and the biased variance, averaged over groups.
+
+    Attributes:
+      span: `"global"` (all examples), the number of examples in a group, written as a
+        string, or `"frozen"` (running averages are used and left alone in training).
+      momentum: weight of the old running average in each update.
+      epsilon: added to the variance.
+      scale_init: initializer of the scale; zeros make a residual branch start silent.
+      dtype: type of the result. Statistics are always float32.
+    """
+
+    span: str = "global"
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    scale_init: Any = nn.initializers.ones
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises `x`.
+
+        Args:
+          x: (batch, ..., channels).
+          train: whether to use, and fold in, the statistics of this batch.
+
+        Returns:
+          An array of the shape of `x`.
+
+        Raises:
+          UserError: if the batch is not a whole number of groups.
+        """
+        channels = x.shape[-1]
+        running_mean = self.variable(
+            "batch_stats", "mean", jnp.zeros, (channels,), jnp.float32
+        )
+        running_var = self.variable(
+            "batch_stats", "var", jnp.ones, (channels,), jnp.float32
+        )
+        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+
+        span = parse_span(self.span)
+        if not train or span == "frozen":
+            factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+            shift = bias - running_mean.value * factor
+            return (x.astype(jnp.float32) * factor + shift).astype(self.dtype)
+
+        batch = x.shape[0]
+        group = batch if span == "global" else span
+        if batch % group:
+            raise UserError(
+                f"norm span {group} does not divide the batch of {batch} examples: "
+                "choose a divisor of the batch size"
+            )
+        grouped = x.astype(jnp.float32).reshape(batch // group, group, *x.shape[1:])
+        axes = tuple(range(1, grouped.ndim - 1))
+        # One pass over the map: moments about the running mean, a constant known before
+        # the batch is seen, lose no digits when the mean is large beside the deviation.
+        origin = running_mean.value
+        centred = grouped - origin
+        offset = jnp.mean(centred, axes, keepdims=True)
+        var = jnp.maximum(
+            jnp.mean(jnp.square(centred), axes, keepdims=True) - jnp.square(offset), 0.0
+        )
+        if not self.is_initializing():
+            keep = self.momentum
+            new_mean = origin + jnp.mean(offset, 0).reshape(channels)
+            new_var = jnp.mean(var, 0).reshape(channels)
+            running_mean.value = keep * running_mean.value + (1 - keep) * new_mean
+            running_var.value = keep * running_var.value + (1 - keep) * new_var
+        normalised = (centred - offset) * jax.lax.rsqrt(var + self.epsilon)
+        return (normalised * scale + bias).astype(self.dtype).reshape(x.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """Where the Visual Transformer modules normalise, and how.
+
+    The paper does not say. `"tokens"` (our default) leaves every product of two pixel
+    maps as printed, so that the equations may be re-associated.
+
+    Attributes:
+      placement: `"tokens"` (after the token map, after each feed-forward map and on the
+        projector's sum), `"every_map"` (these, and after every other 1 x 1 map, as in
+        the authors' later code) or `"none"`.
+      span: see `BatchNorm`.
+      momentum: see `BatchNorm`.
+      epsilon: see `BatchNorm`.
+      dtype: see `BatchNorm`.
+    """
+
+    placement: str = "tokens"
+    span: str = "global"
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.placement not in PLACEMENTS:
+            raise UserError(
+                f"norm placement {self.placement!r} is not known: choose from "
+                f"{', '.join(PLACEMENTS)}"
+            )
+        parse_span(self.span)
+
+    def layer(self, name: str, scale_init: Any = nn.initializers.ones) -> BatchNorm:
+        """Returns a BatchNorm with these settings, wherever it stands."""
+        return BatchNorm(
+            self.span,
+            self.momentum,
+            self.epsilon,
+            scale_init=scale_init,
+            dtype=self.dtype,
+            name=name,
+        )
+
+    def tokens(self, x: jax.Array, name: str, *, train: bool) -> jax.Array:
+        """Normalises a token-side result or a projector's sum, unless switched off."""
+        if self.placement == "none":
+            return x
+        return self.layer(name)(x, train=train)
+
+    def map(self, x: jax.Array, name: str, *, train: bool) -> jax.Array:
+        """Normalises the result of any other 1 x 1 map, if `placement` asks for it."""
+        if self.placement != "every_map":
+            return x
+        return self.layer(name)(x, train=train)

@@ -1,0 +1,59 @@
+"""Position encoding of tokens by where their coefficients lie (v1)."""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vt_flax.nn.layers import Conv, Linear, resize
+from vt_flax.nn.norm import Normalization
+
+
+class PositionEncoding(nn.Module):
+    """Describes each token's map in C_p = size^2 / 4^reductions numbers (v1, 3.1).
+
+    The map is brought to size x size, halved by stride-2 3 x 3 convolutions, flattened
+    and mixed by a learned C_p x C_p map. Maps of several heads are first brought to
+    one by a learned 1 x 1 map over heads.
+
+    Attributes:
+      size: side in pixels to which maps are resized; any image size gives the same
+        parameters.
+      reductions: number of stride-2 convolutions.
+      norm: normalisation of the modules.
+      dtype: type of the computation.
+    """
+
+    size: int = 14
+    reductions: int = 1
+    norm: Normalization = Normalization()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, coefficients: jax.Array, *, train: bool) -> jax.Array:
+        """Encodes coefficient maps.
+
+        Args:
+          coefficients: (batch, L, H, W), or (batch, heads, L, H, W).
+          train: whether batch statistics are those of this batch.
+
+        Returns:
+          (batch, L, C_p).
+        """
+        maps = coefficients.astype(self.dtype)
+        if maps.ndim == 5:
+            maps = jnp.moveaxis(maps, 1, -1)
+            maps = Linear(1, dtype=self.dtype, name="heads")(maps)[..., 0]
+        chex.assert_rank(maps, 4)
+        batch, tokens, height, width = maps.shape
+        # The same one-channel convolutions serve every token.
+        maps = resize(
+            maps.reshape(batch * tokens, height, width, 1), self.size, self.size
+        )
+        for i in range(self.reductions):
+            maps = Conv(1, 3, stride=2, dtype=self.dtype, name=f"reduce{i + 1}")(maps)
+        flat = maps.reshape(batch, tokens, -1)
+        mixed = Linear(flat.shape[-1], dtype=self.dtype, name="mix")(flat)
+        return self.norm.map(mixed, "mix_norm", train=train)
