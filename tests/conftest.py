@@ -1,0 +1,26 @@
+"""Eight CPU devices, and a compilation cache shared by all the tests."""
+
+import os
+import pathlib
+
+# Set before JAX is imported anywhere: both are read once.
+flags = os.environ.get("XLA_FLAGS", "")
+if "host_platform_device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+root = pathlib.Path(__file__).resolve().parent.parent
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def real_data() -> pathlib.Path:
+    """The folder of real images, or a skip where it is absent."""
+    folder = pathlib.Path(
+        os.environ.get("VT_FLAX_TEST_DATA", root.parent / "shared" / "data")
+    )
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder} (set VT_FLAX_TEST_DATA)")
+    return folder
