@@ -94,3 +94,18 @@ def _text(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return str(value)
+
+
+def print_results(results: dict[str, dict[str, float]], form: str, split: str) -> None:
+    """Prints an evaluation: one record for each set of weights."""
+    rows = [
+        {
+            "weights": name,
+            "examples": int(result["examples"]),
+            "top1": round(result["top1"], 3),
+            "top5": round(result["top5"], 3),
+            "loss": round(result["loss"], 5),
+        }
+        for name, result in results.items()
+    ]
+    print_rows(rows, form, f"Evaluation on {split} (top-1 and top-5 in percent)")

@@ -242,13 +242,13 @@ class Backbone(nn.Module):
         pooled = nn.Dropout(self.dropout, name="dropout")(
             pooled, deterministic=not train
         )
-        logits = nn.Dense(
+        # float32: rounded to bfloat16, the best classes of an image would often tie.
+        return nn.Dense(
             self.num_classes,
             kernel_init=nn.initializers.normal(0.01),
-            dtype=self.dtype,
+            dtype=jnp.float32,
             name="head",
         )(pooled)
-        return logits.astype(jnp.float32)
 
 
 class ResNet(Backbone):

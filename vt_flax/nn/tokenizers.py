@@ -94,8 +94,8 @@ class StaticTokenizer(nn.Module):
         chex.assert_rank(x, 4)
         batch, height, width, channels = x.shape
         x = x.astype(self.dtype).reshape(batch, height * width, channels)
-        logits = Linear(self.tokens, dtype=self.dtype, name="coefficients")(x)
-        logits = self.norm.map(logits, "coefficients_norm", train=train)
+        logits = Linear(self.tokens, dtype=self.dtype, name="filter")(x)
+        logits = self.norm.map(logits, "filter_norm", train=train)
         logits = logits.astype(jnp.float32) / channels**0.5
         coefficients = jnp.swapaxes(jax.nn.softmax(logits, axis=1), 1, 2)
         maps = coefficients.reshape(batch, self.tokens, height, width)

@@ -1,0 +1,142 @@
+"""Pictures of what the tokens look at."""
+
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import matplotlib
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vt_flax.data import augment, pipeline
+from vt_flax.data.sources import Source
+from vt_flax.errors import UserError
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot  # noqa: E402
+
+
+def token_coefficients(
+    model: nn.Module, variables: dict[str, Any], images: jax.Array
+) -> dict[str, np.ndarray]:
+    """Returns the coefficient maps of every module with tokenizer coefficients.
+
+    Args:
+      model: a network of VT modules.
+      variables: its parameters and batch statistics.
+      images: (batch, H, W, 3), normalised.
+
+    Returns:
+      By module, in order, (batch, L, h, w) float32; maps of several heads are averaged.
+      Each map sums to 1 over its pixels.
+    """
+
+    @jax.jit
+    def run(variables, images):
+        return model.apply(variables, images, train=False, mutable=["intermediates"])
+
+    _, sown = run(variables, images)
+    flat = traverse_util.flatten_dict(sown.get("intermediates", {}))
+    maps = {}
+    for path in sorted(flat):
+        if path[-1] == "coefficients":
+            (coefficients,) = flat[path]
+            coefficients = np.asarray(coefficients, np.float32)
+            if coefficients.ndim == 5:
+                coefficients = coefficients.mean(axis=1)
+            module = next((part for part in path if part.startswith("module")), "stage")
+            maps[module] = coefficients
+    return maps
+
+
+def draw_tokens(
+    path: pathlib.Path,
+    model: nn.Module,
+    variables: dict[str, Any],
+    source: Source,
+    config: ConfigDict,
+    count: int = 6,
+) -> None:
+    """Draws each token's coefficients over the first images of different classes.
+
+    A row is an image in a module; a column is a token. Each map is stretched to its own
+    range: bright is where the token looks most.
+
+    Args:
+      path: PNG file to write.
+      model: a network of VT modules.
+      variables: its parameters and batch statistics.
+      source: where to take the images from.
+      config: the whole configuration.
+      count: number of images.
+
+    Raises:
+      UserError: if the model has no token coefficients.
+    """
+    images, labels = _pick(source, config, count)
+    maps = token_coefficients(model, variables, augment.normalise(images, config.data))
+    if not maps:
+        raise UserError("--token_picture: this model has no token coefficients")
+    columns = 1 + max(m.shape[1] for m in maps.values())
+    rows = len(images) * len(maps)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(columns, 1.1 * rows), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    row = 0
+    for i, image in enumerate(images):
+        for module, coefficients in maps.items():
+            axes[row, 0].imshow(image)
+            axes[row, 0].set_title(
+                f"{source.class_names[labels[i]]}, {module}", fontsize=7, pad=2
+            )
+            for token, map_ in enumerate(coefficients[i]):
+                axis = axes[row, token + 1]
+                axis.imshow(_overlay(image, map_))
+                if row < len(maps):
+                    axis.set_title(f"token {token + 1}", fontsize=7, pad=2)
+            row += 1
+    figure.tight_layout(pad=0.3)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise UserError(f"--token_picture {path}: {error.strerror or error}") from error
+    finally:
+        pyplot.close(figure)
+    print(f"wrote {path}")
+
+
+def _pick(
+    source: Source, config: ConfigDict, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first images of as many classes as there are, at most `count`."""
+    found: dict[int, np.ndarray] = {}
+    for batch in pipeline.eval_batches(source, config.data, batch=64):
+        for image, label, real in zip(
+            batch["image"], batch["label"], batch["mask"], strict=True
+        ):
+            if real and int(label) not in found:
+                found[int(label)] = image
+        if len(found) >= min(count, len(source.class_names)):
+            break
+    labels = sorted(found)[:count]
+    return np.stack([found[label] for label in labels]), np.asarray(labels)
+
+
+def _overlay(image: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    """Lays a map, brought to the image's size, over its grey version."""
+    low, high = coefficients.min(), coefficients.max()
+    scaled = (coefficients - low) / max(high - low, 1e-12)
+    height, width = image.shape[:2]
+    heat = Image.fromarray(scaled.astype(np.float32)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
+    colours = matplotlib.colormaps["inferno"](np.asarray(heat))[..., :3]
+    grey = image.mean(axis=-1, keepdims=True) / 255
+    return np.clip(0.35 * grey + 0.75 * colours, 0, 1)

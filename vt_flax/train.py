@@ -1,0 +1,58 @@
+"""Train a network, or go on where its workdir stopped.
+
+python -m vt_flax.train --config configs/quickstart.py --workdir runs/quickstart
+python -m vt_flax.train --config configs/imagenet.py:vt_resnet50 --workdir gs://...
+
+Any key of the configuration can be changed: --config.schedule.rate=0.1
+Run the same command again to go on after a stop. Exit status 2 tells of bad input,
+3 of a training that diverged; nothing saved is lost by either.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from vt_flax import cli
+from vt_flax.analysis.macs import count
+from vt_flax.training.config import load_config
+from vt_flax.training.loop import Diverged, train
+from vt_flax.training.run import prepare
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    parser = cli.make_parser("train", __doc__)
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
+    parser.add_argument("--workdir", required=True, metavar="FOLDER")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    args, overrides = parser.parse_known_args(argv)
+    config = load_config(args.config, overrides)
+    run = prepare(config)
+    if args.format == "table":
+        size = config.data.image_size
+        counts = count(run.model, (size, size))
+        cli.print_rows(
+            [
+                {"part": part, "MACs": counts.macs[part], "params": counts.params[part]}
+                for part in counts.macs
+            ]
+            + [
+                {
+                    "part": "total",
+                    "MACs": counts.total_macs,
+                    "params": counts.total_params,
+                }
+            ],
+            args.format,
+            f"{config.model.name}, {run.model.num_classes} classes, {size} x {size}",
+        )
+    try:
+        results = train(run, pathlib.Path(args.workdir))
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3)
+    cli.print_results(results, args.format, run.eval_source.name)
+
+
+if __name__ == "__main__":
+    cli.run(main)

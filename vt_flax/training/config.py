@@ -1,0 +1,214 @@
+"""The configuration: every key with its default, and how files and flags change it."""
+
+import importlib.util
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vt_flax.errors import UserError, nearest
+from vt_flax.models import model_options
+
+
+def default_config() -> ConfigDict:
+    """Returns every key outside `model`, whose keys are the options of the model.
+
+    Durations are strings: `"400 epochs"`, `"1000 steps"` or `"5 %"` of the run.
+    """
+    return ConfigDict(
+        {
+            # Of the initial parameters, the order of the examples and all noise.
+            "seed": 0,
+            "batch_size": 256,  # examples in a step, over all devices
+            "duration": "90 epochs",
+            "model": {"name": "vt_resnet18"},
+            "data": {
+                "name": "digits",  # a TFDS dataset, or folder:PATH
+                "data_dir": "",  # empty: TFDS's default
+                "train_split": "train",
+                "eval_split": "test",
+                "image_size": 32,  # side in pixels
+                "train_crop": "pad",  # random_resized, pad or centre
+                "crop_min_area": 0.08,  # random_resized: least share of the area
+                "crop_padding": 4,  # pad: pixels on each side
+                "eval_resize": 0,  # short side before the centre crop; 0: image_size
+                "flip": True,
+                "mean": [0.485, 0.456, 0.406],
+                "std": [0.229, 0.224, 0.225],
+                "workers": 0,  # threads that decode; 0: one for each core
+                "prefetch": 2,  # batches ahead
+            },
+            "optimizer": {
+                "name": "rmsprop_tf",  # rmsprop_tf, rmsprop_torch or sgd
+                "momentum": 0.9,
+                "nesterov": False,
+                "decay": 0.9,  # rmsprop: of the squared gradients' average
+                "epsilon": 1e-3,  # rmsprop
+                "weight_decay": 1e-5,
+                "clip_norm": 0.0,  # of the whole gradient; 0: no clipping
+            },
+            "schedule": {
+                "name": "exponential",  # exponential, step, cosine or constant
+                "rate": 0.16,
+                "warmup": "5 epochs",
+                "warmup_rate": 0.01,  # at step 0
+                "decay_factor": 0.9875,  # exponential: each decay_every; step: each
+                "decay_every": "1 epochs",  # exponential
+                "staircase": True,  # exponential: at once, or smoothly
+                "boundaries": ["30 epochs", "60 epochs", "80 epochs"],  # step
+            },
+            "loss": {"label_smoothing": 0.1},
+            "ema": {
+                "decay": 0.99985,  # a step; 0: no averages are kept
+                "ramp": True,  # at step t at most (1 + t) / (10 + t)
+            },
+            "eval": {
+                "every": "1 epochs",
+                "batch_size": 0,  # 0: the training batch size
+            },
+            "checkpoint": {"every": "1 epochs", "keep": 2},
+            "log": {"every": "50 steps", "tensorboard": True},
+        }
+    )
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Loads a configuration file and applies the command line's overrides.
+
+    Args:
+      path: `FILE.py`, or `FILE.py:ARG`; the file defines `get_config()`, or
+        `get_config(arg)`.
+      overrides: arguments as in `--config.schedule.rate=0.1`.
+
+    Returns:
+      The resolved configuration: every key is there, and locked.
+
+    Raises:
+      UserError: for a missing or broken file, an unknown key, or a wrong type.
+    """
+    return resolve(_from_file(path), overrides)
+
+
+def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Completes a partial configuration with defaults, then applies overrides.
+
+    Raises:
+      UserError: for an unknown key or a wrong type.
+    """
+    resolved = default_config()
+    model = dict(config.get("model", {}))
+    for key, default in (("name", resolved.model.name), ("preset", "")):
+        # These two decide which other keys there are.
+        model[key] = _last_override(overrides, f"model.{key}", model.get(key, default))
+    options = model_options(model["name"], model["preset"])
+    if not model["preset"]:
+        del model["preset"]
+    if isinstance(options.get("stage_sizes"), tuple):
+        options["stage_sizes"] = list(options["stage_sizes"])
+    options["num_classes"] = 0  # the dataset's
+    resolved.model = ConfigDict({"name": model["name"], **options})
+    _merge(resolved, {**config.to_dict(), "model": model}, "")
+    _apply(resolved, overrides)
+    resolved.lock()
+    return resolved
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Returns a line `key: old -> new` for each value in which two dicts differ."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines
+
+
+def _from_file(path: str) -> ConfigDict:
+    name, _, argument = path.partition(":")
+    file = pathlib.Path(name)
+    if not file.is_file():
+        raise UserError(f"--config {name}: there is no such file")
+    spec = importlib.util.spec_from_file_location("vt_flax_config", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config {name}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*([argument] if argument else []))
+    except (KeyError, ValueError) as error:
+        # How a configuration file refuses its argument.
+        raise UserError(f"--config {path}: {error.args[0]}") from error
+    except Exception as error:
+        raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config {path}: get_config must return a ConfigDict")
+    return config
+
+
+def _merge(target: ConfigDict, source: dict[str, Any], prefix: str) -> None:
+    for key, value in source.items():
+        name = f"{prefix}{key}"
+        if key not in target:
+            raise UserError(
+                f"config.{name} is no key of the configuration{nearest(key, target)}"
+            )
+        section = isinstance(target[key], ConfigDict)
+        if section != isinstance(value, dict):
+            raise UserError(
+                f"config.{name} must {'' if section else 'not '}be a section"
+            )
+        if section:
+            _merge(target[key], value, f"{name}.")
+            continue
+        if isinstance(target[key], float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(target[key]):
+            raise UserError(
+                f"config.{name} must be {type(target[key]).__name__}, not {value!r}"
+            )
+        target[key] = value
+
+
+def _apply(config: ConfigDict, overrides: Sequence[str]) -> None:
+    """Applies `--config.k=v` arguments with ml_collections' own parser."""
+    keys = set(_keys(config))
+    for argument in overrides:
+        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if match and match[1] not in keys:
+            raise UserError(
+                f"config.{match[1]} is no key of the configuration"
+                f"{nearest(match[1], keys)}"
+            )
+    values = flags.FlagValues()
+    argv = ["", *overrides]
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=argv
+        )
+        rest = values(argv)[1:]
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(f"bad override: {error}") from error
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}")
+    config.update(values["config"].value)
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> Iterable[str]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _last_override(overrides: Sequence[str], key: str, default: str) -> str:
+    for i, argument in enumerate(overrides):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if name == f"config.{key}":
+            default = value if equals else (*overrides, "")[i + 1]
+    return default

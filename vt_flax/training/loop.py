@@ -1,0 +1,214 @@
+"""The training loop, from a configuration to a trained workdir."""
+
+import collections
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from vt_flax.data import pipeline
+from vt_flax.errors import UserError
+from vt_flax.parallel.mesh import replicated, to_global
+from vt_flax.training.checkpoint import Checkpoints, check_same_run, write_config
+from vt_flax.training.evaluation import evaluate
+from vt_flax.training.logging import Clock, RunLogger, read_metrics
+from vt_flax.training.run import Run
+from vt_flax.training.state import TrainState
+from vt_flax.training.step import make_eval_step, make_train_step
+
+
+class Diverged(UserError):
+    """A loss, gradient or batch statistic is not a finite number."""
+
+
+def weights_of(state: TrainState) -> dict[str, tuple[Any, Any]]:
+    """Returns the sets of weights that a state holds, raw and averaged."""
+    weights = {"raw": (state.params, state.batch_stats)}
+    if state.ema_params:
+        weights["ema"] = (state.ema_params, state.ema_batch_stats)
+    return weights
+
+
+def train(run: Run, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+    """Trains, or goes on where the workdir stopped.
+
+    Args:
+      run: see `run.prepare`.
+      workdir: where checkpoints, metrics and the configuration are kept.
+
+    Returns:
+      The last evaluation: see `evaluation.evaluate`.
+
+    Raises:
+      UserError: if the workdir holds another run.
+      Diverged: at the first step that is not finite; the last checkpoint stays.
+    """
+    config, mesh, total = run.config, run.mesh, run.total_steps
+
+    # Workdir: whose run is it?
+    changes = check_same_run(workdir, config)
+    log_every = run.steps(config.log.every)
+    eval_every = run.steps(config.eval.every)
+    save_every = run.steps(config.checkpoint.every)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_config(workdir, config)
+        logger = RunLogger(workdir, tensorboard=config.log.tensorboard)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
+    for line in changes:
+        logger.say(f"configuration changed: {line}")
+
+    # State: from the workdir, or from scratch.
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    saved = checkpoints.steps()
+    if saved:
+        state = checkpoints.restore(run.abstract_state(), saved[-1])
+        logger.say(f"going on from step {saved[-1]:,} of {total:,} in {workdir}")
+    else:
+        state = run.initial_state()
+    first = int(state.step)
+    if first > total:
+        checkpoints.close()
+        raise UserError(
+            f"{workdir} is at step {first:,} already, beyond the {total:,} of "
+            f"duration {config.duration!r}"
+        )
+
+    # Programs: one for a step, one for evaluation.
+    train_step = jax.jit(
+        make_train_step(run.model, run.optimizer, run.schedule, config),
+        donate_argnums=0,
+        out_shardings=replicated(mesh),
+    )
+    eval_step = jax.jit(make_eval_step(run.model, config))
+
+    def evaluation(state: TrainState, step: int) -> dict[str, dict[str, float]]:
+        results = evaluate(eval_step, weights_of(state), run.eval_source, config, mesh)
+        logger.write(
+            step,
+            {f"{name}_{k}": v for name, r in results.items() for k, v in r.items()},
+            "eval",
+        )
+        told = ", ".join(
+            f"{name} top-1 {r['top1']:.2f} % top-5 {r['top5']:.2f} % "
+            f"loss {r['loss']:.4f}"
+            for name, r in results.items()
+        )
+        logger.say(f"step {step:,}: {run.eval_source.name}: {told}")
+        return results
+
+    # Nothing left: say so, and evaluate if the run was cut off before it could.
+    if first == total:
+        logger.say(f"nothing left to do: {workdir} is at step {first:,} of {total:,}")
+        done = [
+            record
+            for record in read_metrics(workdir)
+            if record["kind"] == "eval" and record["step"] == total
+        ]
+        results = _results(done[-1]) if done else evaluation(state, total)
+        checkpoints.close()
+        logger.close()
+        return results
+
+    # Loop. Metrics are fetched one step late, while the devices work on the next.
+    logger.say(
+        f"training steps {first:,} to {total:,}: {len(run.train_source):,} examples, "
+        f"batch {config.batch_size}, {mesh.size} {mesh.devices.flat[0].platform} "
+        f"device{'s' if mesh.size > 1 else ''}"
+    )
+    clock = Clock(config.batch_size)
+    window: list[dict[str, float]] = []
+    held: collections.deque = collections.deque()
+    results: dict[str, dict[str, float]] = {}
+
+    def settle() -> None:
+        step, metrics = held.popleft()
+        values = {k: v.item() for k, v in jax.device_get(metrics).items()}
+        if not values.pop("finite"):
+            kept = checkpoints.steps()
+            raise Diverged(
+                f"step {step:,} is not finite (loss {values['loss']}, gradient norm "
+                f"{values['grad_norm']}): "
+                + (
+                    f"the checkpoint of step {kept[-1]:,} is kept"
+                    if kept
+                    else "nothing had been saved yet"
+                )
+                + "; lower schedule.rate or set optimizer.clip_norm"
+            )
+        window.append(values)
+        if step % log_every == 0 or step == total:
+            report(step)
+
+    def report(step: int) -> None:
+        mean = {k: sum(v[k] for v in window) / len(window) for k in window[0]}
+        mean["rate"] = window[-1]["rate"]
+        window.clear()
+        mean["epoch"] = step * config.batch_size / len(run.train_source)
+        speed = clock.lap(step)
+        if speed is not None:
+            mean["images_per_second"] = speed
+        logger.write(step, mean, "train")
+        logger.say(
+            f"step {step:,}/{total:,} ({step / total:.1%}) epoch {mean['epoch']:.2f}: "
+            f"loss {mean['loss']:.4f}, top-1 {100 * mean['top1']:.1f} %, rate "
+            f"{mean['rate']:.3g}, "
+            + (f"{speed:,.0f} images/s, " if speed is not None else "")
+            + f"ETA {clock.remaining(total - step)}"
+        )
+
+    try:
+        for step, batch in enumerate(_device_batches(run, first), first + 1):
+            state, metrics = train_step(state, batch)
+            held.append((step, metrics))
+            if len(held) > 1:
+                settle()
+            if step == first + 1:
+                jax.block_until_ready(metrics)
+                clock.start(step)
+            saving = step % save_every == 0 or step == total
+            evaluating = step % eval_every == 0 or step == total
+            if saving or evaluating:
+                # Only a state that is known to be finite is saved.
+                settle()
+                clock.pause()
+                if saving:
+                    checkpoints.save(state)
+                if evaluating:
+                    results = evaluation(state, step)
+                clock.resume()
+    finally:
+        checkpoints.close()
+        logger.close()
+    return results
+
+
+def _device_batches(run: Run, first: int) -> Iterator[dict[str, jax.Array]]:
+    """Yields global training batches, each on its way to the devices a step early."""
+    batches = pipeline.train_batches(
+        run.train_source,
+        run.config.data,
+        seed=run.config.seed,
+        batch=run.config.batch_size,
+        first=first,
+        last=run.total_steps,
+        part=jax.process_index(),
+        parts=jax.process_count(),
+    )
+    ahead: collections.deque = collections.deque()
+    for batch in batches:
+        ahead.append(to_global(batch, run.mesh))
+        if len(ahead) > 1:
+            yield ahead.popleft()
+    yield from ahead
+
+
+def _results(record: dict[str, Any]) -> dict[str, dict[str, float]]:
+    results: dict[str, dict[str, float]] = {}
+    for key, value in record.items():
+        name, _, metric = key.partition("_")
+        if metric:
+            results.setdefault(name, {})[metric] = value
+    return results

@@ -1,0 +1,69 @@
+"""Optimizers in named flavours, as chains of optax transforms."""
+
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from vt_flax.errors import UserError, nearest
+
+NAMES = ("rmsprop_tf", "rmsprop_torch", "sgd")
+
+
+def decayed(params: Any) -> Any:
+    """Returns True for each parameter that decays: neither normalisation nor bias."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key not in ("scale", "bias"), params
+    )
+
+
+def make_optimizer(
+    config: ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Returns the optimizer.
+
+    Weight decay is L2: it is added to the gradient, before anything else.
+
+    `rmsprop_tf` is TensorFlow's: the average of squared gradients starts at 1, epsilon
+    is inside the root, and momentum gathers steps already scaled by the rate,
+    v = a v + (1 - a) g^2;  m = mu m + rate g / sqrt(v + eps);  p = p - m.
+
+    `rmsprop_torch` is PyTorch's: the average starts at 0, epsilon is outside the root,
+    and the rate scales the momentum,
+    v = a v + (1 - a) g^2;  m = mu m + g / (sqrt(v) + eps);  p = p - rate m.
+
+    `sgd` is PyTorch's: m = mu m + g;  p = p - rate m.
+
+    Args:
+      config: the section `optimizer`.
+      schedule: learning rate by step.
+
+    Raises:
+      UserError: for an unknown name.
+    """
+    rate = optax.scale_by_learning_rate(schedule)
+    momentum = []
+    if config.momentum:
+        momentum = [optax.trace(config.momentum, config.nesterov)]
+    if config.name == "rmsprop_tf":
+        scale = optax.scale_by_rms(
+            config.decay, config.epsilon, initial_scale=1.0, eps_in_sqrt=True
+        )
+        chain = [scale, rate, *momentum]
+    elif config.name == "rmsprop_torch":
+        scale = optax.scale_by_rms(
+            config.decay, config.epsilon, initial_scale=0.0, eps_in_sqrt=False
+        )
+        chain = [scale, *momentum, rate]
+    elif config.name == "sgd":
+        chain = [*momentum, rate]
+    else:
+        raise UserError(
+            f"optimizer.name {config.name!r} is not known{nearest(config.name, NAMES)}"
+        )
+    if config.weight_decay:
+        chain.insert(0, optax.add_decayed_weights(config.weight_decay, decayed))
+    if config.clip_norm:
+        chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    return optax.chain(*chain)

@@ -1,0 +1,124 @@
+"""What training and evaluation both set up from a configuration."""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vt_flax.data.pipeline import check_source
+from vt_flax.data.sources import Source, open_source
+from vt_flax.errors import UserError
+from vt_flax.models import create_model
+from vt_flax.nn.norm import parse_span
+from vt_flax.parallel.mesh import check_batch, make_mesh, replicated
+from vt_flax.training.checkpoint import abstract_like
+from vt_flax.training.optimizer import make_optimizer
+from vt_flax.training.schedule import duration_steps, make_schedule
+from vt_flax.training.state import TrainState, create_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A configured run, before anything is trained.
+
+    Attributes:
+      config: the resolved configuration.
+      mesh: the devices.
+      train_source: the training split.
+      eval_source: the evaluation split.
+      model: the network.
+      schedule: learning rate by step.
+      optimizer: the optimizer.
+      total_steps: steps of the whole run.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    train_source: Source
+    eval_source: Source
+    model: nn.Module
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    total_steps: int
+
+    def steps(self, duration: str) -> int:
+        """Returns the steps of a duration of the configuration, at least 1."""
+        return max(
+            1,
+            duration_steps(
+                duration,
+                examples=len(self.train_source),
+                batch=self.config.batch_size,
+                total=self.total_steps,
+            ),
+        )
+
+    @property
+    def _create(self) -> Callable[[], TrainState]:
+        config = self.config
+
+        def create() -> TrainState:
+            return create_state(
+                self.model,
+                self.optimizer,
+                config.data.image_size,
+                config.seed,
+                ema=bool(config.ema.decay),
+            )
+
+        return create
+
+    def abstract_state(self) -> TrainState:
+        """Returns the shapes and shardings of the state; nothing is computed."""
+        return abstract_like(jax.eval_shape(self._create), replicated(self.mesh))
+
+    def initial_state(self) -> TrainState:
+        """Returns the state at step 0, on every device."""
+        return jax.jit(self._create, out_shardings=replicated(self.mesh))()
+
+
+def model_for(config: ConfigDict, num_classes: int) -> nn.Module:
+    """Creates the configured model; classes are the dataset's unless configured."""
+    options = config.model.to_dict()
+    name = options.pop("name")
+    options["num_classes"] = options["num_classes"] or num_classes
+    return create_model(name, **options)
+
+
+def prepare(config: ConfigDict) -> Run:
+    """Opens the data and builds everything that a configuration describes.
+
+    Raises:
+      UserError: for whatever in the configuration does not fit together.
+    """
+    mesh = make_mesh()
+    check_batch(config.batch_size, mesh, "batch_size")
+    span = parse_span(getattr(config.model, "norm_span", "global"))
+    if isinstance(span, int) and config.batch_size % span:
+        raise UserError(
+            f"model.norm_span {span} does not divide batch_size {config.batch_size}"
+        )
+    data = config.data
+    train_source = open_source(data.name, data.train_split, data.data_dir)
+    eval_source = open_source(data.name, data.eval_split, data.data_dir)
+    if train_source.class_names != eval_source.class_names:
+        raise UserError(
+            f"{train_source.name} and {eval_source.name} have different classes"
+        )
+    model = model_for(config, len(train_source.class_names))
+    check_source(train_source, model.num_classes)
+    examples = len(train_source)
+    total = duration_steps(config.duration, examples=examples, batch=config.batch_size)
+    if total < 1:
+        raise UserError(f"duration {config.duration!r} is less than a step")
+    schedule = make_schedule(
+        config.schedule, examples=examples, batch=config.batch_size, total=total
+    )
+    optimizer = make_optimizer(config.optimizer, schedule)
+    return Run(
+        config, mesh, train_source, eval_source, model, schedule, optimizer, total
+    )

@@ -1,0 +1,70 @@
+"""Everything that a training step changes, in one immutable value."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of a run.
+
+    Attributes:
+      step: updates made, int32.
+      params: parameters, float32.
+      batch_stats: running statistics of batch normalisation, float32.
+      opt_state: the optimizer's.
+      ema_params: moving average of `params`; empty where none is kept.
+      ema_batch_stats: moving average of `batch_stats`; empty where none is kept.
+      key: raw PRNG key, uint32. Every step folds its number into it.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema_params: Any
+    ema_batch_stats: Any
+    key: jax.Array
+
+
+def create_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_size: int,
+    seed: int,
+    *,
+    ema: bool,
+) -> TrainState:
+    """Returns the state at step 0.
+
+    Args:
+      model: called as `model(images, train=False)`.
+      optimizer: whose state to start.
+      image_size: side in pixels.
+      seed: of the parameters and of the run's noise.
+      ema: whether moving averages are kept.
+    """
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    variables = model.init(init_key, images)
+    params = variables["params"]
+    batch_stats = variables.get("batch_stats", {})
+
+    def copy(tree):
+        # A donated state must not hold one buffer twice.
+        return jax.tree.map(jnp.copy, tree) if ema else {}
+
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        ema_params=copy(params),
+        ema_batch_stats=copy(batch_stats),
+        key=jax.random.key_data(run_key),
+    )

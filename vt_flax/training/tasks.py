@@ -1,0 +1,62 @@
+"""What a network is trained for: loss and metrics, apart from its architecture."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+
+def classification_loss(
+    logits: jax.Array, labels: jax.Array, config: ConfigDict
+) -> jax.Array:
+    """Cross-entropy with label smoothing (Szegedy et al., 2015).
+
+    Args:
+      logits: (batch, classes), float32.
+      labels: (batch,), class indices.
+      config: the section `loss`.
+
+    Returns:
+      (batch,): the loss of each example.
+    """
+    targets = optax.smooth_labels(
+        jax.nn.one_hot(labels, logits.shape[-1]), config.label_smoothing
+    )
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns how many classes an example puts before its label, (batch,) int32.
+
+    Equal logits are ordered by class index, as `argmax` does. Where any logit is not a
+    number the rank is the number of classes, so that nothing counts as right.
+    """
+    classes = jnp.arange(logits.shape[-1])
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    before = (logits > own) | ((logits == own) & (classes < labels[:, None]))
+    rank = jnp.sum(before, axis=-1, dtype=jnp.int32)
+    return jnp.where(jnp.isnan(logits).any(-1), logits.shape[-1], rank)
+
+
+def classification_counts(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
+    """Sums over a batch from which the metrics of a whole split are made.
+
+    Args:
+      logits: (batch, classes), float32.
+      labels: (batch,), class indices.
+      mask: (batch,), False for places that hold no example.
+
+    Returns:
+      `examples`, `top1`, `top5`: counts, int32; `loss`: summed cross-entropy, without
+      label smoothing.
+    """
+    rank = label_rank(logits, labels)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return {
+        "examples": jnp.sum(mask, dtype=jnp.int32),
+        "top1": jnp.sum(mask & (rank < 1), dtype=jnp.int32),
+        "top5": jnp.sum(mask & (rank < 5), dtype=jnp.int32),
+        "loss": jnp.sum(jnp.where(mask, loss, 0.0)),
+    }
