@@ -1,0 +1,27 @@
+# Sourced by the other scripts: the virtual environment and the installation.
+
+# make_environment EXTRAS: creates .venv (or uses $VENV) and installs the project with
+# the given extras, if anything that decides what is installed has changed.
+make_environment() {
+  local extras=$1 python=${PYTHON:-python3} stamp
+  VENV=${VENV:-.venv}
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    echo "error: $python is missing or older than 3.11: set PYTHON to a newer one" >&2
+    exit 2
+  fi
+  if [ ! -x "$VENV/bin/python" ]; then
+    echo "== making the environment $VENV"
+    if ! "$python" -m venv "$VENV"; then
+      echo "error: $python -m venv failed: install its venv module" \
+        "(Debian: apt-get install python3-venv)" >&2
+      exit 2
+    fi
+  fi
+  stamp="$extras $(cat setup.cfg pyproject.toml | cksum)"
+  if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$stamp" ]; then
+    echo "== installing vt_flax${extras:+ with $extras}"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+      --editable ".${extras:+[$extras]}"
+    echo "$stamp" >"$VENV/.installed"
+  fi
+}

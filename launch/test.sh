@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Environment, installation with test extras, lint and tests.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+  cat <<'EOF'
+usage: bash launch/test.sh [PYTEST ARGUMENT ...]
+
+Makes .venv, installs vt_flax with the extras in EXTRAS, and runs ruff and pytest.
+Tests whose optional dependency is absent are skipped, by name.
+
+environment variables:
+  EXTRAS   extras to install (test); CI takes test,torch
+  PYTHON   the Python to make the environment with (python3; 3.11 or newer)
+  VENV     where the environment is (.venv)
+EOF
+}
+
+case ${1:-} in
+  -h | --help) usage; exit 0 ;;
+esac
+
+source launch/common.sh
+make_environment "${EXTRAS:-test}"
+echo "== lint"
+"$VENV/bin/ruff" check .
+"$VENV/bin/ruff" format --check .
+echo "== tests"
+"$VENV/bin/python" -m pytest "$@"
