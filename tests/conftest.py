@@ -24,3 +24,13 @@ def real_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder} (set VT_FLAX_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> str:
+    """A folder in which the digits dataset is prepared."""
+    from vt_flax.data.sources import open_source
+
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    open_source("digits", "train", folder)
+    return folder

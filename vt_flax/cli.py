@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from absl import logging
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -39,6 +40,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     Args:
       main: takes the command line without the program's name.
     """
+    # Orbax and TFDS warn of matters that are no concern of the user's.
+    logging.set_verbosity(logging.ERROR)
     try:
         main(sys.argv[1:])
     except UserError as error:
@@ -72,7 +75,7 @@ def print_rows(
     if form == "json":
         print(json.dumps(list(rows), indent=2))
         return
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     for key in rows[0] if rows else ():
         number = any(isinstance(row[key], (int, float)) for row in rows)
         table.add_column(key, justify="right" if number else "left", no_wrap=number)
@@ -81,6 +84,8 @@ def print_rows(
     # A table in a log file or a pipe must not be cut at 80 columns.
     width = None if sys.stdout.isatty() else 200
     console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+    if title:
+        console.print(title, markup=False, soft_wrap=True)
     console.print(table)
     for note in notes:
         console.print(note, markup=False, soft_wrap=True)

@@ -23,12 +23,12 @@ PRINT_ROUNDING = 0.05
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """Parses `KEY=VALUE` strings; values are Python literals, else strings."""
+    """Parses `OPTION=VALUE` strings; values are Python literals, else strings."""
     overrides = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"--set {pair!r}: write KEY=VALUE")
+            raise UserError(f"--set {pair!r}: write OPTION=VALUE")
         try:
             overrides[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -47,7 +47,9 @@ def main(argv: Sequence[str]) -> None:
             f"{config.model.name}, {run.model.num_classes} classes, {size} x {size}",
         )
     try:
-        results = train(run, pathlib.Path(args.workdir))
+        # A JSON result has standard output to itself.
+        stream = sys.stderr if args.format == "json" else sys.stdout
+        results = train(run, pathlib.Path(args.workdir), stream)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)

@@ -98,8 +98,10 @@ def draw_tokens(
             for token, map_ in enumerate(coefficients[i]):
                 axis = axes[row, token + 1]
                 axis.imshow(_overlay(image, map_))
+                # Half replacement puts its new tokens behind the kept ones.
+                number = columns - coefficients.shape[1] + token
                 if row < len(maps):
-                    axis.set_title(f"token {token + 1}", fontsize=7, pad=2)
+                    axis.set_title(f"token {number}", fontsize=7, pad=2)
             row += 1
     figure.tight_layout(pad=0.3)
     try:

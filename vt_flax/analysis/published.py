@@ -136,6 +136,8 @@ PUBLISHED: list[Row] = [
     *_ablation(
         "with projector (the model)", {}, (72.0, 1579, 11.6), (74.8, 3299, 21.8)
     ),
+    Row("ablation", "plain ResNet-18", "resnet18", {}, 1814, 11.7, 1814.1, top1=69.9),
+    Row("ablation", "plain ResNet-34", "resnet34", {}, 3664, 21.8, 3663.8, top1=73.3),
     Row(
         "table 8",
         "VT-R18",

@@ -11,13 +11,45 @@ from PIL import Image
 
 from vt_flax.data import images, order
 from vt_flax.data.sources import Example, Source
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, nearest
 
 TRAIN_CROPS = ("random_resized", "pad", "centre")
 # Examples that one task of a worker decodes: enough to outweigh the task's own cost.
 CHUNK = 16
 
 Batch = dict[str, np.ndarray]
+
+
+def check_config(config: ConfigDict) -> None:
+    """Checks the section `data` before anything is read or written.
+
+    Raises:
+      UserError: for a value that no image can be made with.
+    """
+    if config.train_crop not in TRAIN_CROPS:
+        raise UserError(
+            f"data.train_crop {config.train_crop!r} is not known"
+            f"{nearest(config.train_crop, TRAIN_CROPS)}"
+        )
+    for key, least in (("image_size", 1), ("crop_padding", 0), ("workers", 0)):
+        if config[key] < least:
+            raise UserError(f"data.{key} {config[key]}: must be at least {least}")
+    if not 0 < config.crop_min_area <= 1:
+        raise UserError(
+            f"data.crop_min_area {config.crop_min_area}: must be over 0, and at most 1"
+        )
+    if config.eval_resize and config.eval_resize < config.image_size:
+        raise UserError(
+            f"data.eval_resize {config.eval_resize} is less than data.image_size "
+            f"{config.image_size}: the centre crop would not fit"
+        )
+    for key in ("mean", "std"):
+        if len(config[key]) != 3 or not all(
+            isinstance(value, (int, float)) for value in config[key]
+        ):
+            raise UserError(f"data.{key} {list(config[key])}: write three numbers")
+    if min(config.std) <= 0:
+        raise UserError(f"data.std {list(config.std)}: must be over 0")
 
 
 def check_source(source: Source, num_classes: int) -> None:
@@ -65,10 +97,6 @@ def train_batches(
     Raises:
       UserError: for an example that cannot be read.
     """
-    if config.train_crop not in TRAIN_CROPS:
-        raise UserError(
-            f"data.train_crop {config.train_crop!r}: choose {', '.join(TRAIN_CROPS)}"
-        )
 
     def make(rows: Sequence[int]) -> list[tuple[np.ndarray, int]]:
         indices = [order.locate(row, len(source), seed) for row in rows]
@@ -121,7 +149,7 @@ def eval_batches(
       UserError: for an example that cannot be read.
     """
     share = batch // parts
-    resize = max(config.eval_resize, config.image_size)
+    resize = config.eval_resize or config.image_size
 
     def make(rows: Sequence[int]) -> list[tuple[np.ndarray, int]]:
         return _read(
@@ -194,7 +222,7 @@ def _parallel(
             )
 
     try:
-        for _ in range(config.prefetch + 1):
+        for _ in range(max(0, config.prefetch) + 1):
             submit()
         while pending:
             parts = [future.result() for future in pending.popleft()]

@@ -1,9 +1,11 @@
 """Where examples come from: TFDS datasets and class folders, by random access."""
 
 import abc
+import contextlib
 import dataclasses
 import pathlib
 import re
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -97,7 +99,10 @@ class TFDSSource(Source):
                     f"`tfds build {name} --file_format=array_record"
                     f"{f' --data_dir={data_dir}' if data_dir else ''}`, or set data_dir"
                 )
-            builder.download_and_prepare(file_format="array_record")
+            tfds.disable_progress_bar()
+            # A command's standard output is its result alone.
+            with contextlib.redirect_stdout(sys.stderr):
+                builder.download_and_prepare(file_format="array_record")
         if split.partition("[")[0] not in builder.info.splits:
             splits = builder.info.splits
             raise UserError(

@@ -82,6 +82,22 @@ def model_options(name: str, preset: str = "") -> dict[str, Any]:
     return options
 
 
+def _typed(name: str, option: str, value: Any, default: Any) -> Any:
+    """Returns a value if it is of its default's type; dtypes may be JAX's too."""
+    kind = type(default)
+    if option == "dtype" and not isinstance(value, str):
+        return value
+    accepted = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
+    # True is an int to Python, but no number of tokens to a person.
+    if not isinstance(value, accepted) or (
+        isinstance(value, bool) and kind is not bool
+    ):
+        raise UserError(
+            f"model {name!r}: option {option} must be {kind.__name__}, not {value!r}"
+        )
+    return value
+
+
 def create_model(name: str, **overrides: Any) -> nn.Module:
     """Creates a model.
 
@@ -106,7 +122,7 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
             raise UserError(
                 f"model {name!r} has no option {option!r}{nearest(option, options)}"
             )
-        options[option] = value
+        options[option] = _typed(name, option, value, options[option])
     dtype = options["dtype"]
     if isinstance(dtype, str):
         if dtype not in DTYPES:

@@ -119,16 +119,21 @@ def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
                 "workdir"
             )
         return []
-    lines = differences(read_config(workdir), config.to_dict())
-    fixed = ("model.", "optimizer.name", "seed", "batch_size", "data.name")
+    old = read_config(workdir)
+    lines = differences(old, config.to_dict())
+    fixed = (
+        "model.",
+        "optimizer.name:",
+        "seed:",
+        "batch_size:",
+        "data.name:",
+        "data.train_split:",
+    )
     clashes = [line for line in lines if line.startswith(fixed)]
-    clashes += [line for line in lines if line.startswith("data.train_split")]
-    clashes += [
-        line
-        for line in lines
-        if line.startswith("ema.decay")
-        and 0 in (read_config(workdir)["ema"]["decay"], config.ema.decay)
-    ]
+    # Switched on or off, these change what a state holds.
+    for section, key in (("ema", "decay"), ("optimizer", "momentum")):
+        if bool(old[section][key]) != bool(config[section][key]):
+            clashes += [line for line in lines if line.startswith(f"{section}.{key}:")]
     if clashes:
         raise UserError(
             f"{workdir} holds another run ({'; '.join(clashes[:3])}"

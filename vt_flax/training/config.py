@@ -1,5 +1,6 @@
 """The configuration: every key with its default, and how files and flags change it."""
 
+import ast
 import importlib.util
 import pathlib
 import re
@@ -176,16 +177,25 @@ def _merge(target: ConfigDict, source: dict[str, Any], prefix: str) -> None:
 
 def _apply(config: ConfigDict, overrides: Sequence[str]) -> None:
     """Applies `--config.k=v` arguments with ml_collections' own parser."""
-    keys = set(_keys(config))
+    keys = dict(_leaves(config))
+    values = flags.FlagValues()
+    argv = [""]
     for argument in overrides:
-        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        match = re.fullmatch(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", argument, re.S)
+        if not match and argument.startswith("--"):
+            raise UserError(
+                f"unexpected argument {argument!r}; an override is --config.KEY=VALUE"
+            )
         if match and match[1] not in keys:
             raise UserError(
                 f"config.{match[1]} is no key of the configuration"
                 f"{nearest(match[1], keys)}"
             )
-    values = flags.FlagValues()
-    argv = ["", *overrides]
+        # ml_collections overrides tuples, but no lists.
+        if match and isinstance(keys[match[1]], list):
+            config.update_from_flattened_dict({match[1]: _list(match[1], match[2])})
+        else:
+            argv.append(argument)
     try:
         config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, sys_argv=argv
@@ -198,12 +208,22 @@ def _apply(config: ConfigDict, overrides: Sequence[str]) -> None:
     config.update(values["config"].value)
 
 
-def _keys(config: ConfigDict, prefix: str = "") -> Iterable[str]:
+def _list(key: str, text: str | None) -> list:
+    try:
+        value = ast.literal_eval(text or "")
+    except (ValueError, SyntaxError):
+        value = None
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"config.{key} must be a list, as in --config.{key}=[1,2]")
+    return list(value)
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in config.items():
         if isinstance(value, ConfigDict):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
 
 
 def _last_override(overrides: Sequence[str], key: str, default: str) -> str:

@@ -4,23 +4,28 @@ import datetime
 import json
 import pathlib
 import time
-from typing import Any
+from typing import Any, TextIO
+
+import jax
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class RunLogger:
-    """Writes the metrics of a run. Only one process of a run should have one.
+    """Writes the metrics of a run. On any process but the first it writes nothing.
 
     Args:
       workdir: folder of the run.
       tensorboard: whether to write TensorBoard events too.
+      stream: where the progress lines go.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, tensorboard: bool):
-        self._file = (workdir / METRICS_FILE).open("a")
+    def __init__(self, workdir: pathlib.Path, *, tensorboard: bool, stream: TextIO):
+        first = jax.process_index() == 0
+        self._stream = stream if first else None
+        self._file = (workdir / METRICS_FILE).open("a") if first else None
         self._writer = None
-        if tensorboard:
+        if first and tensorboard:
             import tensorboardX
 
             self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
@@ -33,20 +38,23 @@ class RunLogger:
           metrics: numbers by name.
           kind: `train` or `eval`.
         """
-        record = {"kind": kind, "step": step, **metrics}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            record = {"kind": kind, "step": step, **metrics}
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
         if self._writer is not None:
             for name, value in metrics.items():
                 self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def say(self, line: str) -> None:
         """Prints a line for the person who watches."""
-        print(line, flush=True)
+        if self._stream is not None:
+            print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Writes out what is held back."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
 

@@ -2,8 +2,9 @@
 
 import collections
 import pathlib
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -30,12 +31,15 @@ def weights_of(state: TrainState) -> dict[str, tuple[Any, Any]]:
     return weights
 
 
-def train(run: Run, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+def train(
+    run: Run, workdir: pathlib.Path, stream: TextIO | None = None
+) -> dict[str, dict[str, float]]:
     """Trains, or goes on where the workdir stopped.
 
     Args:
       run: see `run.prepare`.
       workdir: where checkpoints, metrics and the configuration are kept.
+      stream: where progress lines go; standard output by default.
 
     Returns:
       The last evaluation: see `evaluation.evaluate`.
@@ -53,8 +57,13 @@ def train(run: Run, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
     save_every = run.steps(config.checkpoint.every)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_config(workdir, config)
-        logger = RunLogger(workdir, tensorboard=config.log.tensorboard)
+        if jax.process_index() == 0:
+            write_config(workdir, config)
+        logger = RunLogger(
+            workdir,
+            tensorboard=config.log.tensorboard,
+            stream=stream or sys.stdout,
+        )
     except OSError as error:
         raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
     for line in changes:

@@ -43,27 +43,23 @@ def make_optimizer(
       UserError: for an unknown name.
     """
     rate = optax.scale_by_learning_rate(schedule)
-    momentum = []
-    if config.momentum:
-        momentum = [optax.trace(config.momentum, config.nesterov)]
+    # What is switched off keeps its place, so that a run can go on with it switched on.
+    off = optax.identity()
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else off
+    decay = optax.add_decayed_weights(config.weight_decay, decayed)
+    momentum = optax.trace(config.momentum, config.nesterov) if config.momentum else off
     if config.name == "rmsprop_tf":
         scale = optax.scale_by_rms(
             config.decay, config.epsilon, initial_scale=1.0, eps_in_sqrt=True
         )
-        chain = [scale, rate, *momentum]
-    elif config.name == "rmsprop_torch":
+        return optax.chain(clip, decay, scale, rate, momentum)
+    if config.name == "rmsprop_torch":
         scale = optax.scale_by_rms(
             config.decay, config.epsilon, initial_scale=0.0, eps_in_sqrt=False
         )
-        chain = [scale, *momentum, rate]
-    elif config.name == "sgd":
-        chain = [*momentum, rate]
-    else:
-        raise UserError(
-            f"optimizer.name {config.name!r} is not known{nearest(config.name, NAMES)}"
-        )
-    if config.weight_decay:
-        chain.insert(0, optax.add_decayed_weights(config.weight_decay, decayed))
-    if config.clip_norm:
-        chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
-    return optax.chain(*chain)
+        return optax.chain(clip, decay, scale, momentum, rate)
+    if config.name == "sgd":
+        return optax.chain(clip, decay, momentum, rate)
+    raise UserError(
+        f"optimizer.name {config.name!r} is not known{nearest(config.name, NAMES)}"
+    )

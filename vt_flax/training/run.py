@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vt_flax.data.pipeline import check_source
+from vt_flax.data.pipeline import check_config, check_source
 from vt_flax.data.sources import Source, open_source
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
@@ -103,6 +103,23 @@ def prepare(config: ConfigDict) -> Run:
             f"model.norm_span {span} does not divide batch_size {config.batch_size}"
         )
     data = config.data
+    check_config(data)
+    for key, value in (
+        ("ema.decay", config.ema.decay),
+        ("loss.label_smoothing", config.loss.label_smoothing),
+        ("optimizer.decay", config.optimizer.decay),
+        ("optimizer.momentum", config.optimizer.momentum),
+    ):
+        if not 0 <= value < 1:
+            raise UserError(f"{key} {value}: must be at least 0, and under 1")
+    for key, value, least in (
+        ("checkpoint.keep", config.checkpoint.keep, 1),
+        ("eval.batch_size", config.eval.batch_size, 0),
+        ("optimizer.clip_norm", config.optimizer.clip_norm, 0),
+        ("optimizer.weight_decay", config.optimizer.weight_decay, 0),
+    ):
+        if value < least:
+            raise UserError(f"{key} {value}: must be at least {least}")
     train_source = open_source(data.name, data.train_split, data.data_dir)
     eval_source = open_source(data.name, data.eval_split, data.data_dir)
     if train_source.class_names != eval_source.class_names:

@@ -1,0 +1,159 @@
+"""Bad input gets one line and exit status 2, and nothing saved is lost."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from vt_flax import cli, evaluate, summarize, train
+from vt_flax.training.checkpoint import write_config
+from vt_flax.training.config import load_config
+
+QUICKSTART = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
+
+
+def refusal(main, arguments, monkeypatch, capsys) -> str:
+    """Returns the one line that a command refuses its arguments with."""
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    return error
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--config.model.name=vt_resnet81", "did you mean vt_resnet18"),
+        ("--config.model.tokns=8", "did you mean model.tokens"),
+        ("--config.model.tokens=7", "even number of tokens"),
+        ("--config.model.tokens=many", "config.model.tokens"),
+        ("--config.schedule.rte=0.1", "did you mean schedule.rate"),
+        ("--config.schedule.name=linear", "linear"),
+        ("--config.optimizer.name=adam", "adam"),
+        ("--config.duration=a while", "90 epochs"),
+        ("--config.data.name=digts", "did you mean digits"),
+        ("--config.data.train_split=trian", "did you mean train"),
+        ("--config.data.train_crop=corner", "train_crop"),
+        ("--config.data.mean=[0.5]", "three numbers"),
+        ("--config.model.num_classes=12", "10 classes, the model 12"),
+        ("--config.batch_size=12", "multiple of the 8 devices"),
+        ("--config.model.norm_span=5", "does not divide"),
+        ("--config.log.every=often", "often"),
+        ("--cnfig.seed=1", "--cnfig.seed=1"),
+        ("surplus", "surplus"),
+    ],
+)
+def test_train_refuses(argument, message, digits, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / "run"
+    arguments = ["--config", QUICKSTART, "--workdir", str(workdir)]
+    arguments += [f"--config.data.data_dir={digits}", argument]
+    assert message in refusal(train.main, arguments, monkeypatch, capsys)
+    assert not workdir.exists()
+
+
+def test_train_refuses_files_and_folders(tmp_path, monkeypatch, capsys):
+    def refused(*arguments):
+        arguments = ["--workdir", str(tmp_path / "run"), *arguments]
+        return refusal(train.main, arguments, monkeypatch, capsys)
+
+    assert "no such file" in refused("--config", str(tmp_path / "none.py"))
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(:\n")
+    assert "SyntaxError" in refused("--config", str(broken))
+    assert "required" in refused()
+
+    (tmp_path / "empty").mkdir()
+    name = f"--config.data.name=folder:{tmp_path / 'empty'}"
+    line = refused("--config", QUICKSTART, name, "--config.data.train_split=all")
+    assert "no images in" in line
+    for label in "abc":
+        (tmp_path / "three" / "train" / label).mkdir(parents=True)
+        Image.new("L", (9, 9)).save(tmp_path / "three" / "train" / label / "1.png")
+    for label in "ab":
+        (tmp_path / "three" / "test" / label).mkdir(parents=True)
+        Image.new("L", (9, 9)).save(tmp_path / "three" / "test" / label / "1.png")
+    name = f"--config.data.name=folder:{tmp_path / 'three'}"
+    assert "different classes" in refused("--config", QUICKSTART, name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_another_model_is_left_alone(
+    digits, tmp_path, monkeypatch, capsys
+):
+    arguments = ["--config", QUICKSTART, "--workdir", str(tmp_path)]
+    arguments.append(f"--config.data.data_dir={digits}")
+    write_config(tmp_path, load_config(QUICKSTART))
+    before = (tmp_path / "config.json").read_bytes()
+    line = refusal(
+        train.main,
+        [*arguments, "--config.model.tokens=16"],
+        monkeypatch,
+        capsys,
+    )
+    assert "model.tokens: 8 -> 16" in line and "choose another workdir" in line
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_bytes() == before
+
+    (tmp_path / "config.json").write_text("{")
+    assert "cannot be read" in refusal(train.main, arguments, monkeypatch, capsys)
+
+
+def test_a_workdir_that_cannot_be_written(digits, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["--config", QUICKSTART, "--workdir", str(tmp_path / "file" / "run")]
+    arguments.append(f"--config.data.data_dir={digits}")
+    assert "--workdir" in refusal(train.main, arguments, monkeypatch, capsys)
+
+
+def test_evaluate_refuses(digits, tmp_path, monkeypatch, capsys):
+    arguments = ["--workdir", str(tmp_path)]
+    assert "holds no run" in refusal(evaluate.main, arguments, monkeypatch, capsys)
+    write_config(tmp_path, load_config(QUICKSTART))
+    arguments.append(f"--config.data.data_dir={digits}")
+    line = refusal(evaluate.main, arguments, monkeypatch, capsys)
+    assert "holds no checkpoint" in line
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["vt_resnet81"], "did you mean vt_resnet18"),
+        (["resnet18", "--set", "tokens=8"], "no option 'tokens'"),
+        (["resnet18", "--set", "width"], "OPTION=VALUE"),
+        (["resnet18", "--set", "width=wide"], "width"),
+        (["resnet18", "--image_size", "0"], "at least 1"),
+        (["resnet18", "--image_size", "big"], "invalid int value"),
+        (["--paper", "--image_size", "32"], "--paper"),
+    ],
+)
+def test_summarize_refuses(arguments, message, monkeypatch, capsys):
+    assert message in refusal(summarize.main, arguments, monkeypatch, capsys)
+
+
+def test_the_real_command_exits_with_2_and_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "vt_flax.train", "--config", "none.py"]
+        + ["--workdir", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: --config none.py: there is no such file\n"
+
+
+@pytest.mark.parametrize("main", [train.main, evaluate.main, summarize.main])
+def test_help(main, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    assert stop.value.code == 0
+    assert "python -m vt_flax." in capsys.readouterr().out

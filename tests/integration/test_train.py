@@ -1,0 +1,255 @@
+"""Training, resuming and evaluating a tiny network, from end to end."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from vt_flax.data import augment, pipeline
+from vt_flax.errors import UserError
+from vt_flax.training import loop
+from vt_flax.training.checkpoint import Checkpoints
+from vt_flax.training.config import resolve
+from vt_flax.training.logging import read_metrics
+from vt_flax.training.run import prepare
+from vt_flax.training.state import TrainState
+
+
+def tiny(digits: str, **changes) -> ConfigDict:
+    """Returns a configuration of eight steps on a few digits."""
+    config = resolve(
+        ConfigDict(
+            {
+                "batch_size": 32,
+                "duration": "8 steps",
+                "model": {
+                    "name": "vt_resnet18",
+                    "stem": "small",
+                    "stage_sizes": [1, 1, 1, 2],
+                    "width": 8,
+                    "token_channels": 32,
+                    "heads": 4,
+                    "group_channels": 16,
+                    "dropout": 0.1,
+                    "survival_probability": 0.9,
+                },
+                "data": {
+                    "data_dir": digits,
+                    "image_size": 16,
+                    "train_split": "train[:100]",
+                    "eval_split": "test[:45]",
+                },
+                "schedule": {"rate": 0.01, "warmup": "2 steps"},
+                "eval": {"every": "8 steps"},
+                "checkpoint": {"every": "3 steps", "keep": 5},
+                "log": {"every": "2 steps", "tensorboard": False},
+            }
+        )
+    )
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def leaves(state: TrainState) -> dict:
+    """Returns the arrays of a state by path."""
+    tree = jax.device_get(state)
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): value for path, value in flat}
+
+
+def last_state(run, workdir) -> TrainState:
+    """Returns the newest checkpoint of a workdir."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    return checkpoints.restore(run.abstract_state(), checkpoints.steps()[-1])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digits):
+    """A finished run: its configured parts, workdir and results."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    run = prepare(tiny(digits))
+    return run, workdir, loop.train(run, workdir)
+
+
+def test_a_run_learns_and_writes_what_it_saw(trained):
+    run, workdir, results = trained
+    records = read_metrics(workdir)
+    train = [r for r in records if r["kind"] == "train"]
+    assert [r["step"] for r in train] == [2, 4, 6, 8]
+    assert train[-1]["loss"] < train[0]["loss"]
+    assert train[-1]["epoch"] == pytest.approx(8 * 32 / 100)
+    (evaluation,) = [r for r in records if r["kind"] == "eval"]
+    assert evaluation["step"] == 8
+    assert evaluation["raw_top1"] == results["raw"]["top1"]
+    assert json.loads((workdir / "config.json").read_text())["config"] == (
+        run.config.to_dict()
+    )
+
+
+def test_evaluation_equals_a_recount_image_by_image(trained):
+    run, workdir, results = trained
+    state = last_state(run, workdir)
+    (batch,) = pipeline.eval_batches(run.eval_source, run.config.data, batch=45)
+    images = augment.normalise(batch["image"], run.config.data)
+    for name, (params, stats) in loop.weights_of(state).items():
+        variables = jax.device_get({"params": params, "batch_stats": stats})
+        logits = np.asarray(run.model.apply(variables, images), np.float64)
+        order = np.argsort(-logits, axis=-1, kind="stable")
+        top1 = sum(order[i, 0] == batch["label"][i] for i in range(45))
+        top5 = sum(batch["label"][i] in order[i, :5] for i in range(45))
+        shifted = logits - logits.max(-1, keepdims=True)
+        logs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+        loss = -logs[np.arange(45), batch["label"]].mean()
+        assert results[name]["examples"] == 45
+        assert results[name]["top1"] == pytest.approx(100 * top1 / 45)
+        assert results[name]["top5"] == pytest.approx(100 * top5 / 45)
+        assert results[name]["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    trained, digits, tmp_path, monkeypatch
+):
+    run, workdir, _ = trained
+    batches = loop._device_batches
+
+    def stopped(run, first):
+        for i, batch in enumerate(batches(run, first), first):
+            if i == 5:
+                raise KeyboardInterrupt
+            yield batch
+
+    again = prepare(tiny(digits))
+    monkeypatch.setattr(loop, "_device_batches", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(again, tmp_path / "run")
+    assert Checkpoints(tmp_path / "run", read_only=True).steps() == [3]
+    monkeypatch.setattr(loop, "_device_batches", batches)
+    loop.train(prepare(tiny(digits)), tmp_path / "run")
+
+    whole, parts = (
+        leaves(last_state(run, workdir)),
+        leaves(last_state(run, tmp_path / "run")),
+    )
+    assert whole.keys() == parts.keys()
+    for path in whole:
+        np.testing.assert_array_equal(whole[path], parts[path], err_msg=path)
+
+
+def test_a_finished_run_says_that_nothing_is_left(trained, capsys):
+    run, workdir, results = trained
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    del before[workdir / "config.json"]
+    assert loop.train(run, workdir) == results
+    assert "nothing left to do" in capsys.readouterr().out
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+
+
+def test_a_final_evaluation_that_was_cut_off_is_made_up_for(
+    trained, digits, tmp_path, monkeypatch
+):
+    run, _, results = trained
+
+    def cut_off(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "evaluate", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(run, tmp_path / "run")
+    monkeypatch.undo()
+    assert loop.train(run, tmp_path / "run") == results
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(digits, tmp_path):
+    config = tiny(
+        digits,
+        **{
+            "schedule.name": "step",
+            "schedule.warmup": "0 steps",
+            # The fifth update, made at rate 1e30, ruins the sixth step's loss.
+            "schedule.boundaries": ["4 steps"],
+            "schedule.decay_factor": 1e32,
+        },
+    )
+    run = prepare(config)
+    with pytest.raises(loop.Diverged, match=r"step 6 .*checkpoint of step 3 is kept"):
+        loop.train(run, tmp_path)
+    assert Checkpoints(tmp_path, read_only=True).steps() == [3]
+    for path, value in leaves(last_state(run, tmp_path)).items():
+        assert np.isfinite(value).all(), path
+
+
+def test_a_run_may_go_on_under_another_rate_and_decay_but_not_another_model(
+    trained, digits, tmp_path, capsys
+):
+    short = tiny(digits, duration="3 steps")
+    loop.train(prepare(short), tmp_path)
+    longer = tiny(
+        digits,
+        **{
+            "duration": "4 steps",
+            "optimizer.weight_decay": 0.0,
+            "optimizer.clip_norm": 1.0,
+        },
+    )
+    loop.train(prepare(longer), tmp_path)
+    out = capsys.readouterr().out
+    assert "configuration changed: optimizer.weight_decay: 1e-05 -> 0.0" in out
+    assert "going on from step 3 of 4" in out
+
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for change in (
+        {"model.tokens": 4},
+        {"model.name": "vt_resnet34"},
+        {"seed": 1},
+        {"batch_size": 16},
+        {"ema.decay": 0.0},
+        {"optimizer.momentum": 0.0},
+        {"duration": "2 steps"},
+    ):
+        other = tiny(digits, **{"duration": "4 steps", **change})
+        with pytest.raises(UserError, match="another run|beyond"):
+            loop.train(prepare(other), tmp_path)
+    after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    del before[tmp_path / "config.json"], after[tmp_path / "config.json"]
+    assert before == after
+
+
+def test_averages_are_of_parameters_and_of_batch_statistics(trained):
+    run, workdir, _ = trained
+    state = last_state(run, workdir)
+    for raw, average in (
+        (state.params, state.ema_params),
+        (state.batch_stats, state.ema_batch_stats),
+    ):
+        raw, average = (
+            traverse_util.flatten_dict(jax.device_get(tree)) for tree in (raw, average)
+        )
+        assert raw.keys() == average.keys()
+        assert any(np.abs(raw[k] - average[k]).max() > 1e-6 for k in raw)
+
+
+def test_an_unreadable_image_stops_the_run_and_names_the_file(tmp_path):
+    from PIL import Image
+
+    for label in "ab":
+        for i in range(20):
+            folder = tmp_path / "images" / label
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (9 * i, 0, 0)).save(folder / f"{i}.png")
+    broken = tmp_path / "images" / "b" / "7.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    config = tiny(
+        "",
+        **{
+            "data.name": f"folder:{tmp_path / 'images'}",
+            "data.train_split": "all",
+            "data.eval_split": "all",
+            "duration": "3 epochs",
+        },
+    )
+    with pytest.raises(UserError, match=r"b/7\.png: not a readable image"):
+        loop.train(prepare(config), tmp_path / "run")
