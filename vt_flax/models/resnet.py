@@ -189,6 +189,11 @@ class Backbone(nn.Module):
         for name in ("num_classes", "width"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if len(self.stage_sizes) != 4 or min(self.stage_sizes) < 1:
+            raise UserError(
+                f"stage_sizes={list(self.stage_sizes)}: must be four numbers of blocks"
+            )
+        self.normalization()
         super().__post_init__()
 
     def normalization(self, placement: str = "tokens") -> Normalization:

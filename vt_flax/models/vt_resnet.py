@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from vt_flax.errors import UserError, nearest
 from vt_flax.models.resnet import Backbone
+from vt_flax.nn.tokenizers import LLOYD_ITERATIONS
 from vt_flax.nn.visual_transformer import VTOptions, VTStage
 
 # What the two versions of the paper differ in (docs: paper, section 1).
@@ -68,6 +69,7 @@ class VTResNet(Backbone):
     transformer_groups: int = 8
     group_channels: int = 64
     transformers: int = 0
+    lloyd_iterations: int = LLOYD_ITERATIONS
     projector: bool = True
     formulation: str = "printed"
     vt_channels: int = 0
@@ -77,6 +79,15 @@ class VTResNet(Backbone):
     def __post_init__(self):
         super().__post_init__()
         self.vt_options()
+        if self.transformers > self.stage_sizes[3]:
+            raise UserError(
+                f"transformers={self.transformers}: stage 5 has {self.stage_sizes[3]} "
+                "modules"
+            )
+        if self.project_last and not self.projector:
+            raise UserError("project_last=True needs projector=True")
+        if self.vt_channels < 0:
+            raise UserError(f"vt_channels={self.vt_channels}: must be at least 0")
 
     def vt_options(self) -> VTOptions:
         """Returns the options of the VT stage; raises `UserError` for bad ones."""

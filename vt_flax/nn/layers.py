@@ -82,7 +82,8 @@ class Linear(nn.Module):
         if channels % self.groups or self.features % self.groups:
             raise UserError(
                 f"{self.groups} groups do not divide a map from {channels} to "
-                f"{self.features} channels (at {'/'.join(self.path)})"
+                f"{self.features} channels (at {'/'.join(self.path)}): change "
+                "group_channels or transformer_groups"
             )
         inside, outside = channels // self.groups, self.features // self.groups
         x = x.astype(self.dtype)
@@ -109,7 +110,9 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
     """
     channels = x.shape[-1]
     if channels % heads:
-        raise UserError(f"{heads} heads do not divide {channels} channels")
+        raise UserError(
+            f"{heads} heads do not divide {channels} channels: change heads"
+        )
     return x.reshape(*x.shape[:-1], heads, channels // heads)
 
 

@@ -45,7 +45,8 @@ class PositionEncoding(nn.Module):
         maps = coefficients.astype(self.dtype)
         if maps.ndim == 5:
             maps = jnp.moveaxis(maps, 1, -1)
-            maps = Linear(1, dtype=self.dtype, name="heads")(maps)[..., 0]
+            maps = Linear(1, dtype=self.dtype, name="heads")(maps)
+            maps = self.norm.map(maps, "heads_norm", train=train)[..., 0]
         chex.assert_rank(maps, 4)
         batch, tokens, height, width = maps.shape
         # The same one-channel convolutions serve every token.

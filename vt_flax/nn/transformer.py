@@ -124,6 +124,12 @@ class GraphInteraction(nn.Module):
         chex.assert_rank(tokens, 3)
         tokens = tokens.astype(self.dtype)
         count, channels = tokens.shape[1:]
+        if self.has_variable("params", "adjacency"):
+            served = self.get_variable("params", "adjacency").shape[0]
+            if served != count:
+                raise UserError(
+                    f"the graph's parameters serve {served} tokens, not {count}"
+                )
         adjacency = self.param(
             "adjacency", nn.initializers.lecun_normal(), (count, count)
         )

@@ -11,6 +11,7 @@ from vt_flax.errors import UserError, nearest
 from vt_flax.nn.norm import Normalization
 from vt_flax.nn.projector import Projector
 from vt_flax.nn.tokenizers import (
+    LLOYD_ITERATIONS,
     ClusteringTokenizer,
     DynamicTokenizer,
     PoolingTokenizer,
@@ -23,6 +24,7 @@ from vt_flax.nn.transformer import (
 )
 
 TOKENIZERS = ("static", "dynamic", "recurrent", "clustering", "pooling")
+FEED_FORWARDS = ("linear", "mlp")
 INTERACTIONS = ("transformer", "graph", "none")
 FORMULATIONS = ("printed",)
 
@@ -46,6 +48,7 @@ class VTOptions:
       group_channels: channels in a group of the 1 x 1 maps on pixels.
       transformers: number of modules, from the first, whose tokens interact;
         0 stands for all. VT-ResNet-34's count in v4's Table 8 has 2 of 3.
+      lloyd_iterations: of the clustering tokenizer.
       projector: whether tokens are written back; without, the map is tokenised once
         and the interactions are stacked (v4, ablation).
       formulation: how the equations are computed. `printed` is the reference, whose
@@ -65,6 +68,7 @@ class VTOptions:
     transformer_groups: int = 8
     group_channels: int = 64
     transformers: int = 0
+    lloyd_iterations: int = LLOYD_ITERATIONS
     projector: bool = True
     formulation: str = "printed"
     norm: Normalization = Normalization()
@@ -80,15 +84,35 @@ class VTOptions:
                 f"first_tokenizer={self.first_tokenizer!r} needs earlier tokens: "
                 "choose static, clustering or pooling"
             )
-        for name in ("tokens", "token_channels", "heads", "group_channels"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.tokenizer == "dynamic" and self.tokens % 2 and self.projector:
+        _choose("feed_forward", self.feed_forward, FEED_FORWARDS)
+        for name, least in (
+            ("tokens", 1),
+            ("token_channels", 1),
+            ("heads", 1),
+            ("group_channels", 1),
+            ("transformer_groups", 1),
+            ("transformers", 0),
+            ("lloyd_iterations", 0),
+        ):
+            if getattr(self, name) < least:
+                raise UserError(
+                    f"{name}={getattr(self, name)}: must be at least {least}"
+                )
+        if self.interaction == "transformer" and (
+            self.token_channels % (2 * self.heads)
+        ):
+            raise UserError(
+                f"{self.heads} heads do not divide the {self.token_channels // 2} key "
+                "channels of the transformer: change heads or token_channels"
+            )
+        # Without projectors the map is tokenised once, by the first tokenizer.
+        later = self.tokenizer if self.projector else self.first_tokenizer
+        if later == "dynamic" and self.tokens % 2:
             raise UserError(
                 f"half replacement needs an even number of tokens, not {self.tokens}: "
                 "change `tokens`, or use tokenizer 'recurrent'"
             )
-        pooling = "pooling" in (self.first_tokenizer, self.tokenizer)
+        pooling = "pooling" in (self.first_tokenizer, later)
         if pooling and self.position_encoding:
             raise UserError(
                 "a pooling tokenizer has no maps for position encoding: set "
@@ -111,7 +135,9 @@ class VTOptions:
             return PoolingTokenizer(self.tokens, **common)
         common["position_encoding"] = self.position_encoding
         if kind == "clustering":
-            return ClusteringTokenizer(self.tokens, **common)
+            return ClusteringTokenizer(
+                self.tokens, iterations=self.lloyd_iterations, **common
+            )
         groups = self.groups(channels)
         if kind == "static":
             return StaticTokenizer(self.tokens, value_groups=groups, **common)

@@ -1,0 +1,146 @@
+"""Models by name: listing, options, presets, and help for what is misspelt."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from vt_flax.errors import UserError
+from vt_flax.models import create_model, list_models, model_options
+from vt_flax.models.resnet import ResNet
+from vt_flax.models.vt_resnet import VTResNet
+
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+}
+
+
+def test_list_models():
+    assert list_models("vt_resnet*") == [
+        "vt_resnet101",
+        "vt_resnet18",
+        "vt_resnet34",
+        "vt_resnet50",
+    ]
+    assert list_models("*50") == ["resnet50", "vt_resnet50"]
+    assert list_models("resnet?4") == ["resnet34"]
+    assert list_models("nothing*") == []
+    everything = list_models()
+    assert everything == sorted(everything)
+    assert set(list_models("vt_*")) | set(list_models("resnet*")) <= set(everything)
+
+
+@pytest.mark.parametrize("depth", list(DEPTHS))
+def test_depths(depth):
+    for name, kind in (("resnet", ResNet), ("vt_resnet", VTResNet)):
+        model = create_model(f"{name}{depth}")
+        assert isinstance(model, kind)
+        assert (tuple(model.stage_sizes), model.bottleneck) == DEPTHS[depth]
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_is_made_of_its_own_options(name):
+    options = model_options(name)
+    assert options["dtype"] == "float32"
+    model = create_model(name, **options)
+    for option, value in options.items():
+        if option not in ("preset", "dtype"):
+            assert getattr(model, option) == value, option
+    assert model == create_model(name)
+
+
+def test_presets():
+    first, fourth = (model_options("vt_resnet18", p) for p in ("v1", "v4"))
+    assert model_options("vt_resnet18") == first
+    differing = {o: (first[o], fourth[o]) for o in first if first[o] != fourth[o]}
+    assert differing == {
+        "preset": ("v1", "v4"),
+        "tokens": (8, 16),
+        "tokenizer": ("dynamic", "recurrent"),
+        "position_encoding": (True, False),
+        "feed_forward": ("linear", "mlp"),
+        "transformer_groups": (8, 4),
+    }
+    for common, value in {
+        "token_channels": 1024,
+        "heads": 16,
+        "first_tokenizer": "static",
+        "group_channels": 64,
+    }.items():
+        assert first[common] == fourth[common] == value
+    assert create_model("vt_resnet18", preset="v4").tokens == 16
+
+
+def test_options_stand_over_the_preset():
+    model = create_model("vt_resnet34", preset="v4", tokens=32, num_classes=10)
+    assert (model.tokens, model.num_classes) == (32, 10)
+    assert model.feed_forward == "mlp"
+
+
+@pytest.mark.parametrize(
+    "dtype,expected",
+    [
+        ("float32", jnp.float32),
+        ("bfloat16", jnp.bfloat16),
+        ("float16", jnp.float16),
+        (jnp.bfloat16, jnp.bfloat16),
+    ],
+)
+def test_dtype_by_name_or_type(dtype, expected):
+    for name in ("resnet18", "vt_resnet18"):
+        model = create_model(name, dtype=dtype)
+        assert jnp.dtype(model.dtype) == jnp.dtype(expected)
+
+
+def test_stage_sizes_may_be_a_list():
+    model = create_model("resnet18", stage_sizes=[1, 1, 1, 2])
+    assert model.stage_sizes == (1, 1, 1, 2)
+    hash(model)
+
+
+@pytest.mark.parametrize(
+    "name,overrides,message",
+    [
+        ("vt_resnt18", {}, "'vt_resnt18' is not known; did you mean vt_resnet18"),
+        ("resnet-50", {}, "did you mean resnet50"),
+        ("transformer", {}, "'transformer' is not known"),
+        ("vt_resnet18", {"token": 4}, "no option 'token'; did you mean tokens"),
+        ("resnet18", {"num_clases": 4}, "did you mean num_classes"),
+        ("resnet18", {"tokens": 4}, "'resnet18' has no option 'tokens'"),
+        ("resnet18", {"bottleneck": True}, "no option 'bottleneck'"),
+        ("vt_resnet18", {"preset": "v5"}, "preset 'v5' is not known"),
+        ("resnet18", {"preset": "v1"}, "'resnet18' has no presets"),
+        ("resnet18", {"dtype": "bfloat"}, "did you mean bfloat16"),
+        ("resnet18", {"dtype": "int8"}, "'int8' is not known"),
+        ("resnet18", {"stem": "large"}, "'large' is not known.*imagenet, small"),
+        ("resnet50", {"variant": "caffe"}, "'caffe' is not known.*torchvision, msra"),
+        ("resnet18", {"dropout": 1.0}, "dropout=1.0"),
+        ("resnet18", {"survival_probability": 0.0}, "survival_probability=0.0"),
+        ("resnet18", {"survival_probability": 1.1}, "survival_probability=1.1"),
+        ("resnet18", {"num_classes": 0}, "num_classes=0"),
+        ("resnet18", {"width": 0}, "width=0"),
+        ("vt_resnet18", {"tokens": 7}, "even number of tokens, not 7"),
+        ("vt_resnet18", {"first_tokenizer": "dynamic"}, "needs earlier tokens"),
+        ("vt_resnet18", {"tokenizer": "pooling"}, "position_encoding=False"),
+        ("vt_resnet18", {"interaction": "grpah"}, "did you mean graph"),
+        ("vt_resnet18", {"norm_placement": "all"}, "'all' is not known"),
+        ("vt_resnet18", {"norm_span": "local"}, "'local' is not known"),
+    ],
+)
+def test_what_cannot_be_made(name, overrides, message):
+    with pytest.raises(UserError, match=message) as raised:
+        create_model(name, **overrides)
+    assert "\n" not in str(raised.value)
+
+
+def test_unknown_model_has_no_options():
+    with pytest.raises(UserError, match="did you mean vt_resnet50"):
+        model_options("vt_resnet5")
+
+
+def test_options_are_fields():
+    fields = {field.name for field in dataclasses.fields(VTResNet)}
+    assert set(model_options("vt_resnet18")) - {"preset"} <= fields

@@ -1,0 +1,371 @@
+"""Modules and stages chain tokenizer, interaction and projector as the paper does."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from flax import traverse_util
+
+from vt_flax.errors import UserError
+from vt_flax.nn.norm import Normalization
+from vt_flax.nn.visual_transformer import VTModule, VTOptions, VTStage
+
+C, FEATURES, COUNT, HEADS = 16, 32, 4, 2
+
+
+def options(**changes):
+    settings = {
+        "tokens": COUNT,
+        "token_channels": 16,
+        "heads": HEADS,
+        "transformer_groups": 2,
+        "group_channels": 8,
+        **changes,
+    }
+    return VTOptions(**settings)
+
+
+def feature_map(batch=2, height=5, width=4):
+    return reference.normal(0, batch, height, width, C)
+
+
+V4 = {"tokenizer": "recurrent", "feed_forward": "mlp", "position_encoding": False}
+# Name: changes of the options, fields of the stage, changes of the restatement.
+STAGES = {
+    "v1": ({}, {"project_last": True}, {"project_last": True}),
+    "v4, odd L": ({**V4, "tokens": 5}, {}, {"count": 5}),
+    "transformers in 2 of 3": (
+        {"tokenizer": "dynamic", "position_encoding": False, "transformers": 2},
+        {},
+        {"transformers": 2},
+    ),
+    "without projector": (
+        {**V4, "projector": False},
+        {},
+        {"with_projector": False},
+    ),
+    "static everywhere": (
+        {"tokenizer": "static", "position_encoding": False, "tokens": 3},
+        {"modules": 2},
+        {"count": 3},
+    ),
+    "clustering": (
+        {
+            **V4,
+            "first_tokenizer": "clustering",
+            "tokenizer": "clustering",
+            "interaction": "none",
+        },
+        {"modules": 2},
+        {"iterations": 5},
+    ),
+    "pooling, graph": (
+        {
+            "first_tokenizer": "pooling",
+            "tokenizer": "pooling",
+            "position_encoding": False,
+            "interaction": "graph",
+        },
+        {"modules": 2},
+        {},
+    ),
+    "pooling, then recurrent": (
+        {**V4, "first_tokenizer": "pooling"},
+        {"modules": 2},
+        {},
+    ),
+}
+
+
+def restatement(changed, modules, more):
+    o = options(**changed)
+    return functools.partial(
+        reference.stage,
+        **{
+            "modules": modules,
+            "heads": HEADS,
+            "count": o.tokens,
+            "first": changed.get("first_tokenizer", "static"),
+            "later": changed.get("tokenizer", "dynamic"),
+            "position": changed.get("position_encoding", True),
+            "interaction": changed.get("interaction", "transformer"),
+            "feed_forward": changed.get("feed_forward", "linear"),
+            **more,
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    "name,train",
+    [(name, True) for name in STAGES]
+    + [(name, False) for name in ("v1", "transformers in 2 of 3")],
+)
+def test_stage_equals_the_restatement(name, train):
+    changed, fields, more = STAGES[name]
+    fields = {"modules": 3, **fields}
+    stage = VTStage(options(**changed), features=FEATURES, **fields)
+    function = restatement(changed, fields["modules"], more)
+    reference.check(stage, function, feature_map(3), train=train)
+
+
+@pytest.mark.parametrize("name", ["v1", "v4, odd L"])
+def test_stage_on_one_square_image(name):
+    changed, _, more = STAGES[name]
+    stage = VTStage(options(**changed), 2, FEATURES, project_last=True)
+    function = restatement(changed, 2, {**more, "project_last": True})
+    reference.check(
+        stage,
+        function,
+        feature_map(1, 6, 6),
+        train=False,
+        settle_on=[feature_map(3, 6, 6)],
+    )
+
+
+def test_stage_with_groups_of_statistics():
+    stage = VTStage(options(norm=Normalization(span="2")), 2, FEATURES)
+    function = restatement({}, 2, {})
+    reference.check(stage, function, feature_map(4), train=True, span=2)
+
+
+def test_stage_with_every_map_normalised():
+    changed = {"position_encoding": False}
+    norm = Normalization("every_map")
+    stage = VTStage(options(norm=norm, **changed), 2, FEATURES, project_last=True)
+    function = restatement(changed, 2, {"project_last": True})
+    reference.check(stage, function, feature_map(), train=True, placement="every_map")
+
+
+@pytest.mark.parametrize("interact", [True, False])
+@pytest.mark.parametrize("project", [True, False])
+def test_module_equals_its_parts(interact, project):
+    module = VTModule(options(), "recurrent", FEATURES, interact, project)
+
+    def function(p, x, tokens):
+        tokens = reference.dynamic_tokenizer(
+            p / "tokenizer", x, tokens, "all", HEADS, position=True
+        )
+        if interact:
+            tokens = reference.transformer(p / "interaction", tokens, HEADS, "linear")
+        if project:
+            x = reference.projector(p / "projector", x, tokens, HEADS)
+        return x, tokens
+
+    inputs = feature_map(), reference.normal(1, 2, 5, 16)
+    reference.check(module, function, *inputs, train=False)
+
+
+def shapes_of(stage, x):
+    return jax.eval_shape(lambda x: stage.init(jax.random.key(0), x, train=False), x)
+
+
+def kernels(stage, x):
+    flat = traverse_util.flatten_dict(shapes_of(stage, x)["params"], sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def grouped(inside, outside, groups):
+    """Shape of a grouped map."""
+    return (groups, inside // groups, outside // groups)
+
+
+def test_maps_of_the_ablation_models():
+    """Section 2: the v4 block of VT-ResNet-18 and -34, 256 to 512 channels."""
+    o = VTOptions(
+        tokens=16,
+        tokenizer="recurrent",
+        position_encoding=False,
+        feed_forward="mlp",
+        transformer_groups=4,
+        norm=Normalization("none"),
+    )
+    stage = VTStage(o, modules=2, features=512)
+    found = kernels(stage, jnp.zeros((1, 14, 14, 256)))
+    expected = {
+        "module1/tokenizer/filter": (256, 16),
+        "module1/tokenizer/value": grouped(256, 256, 4),
+        "module1/tokenizer/token/map": (256, 1024),
+        "module1/projector/key": (1024, 512),
+        "module1/projector/value": (1024, 512),
+        "module1/projector/query": grouped(256, 512, 8),
+        "module1/projector/shortcut": (256, 512),
+        "module2/tokenizer/query": (1024, 512),
+        "module2/tokenizer/key": grouped(512, 512, 8),
+        "module2/tokenizer/value": grouped(512, 512, 8),
+        "module2/tokenizer/token/map": (512, 1024),
+    }
+    for i in (1, 2):
+        at = f"module{i}/interaction"
+        expected[f"{at}/key"] = expected[f"{at}/query"] = grouped(1024, 512, 4)
+        expected[f"{at}/value"] = grouped(1024, 1024, 4)
+        expected[f"{at}/feed_forward1"] = (1024, 1024)
+        expected[f"{at}/feed_forward2"] = (1024, 1024)
+    assert found == {f"{path}/kernel": shape for path, shape in expected.items()}
+    in_transformer = sum(
+        np.prod(shape)
+        for path, shape in found.items()
+        if path.split("/")[2] in ("key", "query", "value") and "action" in path
+    )
+    assert in_transformer == 2 * 0.5 * 1024**2
+
+
+def test_maps_of_the_first_version():
+    """Eight tokens, a linear feed-forward of 8 groups, 49 position channels."""
+    stage = VTStage(VTOptions(norm=Normalization("none")), modules=2, features=512)
+    found = kernels(stage, jnp.zeros((1, 14, 14, 256)))
+    for path, shape in {
+        "module1/tokenizer/filter": (256, 8),
+        "module1/tokenizer/token/position/mix": (49, 49),
+        "module1/tokenizer/token/map": (256 + 49, 1024),
+        "module2/tokenizer/token/position/heads": (16, 1),
+        "module2/tokenizer/token/map": (512 + 49, 1024),
+        "module1/interaction/key": grouped(1024, 512, 8),
+        "module1/interaction/value": grouped(1024, 1024, 8),
+        "module1/interaction/feed_forward": (1024, 1024),
+    }.items():
+        assert found[f"{path}/kernel"] == shape, path
+
+
+def test_last_module_has_no_projector_unless_asked():
+    x = feature_map()
+    for project_last in (False, True):
+        stage = VTStage(options(), 2, FEATURES, project_last)
+        params = shapes_of(stage, x)["params"]
+        assert "projector" in params["module1"]
+        assert ("projector" in params["module2"]) == project_last
+
+
+def test_the_last_map_is_that_of_the_module_before():
+    stage = VTStage(options(), 2, FEATURES)
+    x = feature_map()
+    out, tokens = jax.eval_shape(
+        lambda v, x: stage.apply(v, x, train=False), shapes_of(stage, x), x
+    )
+    assert out.shape == (2, 5, 4, FEATURES)
+    assert tokens.shape == (2, COUNT, 16)
+    alone = VTStage(options(), 1, FEATURES)
+    out, _ = jax.eval_shape(
+        lambda v, x: alone.apply(v, x, train=False), shapes_of(alone, x), x
+    )
+    assert out.shape == x.shape
+
+
+def test_maps_of_all_modules_are_retrievable():
+    stage = VTStage(options(), 2, FEATURES, project_last=True)
+    x = feature_map()
+    reference.check_outputs(stage, x, count=2)
+    variables = reference.variables_of(stage, x)
+    maps = reference.sown(stage, variables, x)
+    shapes = {path: value.shape for path, value in maps.items()}
+    assert shapes == {
+        "module1/tokenizer/coefficients": (2, COUNT, 5, 4),
+        "module1/projector/projection": (2, HEADS, COUNT, 5, 4),
+        "module2/tokenizer/coefficients": (2, HEADS, COUNT // 2, 5, 4),
+        "module2/projector/projection": (2, HEADS, COUNT, 5, 4),
+    }
+    for path, value in maps.items():
+        axes = 2 if path.endswith("projection") else (-2, -1)
+        np.testing.assert_allclose(np.sum(value, axes), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("changed", [{}, V4])
+def test_parameters_serve_any_batch_and_image(changed):
+    stage = VTStage(options(**changed), 2, FEATURES)
+    first = shapes_of(stage, feature_map())
+    other = feature_map(7, 3, 19)
+    second = shapes_of(stage, other)
+    assert jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, second)
+    _, tokens = jax.eval_shape(
+        lambda v, x: stage.apply(v, x, train=False), first, other
+    )
+    assert tokens.shape == (7, COUNT, 16)
+
+
+def test_gradients_are_finite():
+    stage = VTStage(options(), 2, FEATURES, project_last=True)
+    reference.check_gradients(stage, feature_map())
+
+
+def test_bfloat16():
+    reference.check_bfloat16(
+        lambda dtype: VTStage(
+            options(norm=Normalization(dtype=dtype), dtype=dtype),
+            2,
+            FEATURES,
+            project_last=True,
+        ),
+        feature_map(),
+        tolerance=0.1,
+    )
+
+
+def test_stochastic_depth_is_absent_in_evaluation():
+    x = feature_map()
+    stage = VTStage(options(**V4), 2, FEATURES)
+    dropping = VTStage(options(**V4), 2, FEATURES, survival_probabilities=(0.6, 0.2))
+    variables = reference.variables_of(stage, x)
+
+    run = reference.quick_jit(
+        lambda v, x: [m.apply(v, x, train=False)[1] for m in (stage, dropping)]
+    )
+    np.testing.assert_array_equal(*run(variables, x))
+
+
+def test_each_module_has_its_own_survival_probability():
+    """A module that always survives needs no random numbers; a lesser one does."""
+    x = feature_map()
+    variables = shapes_of(VTStage(options(**V4), 2, FEATURES), x)
+
+    def run(*probabilities):
+        stage = VTStage(
+            options(**V4), 2, FEATURES, survival_probabilities=probabilities
+        )
+        jax.eval_shape(
+            lambda v: stage.apply(v, x, train=True, mutable=["batch_stats"]),
+            variables,
+        )
+
+    run(1.0, 1.0)
+    with pytest.raises(Exception, match="module2/interaction.*dropout|dropout"):
+        run(1.0, 0.5)
+    with pytest.raises(Exception, match="dropout"):
+        run(0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    "changed,message",
+    [
+        ({"first_tokenizer": "dynamic"}, "'dynamic' needs earlier tokens"),
+        ({"first_tokenizer": "recurrent"}, "'recurrent' needs earlier tokens"),
+        ({"tokens": 5}, "even number of tokens, not 5"),
+        ({"tokens": 0}, "tokens=0"),
+        ({"first_tokenizer": "pooling"}, "position_encoding=False"),
+        ({"tokenizer": "pooling"}, "position_encoding=False"),
+        ({"tokenizer": "dynamik"}, "did you mean dynamic"),
+        ({"first_tokenizer": "filter"}, "'filter' is not known"),
+        ({"interaction": "graf"}, "did you mean graph"),
+        ({"formulation": "fast"}, "formulation='fast' is not known"),
+    ],
+)
+def test_options_that_cannot_be(changed, message):
+    with pytest.raises(UserError, match=message):
+        options(**changed)
+
+
+@pytest.mark.parametrize(
+    "changed,fields,message",
+    [
+        ({"heads": 5}, {}, "5 heads do not divide"),
+        ({"transformer_groups": 3}, {}, "3 groups do not divide"),
+        ({"feed_forward": "gelu"}, {}, "'gelu'"),
+        ({"transformers": 4}, {}, "transformers=4"),
+        ({"transformers": -1}, {}, "transformers=-1"),
+        ({"projector": False}, {"project_last": True}, "without projectors"),
+    ],
+)
+def test_stages_that_cannot_be(changed, fields, message):
+    with pytest.raises(UserError, match=message):
+        shapes_of(VTStage(options(**changed), 3, FEATURES, **fields), feature_map())
