@@ -1,6 +1,7 @@
 """Pictures of what the tokens look at."""
 
 import pathlib
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -42,7 +43,7 @@ def token_coefficients(
     _, sown = run(variables, images)
     flat = traverse_util.flatten_dict(sown.get("intermediates", {}))
     maps = {}
-    for path in sorted(flat):
+    for path in sorted(flat, key=_natural):
         if path[-1] == "coefficients":
             (coefficients,) = flat[path]
             coefficients = np.asarray(coefficients, np.float32)
@@ -51,6 +52,12 @@ def token_coefficients(
             module = next((part for part in path if part.startswith("module")), "stage")
             maps[module] = coefficients
     return maps
+
+
+def _natural(path: tuple[str, ...]) -> list:
+    """Sorts `module10` after `module9`."""
+    parts = re.split(r"(\d+)", "/".join(path))
+    return [int(part) if part.isdigit() else part for part in parts]
 
 
 def draw_tokens(
@@ -75,8 +82,10 @@ def draw_tokens(
       count: number of images.
 
     Raises:
-      UserError: if the model has no token coefficients.
+      UserError: if the model has no token coefficients, or the file cannot be written.
     """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--token_picture {path}: the name must end in .png")
     images, labels = _pick(source, config, count)
     maps = token_coefficients(model, variables, augment.normalise(images, config.data))
     if not maps:

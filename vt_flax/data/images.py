@@ -20,6 +20,9 @@ def decode(encoded: bytes | np.ndarray) -> Image.Image:
         return Image.fromarray(array).convert("RGB")
     try:
         image = Image.open(io.BytesIO(encoded))
+        if image.mode.startswith("I;16"):
+            # Pillow would clip the 16-bit levels at 255 instead of scaling them.
+            return Image.fromarray(np.uint8(np.asarray(image) // 257)).convert("RGB")
         return image.convert("RGB")
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, struct.error and more.

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vt_flax.data import images, order
-from vt_flax.data.sources import Example, Source
+from vt_flax.data.sources import Source
 from vt_flax.errors import UserError, nearest
 
 TRAIN_CROPS = ("random_resized", "pad", "centre")
@@ -179,7 +179,7 @@ def _read(
         return []
     result = []
     classes = len(source.class_names)
-    for i, example in enumerate(_records(source, indices)):
+    for i, example in enumerate(source.read(indices)):
         if not 0 <= example.label < classes:
             raise UserError(
                 f"{source.describe(indices[i])}: label {example.label} is outside the "
@@ -194,13 +194,6 @@ def _read(
             ) from error
         result.append((image, example.label))
     return result
-
-
-def _records(source: Source, indices: Sequence[int]) -> list[Example]:
-    try:
-        return source.read(indices)
-    except OSError as error:
-        raise UserError(f"{source.describe(indices[0])}: {error}") from error
 
 
 def _parallel(

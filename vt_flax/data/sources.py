@@ -183,7 +183,7 @@ class FolderSource(Source):
             (file, label)
             for label, folder in enumerate(classes)
             for file in sorted(folder.iterdir())
-            if file.suffix.lower() in IMAGE_SUFFIXES
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."
         ]
         if not files:
             raise UserError(
@@ -206,9 +206,14 @@ class FolderSource(Source):
 
     def read(self, indices: Sequence[int]) -> list[Example]:
         """Returns the examples at some indices, still encoded."""
-        return [
-            Example(self._files[i][0].read_bytes(), self._files[i][1]) for i in indices
-        ]
+        examples = []
+        for i in indices:
+            file, label = self._files[i]
+            try:
+                examples.append(Example(file.read_bytes(), label))
+            except OSError as error:
+                raise UserError(f"{file}: {error.strerror or error}") from error
+        return examples
 
     def describe(self, index: int) -> str:
         """Names an image by its file."""

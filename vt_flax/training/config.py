@@ -100,10 +100,16 @@ def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
       UserError: for an unknown key or a wrong type.
     """
     resolved = default_config()
-    model = dict(config.get("model", {}))
+    model = config.get("model", {})
+    if isinstance(model, ConfigDict):
+        model = model.to_dict()
+    if not isinstance(model, dict):
+        raise UserError("config.model must be a section")
     for key, default in (("name", resolved.model.name), ("preset", "")):
         # These two decide which other keys there are.
         model[key] = _last_override(overrides, f"model.{key}", model.get(key, default))
+        if not isinstance(model[key], str):
+            raise UserError(f"config.model.{key} must be str, not {model[key]!r}")
     options = model_options(model["name"], model["preset"])
     if not model["preset"]:
         del model["preset"]
@@ -143,7 +149,8 @@ def _from_file(path: str) -> ConfigDict:
         config = module.get_config(*([argument] if argument else []))
     except (KeyError, ValueError) as error:
         # How a configuration file refuses its argument.
-        raise UserError(f"--config {path}: {error.args[0]}") from error
+        reason = error.args[0] if error.args else type(error).__name__
+        raise UserError(f"--config {path}: {reason}") from error
     except Exception as error:
         raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):

@@ -1,5 +1,7 @@
 """Durations in steps, epochs or percent, and learning-rate schedules."""
 
+import fractions
+import math
 import re
 
 import jax.numpy as jnp
@@ -28,19 +30,9 @@ def duration_steps(
     Raises:
       UserError: if `text` is no duration, or a percentage of an unknown total.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)\s*", text)
-    if not match:
-        raise UserError(
-            f"duration {text!r}: write it as '1000 steps', '90 epochs' or '5 %'"
-        )
-    number, unit = float(match[1]), match[2]
-    if unit.startswith("step"):
-        return round(number)
-    if unit.startswith("epoch"):
-        return round(number * examples / batch)
-    if total is None:
+    if _parse(text)[1] == "%" and total is None:
         raise UserError(f"duration {text!r}: a percentage has nothing to refer to here")
-    return round(number / 100 * total)
+    return round(_exact_steps(text, examples, batch, total or 0))
 
 
 def make_schedule(
@@ -73,31 +65,29 @@ def make_schedule(
     elif config.name == "cosine":
         after = optax.cosine_decay_schedule(config.rate, max(1, total - warmup))
     elif config.name == "exponential":
-        # Kept as a fraction: an epoch need not be a whole number of steps, and the
-        # rounding would add up over hundreds of them.
-        number, unit = _number_and_unit(config.decay_every)
-        per_step = {"epoch": examples / batch, "step": 1.0, "%": total / 100}[unit]
-        every = number * per_step
+        # An exact fraction: an epoch need not be a whole number of steps, and rounding
+        # would add up over hundreds of them.
+        every = _exact_steps(config.decay_every, examples, batch, total)
         if every <= 0:
             raise UserError(
                 f"schedule.decay_every {config.decay_every!r}: must be over 0"
             )
+        count = math.floor(total / every)
+        starts = jnp.asarray([math.ceil(every * i) for i in range(1, count + 1)], int)
 
         def after(step):
-            periods = step / every
             if config.staircase:
-                # A step that begins a period may come out a rounding below it.
-                periods = jnp.floor(periods + 1e-4)
+                periods = jnp.searchsorted(starts, step, side="right")
+            else:
+                periods = step / float(every)
             return config.rate * config.decay_factor**periods
 
     elif config.name == "step":
-        after = optax.piecewise_constant_schedule(
-            config.rate,
-            {
-                max(0, steps(boundary) - warmup): config.decay_factor
-                for boundary in config.boundaries
-            },
-        )
+        boundaries = jnp.asarray([steps(b) - warmup for b in config.boundaries], int)
+
+        def after(step):
+            return config.rate * config.decay_factor ** jnp.sum(step >= boundaries)
+
     else:
         raise UserError(
             f"schedule.name {config.name!r} is not known{nearest(config.name, NAMES)}"
@@ -108,7 +98,22 @@ def make_schedule(
     return optax.join_schedules([rise, after], [warmup])
 
 
-def _number_and_unit(text: str) -> tuple[float, str]:
-    duration_steps(text, examples=1, batch=1, total=100)
-    number, unit = re.fullmatch(r"\s*([\d.]+)\s*(\S+?)s?\s*", text).groups()
-    return float(number), unit
+def _exact_steps(
+    text: str, examples: int, batch: int, total: int
+) -> fractions.Fraction:
+    """Returns a duration in steps, not rounded to whole ones."""
+    number, unit = _parse(text)
+    if unit.startswith("step"):
+        return number
+    if unit.startswith("epoch"):
+        return number * fractions.Fraction(examples, batch)
+    return number * fractions.Fraction(total, 100)
+
+
+def _parse(text: str) -> tuple[fractions.Fraction, str]:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)\s*", text)
+    if not match:
+        raise UserError(
+            f"duration {text!r}: write it as '1000 steps', '90 epochs' or '5 %'"
+        )
+    return fractions.Fraction(match[1]), match[2]

@@ -53,10 +53,11 @@ def classification_counts(
       label smoothing.
     """
     rank = label_rank(logits, labels)
+    five = min(5, logits.shape[-1])
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return {
         "examples": jnp.sum(mask, dtype=jnp.int32),
         "top1": jnp.sum(mask & (rank < 1), dtype=jnp.int32),
-        "top5": jnp.sum(mask & (rank < 5), dtype=jnp.int32),
+        "top5": jnp.sum(mask & (rank < five), dtype=jnp.int32),
         "loss": jnp.sum(jnp.where(mask, loss, 0.0)),
     }

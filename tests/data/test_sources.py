@@ -1,0 +1,351 @@
+"""Class folders, the embedded digits, and TFDS datasets, with their error messages."""
+
+import collections
+import io
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from vt_flax.data.images import decode
+from vt_flax.data.sources import open_source
+from vt_flax.errors import UserError
+
+
+def add_images(folder, count, first=0):
+    """Writes images whose red and green name them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + count):
+        colour = (i % 256, i // 256, 0)
+        Image.new("RGB", (2, 2), colour).save(folder / f"{i:04}.png")
+
+
+def numbers(source):
+    """Returns what identifies each image of a source, in the source's order."""
+    examples = source.read(range(len(source)))
+    pixels = [decode(example.image).getpixel((0, 0)) for example in examples]
+    return [red + 256 * green for red, green, _ in pixels]
+
+
+def labels(source):
+    return [example.label for example in source.read(range(len(source)))]
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """33 images: 0 to 9 of class ant, 10 to 21 of bee, 22 to 32 of cow."""
+    add_images(tmp_path / "cow", 11, 22)
+    add_images(tmp_path / "ant", 10)
+    add_images(tmp_path / "bee", 12, 10)
+    return tmp_path
+
+
+@pytest.fixture
+def split(tmp_path):
+    add_images(tmp_path / "train" / "ant", 4)
+    add_images(tmp_path / "train" / "bee", 3, 4)
+    add_images(tmp_path / "test" / "ant", 1, 7)
+    add_images(tmp_path / "test" / "bee", 2, 8)
+    return tmp_path
+
+
+# Class folders.
+
+
+def test_split_folders(split):
+    train = open_source(f"folder:{split}", "train")
+    test = open_source(f"folder:{split}", "test")
+    assert train.class_names == test.class_names == ("ant", "bee")
+    assert sorted(zip(numbers(train), labels(train), strict=True)) == [
+        *((i, 0) for i in range(4)),
+        *((i, 1) for i in range(4, 7)),
+    ]
+    assert sorted(zip(numbers(test), labels(test), strict=True)) == [
+        (7, 0),
+        (8, 1),
+        (9, 1),
+    ]
+
+
+def test_flat_folders(flat):
+    source = open_source(f"folder:{flat}", "all")
+    assert source.class_names == ("ant", "bee", "cow")
+    assert len(source) == 33
+    assert sorted(numbers(source)) == list(range(33))
+    for number, label in zip(numbers(source), labels(source), strict=True):
+        assert label == (number >= 10) + (number >= 22)
+
+
+@pytest.mark.parametrize("bound", ["80%", "50%", "7", "1%"])
+def test_slices_part_a_flat_folder(flat, bound):
+    name = f"folder:{flat}"
+    whole = numbers(open_source(name, "all"))
+    if bound == "1%":  # 0.33 of an image
+        with pytest.raises(UserError, match=r"'all\[:1%\]' .* is empty"):
+            open_source(name, f"all[:{bound}]")
+        assert numbers(open_source(name, f"all[{bound}:]")) == whole
+        return
+    first = numbers(open_source(name, f"all[:{bound}]"))
+    second = numbers(open_source(name, f"all[{bound}:]"))
+    assert len(first) == {"80%": 26, "50%": 16, "7": 7}[bound]
+    assert not set(first) & set(second)
+    assert first + second == whole
+
+
+def test_slices_keep_the_class_names_and_mix_the_classes(flat):
+    for part in ("all[:50%]", "all[50%:]", "all[25%:75%]"):
+        source = open_source(f"folder:{flat}", part)
+        assert source.class_names == ("ant", "bee", "cow")
+        assert set(labels(source)) == {0, 1, 2}
+        assert labels(source) != sorted(labels(source))
+
+
+def test_the_order_is_the_same_each_time(flat):
+    first, second = (numbers(open_source(f"folder:{flat}", "all")) for _ in range(2))
+    assert first == second
+
+
+def test_slices_of_a_split_folder(split):
+    name = f"folder:{split}"
+    whole = numbers(open_source(name, "train"))
+    first = numbers(open_source(name, "train[:3]"))
+    second = numbers(open_source(name, "train[3:]"))
+    assert first + second == whole and len(first) == 3
+
+
+def test_indices_may_come_in_any_order(flat):
+    source = open_source(f"folder:{flat}", "all")
+    whole = numbers(source)
+    some = source.read([5, 0, 5])
+    found = [decode(example.image).getpixel((0, 0))[0] for example in some]
+    assert found == [whole[5], whole[0], whole[5]]
+
+
+def test_files_of_other_kinds_are_left_out(flat):
+    (flat / "ant" / "notes.txt").write_text("no image")
+    (flat / "ant" / "Thumbs.db").write_bytes(b"no image")
+    (flat / "LICENSE").write_text("no class")
+    (flat / ".cache").mkdir()
+    (flat / ".cache" / "0.png").write_bytes(b"no image")
+    source = open_source(f"folder:{flat}", "all")
+    assert len(source) == 33
+    assert source.class_names == ("ant", "bee", "cow")
+
+
+@pytest.mark.parametrize("name", ["._0000.png", ".hidden.jpg"])
+def test_hidden_files_are_left_out(flat, name):
+    """As macOS leaves them behind in archives: they are no images."""
+    (flat / "ant" / name).write_bytes(b"no image")
+    assert len(open_source(f"folder:{flat}", "all")) == 33
+
+
+def test_suffixes_in_capitals_are_images(flat):
+    (flat / "ant" / "0000.png").rename(flat / "ant" / "0000.PNG")
+    assert len(open_source(f"folder:{flat}", "all")) == 33
+
+
+def test_an_example_is_described_by_its_file(flat):
+    source = open_source(f"folder:{flat}", "all")
+    described = {pathlib.Path(source.describe(i)) for i in range(33)}
+    assert described == set(flat.glob("*/*.png"))
+    path = pathlib.Path(source.describe(4))
+    assert path.parent.name == source.class_names[source.read([4])[0].label]
+
+
+def test_a_missing_folder(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: there is no such folder"):
+        open_source(f"folder:{tmp_path}/nowhere", "all")
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(UserError, match=f"no images in {re.escape(str(tmp_path))}"):
+        open_source(f"folder:{tmp_path}", "all")
+    (tmp_path / "ant").mkdir()
+    with pytest.raises(UserError, match="no images in .*class folders"):
+        open_source(f"folder:{tmp_path}", "all")
+
+
+def test_an_unknown_split_of_a_split_folder(split):
+    with pytest.raises(UserError, match="no split 'trian'.*did you mean train"):
+        open_source(f"folder:{split}", "trian")
+    with pytest.raises(UserError, match="no split 'validation'.*test, train"):
+        open_source(f"folder:{split}", "validation")
+
+
+def test_a_flat_folder_has_one_split(flat):
+    with pytest.raises(UserError, match=r"only split is 'all'.*'train\[:9\]'"):
+        open_source(f"folder:{flat}", "train[:9]")
+
+
+@pytest.mark.parametrize("text", ["", "all[", "all[:x]", "all[-3:]", "all[:5%]x"])
+def test_a_bad_slice(flat, text):
+    with pytest.raises(UserError, match=re.escape(f"split {text!r}")):
+        open_source(f"folder:{flat}", text)
+
+
+def test_an_empty_slice(flat):
+    with pytest.raises(UserError, match=r"'all\[33:\]' .* is empty"):
+        open_source(f"folder:{flat}", "all[33:]")
+
+
+# The embedded digits.
+
+
+def bilinear(small, side):
+    """Half-pixel bilinear interpolation of (n, h, w) to (n, side, side), float64."""
+    for axis in (1, 2):
+        size = small.shape[axis]
+        place = (np.arange(side) + 0.5) * size / side - 0.5
+        low = np.floor(place).astype(int)
+        share = (place - low).reshape([-1 if i == axis else 1 for i in range(3)])
+        below = np.take(small, np.clip(low, 0, size - 1), axis)
+        above = np.take(small, np.clip(low + 1, 0, size - 1), axis)
+        small = below * (1 - share) + above * share
+    return small
+
+
+@pytest.mark.parametrize("name,first,last", [("train", 0, 1437), ("test", 1437, 1797)])
+def test_digits_are_scikit_learns(digits, name, first, last):
+    """TFDS shuffles, so each stored image is matched to the nearest one expected."""
+    source = open_source("digits", name, digits)
+    assert len(source) == last - first
+    assert source.class_names == tuple("0123456789")
+    examples = source.read(range(len(source)))
+    stored = np.stack([np.asarray(decode(example.image)) for example in examples])
+    assert stored.shape[1:] == (32, 32, 3) and stored.dtype == np.uint8
+    assert (stored == stored[..., :1]).all()
+    ours = stored[..., 0].astype(np.float64)
+
+    data = load_digits()
+    theirs = bilinear(np.rint(data.images[first:last] * 255 / 16), 32)
+    a, b = ours.reshape(len(ours), -1), theirs.reshape(len(theirs), -1)
+    distance = (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)
+    match = distance.argmin(1)
+    assert sorted(match) == list(range(last - first))
+    assert np.abs(ours - theirs[match]).max() <= 1
+    found = [example.label for example in examples]
+    np.testing.assert_array_equal(found, data.target[first:last][match])
+
+
+def test_slices_of_digits(digits):
+    whole = open_source("digits", "test", digits)
+    first = open_source("digits", "test[:90%]", digits)
+    second = open_source("digits", "test[90%:]", digits)
+    assert (len(first), len(second)) == (324, 36)
+    assert labels(first) + labels(second) == labels(whole)
+
+
+def test_indices_of_digits_may_come_in_any_order(digits):
+    source = open_source("digits", "test", digits)
+    whole = source.read(range(20))
+    some = source.read([7, 0, 7])
+    assert [e.image for e in some] == [whole[i].image for i in (7, 0, 7)]
+
+
+def test_digits_have_two_splits(digits):
+    with pytest.raises(UserError, match="no split 'tset'.*did you mean test"):
+        open_source("digits", "tset", digits)
+    with pytest.raises(UserError, match="no split 'validation'.*test, train"):
+        open_source("digits", "validation", digits)
+
+
+def test_an_example_is_described_by_its_place(digits):
+    assert open_source("digits", "test", digits).describe(5) == (
+        "digits test, example 5"
+    )
+
+
+# Datasets of TFDS.
+
+
+def test_an_unknown_dataset_suggests_names(tmp_path):
+    with pytest.raises(UserError, match="'cifar11' is not known.*did you mean.*cifar1"):
+        open_source("cifar11", "train", str(tmp_path))
+
+
+def test_an_unknown_dataset_like_none_points_to_class_folders(tmp_path):
+    with pytest.raises(UserError, match="'qqqqqqqq' is not known.*folder:PATH"):
+        open_source("qqqqqqqq", "train", str(tmp_path))
+
+
+def test_a_dataset_that_is_not_prepared(tmp_path):
+    with pytest.raises(UserError) as caught:
+        open_source("mnist", "train", str(tmp_path))
+    message = str(caught.value)
+    assert "'mnist' is not prepared" in message
+    assert "tfds build mnist --file_format=array_record" in message
+    assert f"--data_dir={tmp_path}" in message
+
+
+def test_a_version_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="mnist:99.0.0"):
+        open_source("mnist:99.0.0", "train", str(tmp_path))
+
+
+@pytest.fixture
+def copy(digits, tmp_path):
+    """A copy of the prepared digits, and its description, to be changed."""
+    shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
+    (info,) = tmp_path.glob("digits/*/dataset_info.json")
+    return tmp_path, info
+
+
+def test_a_dataset_without_random_access(copy):
+    folder, info = copy
+    text = json.loads(info.read_text())
+    text["fileFormat"] = "tfrecord"
+    for part in text["splits"]:
+        part["filepathTemplate"] = "{DATASET}-{SPLIT}.tfrecord-{SHARD_X_OF_Y}"
+    info.write_text(json.dumps(text))
+    for file in info.parent.glob("*.array_record*"):
+        file.rename(str(file).replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match="tfrecord.*random access.*array_record"):
+        open_source("digits", "train", str(folder))
+
+
+@pytest.mark.parametrize("name", ["test[", "test[:x]", "test[:0]", "test[:300%]"])
+def test_a_bad_slice_of_a_dataset(digits, name):
+    with pytest.raises(UserError, match=re.escape(name)):
+        open_source("digits", name, digits)
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_dataset_of_segmentation_is_refused(real_data, name):
+    with pytest.raises(UserError, match="'camvid' is not for image classification"):
+        open_source("camvid", name, str(real_data))
+
+
+def test_a_misspelt_split(real_data):
+    with pytest.raises(UserError, match="'cifar10_jpeg' has no split 'tran'.*train"):
+        open_source("cifar10_jpeg", "tran", str(real_data))
+
+
+def test_cifar10(real_data):
+    train = open_source("cifar10_jpeg", "train", str(real_data))
+    test = open_source("cifar10_jpeg", "test", str(real_data))
+    assert (len(train), len(test)) == (50000, 10000)
+    assert len(train.class_names) == 10
+    assert train.class_names == test.class_names
+    places = np.random.default_rng(0).integers(0, 10000, 200)
+    for source in (train, test):
+        examples = source.read(places.tolist())
+        pictures = [np.asarray(decode(example.image)) for example in examples]
+        assert {picture.shape for picture in pictures} == {(32, 32, 3)}
+        assert len({picture.tobytes() for picture in pictures}) > 150
+        # CIFAR-10 has as many images of each class.
+        counts = collections.Counter(example.label for example in examples)
+        assert set(counts) == set(range(10)) and max(counts.values()) < 50
+        assert Image.open(io.BytesIO(examples[0].image)).format == "JPEG"
+
+
+def test_class_folders_of_photographs(real_data):
+    source = open_source(f"folder:{real_data / 'imagenet_samples'}", "all[:3%]")
+    assert len(source) == 9 and len(source.class_names) == 300
+    for i, example in enumerate(source.read(range(9))):
+        assert source.class_names[example.label] in source.describe(i)
+        assert min(decode(example.image).size) > 50

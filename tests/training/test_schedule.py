@@ -1,0 +1,235 @@
+"""Durations, and learning rates against closed forms in exact arithmetic."""
+
+import fractions
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vt_flax.errors import UserError
+from vt_flax.training.config import default_config
+from vt_flax.training.schedule import duration_steps, make_schedule
+
+Fraction = fractions.Fraction
+IMAGENET = 1281167
+
+
+def rates(steps, *, examples=1000, batch=100, total=1000, **changes):
+    config = default_config().schedule
+    config.update(changes)
+    schedule = make_schedule(config, examples=examples, batch=batch, total=total)
+    # Compiled and on int32 steps, as the training step calls it.
+    return np.asarray(jax.jit(jax.vmap(schedule))(jnp.asarray(steps, jnp.int32)))
+
+
+# Durations.
+
+
+@pytest.mark.parametrize(
+    "text,steps",
+    [
+        ("1000 steps", 1000),
+        ("1 step", 1),
+        ("0 steps", 0),
+        ("1 epoch", 10),
+        ("2.5 epochs", 25),
+        ("  3 epochs ", 30),
+        ("5 %", 10),
+        ("12.5%", 25),
+        ("100 %", 200),
+    ],
+)
+def test_durations(text, steps):
+    assert duration_steps(text, examples=1000, batch=100, total=200) == steps
+
+
+def test_an_epoch_need_not_be_whole_steps():
+    # 1281167 / 2048 = 625.57: rounded once, not at every epoch.
+    steps = duration_steps("400 epochs", examples=IMAGENET, batch=2048)
+    assert steps == round(Fraction(400 * IMAGENET, 2048)) == 250228
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "5", "epochs", "-5 steps", "5 minutes", "5 epochs 3", "1e3 steps", "1,5 %"],
+)
+def test_what_is_no_duration(text):
+    with pytest.raises(UserError, match="write it as '1000 steps', '90 epochs'"):
+        duration_steps(text, examples=1000, batch=100, total=200)
+
+
+def test_a_percentage_needs_a_total():
+    with pytest.raises(UserError, match="'5 %'.*percentage"):
+        duration_steps("5 %", examples=1000, batch=100)
+
+
+# The paper's schedule.
+
+
+def exponential(step, steps_per_epoch, warmup):
+    """0.01 to 0.16 in the warm-up, then 0.16 x 0.9875 for each epoch after it."""
+    if step < warmup:
+        return 0.01 + 0.15 * step / warmup
+    return 0.16 * 0.9875 ** math.floor((step - warmup) / steps_per_epoch)
+
+
+@pytest.mark.parametrize(
+    "examples,batch", [(1000, 100), (50000, 128), (IMAGENET, 2048), (1437, 64)]
+)
+def test_exponential_staircase(examples, batch):
+    """Every step near an epoch's border, over 400 epochs."""
+    steps_per_epoch = Fraction(examples, batch)
+    warmup = round(5 * steps_per_epoch)
+    borders = [math.ceil(warmup + n * steps_per_epoch) for n in range(395)]
+    steps = sorted({max(0, b + i) for b in borders for i in (-2, -1, 0, 1)})
+    found = rates(
+        steps, examples=examples, batch=batch, total=round(400 * steps_per_epoch)
+    )
+    expected = [exponential(step, steps_per_epoch, warmup) for step in steps]
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("examples,batch", [(1000, 100), (50000, 128)])
+def test_epochs_by_their_number(examples, batch):
+    """0.16 x 0.9875 ^ floor(epoch - 5) at the first step of each epoch.
+
+    Both warm-ups end within half a step of the fifth epoch, and not after it.
+    """
+    steps_per_epoch = Fraction(examples, batch)
+    epochs = np.arange(5, 400)
+    steps = [math.ceil(epoch * steps_per_epoch) for epoch in epochs]
+    found = rates(
+        steps, examples=examples, batch=batch, total=round(400 * steps_per_epoch)
+    )
+    np.testing.assert_allclose(found, 0.16 * 0.9875 ** (epochs - 5.0), rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "every,examples,batch",
+    [
+        ("20000 steps", 1000, 100),
+        ("2.4 epochs", IMAGENET, 256),
+        ("3 steps", 1000, 100),
+        ("10 %", 1000, 100),
+    ],
+)
+def test_a_long_period_ends_at_its_own_step(every, examples, batch):
+    total = 100000
+    period = {
+        "20000 steps": 20000,
+        "2.4 epochs": Fraction(24, 10) * Fraction(examples, batch),
+        "3 steps": 3,
+        "10 %": 10000,
+    }[every]
+    borders = [math.ceil(n * period) for n in range(1, 8) if n * period < total]
+    steps = [b + i for b in borders for i in (-3, -2, -1, 0, 1)]
+    found = rates(
+        steps,
+        examples=examples,
+        batch=batch,
+        total=total,
+        warmup="0 steps",
+        decay_every=every,
+        decay_factor=0.5,
+    )
+    expected = [0.16 * 0.5 ** math.floor(step / period) for step in steps]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("examples,batch", [(1000, 100), (50000, 128)])
+def test_exponential_without_staircase(examples, batch):
+    steps_per_epoch = examples / batch
+    warmup = round(5 * steps_per_epoch)
+    steps = np.arange(warmup, warmup + 1000)
+    found = rates(steps, examples=examples, batch=batch, staircase=False)
+    expected = 0.16 * 0.9875 ** ((steps - warmup) / steps_per_epoch)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert (np.diff(found) < 0).all()
+
+
+def test_warmup_is_linear():
+    found = rates(np.arange(52))
+    np.testing.assert_allclose(found[:51], 0.01 + 0.15 * np.arange(51) / 50, rtol=1e-5)
+    assert found[0] == pytest.approx(0.01) and found[50] == pytest.approx(0.16)
+
+
+def test_without_warmup_the_rate_starts_high():
+    assert rates([0], warmup="0 steps")[0] == pytest.approx(0.16)
+
+
+# The other schedules.
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_step(warmup):
+    """Boundaries count from the start of the run, not from the end of the warm-up."""
+    steps = np.arange(warmup, 100)
+    found = rates(
+        steps,
+        name="step",
+        rate=0.1,
+        warmup=f"{warmup} steps",
+        decay_factor=0.1,
+        boundaries=["3 epochs", "60 steps", "8 %"],
+    )
+    # 8 % of 1000 steps are 80.
+    decays = (steps >= 30).astype(int) + (steps >= 60) + (steps >= 80)
+    np.testing.assert_allclose(found, 0.1 * 0.1**decays, rtol=1e-5)
+
+
+def test_step_boundaries_inside_the_warmup_all_count():
+    found = rates(
+        [50, 99, 100],
+        name="step",
+        rate=0.1,
+        warmup="50 steps",
+        decay_factor=0.1,
+        boundaries=["10 steps", "20 steps", "100 steps"],
+    )
+    np.testing.assert_allclose(found, [1e-3, 1e-3, 1e-4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [0, 40])
+def test_cosine(warmup):
+    steps = np.arange(warmup, 1001)
+    found = rates(steps, name="cosine", warmup=f"{warmup} steps")
+    share = (steps - warmup) / (1000 - warmup)
+    np.testing.assert_allclose(
+        found, 0.16 * 0.5 * (1 + np.cos(np.pi * share)), rtol=1e-4, atol=1e-7
+    )
+    assert found[0] == pytest.approx(0.16) and found[-1] == pytest.approx(0, abs=1e-7)
+
+
+def test_constant():
+    steps = [0, 10, 20, 21, 999]
+    found = rates(steps, name="constant", rate=0.3, warmup="2 %", warmup_rate=0.1)
+    np.testing.assert_allclose(found, [0.1, 0.2, 0.3, 0.3, 0.3], rtol=1e-5)
+
+
+# Errors.
+
+
+def test_an_unknown_schedule():
+    with pytest.raises(UserError, match="'cosin' is not known.*did you mean cosine"):
+        rates([0], name="cosin")
+
+
+@pytest.mark.parametrize("every", ["0 epochs", "0 steps"])
+def test_a_period_of_nothing(every):
+    with pytest.raises(UserError, match=f"decay_every '{every}': must be over 0"):
+        rates([0], decay_every=every)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"warmup": "soon"},
+        {"decay_every": "soon"},
+        {"name": "step", "boundaries": ["soon"]},
+    ],
+)
+def test_a_bad_duration_is_shown(changes):
+    with pytest.raises(UserError, match="duration 'soon': write it as"):
+        rates([0], **changes)
