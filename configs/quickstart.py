@@ -2,7 +2,8 @@
 
 python -m vt_flax.train --config configs/quickstart.py --workdir runs/quickstart
 
-Expect about 98 % test top-1 after about two minutes on two CPU cores.
+Expect 97.5 to 99 % test top-1 after about two minutes on two CPU cores: the test digits
+were written by other people than the training digits.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ def get_config() -> ConfigDict:
     """Returns the configuration."""
     config = ConfigDict()
     config.batch_size = 64
-    config.duration = "15 epochs"
+    config.duration = "16 epochs"
 
     config.model = ConfigDict()
     config.model.name = "vt_resnet18"
@@ -25,7 +26,7 @@ def get_config() -> ConfigDict:
     config.data.name = "digits"
     config.data.image_size = 32
     config.data.train_crop = "pad"
-    config.data.crop_padding = 2
+    config.data.crop_padding = 4
     config.data.flip = False  # a mirrored digit is another sign
 
     config.optimizer = ConfigDict()
@@ -42,9 +43,9 @@ def get_config() -> ConfigDict:
     config.ema.decay = 0.99
 
     config.eval = ConfigDict()
-    config.eval.every = "5 epochs"
+    config.eval.every = "4 epochs"
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = "5 epochs"
+    config.checkpoint.every = "4 epochs"
     config.log = ConfigDict()
     config.log.every = "20 steps"
     return config
