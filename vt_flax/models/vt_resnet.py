@@ -12,7 +12,7 @@ from vt_flax.models.resnet import Backbone
 from vt_flax.nn.tokenizers import LLOYD_ITERATIONS
 from vt_flax.nn.visual_transformer import VTOptions, VTStage
 
-# What the two versions of the paper differ in (docs: paper, section 1).
+# What the two versions of the paper differ in; only v1 encodes positions.
 PRESETS = {
     "v1": {
         "tokens": 8,

@@ -57,24 +57,14 @@ def train(
     save_every = run.steps(config.checkpoint.every)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            write_config(workdir, config)
-        logger = RunLogger(
-            workdir,
-            tensorboard=config.log.tensorboard,
-            stream=stream or sys.stdout,
-        )
     except OSError as error:
-        raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
-    for line in changes:
-        logger.say(f"configuration changed: {line}")
+        raise _unwritable(workdir, error) from error
 
     # State: from the workdir, or from scratch.
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     saved = checkpoints.steps()
     if saved:
         state = checkpoints.restore(run.abstract_state(), saved[-1])
-        logger.say(f"going on from step {saved[-1]:,} of {total:,} in {workdir}")
     else:
         state = run.initial_state()
     first = int(state.step)
@@ -84,6 +74,22 @@ def train(
             f"{workdir} is at step {first:,} already, beyond the {total:,} of "
             f"duration {config.duration!r}"
         )
+
+    # Nothing in the workdir has changed so far; from here on it is this run's.
+    try:
+        if jax.process_index() == 0:
+            write_config(workdir, config)
+        logger = RunLogger(
+            workdir,
+            tensorboard=config.log.tensorboard,
+            stream=stream or sys.stdout,
+        )
+    except OSError as error:
+        raise _unwritable(workdir, error) from error
+    for line in changes:
+        logger.say(f"configuration changed: {line}")
+    if saved:
+        logger.say(f"going on from step {first:,} of {total:,} in {workdir}")
 
     # Programs: one for a step, one for evaluation.
     train_step = jax.jit(
@@ -212,6 +218,10 @@ def _device_batches(run: Run, first: int) -> Iterator[dict[str, jax.Array]]:
         if len(ahead) > 1:
             yield ahead.popleft()
     yield from ahead
+
+
+def _unwritable(workdir: pathlib.Path, error: OSError) -> UserError:
+    return UserError(f"--workdir {workdir}: {error.strerror or error}")
 
 
 def _results(record: dict[str, Any]) -> dict[str, dict[str, float]]:
