@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,6 +56,20 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         # The reader of our output (head, less) went away; that is no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def local_folder(option: str, path: str) -> pathlib.Path:
+    """Returns a folder's path.
+
+    Raises:
+      UserError: for a bucket, of which pathlib would make a local folder `gs:`.
+    """
+    if "://" in path:
+        raise UserError(
+            f"{option} {path}: buckets are not supported yet; name a folder that the "
+            "machine has mounted"
+        )
+    return pathlib.Path(path).expanduser()
 
 
 def print_rows(

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--format", choices=("table", "json"), default="table")
     args, overrides = parser.parse_known_args(argv)
 
-    workdir = pathlib.Path(args.workdir)
+    workdir = cli.local_folder("--workdir", args.workdir)
     config = resolve(ConfigDict(read_config(workdir)), overrides)
     run = prepare(config)
     checkpoints = Checkpoints(workdir, read_only=True)

@@ -1,14 +1,13 @@
 """Train a network, or go on where its workdir stopped.
 
 python -m vt_flax.train --config configs/quickstart.py --workdir runs/quickstart
-python -m vt_flax.train --config configs/imagenet.py:vt_resnet50 --workdir gs://...
+python -m vt_flax.train --config configs/imagenet.py:vt_resnet50 --workdir WORKDIR
 
 Any key of the configuration can be changed: --config.schedule.rate=0.1
 Run the same command again to go on after a stop. Exit status 2 tells of bad input,
 3 of a training that diverged; nothing saved is lost by either.
 """
 
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +25,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", required=True, metavar="FOLDER")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     args, overrides = parser.parse_known_args(argv)
+    workdir = cli.local_folder("--workdir", args.workdir)
     config = load_config(args.config, overrides)
     run = prepare(config)
     if args.format == "table":
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         # A JSON result has standard output to itself.
         stream = sys.stderr if args.format == "json" else sys.stdout
-        results = train(run, pathlib.Path(args.workdir), stream)
+        results = train(run, workdir, stream)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)

@@ -67,6 +67,8 @@ def test_train_refuses_files_and_folders(tmp_path, monkeypatch, capsys):
     broken.write_text("def get_config(:\n")
     assert "SyntaxError" in refused("--config", str(broken))
     assert "required" in refused()
+    bucket = refused("--config", QUICKSTART, "--workdir", "gs://bucket/run")
+    assert "buckets are not supported yet" in bucket
 
     (tmp_path / "empty").mkdir()
     name = f"--config.data.name=folder:{tmp_path / 'empty'}"

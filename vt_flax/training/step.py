@@ -60,8 +60,8 @@ def make_train_step(
                 ema_batch_stats, batch_stats, state.step, config.ema
             )
 
-        grad_norm = optax.global_norm(grads)
-        stats_norm = optax.global_norm(batch_stats)
+        grad_norm = optax.tree.norm(grads)
+        stats_norm = optax.tree.norm(batch_stats)
         metrics = {
             "loss": loss,
             "top1": jnp.mean(tasks.label_rank(logits, batch["label"]) < 1),
