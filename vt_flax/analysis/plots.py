@@ -104,13 +104,12 @@ def draw_tokens(
             axes[row, 0].set_title(
                 f"{source.class_names[labels[i]]}, {module}", fontsize=7, pad=2
             )
-            for token, map_ in enumerate(coefficients[i]):
-                axis = axes[row, token + 1]
-                axis.imshow(_overlay(image, map_))
-                # Half replacement puts its new tokens behind the kept ones.
-                number = columns - coefficients.shape[1] + token
+            # Half replacement puts its new tokens behind the kept ones.
+            first = columns - len(coefficients[i])
+            for token, map_ in enumerate(coefficients[i], first):
+                axes[row, token].imshow(_overlay(image, map_))
                 if row < len(maps):
-                    axis.set_title(f"token {number}", fontsize=7, pad=2)
+                    axes[row, token].set_title(f"token {token}", fontsize=7, pad=2)
             row += 1
     figure.tight_layout(pad=0.3)
     try:
