@@ -12,11 +12,12 @@ TRAIN_EXAMPLES = 1437
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """1,797 digits by 43 people (UCI, Optical Recognition of Handwritten Digits).
+    """1,797 digits by 13 people (UCI, Optical Recognition of Handwritten Digits, test).
 
     The 8 x 8 images of 17 grey levels are brought to 32 x 32 RGB by bilinear
-    interpolation. The last fifth is the test split: the set is ordered by writer, so
-    most of its writers are not in the training split.
+    interpolation. The last fifth, unshuffled, is the test split. Neighbours in the set
+    resemble each other, so it is harder than a random fifth: a nearest-neighbour
+    classifier gets 95.6 % of it right, and 98.7 % of random ones.
     """
 
     VERSION = tfds.core.Version("1.0.0")
