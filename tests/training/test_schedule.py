@@ -138,6 +138,11 @@ def test_a_long_period_ends_at_its_own_step(every, examples, batch):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_period_longer_than_the_run_changes_nothing():
+    found = rates([0, 500, 999], warmup="0 steps", decay_every="500 epochs")
+    np.testing.assert_allclose(found, 0.16, rtol=1e-6)
+
+
 @pytest.mark.parametrize("examples,batch", [(1000, 100), (50000, 128)])
 def test_exponential_without_staircase(examples, batch):
     steps_per_epoch = examples / batch
@@ -189,6 +194,11 @@ def test_step_boundaries_inside_the_warmup_all_count():
         boundaries=["10 steps", "20 steps", "100 steps"],
     )
     np.testing.assert_allclose(found, [1e-3, 1e-3, 1e-4], rtol=1e-5)
+
+
+def test_step_without_boundaries_is_constant():
+    found = rates([50, 999], name="step", warmup="50 steps", boundaries=[])
+    np.testing.assert_allclose(found, 0.16, rtol=1e-6)
 
 
 @pytest.mark.parametrize("warmup", [0, 40])
