@@ -122,6 +122,7 @@ def print_results(results: dict[str, dict[str, float]], form: str, split: str) -
         {
             "weights": name,
             "examples": int(result["examples"]),
+            "skipped": int(result["skipped"]),
             "top1": round(result["top1"], 3),
             "top5": round(result["top5"], 3),
             "loss": round(result["loss"], 5),

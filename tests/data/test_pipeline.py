@@ -1,5 +1,6 @@
 """Batches: the same for any number of threads and parts, and each example once."""
 
+import io
 import pathlib
 import threading
 
@@ -7,14 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vt_flax.data import order, pipeline
-from vt_flax.data.sources import Example, Source, open_source
+from vt_flax.data import images, order, pipeline
+from vt_flax.data.source import Example, RandomAccessSource, StreamSource
+from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
 from vt_flax.training.config import default_config
 
 
-class ArraySource(Source):
-    """Images of noise, 12 x 10, whose first pixel tells their index."""
+def encode(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class ArraySource(RandomAccessSource):
+    """Images of noise, 12 x 10."""
 
     name = "arrays train"
 
@@ -24,12 +32,13 @@ class ArraySource(Source):
             0, 256, (count, 12, 10, 3), dtype=np.uint8
         )
         self.labels = np.arange(count) % classes
+        self.files = [encode(image) for image in self.images]
 
     def __len__(self):
         return len(self.images)
 
     def read(self, indices):
-        return [Example(self.images[i], int(self.labels[i])) for i in indices]
+        return [Example(self.files[i], int(self.labels[i])) for i in indices]
 
 
 def settings(**changes):
@@ -55,6 +64,11 @@ def train(source, config=None, *, seed=0, batch=20, first=0, last=5, **parts):
     )
 
 
+def assert_near(image, expected):
+    """Within a level, by which two bilinear filters may round apart."""
+    assert np.abs(image.astype(int) - expected).max() <= 1
+
+
 def assert_same(a, b):
     assert len(a) == len(b)
     for left, right in zip(a, b, strict=True):
@@ -66,7 +80,7 @@ def assert_same(a, b):
 # Training.
 
 
-@pytest.mark.parametrize("crop", pipeline.TRAIN_CROPS)
+@pytest.mark.parametrize("crop", images.TRAIN_CROPS)
 def test_threads_do_not_change_the_batches(crop):
     """40 images make three tasks, which may end in any order."""
     source = ArraySource(70)
@@ -123,13 +137,13 @@ def test_images_and_labels_are_the_source_s_in_the_run_s_order():
     """Centre crops of 8 from images of width 10 are cut by hand, in order."""
     source = ArraySource(7)
     config = settings(train_crop="centre")
-    rows = [order.locate(row, 7, 3) for row in range(10)]
+    rows = order.locate(range(10), 7, 3)
     for k, batch in enumerate(train(source, config, seed=3, batch=5, last=2)):
         for i, index in enumerate(rows[5 * k : 5 * k + 5]):
             image = Image.fromarray(source.images[index])
             # 12 x 8 / 10 = 9.6 rows, rounded.
             resized = image.resize((8, 10), Image.Resampling.BILINEAR)
-            np.testing.assert_array_equal(batch["image"][i], np.asarray(resized)[1:9])
+            assert_near(batch["image"][i], np.asarray(resized)[1:9])
             assert batch["label"][i] == source.labels[index]
 
 
@@ -155,14 +169,20 @@ def evaluate(source, batch, part=0, parts=1, **changes):
 
 
 def index_of(source):
-    """Returns by centre crop which example it is; by hand for 12 x 10 images."""
-    resized = (
-        Image.fromarray(image).resize((8, 10), Image.Resampling.BILINEAR)
-        for image in source.images
-    )
-    crops = [np.asarray(image)[1:9].tobytes() for image in resized]
-    assert len(set(crops)) == len(crops)
-    return {crop: i for i, crop in enumerate(crops)}
+    """Returns what tells by its centre crop which of 12 x 10 images one is."""
+    crops = np.stack(
+        [
+            Image.fromarray(image).resize((8, 10), Image.Resampling.BILINEAR)
+            for image in source.images
+        ]
+    )[:, 1:9].astype(int)
+
+    def find(image):
+        gaps = np.abs(crops - image).max((1, 2, 3))
+        assert np.sort(gaps)[0] <= 1 and (len(gaps) == 1 or np.sort(gaps)[1] > 20)
+        return int(np.argmin(gaps))
+
+    return find
 
 
 @pytest.mark.parametrize(
@@ -184,7 +204,7 @@ def test_each_example_is_seen_once(count, batch, parts):
                 b["image"], b["label"], b["mask"], strict=True
             ):
                 if real:
-                    seen.append(index[image.tobytes()])
+                    seen.append(index(image))
                     assert label == source.labels[seen[-1]]
                 else:
                     assert not image.any() and label == 0
@@ -210,7 +230,7 @@ def test_eval_resize_is_the_short_side_before_the_crop():
     resized = Image.fromarray(source.images[1]).resize(
         (11, 13), Image.Resampling.BILINEAR
     )
-    np.testing.assert_array_equal(batch["image"][1], np.asarray(resized)[2:10, 1:9])
+    assert_near(batch["image"][1], np.asarray(resized)[2:10, 1:9])
 
 
 # Errors.

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vt_flax.data.images import decode
+from vt_flax.data.images import decode_with_pillow as decode
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
 

@@ -1,23 +1,231 @@
-"""From encoded bytes to a uint8 image of the size that the network takes."""
+"""From an encoded file to a uint8 image of the size that the network takes.
+
+What is here runs inside tf.data: the functions take and return TensorFlow tensors, and
+draw from no state but a seed, two integers for each example.
+"""
 
 import io
-import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
-RESAMPLE = Image.Resampling.BILINEAR
+from vt_flax.data.host import tensorflow
+
+TRAIN_CROPS = ("random_resized", "pad", "centre")
+# Of a random crop: least and most width over height (Szegedy et al., 2014).
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+
+JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+PNG_START = b"\x89PNG"
+
+Tensor = Any
+Crop = Callable[[Tensor, Tensor], Tensor]
 
 
-def decode(encoded: bytes | np.ndarray) -> Image.Image:
-    """Returns an RGB image from an encoded file, or from an array (H, W[, 1 or 3]).
+def train_crop(config: ConfigDict) -> Crop:
+    """Returns `crop(encoded, seed)` as the section `data` wants it in training.
+
+    The function takes an encoded file and a seed (2,), and returns an image
+    (image_size, image_size, 3), uint8.
+    """
+    size = config.image_size
+    if config.train_crop == "random_resized":
+        return lambda encoded, seed: random_resized_crop(
+            encoded, size, config.crop_min_area, seed
+        )
+    if config.train_crop == "pad":
+        return lambda encoded, seed: pad_and_crop(
+            encoded, size, config.crop_padding, seed
+        )
+    return lambda encoded, seed: centre_crop(encoded, size, size)
+
+
+def eval_crop(config: ConfigDict) -> Crop:
+    """Returns `crop(encoded, seed)` as the section `data` wants it in evaluation."""
+    size = config.image_size
+    return lambda encoded, seed: centre_crop(encoded, size, config.eval_resize or size)
+
+
+def random_resized_crop(
+    encoded: Tensor, size: int, min_area: float, seed: Tensor
+) -> Tensor:
+    """Decodes a random part of an image and brings it to `size` (Szegedy et al., 2014).
+
+    Bilinear, without antialiasing, as is usual where training is fed by TensorFlow; but
+    of a JPEG whose part is two times the size or more, the decoder makes a half, a
+    quarter or an eighth, which is faster and does not alias.
+
+    Args:
+      encoded: a file, scalar string.
+      size: side of the result in pixels.
+      min_area: least share of the image's area; the most is 1.
+      seed: (2,) integers that decide the part.
+
+    Returns:
+      (size, size, 3), uint8.
+    """
+    tf = tensorflow()
+
+    def from_jpeg() -> Tensor:
+        box = random_box(tf.io.extract_jpeg_shape(encoded), min_area, seed)
+        side = tf.minimum(box[2], box[3])
+
+        def part(ratio: int) -> Callable[[], Tensor]:
+            # In the coordinates of the image that the decoder makes.
+            return lambda: tf.io.decode_and_crop_jpeg(
+                encoded, tf.maximum(box // ratio, [0, 0, 1, 1]), 3, ratio=ratio
+            )
+
+        def reduced() -> Tensor:
+            times = tf.minimum(side // size, 8)
+            branch = tf.cast(times >= 4, tf.int32) + tf.cast(times >= 8, tf.int32)
+            return tf.switch_case(branch, [part(2), part(4), part(8)])
+
+        return tf.cond(side >= 2 * size, reduced, part(1))
+
+    def from_other() -> Tensor:
+        image = decode(encoded)
+        top, left, height, width = tf.unstack(
+            random_box(tf.shape(image), min_area, seed)
+        )
+        return image[top : top + height, left : left + width]
+
+    image = tf.cond(is_whole_jpeg(encoded), from_jpeg, from_other)
+    image = tf.raw_ops.ResizeBilinear(
+        images=image[None], size=[size, size], half_pixel_centers=True
+    )
+    return tf.ensure_shape(_to_uint8(image[0]), (size, size, 3))
+
+
+def random_box(shape: Tensor, min_area: float, seed: Tensor) -> Tensor:
+    """Draws a part of random area and aspect ratio.
+
+    TensorFlow's sampler: the ratio is uniform, then the height is uniform over what the
+    least area and the image allow.
+
+    Args:
+      shape: (3,), height, width and channels of the image.
+      min_area: least share of the image's area; the most is 1.
+      seed: (2,) integers.
+
+    Returns:
+      (4,), int32: top, left, height, width. In an image so long that a hundred draws
+      fail, the largest central part with an allowed ratio.
+    """
+    tf = tensorflow()
+    low, high = ASPECT_RATIOS
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        tf.zeros((1, 0, 4)),
+        seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=ASPECT_RATIOS,
+        area_range=(min_area, 1.0),
+        max_attempts=100,
+        use_image_if_no_bounding_boxes=True,
+    )
+    # Where it gives up it returns the whole image, of any ratio.
+    extent = extent[:2]
+    bound = tf.cast(tf.math.ceil(tf.cast(extent[::-1], tf.float32) * high), tf.int32)
+    kept = tf.minimum(extent, bound)
+    return tf.concat([begin[:2] + (extent - kept) // 2, kept], 0)
+
+
+def pad_and_crop(encoded: Tensor, size: int, padding: int, seed: Tensor) -> Tensor:
+    """Pads with black on each side and cuts (size, size, 3) at random, uint8.
+
+    The usual augmentation of CIFAR (Lee et al., 2015). Images of other sizes are
+    brought to `size` first, by `centre_crop`.
+    """
+    tf = tensorflow()
+    image = centre_crop(encoded, size, size)
+    image = tf.pad(image, [[padding, padding], [padding, padding], [0, 0]])
+    at = tf.random.stateless_uniform((2,), seed, 0, 2 * padding + 1, tf.int32)
+    return tf.slice(image, tf.concat([at, [0]], 0), (size, size, 3))
+
+
+def centre_crop(encoded: Tensor, size: int, resize: int) -> Tensor:
+    """Brings the short side to `resize` and cuts the central (size, size, 3), uint8.
+
+    Bilinear with antialiasing, as Pillow does it: weights from elsewhere were measured
+    on such images.
+    """
+    tf = tensorflow()
+    image = decode(encoded)
+    shape = tf.shape(image)[:2]
+    short = tf.reduce_min(shape)
+    scaled = tf.round(tf.cast(shape * resize, tf.float64) / tf.cast(short, tf.float64))
+    target = tf.maximum(tf.cast(scaled, tf.int32), resize)
+    at = (target - size) // 2
+
+    def cut() -> Tensor:
+        return tf.slice(image, tf.concat([at, [0]], 0), (size, size, 3))
+
+    def resized() -> Tensor:
+        # One operation resizes and cuts: what is cut off is not computed.
+        result = tf.raw_ops.ScaleAndTranslate(
+            images=image[None],
+            size=(size, size),
+            scale=tf.cast(target / shape, tf.float32),
+            translation=-tf.cast(at, tf.float32),
+            kernel_type="triangle",
+            antialias=True,
+        )
+        return _to_uint8(result[0])
+
+    crop = tf.cond(tf.equal(short, resize), cut, resized)
+    return tf.ensure_shape(crop, (size, size, 3))
+
+
+def is_whole_jpeg(encoded: Tensor) -> Tensor:
+    """Tells whether a file begins and ends as a JPEG; ImageNet has a PNG among them.
+
+    A decoder that is asked for a part would not notice that a file is cut off below it.
+    One that does not end as it should is decoded in full.
+    """
+    tf = tensorflow()
+    start = tf.strings.substr(encoded, 0, len(JPEG_START))
+    # A position before the start would be an error, and this one is none yet.
+    length = tf.strings.length(encoded)
+    end = tf.strings.substr(encoded, tf.maximum(length - 2, 0), 2)
+    return (start == JPEG_START) & (end == JPEG_END)
+
+
+def decode(encoded: Tensor) -> Tensor:
+    """Decodes a whole file to (height, width, 3), uint8: grey is repeated, CMYK mixed.
 
     Raises:
-      ValueError: if the bytes are no image, or a damaged one.
+      tf.errors.OpError: if the bytes are no image, or a damaged one.
     """
-    if isinstance(encoded, np.ndarray):
-        array = encoded[..., 0] if encoded.shape[-1:] == (1,) else encoded
-        return Image.fromarray(array).convert("RGB")
+    tf = tensorflow()
+
+    def other() -> Tensor:
+        # Rare enough for Pillow, which knows many kinds but holds Python's lock.
+        image = tf.numpy_function(_decode_with_pillow, [encoded], tf.uint8)
+        with tf.control_dependencies([tf.debugging.assert_positive(tf.size(image))]):
+            return tf.identity(image)
+
+    start = tf.strings.substr(encoded, 0, 4)
+    image = tf.cond(
+        tf.strings.substr(start, 0, len(JPEG_START)) == JPEG_START,
+        # Pillow's transform; the default is a faster one, up to 15 levels off.
+        lambda: tf.io.decode_jpeg(encoded, 3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.cond(
+            start == PNG_START, lambda: tf.io.decode_png(encoded, 3), other
+        ),
+    )
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def decode_with_pillow(encoded: bytes) -> Image.Image:
+    """Decodes a file to an RGB image.
+
+    Raises:
+      ValueError: if the bytes are no image, or a damaged one; says why.
+    """
     try:
         image = Image.open(io.BytesIO(encoded))
         if image.mode.startswith("I;16"):
@@ -29,68 +237,33 @@ def decode(encoded: bytes | np.ndarray) -> Image.Image:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def random_resized_box(
-    width: int,
-    height: int,
-    min_area: float,
-    generator: np.random.Generator,
-) -> tuple[int, int, int, int]:
-    """Draws a crop of random area and aspect ratio (Szegedy et al., 2014).
+def why_unreadable(encoded: bytes, error: Exception) -> str:
+    """Says in a few words why a file could not be decoded.
 
     Args:
-      width: of the image, in pixels.
-      height: of the image, in pixels.
-      min_area: least share of the image's area; the most is 1.
-      generator: source of randomness.
-
-    Returns:
-      (left, upper, right, lower) in pixels. After ten failed draws, the largest
-      central crop with an aspect ratio between 3 / 4 and 4 / 3.
+      encoded: the file.
+      error: what TensorFlow said of it, which is long.
     """
-    low, high = 3 / 4, 4 / 3
-    for _ in range(10):
-        area = width * height * generator.uniform(min_area, 1.0)
-        ratio = math.exp(generator.uniform(math.log(low), math.log(high)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left = int(generator.integers(0, width - w + 1))
-            upper = int(generator.integers(0, height - h + 1))
-            return left, upper, left + w, upper + h
-    w = min(width, round(height * high))
-    h = min(height, round(width / low))
-    left, upper = (width - w) // 2, (height - h) // 2
-    return left, upper, left + w, upper + h
+    if not encoded.strip(b"\0"):
+        return f"{len(encoded)} zero bytes" if encoded else "it is empty"
+    try:
+        decode_with_pillow(encoded)
+    except ValueError as reason:
+        # Pillow names an object in memory where it means the file.
+        return str(reason).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
+    return str(error).strip().split("\n", 1)[0][:200]
 
 
-def random_resized_crop(
-    image: Image.Image, size: int, min_area: float, generator: np.random.Generator
-) -> np.ndarray:
-    """Returns a random crop brought to (size, size, 3), uint8."""
-    box = random_resized_box(*image.size, min_area, generator)
-    return np.asarray(image.resize((size, size), RESAMPLE, box=box))
+def _decode_with_pillow(encoded: bytes | np.ndarray) -> np.ndarray:
+    """Decodes a file; to nothing if it is unreadable, as TensorFlow logs exceptions."""
+    try:
+        # Outside a graph TensorFlow passes an array of no dimensions.
+        return np.asarray(decode_with_pillow(np.asarray(encoded, object).item()))
+    except ValueError:
+        return np.zeros((0, 0, 3), np.uint8)
 
 
-def pad_and_crop(
-    image: Image.Image, size: int, padding: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Pads with black on each side and cuts (size, size, 3) at random, uint8.
-
-    The usual augmentation of CIFAR (Lee et al., 2015). Images of other sizes are
-    brought to `size` first.
-    """
-    if image.size != (size, size):
-        image = Image.fromarray(centre_crop(image, size, size))
-    array = np.pad(np.asarray(image), ((padding,) * 2, (padding,) * 2, (0, 0)))
-    upper, left = generator.integers(0, 2 * padding + 1, 2)
-    return array[upper : upper + size, left : left + size]
-
-
-def centre_crop(image: Image.Image, size: int, resize: int) -> np.ndarray:
-    """Brings the short side to `resize` and cuts the central (size, size, 3), uint8."""
-    width, height = image.size
-    scale = resize / min(width, height)
-    if scale != 1.0:
-        shape = max(resize, round(width * scale)), max(resize, round(height * scale))
-        image = image.resize(shape, RESAMPLE)
-    left, upper = (image.width - size) // 2, (image.height - size) // 2
-    return np.asarray(image.crop((left, upper, left + size, upper + size)))
+def _to_uint8(image: Tensor) -> Tensor:
+    """Rounds levels that are not negative, and at most 255."""
+    tf = tensorflow()
+    return tf.cast(image + 0.5, tf.uint8)

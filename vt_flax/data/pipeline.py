@@ -1,21 +1,31 @@
-"""Batches of uint8 images, read and decoded by threads ahead of the devices."""
+"""Batches of uint8 images, read and decoded by tf.data ahead of the devices."""
 
 import collections
 import concurrent.futures
+import contextlib
+import functools
+import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from vt_flax.data import images, order
-from vt_flax.data.sources import Source
+from vt_flax.data.assembly import Item, assemble
+from vt_flax.data.feed import Chunk, Feed
+from vt_flax.data.host import tensorflow
+from vt_flax.data.source import RandomAccessSource, Source, StreamSource
 from vt_flax.errors import UserError, nearest
 
-TRAIN_CROPS = ("random_resized", "pad", "centre")
-# Examples that one task of a worker decodes: enough to outweigh the task's own cost.
-CHUNK = 16
+ON_ERROR = ("raise", "skip")
+# Records that are handed over at once: enough to outweigh the call's own cost.
+CHUNK = 32
+# Rows whose examples are looked up at once.
+BLOCK = 32 * CHUNK
+# Examples in a row that may be unreadable before it is no matter of single ones.
+MOST_UNREADABLE = 100
 
 Batch = dict[str, np.ndarray]
 
@@ -26,12 +36,19 @@ def check_config(config: ConfigDict) -> None:
     Raises:
       UserError: for a value that no image can be made with.
     """
-    if config.train_crop not in TRAIN_CROPS:
-        raise UserError(
-            f"data.train_crop {config.train_crop!r} is not known"
-            f"{nearest(config.train_crop, TRAIN_CROPS)}"
-        )
-    for key, least in (("image_size", 1), ("crop_padding", 0), ("workers", 0)):
+    for key, known in (("train_crop", images.TRAIN_CROPS), ("on_error", ON_ERROR)):
+        if config[key] not in known:
+            raise UserError(
+                f"data.{key} {config[key]!r} is not known{nearest(config[key], known)}"
+            )
+    for key, least in (
+        ("image_size", 1),
+        ("crop_padding", 0),
+        ("workers", 0),
+        ("readers", 1),
+        ("prefetch", 0),
+        ("shuffle_buffer", 1),
+    ):
         if config[key] < least:
             raise UserError(f"data.{key} {config[key]}: must be at least {least}")
     if not 0 < config.crop_min_area <= 1:
@@ -79,7 +96,8 @@ def train_batches(
     """Yields this process's share of the training batches.
 
     Every example's crop is drawn from its row in the run, so a batch is the same
-    whatever the number of processes or threads, and after a restart.
+    whatever the number of processes or threads, and after a restart; of a
+    `StreamSource`, that holds for the crops alone.
 
     Args:
       source: the training split.
@@ -92,34 +110,43 @@ def train_batches(
       parts: number of processes.
 
     Yields:
-      `image` (batch / parts, size, size, 3) uint8 and `label` (batch / parts,) int32.
+      `image` (batch / parts, size, size, 3) uint8, `label` (batch / parts,) int32, and
+      `bad` (batch / parts,) bool, True where an example stands for an unreadable one.
 
     Raises:
-      UserError: for an example that cannot be read.
+      UserError: for an example that cannot be read, unless `config.on_error` is skip.
     """
+    share = batch // parts
+    crop = images.train_crop(config)
 
-    def make(rows: Sequence[int]) -> list[tuple[np.ndarray, int]]:
-        indices = [order.locate(row, len(source), seed) for row in rows]
+    def rows(places: np.ndarray) -> np.ndarray:
+        """Returns the rows of the run that stand at some places of this process's."""
+        steps, within = np.divmod(places, share)
+        return (first + steps) * batch + part * share + within
 
-        def crop(image: Image.Image, i: int) -> np.ndarray:
-            generator = np.random.Generator(np.random.Philox(key=[seed, rows[i]]))
-            if config.train_crop == "random_resized":
-                return images.random_resized_crop(
-                    image, config.image_size, config.crop_min_area, generator
-                )
-            if config.train_crop == "pad":
-                return images.pad_and_crop(
-                    image, config.image_size, config.crop_padding, generator
-                )
-            return images.centre_crop(image, config.image_size, config.image_size)
-
-        return _read(source, indices, crop)
-
+    if isinstance(source, StreamSource):
+        # A restart cannot go on within the shuffled stream: it takes another one.
+        stream, _ = source.stream(seed + first, part, parts, config.shuffle_buffer)
+        reader = _StreamReader(source, config, crop, seed, stream, rows)
+    else:
+        reader = _Reader(
+            source,
+            config,
+            crop,
+            seed,
+            rows,
+            lambda rows: order.locate(rows, len(source), seed),
+            (last - first) * share,
+        )
     steps = (
-        order.training_rows(step, batch, part, parts) for step in range(first, last)
+        np.asarray(order.training_rows(step, batch, part, parts))
+        for step in range(first, last)
     )
-    for chunk in _parallel(make, steps, config):
-        yield _stack(chunk)
+    with contextlib.closing(reader.pieces(share)) as pieces:
+        for items in assemble(
+            pieces, steps, reader.is_good, reader.mend, config.image_size
+        ):
+            yield {key: items[key] for key in ("image", "label", "bad")}
 
 
 def eval_batches(
@@ -132,7 +159,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yields this process's share of an evaluation: every example exactly once.
 
-    The last batch is filled up with zeros, so that all have one shape.
+    The last batch is filled up with zeros, so that all have one shape, and all
+    processes have equally many.
 
     Args:
       source: the split.
@@ -142,91 +170,293 @@ def eval_batches(
       parts: number of processes.
 
     Yields:
-      `image` and `label` as in training, and `mask` (batch / parts,) bool, False where
-      a place was filled up.
+      `image` and `label` as in training; `mask` (batch / parts,) bool, False where a
+      place was filled up; and `bad`, where it was because an example is unreadable.
 
     Raises:
-      UserError: for an example that cannot be read.
+      UserError: for an example that cannot be read, unless `config.on_error` is skip.
     """
     share = batch // parts
-    resize = config.eval_resize or config.image_size
+    crop = images.eval_crop(config)
+    count = len(source)
+    if isinstance(source, StreamSource):
+        stream, own = source.stream(None, part, parts, config.shuffle_buffer)
+        reader = _StreamReader(source, config, crop, 0, stream, lambda places: places)
+        steps = (
+            np.arange(start, max(start, min(start + share, own)))
+            for start in range(0, -(-count // parts), share)
+        )
+    else:
 
-    def make(rows: Sequence[int]) -> list[tuple[np.ndarray, int]]:
-        return _read(
-            source,
-            rows,
-            lambda image, i: images.centre_crop(image, config.image_size, resize),
+        def rows(places: np.ndarray) -> np.ndarray:
+            steps, within = np.divmod(places, share)
+            found = steps * batch + part * share + within
+            return found[found < count]
+
+        reader = _Reader(
+            source, config, crop, 0, rows, lambda rows: rows, -(-count // batch) * share
+        )
+        steps = (
+            np.arange(min(start, count), min(start + share, count))
+            for start in range(part * share, part * share + count, batch)
+        )
+    mend = functools.partial(reader.mend, replace=False)
+    with contextlib.closing(reader.pieces(share)) as pieces:
+        for items in assemble(pieces, steps, reader.is_good, mend, config.image_size):
+            yield _filled_up(items, share)
+
+
+def _filled_up(items: Item, size: int) -> Batch:
+    """Adds a mask to an evaluation's examples, and zeros up to a batch's size."""
+    count = len(items["bad"])
+    mask = np.arange(size) < count
+    mask[:count] &= ~items["bad"]
+    batch = {"mask": mask}
+    for key in ("image", "label", "bad"):
+        value = items[key]
+        if count < size:
+            value = np.zeros((size, *value.shape[1:]), value.dtype)
+            value[:count] = items[key]
+        batch[key] = value
+    return batch
+
+
+class _Reader:
+    """Reads and decodes one process's examples, which are known by their rows.
+
+    Args:
+      source: where they are.
+      config: the section `data`.
+      crop: makes an image of a file and a seed.
+      seed: of the crops.
+      rows: gives the rows at some places of the process's sequence.
+      locate: gives the examples at some rows.
+      places: length of the sequence.
+    """
+
+    def __init__(
+        self,
+        source: RandomAccessSource,
+        config: ConfigDict,
+        crop: images.Crop,
+        seed: int,
+        rows: Callable[[np.ndarray], np.ndarray],
+        locate: Callable[[np.ndarray], np.ndarray],
+        places: int,
+    ):
+        self._source, self._config = source, config
+        self._crop, self._seed = crop, seed
+        self._rows, self._locate, self._places = rows, locate, places
+        self._block = functools.lru_cache(maxsize=4)(self._make_block)
+
+    def pieces(self, size: int) -> Iterator[Item]:
+        """Returns decoded examples, `size` at a time, by row; bad ones are left out."""
+        return _decode(
+            self._chunks(),
+            self._source.parse,
+            self._crop,
+            self._seed,
+            size,
+            self._config,
         )
 
-    count = len(source)
-    shares = [
-        range(min(start + part * share, count), min(start + (part + 1) * share, count))
-        for start in range(0, count, batch)
-    ]
-    blank = (np.zeros((config.image_size, config.image_size, 3), np.uint8), 0)
-    for examples in _parallel(make, iter(shares), config):
-        mask = np.arange(share) < len(examples)
-        yield _stack(examples + [blank] * (share - len(examples))) | {"mask": mask}
+    def is_good(self, labels: np.ndarray) -> np.ndarray:
+        """Tells which labels are classes."""
+        return (labels >= 0) & (labels < len(self._source.class_names))
 
+    def mend(self, row: int, *, replace: bool = True) -> Item | None:
+        """Decodes an example by itself, and puts another in its place if it is bad.
 
-def _read(
-    source: Source,
-    indices: Sequence[int],
-    crop: Callable[[Image.Image, int], np.ndarray],
-) -> list[tuple[np.ndarray, int]]:
-    """Reads, decodes and crops examples; `crop` is given each one's place in them."""
-    if not len(indices):
-        return []
-    result = []
-    classes = len(source.class_names)
-    for i, example in enumerate(source.read(indices)):
-        if not 0 <= example.label < classes:
-            raise UserError(
-                f"{source.describe(indices[i])}: label {example.label} is outside the "
-                f"{classes} classes of the dataset"
-            )
+        Args:
+          row: of the example.
+          replace: whether the next readable example may stand for it.
+
+        Returns:
+          The example; None if there is none for it.
+
+        Raises:
+          UserError: that names a bad example, unless `config.on_error` is skip.
+        """
+        index = int(self._locate(np.asarray([row]))[0])
+        tries = min(len(self._source), MOST_UNREADABLE) if replace else 1
+        for i in range(tries):
+            try:
+                return self._decode_one((index + i) % len(self._source), row, bad=i > 0)
+            except UserError as error:
+                if self._config.on_error == "raise":
+                    raise
+                last = error
+        if replace:
+            raise UserError(f"{tries} examples in a row are bad; the last: {last}")
+        return None
+
+    def _decode_one(self, index: int, row: int, bad: bool) -> Item:
+        (example,) = self._source.read([index])
+        name = self._source.describe(index)
+        self._source.check_label(example.label, name)
+        image = _decode_alone(example.image, self._crop, self._seed, row, name)
+        return {"image": image, "label": example.label, "bad": bad}
+
+    def _chunks(self) -> Iterator[Chunk]:
+        """Yields the sequence's records, read by threads some chunks ahead."""
+        chunks = iter(range(-(-self._places // CHUNK)))
+        with concurrent.futures.ThreadPoolExecutor(
+            self._config.readers, "vt_flax-read"
+        ) as pool:
+            pending: collections.deque = collections.deque()
+            for chunk in itertools.islice(chunks, 2 * self._config.readers):
+                pending.append(pool.submit(self._read_chunk, chunk))
+            while pending:
+                yield pending.popleft().result()
+                for chunk in itertools.islice(chunks, 1):
+                    pending.append(pool.submit(self._read_chunk, chunk))
+
+    def _read_chunk(self, chunk: int) -> Chunk:
+        block, within = divmod(chunk * CHUNK, BLOCK)
+        all_rows, all_indices = self._block(block)
+        rows = all_rows[within : within + CHUNK]
+        indices = all_indices[within : within + CHUNK].tolist()
         try:
-            image = crop(images.decode(example.image), i)
-        except ValueError as error:
-            raise UserError(
-                f"{source.describe(indices[i])}: not a readable image ({error}); "
-                "mend or remove it"
-            ) from error
-        result.append((image, example.label))
-    return result
+            return rows, *self._source.fetch(indices)
+        except Exception:
+            # One at a time, to leave out the bad ones alone. `mend` says what is wrong.
+            good, records, labels = [], [], []
+            for row, index in zip(rows, indices, strict=True):
+                try:
+                    (record,), (label,) = self._source.fetch([index])
+                except Exception:
+                    continue
+                good.append(row)
+                records.append(record)
+                labels.append(label)
+            return np.asarray(good, np.int64), records, labels
+
+    def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        first = block * BLOCK
+        rows = self._rows(np.arange(first, min(first + BLOCK, self._places)))
+        return rows, self._locate(rows)
 
 
-def _parallel(
-    make: Callable[[Sequence[int]], list], batches: Iterator[range], config: ConfigDict
-) -> Iterator[list]:
-    """Applies `make` to batches of rows, in threads and some ahead, in their order."""
+class _StreamReader:
+    """Reads and decodes one process's share of a stream; see `_Reader`."""
+
+    def __init__(
+        self,
+        source: StreamSource,
+        config: ConfigDict,
+        crop: images.Crop,
+        seed: int,
+        stream: Any,
+        rows: Callable[[np.ndarray], np.ndarray],
+    ):
+        self._source, self._config = source, config
+        self._crop, self._seed = crop, seed
+        self._stream, self._rows = stream, rows
+        # What was read and not yet asked for, since a stream cannot be read again.
+        self._read: dict[int, list[Any]] = {}
+
+    def pieces(self, size: int) -> Iterator[Item]:
+        """Yields decoded examples, `size` at a time, by row; bad ones are left out."""
+        pieces = _decode(
+            self._chunks(),
+            lambda record, label: (record, label),
+            self._crop,
+            self._seed,
+            size,
+            self._config,
+        )
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                yield piece
+                # Whatever came before this piece has been asked for.
+                before = piece["row"][0]
+                for row in [row for row in list(self._read) if row < before]:
+                    del self._read[row]
+
+    def is_good(self, labels: np.ndarray) -> np.ndarray:
+        """Tells which labels are classes."""
+        return (labels >= 0) & (labels < len(self._source.class_names))
+
+    def mend(self, row: int, *, replace: bool = True) -> Item | None:
+        """Decodes an example by itself, or the next that was read; see `_Reader`."""
+        last: UserError | None = None
+        for other in [row, *(r for r in sorted(self._read) if r > row)]:
+            try:
+                name, record, label = self._read[other]
+                name = f"{self._source.name}, example {name.decode()}"
+                self._source.check_label(label, name)
+                image = _decode_alone(record, self._crop, self._seed, row, name)
+                return {"image": image, "label": label, "bad": other != row}
+            except UserError as error:
+                if self._config.on_error == "raise":
+                    raise
+                last = error
+            if not replace:
+                return None
+        raise UserError(f"no example after a bad one: {last}")
+
+    def _chunks(self) -> Iterator[Chunk]:
+        """Yields the stream's records, and keeps them until they are asked for."""
+        place = 0
+        for names, records, labels in self._stream.batch(CHUNK).as_numpy_iterator():
+            rows = self._rows(np.arange(place, place + len(records)))
+            place += len(records)
+            chunk = rows.tolist(), names.tolist(), records.tolist(), labels.tolist()
+            self._read.update((row, rest) for row, *rest in zip(*chunk, strict=True))
+            yield rows, records.tolist(), labels.tolist()
+
+
+def _decode(
+    chunks: Iterator[Chunk],
+    parse: Callable[[Any, Any], tuple[Any, Any]],
+    crop: images.Crop,
+    seed: int,
+    size: int,
+    config: ConfigDict,
+) -> Iterator[Item]:
+    """Decodes chunks of records into pieces of `size` examples."""
+    tf = tensorflow()
     workers = config.workers or os.cpu_count() or 1
-    pool = concurrent.futures.ThreadPoolExecutor(workers, "vt_flax-data")
-    pending: collections.deque = collections.deque()
 
-    def submit() -> None:
-        rows = next(batches, None)
-        if rows is not None:
-            pending.append(
-                [
-                    pool.submit(make, rows[i : i + CHUNK])
-                    for i in range(0, len(rows), CHUNK)
-                ]
-            )
+    def one(row: Any, record: Any, label: Any) -> dict[str, Any]:
+        encoded, label = parse(record, label)
+        image = crop(encoded, tf.stack([tf.constant(seed, tf.int64), row]))
+        return {"row": row, "image": image, "label": tf.cast(label, tf.int32)}
 
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = workers
+    feed = Feed(chunks)
+    data = (
+        feed.dataset()
+        # More calls than threads: while one takes long, the others go on.
+        .map(one, num_parallel_calls=4 * workers, deterministic=True)
+        # A bad record must not end the run: its row is missed and then looked into.
+        .ignore_errors()
+        .batch(size)
+        .prefetch(config.prefetch)
+        .with_options(options)
+    )
+    pieces = data.as_numpy_iterator()
     try:
-        for _ in range(max(0, config.prefetch) + 1):
-            submit()
-        while pending:
-            parts = [future.result() for future in pending.popleft()]
-            submit()
-            yield [example for part in parts for example in part]
+        while (piece := next(pieces, None)) is not None:
+            yield piece
+        feed.check()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # In this order: left alone, the dataset would ignore a closed queue's errors
+        # for ever; its end cancels whatever it waits for.
+        del pieces
+        feed.close()
 
 
-def _stack(examples: list[tuple[np.ndarray, int]]) -> Batch:
-    return {
-        "image": np.stack([image for image, _ in examples]),
-        "label": np.asarray([label for _, label in examples], np.int32),
-    }
+def _decode_alone(
+    encoded: bytes, crop: images.Crop, seed: int, row: int, name: str
+) -> np.ndarray:
+    tf = tensorflow()
+    try:
+        return crop(tf.constant(encoded), tf.constant([seed, row], tf.int64)).numpy()
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(
+            f"{name}: not a readable image ({images.why_unreadable(encoded, error)}); "
+            "mend or remove it, or set data.on_error to skip"
+        ) from error

@@ -39,8 +39,12 @@ def default_config() -> ConfigDict:
                 "flip": True,
                 "mean": [0.485, 0.456, 0.406],
                 "std": [0.229, 0.224, 0.225],
+                "on_error": "raise",  # a bad example: raise, or skip (and count it)
                 "workers": 0,  # threads that decode; 0: one for each core
-                "prefetch": 2,  # batches ahead
+                "readers": 2,  # reads under way at once; more for a bucket
+                "prefetch": 2,  # batches ahead on the host; two more on the devices
+                "cache": False,  # keep the encoded training split in memory
+                "shuffle_buffer": 16384,  # examples; of data without random access
             },
             "optimizer": {
                 "name": "rmsprop_tf",  # rmsprop_tf, rmsprop_torch or sgd

@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vt_flax.data import pipeline
-from vt_flax.data.sources import Source
+from vt_flax.data.source import Source
+from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import to_global
 
 
@@ -35,9 +36,11 @@ def evaluate(
       mesh: the devices.
 
     Returns:
-      For each name `examples`, `top1` and `top5` in percent, and `loss`.
+      For each name `examples`, `skipped` (those that are unreadable, which count for
+      nothing), `top1` and `top5` in percent, and `loss`.
 
     Raises:
+      UserError: for an unreadable example, unless `config.data.on_error` is skip.
       RuntimeError: if another number of examples was counted than the split has.
     """
     totals: dict[str, dict[str, float]] = {name: {} for name in weights}
@@ -69,15 +72,19 @@ def evaluate(
 
     results = {}
     for name, total in totals.items():
-        if total["examples"] != len(source):
+        examples, skipped = total["examples"], total["skipped"]
+        if examples + skipped != len(source):
             raise RuntimeError(
-                f"evaluated {total['examples']} examples of {source.name}, which has "
-                f"{len(source)}"
+                f"evaluated {examples} and skipped {skipped} of the {len(source)} "
+                f"examples of {source.name}"
             )
+        if not examples:
+            raise UserError(f"{source.name}: not one example is readable")
         results[name] = {
-            "examples": total["examples"],
-            "top1": 100 * total["top1"] / len(source),
-            "top5": 100 * total["top5"] / len(source),
-            "loss": total["loss"] / len(source),
+            "examples": examples,
+            "skipped": skipped,
+            "top1": 100 * total["top1"] / examples,
+            "top5": 100 * total["top5"] / examples,
+            "loss": total["loss"] / examples,
         }
     return results

@@ -1,6 +1,7 @@
 """The training loop, from a configuration to a trained workdir."""
 
 import collections
+import contextlib
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any, TextIO
 import jax
 
 from vt_flax.data import pipeline
+from vt_flax.data.source import Source, cached
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import replicated, to_global
 from vt_flax.training.checkpoint import Checkpoints, check_same_run, write_config
@@ -52,6 +54,9 @@ def train(
 
     # Workdir: whose run is it?
     changes = check_same_run(workdir, config)
+    train_source = run.train_source
+    if config.data.cache:
+        train_source = cached(train_source)
     log_every = run.steps(config.log.every)
     eval_every = run.steps(config.eval.every)
     save_every = run.steps(config.checkpoint.every)
@@ -111,6 +116,9 @@ def train(
             f"loss {r['loss']:.4f}"
             for name, r in results.items()
         )
+        skipped = next(iter(results.values()))["skipped"]
+        if skipped:
+            told += f"; {skipped} unreadable examples skipped"
         logger.say(f"step {step:,}: {run.eval_source.name}: {told}")
         return results
 
@@ -133,6 +141,8 @@ def train(
         f"batch {config.batch_size}, {mesh.size} {mesh.devices.flat[0].platform} "
         f"device{'s' if mesh.size > 1 else ''}"
     )
+    for note in (*train_source.notes, *run.eval_source.notes):
+        logger.say(f"note: {note}")
     clock = Clock(config.batch_size)
     window: list[dict[str, float]] = []
     held: collections.deque = collections.deque()
@@ -160,6 +170,7 @@ def train(
     def report(step: int) -> None:
         mean = {k: sum(v[k] for v in window) / len(window) for k in window[0]}
         mean["rate"] = window[-1]["rate"]
+        skipped = mean["skipped"] = sum(v["skipped"] for v in window)
         window.clear()
         mean["epoch"] = step * config.batch_size / len(run.train_source)
         speed = clock.lap(step)
@@ -171,11 +182,14 @@ def train(
             f"loss {mean['loss']:.4f}, top-1 {100 * mean['top1']:.1f} %, rate "
             f"{mean['rate']:.3g}, "
             + (f"{speed:,.0f} images/s, " if speed is not None else "")
+            + (f"{skipped} unreadable examples skipped, " if skipped else "")
             + f"ETA {clock.remaining(total - step)}"
         )
 
     try:
-        for step, batch in enumerate(_device_batches(run, first), first + 1):
+        for step, batch in enumerate(
+            _device_batches(run, train_source, first), first + 1
+        ):
             state, metrics = train_step(state, batch)
             held.append((step, metrics))
             if len(held) > 1:
@@ -200,10 +214,15 @@ def train(
     return results
 
 
-def _device_batches(run: Run, first: int) -> Iterator[dict[str, jax.Array]]:
-    """Yields global training batches, each on its way to the devices a step early."""
+def _device_batches(
+    run: Run, source: Source, first: int
+) -> Iterator[dict[str, jax.Array]]:
+    """Yields global training batches, each on its way to the devices two steps early.
+
+    Two, so that a slow read between two fast ones is not waited for.
+    """
     batches = pipeline.train_batches(
-        run.train_source,
+        source,
         run.config.data,
         seed=run.config.seed,
         batch=run.config.batch_size,
@@ -213,10 +232,11 @@ def _device_batches(run: Run, first: int) -> Iterator[dict[str, jax.Array]]:
         parts=jax.process_count(),
     )
     ahead: collections.deque = collections.deque()
-    for batch in batches:
-        ahead.append(to_global(batch, run.mesh))
-        if len(ahead) > 1:
-            yield ahead.popleft()
+    with contextlib.closing(batches):
+        for batch in batches:
+            ahead.append(to_global(batch, run.mesh))
+            if len(ahead) > 2:
+                yield ahead.popleft()
     yield from ahead
 
 

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vt_flax.data.pipeline import check_config, check_source
-from vt_flax.data.sources import Source, open_source
+from vt_flax.data.source import Source
+from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.nn.norm import parse_span

@@ -25,9 +25,11 @@ def make_train_step(
 ) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
     """Returns `train_step(state, batch) -> state, metrics`.
 
-    `batch` holds `image`, uint8 (batch, H, W, 3), and `label`, int32 (batch,). The
-    metrics are scalars of this batch: `loss`, `top1` (share), `rate`, `grad_norm`, and
-    `finite`, False if the loss, a gradient or a batch statistic is not a finite number.
+    `batch` holds `image`, uint8 (batch, H, W, 3), `label`, int32 (batch,), and `bad`,
+    bool (batch,), True where an example stands for an unreadable one. The metrics are
+    scalars of this batch: `loss`, `top1` (share), `rate`, `grad_norm`, `skipped`
+    (number of unreadable examples), and `finite`, False if the loss, a gradient or a
+    batch statistic is not a finite number.
     All noise comes from the state's key and step.
     """
 
@@ -67,6 +69,7 @@ def make_train_step(
             "top1": jnp.mean(tasks.label_rank(logits, batch["label"]) < 1),
             "rate": jnp.asarray(schedule(state.step), jnp.float32),
             "grad_norm": grad_norm,
+            "skipped": jnp.sum(batch["bad"], dtype=jnp.int32),
             "finite": jnp.isfinite(loss + grad_norm + stats_norm),
         }
         state = TrainState(
@@ -88,7 +91,8 @@ def make_eval_step(
 ) -> Callable[[Any, Any, dict], Metrics]:
     """Returns `eval_step(params, batch_stats, batch) -> counts`.
 
-    `batch` holds `image`, `label` and `mask`; see `tasks.classification_counts`.
+    `batch` holds `image`, `label`, `mask` and `bad`; see `pipeline.eval_batches`. Adds
+    `skipped`, the number of unreadable examples, to `tasks.classification_counts`.
     """
 
     def eval_step(params: Any, batch_stats: Any, batch: dict) -> Metrics:
@@ -97,6 +101,7 @@ def make_eval_step(
             augment.normalise(batch["image"], config.data),
             train=False,
         )
-        return tasks.classification_counts(logits, batch["label"], batch["mask"])
+        counts = tasks.classification_counts(logits, batch["label"], batch["mask"])
+        return {**counts, "skipped": jnp.sum(batch["bad"], dtype=jnp.int32)}
 
     return eval_step

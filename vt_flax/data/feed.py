@@ -1,0 +1,110 @@
+"""Hands records that Python reads to tf.data, in their order and bounded in number."""
+
+import atexit
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from vt_flax.data.host import tensorflow
+
+# Rows, records and labels; labels of no meaning where a record holds its own.
+Chunk = tuple[np.ndarray, list[bytes], list[int]]
+# Chunks that wait to be decoded.
+CAPACITY = 4
+
+
+class Feed:
+    """A `tf.data.Dataset` of what an iterator yields, which a thread goes through.
+
+    `Dataset.from_generator` would do the same; a queue between the two costs a quarter
+    of it, and lets nothing wait for Python's lock while the interpreter ends.
+
+    Args:
+      chunks: what to hand over.
+    """
+
+    def __init__(self, chunks: Iterator[Chunk]):
+        tf = tensorflow()
+        self._chunks = chunks
+        self._queue = tf.queue.FIFOQueue(
+            CAPACITY, [tf.bool, tf.int64, tf.string, tf.int64]
+        )
+        self._error: Exception | None = None
+        self._closed = False
+        self._thread = threading.Thread(
+            target=self._run, name="vt_flax-data", daemon=True
+        )
+        self._thread.start()
+        # A thread that is still at it when the interpreter ends could crash it.
+        atexit.register(self.close)
+
+    def dataset(self) -> Any:
+        """Returns the dataset of (row, record, label), scalar tensors."""
+        tf = tensorflow()
+
+        def next_chunk(_: Any) -> Any:
+            more, *chunk = self._queue.dequeue()
+            more.set_shape(())
+            for tensor in chunk:
+                tensor.set_shape((None,))
+            return more, *chunk
+
+        return (
+            tf.data.Dataset.counter()
+            .map(next_chunk)
+            .take_while(lambda more, *_: more)
+            .map(lambda _, *chunk: tuple(chunk))
+            .unbatch()
+        )
+
+    def check(self) -> None:
+        """Raises what the iterator raised, if it did."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Stops the thread and whoever waits for it."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        # In a thread of its own: the garbage collector may call this amid the tracing
+        # of a graph, which would take the operation in, or wait for itself.
+        closing = threading.Thread(
+            target=self._queue.close, kwargs={"cancel_pending_enqueues": True}
+        )
+        closing.start()
+        closing.join()
+        self._thread.join()
+
+    def _run(self) -> None:
+        tf = tensorflow()
+        try:
+            try:
+                for chunk in self._chunks:
+                    self._put(True, *chunk)
+                    if self._closed:
+                        return
+            except tf.errors.CancelledError:
+                raise
+            except Exception as error:
+                # It is raised where the examples are waited for.
+                self._error = error
+            self._put(False, np.zeros(0), [], [])
+        except tf.errors.CancelledError:
+            pass  # closed
+
+    def _put(
+        self, more: bool, rows: np.ndarray, records: list[bytes], labels: list[int]
+    ) -> None:
+        tf = tensorflow()
+        self._queue.enqueue(
+            (
+                tf.constant(more),
+                tf.constant(rows, tf.int64),
+                tf.constant(records, tf.string, shape=(len(records),)),
+                tf.constant(labels, tf.int64, shape=(len(labels),)),
+            )
+        )

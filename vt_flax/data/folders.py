@@ -1,0 +1,104 @@
+"""Images in class folders."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from vt_flax.data.source import Example, RandomAccessSource
+from vt_flax.errors import UserError, nearest
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+
+class FolderSource(RandomAccessSource):
+    """Images in class folders: `PATH/SPLIT/CLASS/IMAGE`, or `PATH/CLASS/IMAGE`.
+
+    The path may be a bucket's, as in `gs://BUCKET/PATH`.
+
+    Without split folders the only split is `all`, in a fixed shuffled order, so that
+    the slices `all[:80%]` and `all[80%:]` part it into training and test images.
+    """
+
+    def __init__(self, path: epath.Path, split: str):
+        path = path.expanduser()
+        if not path.is_dir():
+            raise UserError(f"folder:{path}: there is no such folder")
+        name, first, last = _parse_split(split)
+        folders = _subfolders(path)
+        by_split = {folder.name for folder in folders if _subfolders(folder)}
+        if by_split:
+            if name not in by_split:
+                raise UserError(
+                    f"folder:{path} has no split {name!r}{nearest(name, by_split)}"
+                )
+            root = path / name
+        elif name == "all":
+            root = path
+        else:
+            raise UserError(
+                f"folder:{path} has no split folders, so its only split is 'all': "
+                f"write 'all', or a slice such as 'all[:80%]', instead of {split!r}"
+            )
+        classes = _subfolders(root)
+        files = [
+            (file, label)
+            for label, folder in enumerate(classes)
+            for file in sorted(folder.iterdir())
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."
+        ]
+        if not files:
+            raise UserError(
+                f"no images in {root}: expected class folders with files "
+                f"{', '.join(IMAGE_SUFFIXES)}"
+            )
+        if name == "all" and not by_split:
+            order = np.random.Generator(np.random.Philox(key=0)).permutation(len(files))
+            files = [files[i] for i in order]
+        files = files[_bound(first, len(files), 0) : _bound(last, len(files), None)]
+        if not files:
+            raise UserError(f"split {split!r} of folder:{path} is empty")
+        self.name = f"folder:{path} {split}"
+        self.class_names = tuple(folder.name for folder in classes)
+        self._files = files
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self._files)
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        """Returns the examples at some indices, still encoded."""
+        examples = []
+        for i in indices:
+            file, label = self._files[i]
+            try:
+                examples.append(Example(file.read_bytes(), label))
+            except OSError as error:
+                raise UserError(f"{file}: {error.strerror or error}") from error
+        return examples
+
+    def describe(self, index: int) -> str:
+        """Names an image by its file."""
+        return str(self._files[index][0])
+
+
+def _subfolders(path: epath.Path) -> list[epath.Path]:
+    return sorted(
+        entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."
+    )
+
+
+def _parse_split(split: str) -> tuple[str, str, str]:
+    """Splits `name[a:b]`, with bounds such as `80%` or `1000`, into its parts."""
+    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d+%?)?:(\d+%?)?\])?", split)
+    if not match:
+        raise UserError(f"split {split!r}: write a name, or a slice as in 'all[:80%]'")
+    name, first, last = match.groups()
+    return name, first or "", last or ""
+
+
+def _bound(text: str, count: int, default: int | None) -> int | None:
+    if not text:
+        return default
+    return round(count * int(text[:-1]) / 100) if text[-1] == "%" else int(text)

@@ -1,0 +1,66 @@
+"""TensorFlow, as the host's reader and decoder of images and nothing else."""
+
+import contextlib
+import ctypes
+import functools
+import os
+import sys
+import types
+from collections.abc import Iterator
+
+# glibc's mallopt parameters (malloc.h), and a size beyond any image.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_KEEP = 1 << 30
+
+
+@functools.cache
+def tensorflow() -> types.ModuleType:
+    """Imports TensorFlow, quietly, and keeps it off the accelerators.
+
+    It is imported where it is first needed, for it takes seconds.
+    """
+    with _quiet():
+        import tensorflow as tf
+
+        # Else it would take the GPU memory that JAX computes in. It complains where a
+        # notebook, say, has set up its devices before; then it is too late.
+        with contextlib.suppress(RuntimeError):
+            tf.config.set_visible_devices([], "GPU")
+    _keep_memory()
+    return tf
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops what TensorFlow's libraries print of their start, about GPUs we don't use.
+
+    They do so before any log level counts. TF_CPP_MIN_LOG_LEVEL=0 brings it back.
+    """
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "0":
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _keep_memory() -> None:
+    """Tells glibc to keep the memory of freed images for the next ones.
+
+    By default it hands large blocks back to the system at once, and each image is paid
+    for again in page faults: measured, a third of what reading a record costs.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+    mallopt(_M_TRIM_THRESHOLD, _KEEP)
+    mallopt(_M_MMAP_THRESHOLD, _KEEP)
+    mallopt(_M_TOP_PAD, 1 << 26)

@@ -1,0 +1,170 @@
+"""What a source of examples is, and one that keeps them in memory."""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+
+from vt_flax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One stored example.
+
+    Attributes:
+      image: the encoded file.
+      label: class index from 0.
+    """
+
+    image: bytes
+    label: int
+
+
+class Source(abc.ABC):
+    """One split of a classification dataset.
+
+    Attributes:
+      name: dataset and split, for messages.
+      class_names: a name for each class index.
+      notes: what a user should know of it before a run starts.
+    """
+
+    name: str
+    class_names: Sequence[str]
+    notes: Sequence[str] = ()
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+
+    def check_label(self, label: int, example: str) -> None:
+        """Checks that a label is a class.
+
+        Raises:
+          UserError: if it is not; names the example.
+        """
+        if not 0 <= label < len(self.class_names):
+            raise UserError(
+                f"{example}: label {label} is outside the {len(self.class_names)} "
+                "classes of the dataset"
+            )
+
+
+class RandomAccessSource(Source):
+    """A split whose examples are read by their index, in any order."""
+
+    @abc.abstractmethod
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        """Returns the examples at some indices, still encoded.
+
+        Raises:
+          UserError: for one that cannot be read.
+        """
+
+    def describe(self, index: int) -> str:
+        """Names an example in a message."""
+        return f"{self.name}, example {index}"
+
+    def stored_bytes(self) -> int:
+        """Returns about how many bytes the encoded split takes, from a sample."""
+        sample = range(0, len(self), max(1, len(self) // 100))
+        read = sum(len(example.image) for example in self.read(sample))
+        return read * len(self) // len(sample)
+
+    # What the pipeline reads by. Records go from the storage to TensorFlow as they are,
+    # where that is faster than to take them apart in Python.
+
+    def fetch(self, indices: Sequence[int]) -> tuple[list[bytes], list[int]]:
+        """Returns the records at some indices, and labels where they are apart."""
+        examples = self.read(indices)
+        return [e.image for e in examples], [e.label for e in examples]
+
+    def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
+        """Returns file and label, scalar tensors, of a record and label of `fetch`."""
+        return record, label
+
+
+class StreamSource(Source):
+    """A split without random access, which can only be read from its start."""
+
+    @abc.abstractmethod
+    def stream(
+        self, seed: int | None, part: int, parts: int, buffer: int
+    ) -> tuple[Any, int]:
+        """Opens a process's share of the split.
+
+        Args:
+          seed: of the shuffled order of endless epochs; None: once, in stored order.
+          part: which process.
+          parts: number of processes.
+          buffer: examples among which the next is drawn.
+
+        Returns:
+          A `tf.data.Dataset` of (name, file, label), scalar tensors, and the number of
+          examples in the share.
+        """
+
+
+def cached(source: Source) -> RandomAccessSource:
+    """Returns a source that keeps in memory what has been read of another.
+
+    Raises:
+      UserError: if it has no random access, or the free memory would not hold it.
+    """
+    if not isinstance(source, RandomAccessSource):
+        raise UserError(f"data.cache needs random access; {source.notes[0]}")
+    return CachedSource(source)
+
+
+class CachedSource(RandomAccessSource):
+    """Keeps what has been read of another source in memory, still encoded.
+
+    Args:
+      source: the other source.
+
+    Raises:
+      UserError: if the memory that is free would not hold it.
+    """
+
+    def __init__(self, source: RandomAccessSource):
+        size, free = source.stored_bytes(), psutil.virtual_memory().available
+        told = (
+            f"{source.name}: data.cache keeps about {size / 2**30:.1f} GiB of encoded "
+            f"examples in this host's memory, of which {free / 2**30:.1f} GiB are free"
+        )
+        if size > free:
+            raise UserError(f"{told}: set data.cache to False")
+        self.name, self.class_names = source.name, source.class_names
+        self.notes = (*source.notes, told)
+        self._source = source
+        self._kept: dict[int, tuple[bytes, int]] = {}
+
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+        return len(self._source)
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        """Returns the examples at some indices, still encoded."""
+        return self._source.read(indices)
+
+    def describe(self, index: int) -> str:
+        """Names an example in a message."""
+        return self._source.describe(index)
+
+    def fetch(self, indices: Sequence[int]) -> tuple[list[bytes], list[int]]:
+        """Returns the records at some indices; reads those that it has not kept."""
+        missing = [i for i in indices if i not in self._kept]
+        if missing:
+            records, labels = self._source.fetch(missing)
+            self._kept.update(
+                zip(missing, zip(records, labels, strict=True), strict=True)
+            )
+        kept = [self._kept[i] for i in indices]
+        return [record for record, _ in kept], [label for _, label in kept]
+
+    def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
+        """Returns file and label, scalar tensors, of a record and label of `fetch`."""
+        return self._source.parse(record, label)

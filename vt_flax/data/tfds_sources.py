@@ -1,0 +1,127 @@
+"""TFDS datasets: by random access in array_record, as a stream in other formats."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from vt_flax.data.host import tensorflow
+from vt_flax.data.source import Example, RandomAccessSource, StreamSource
+from vt_flax.errors import UserError
+
+
+class TFDSSource(RandomAccessSource):
+    """A split of a TFDS dataset in a format with random access: array_record.
+
+    Args:
+      builder: a prepared `tfds.core.DatasetBuilder`.
+      name: of the dataset, as the user wrote it.
+      split: name of the split, or a slice of it.
+      keys: the features that hold image and label.
+
+    Raises:
+      NotImplementedError: if the dataset's format has no random access.
+    """
+
+    def __init__(self, builder: Any, name: str, split: str, keys: Sequence[str]):
+        import tensorflow_datasets as tfds
+
+        self.name = f"{name} {split}"
+        self.class_names = tuple(builder.info.features[keys[1]].names)
+        self._keys = keys
+        self._data = builder.as_data_source(
+            split, decoders={keys[0]: tfds.decode.SkipDecoding()}
+        )
+        # Threads hide a network's latency; on a disk they cost more than they bring.
+        self._remote = "://" in str(builder.data_path)
+
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+        return len(self._data)
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        """Returns the examples at some indices, still encoded."""
+        image, label = self._keys
+        examples = []
+        for index in indices:
+            try:
+                record = self._data[int(index)]
+            except (
+                Exception
+            ) as error:  # whatever a damaged file makes the library raise
+                reason = str(error).strip().split("\n", 1)[0][:200]
+                raise UserError(
+                    f"{self.describe(index)}: cannot be read ({reason})"
+                ) from error
+            examples.append(Example(record[image], int(record[label])))
+        return examples
+
+    def fetch(self, indices: Sequence[int]) -> tuple[list[bytes], list[int]]:
+        """Returns serialized examples, which `parse` takes apart."""
+        records = self._data.data_source
+        if self._remote:
+            return list(records.__getitems__(indices)), [0] * len(indices)
+        return [records[index] for index in indices], [0] * len(indices)
+
+    def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
+        """Returns file and label, scalar tensors, of a serialized example."""
+        del label  # not known outside the record
+        tf = tensorflow()
+        image, label = self._keys
+        parsed = tf.io.parse_single_example(
+            record,
+            {
+                image: tf.io.FixedLenFeature((), tf.string),
+                label: tf.io.FixedLenFeature((), tf.int64),
+            },
+        )
+        return parsed[image], parsed[label]
+
+
+class TFDSStream(StreamSource):
+    """A split of a TFDS dataset in a format without random access, such as TFRecord.
+
+    Args:
+      builder: a prepared `tfds.core.DatasetBuilder`.
+      name: of the dataset, as the user wrote it.
+      split: name of the split, or a slice of it.
+      keys: the features that hold image and label.
+    """
+
+    def __init__(self, builder: Any, name: str, split: str, keys: Sequence[str]):
+        self.name = f"{name} {split}"
+        self.class_names = tuple(builder.info.features[keys[1]].names)
+        self.notes = (
+            f"{self.name} is stored as {builder.info.file_format.value}, which is read "
+            "as a stream: the order of examples depends on the number of processes, "
+            "and after a restart it begins anew. For the exact order, make "
+            f"array_record of it: `python -m vt_flax.prepare_data convert {name} "
+            f"--data_dir {builder.data_dir_root}`",
+        )
+        self._builder, self._split, self._keys = builder, split, keys
+
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+        return self._builder.info.splits[self._split].num_examples
+
+    def stream(
+        self, seed: int | None, part: int, parts: int, buffer: int
+    ) -> tuple[Any, int]:
+        """Opens a process's share of the split; see `StreamSource.stream`."""
+        import tensorflow_datasets as tfds
+
+        share = tfds.even_splits(self._split, parts)[part]
+        count = self._builder.info.splits[share].num_examples
+        image, label = self._keys
+        data = self._builder.as_dataset(
+            share,
+            shuffle_files=seed is not None,
+            decoders={image: tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(
+                add_tfds_id=True,
+                shuffle_seed=seed,
+                try_autocache=False,
+                skip_prefetch=True,
+            ),
+        ).map(lambda example: (example["tfds_id"], example[image], example[label]))
+        if seed is not None:
+            data = data.shuffle(buffer, seed).repeat()
+        return data, count
