@@ -72,32 +72,47 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
     return TFDSSource(name, split, data_dir)
 
 
+def tfds_builder(name: str, data_dir: str = ""):
+    """Returns the builder of a TFDS dataset, prepared or not.
+
+    Args:
+      name: a TFDS dataset, as in `cifar10` or `imagenet2012:5.*.*`.
+      data_dir: folder of the TFDS datasets; empty for TFDS's default.
+
+    Raises:
+      UserError: if TFDS knows no such dataset, version or configuration.
+    """
+    import tensorflow_datasets as tfds
+
+    from vt_flax.data.builders import digits  # noqa: F401, registers the builder
+
+    where = f" in {data_dir}" if data_dir else ""
+    try:
+        return tfds.builder(name, data_dir=data_dir or None)
+    except tfds.core.registered.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        hint = nearest(name, known) if _resembles(name, known) else ""
+        raise UserError(
+            f"dataset {name!r} is not known to TFDS, nor prepared{where}"
+            f"{hint or '; for images in class folders write folder:PATH'}"
+        ) from None
+    except (ValueError, AssertionError, OSError) as error:
+        raise UserError(f"dataset {name!r}{where}: {_first_line(error)}") from error
+
+
 class TFDSSource(Source):
     """A split of any TFDS dataset with an image and a class label, in array_record."""
 
     def __init__(self, name: str, split: str, data_dir: str = ""):
         import tensorflow_datasets as tfds
 
-        from vt_flax.data.builders import digits  # noqa: F401, registers the builder
-
-        where = f" in {data_dir}" if data_dir else ""
-        try:
-            builder = tfds.builder(name, data_dir=data_dir or None)
-        except tfds.core.registered.DatasetNotFoundError:
-            known = tfds.list_builders(with_community_datasets=False)
-            hint = nearest(name, known) if _resembles(name, known) else ""
-            raise UserError(
-                f"dataset {name!r} is not known to TFDS, nor prepared{where}"
-                f"{hint or '; for images in class folders write folder:PATH'}"
-            ) from None
-        except (ValueError, AssertionError, OSError) as error:
-            raise UserError(f"dataset {name!r}{where}: {_first_line(error)}") from error
+        builder = tfds_builder(name, data_dir)
         if not builder.is_prepared():
             if builder.name not in EMBEDDED:
                 raise UserError(
                     f"dataset {name!r} is not prepared in {builder.data_path}: run "
-                    f"`tfds build {name} --file_format=array_record"
-                    f"{f' --data_dir={data_dir}' if data_dir else ''}`, or set data_dir"
+                    f"`python -m vt_flax.prepare_data {name} --data_dir "
+                    f"{builder.data_dir_root}`, or set data_dir"
                 )
             tfds.disable_progress_bar()
             # A command's standard output is its result alone.
@@ -127,8 +142,9 @@ class TFDSSource(Source):
         except NotImplementedError:
             raise UserError(
                 f"dataset {name!r} at {builder.data_path} is stored as "
-                f"{builder.info.file_format.value}, which has no random access: build "
-                "it again with file_format=array_record"
+                f"{builder.info.file_format.value}, which has no random access: make "
+                "array_record of it by `python -m vt_flax.prepare_data convert "
+                f"{name} --data_dir {builder.data_dir_root}`"
             ) from None
         except ValueError as error:
             raise UserError(
