@@ -13,7 +13,6 @@ A run that was stopped, however hard, is simply started again. ImageNet takes ab
 155 GB beside its archives, the copy at 256 about 60 GB more.
 """
 
-import os
 import pathlib
 from collections.abc import Sequence
 
@@ -66,8 +65,7 @@ def main(argv: Sequence[str]) -> None:
     name = args.words[-1]
     _check_options(args, converting)
     data_dir = str(_writable("--data_dir", args.data_dir))
-    # TensorFlow, which builders need, greets with lines on processors and devices.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Late, because TFDS takes seconds to come: --help and bad options need not wait.
     from vt_flax.data.preparation import build, convert, resize
 
     if converting:
