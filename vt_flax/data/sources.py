@@ -88,7 +88,7 @@ def tfds_builder(name: str, data_dir: str = ""):
 
     where = f" in {data_dir}" if data_dir else ""
     try:
-        return tfds.builder(name, data_dir=data_dir or None)
+        builder = tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         hint = nearest(name, known) if _resembles(name, known) else ""
@@ -98,6 +98,12 @@ def tfds_builder(name: str, data_dir: str = ""):
         ) from None
     except (ValueError, AssertionError, OSError) as error:
         raise UserError(f"dataset {name!r}{where}: {_first_line(error)}") from error
+    # TFDS reads the formats that a dataset has beside its first one, but forgets them
+    # where it has the dataset's code.
+    stored = set(builder.info.as_proto.alternative_file_formats)
+    for form in stored - {f.value for f in builder.info.alternative_file_formats}:
+        builder.info.add_alternative_file_format(form)
+    return builder
 
 
 class TFDSSource(Source):

@@ -5,6 +5,7 @@ import concurrent.futures
 import functools
 import io
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vt_flax.data import images
+from vt_flax.data.preparation.workspace import array_record_bytes
 from vt_flax.errors import UserError
 
 # At 95, 300 photographs brought to 256 come back at 38 dB and 41 kB; at 90, 36 dB and
@@ -110,13 +112,15 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def expected_bytes(self) -> int:
         """Returns what the result will take, judged by some examples of each split."""
-        total = 0.0
+        total = 0
         for split, data in self._splits().items():
             places = range(0, len(data), max(1, len(data) // SAMPLE))
             sizes = [len(self._shrunk(split, data, i)[self._image_key]) for i in places]
-            total += sum(sizes) / len(sizes) * len(data)
-        # The sample's error, names and labels, and what array_record adds.
-        return round(1.1 * total)
+            # A tenth more, for names, labels and the sample's error.
+            content = 1.1 * sum(sizes) / len(sizes) * len(data)
+            shards = math.ceil(len(data) / SHARD_EXAMPLES)
+            total += array_record_bytes(content, len(data), shards)
+        return total
 
     def _splits(self) -> dict[str, Sequence]:
         decoders = {self._image_key: tfds.decode.SkipDecoding()}

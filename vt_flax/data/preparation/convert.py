@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from vt_flax.data.preparation.build import FORMAT, check_complete
 from vt_flax.data.preparation.workspace import (
+    array_record_bytes,
     check_space,
     errors_in_one_line,
     exclusive,
@@ -27,10 +28,6 @@ from vt_flax.data.preparation.workspace import (
 )
 from vt_flax.data.sources import tfds_builder
 from vt_flax.errors import UserError
-
-# What array_record adds, as a bound: to each example, and to each file.
-EXAMPLE_OVERHEAD = 150
-FILE_OVERHEAD = 192 * 1024
 
 
 def convert(name: str, data_dir: str, out_dir: str = "") -> DatasetBuilder:
@@ -75,7 +72,7 @@ def convert(name: str, data_dir: str, out_dir: str = "") -> DatasetBuilder:
         check_space(
             target,
             sum(
-                file.stat().st_size + FILE_OVERHEAD + EXAMPLE_OVERHEAD * count
+                array_record_bytes(file.stat().st_size, count, 1)
                 for file, _, count in shards
             ),
         )

@@ -15,6 +15,9 @@ from tensorflow_datasets.core.utils import py_utils
 from vt_flax.errors import UserError
 
 LOCK = ".prepare.lock"
+# What array_record adds, as a bound: to each example, and to each file.
+EXAMPLE_OVERHEAD = 150
+FILE_OVERHEAD = 192 * 1024
 
 
 def say(message: str) -> None:
@@ -27,6 +30,11 @@ def free_bytes(folder: pathlib.Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def array_record_bytes(content: float, examples: int, files: int) -> int:
+    """Returns a bound on the size, in bytes, of array_record files of some content."""
+    return round(content) + EXAMPLE_OVERHEAD * examples + FILE_OVERHEAD * files
 
 
 def check_space(folder: pathlib.Path, needed: int | None) -> None:
