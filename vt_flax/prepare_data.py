@@ -13,6 +13,7 @@ A run that was stopped, however hard, is simply started again. ImageNet takes ab
 155 GB beside its archives, the copy at 256 about 60 GB more.
 """
 
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -65,6 +66,8 @@ def main(argv: Sequence[str]) -> None:
     name = args.words[-1]
     _check_options(args, converting)
     data_dir = str(_writable("--data_dir", args.data_dir))
+    # TensorFlow decodes a few of ImageNet's files, and would take a whole GPU for it.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     # Late, because TFDS takes seconds to come: --help and bad options need not wait.
     from vt_flax.data.preparation import build, convert, resize
 
