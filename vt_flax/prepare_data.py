@@ -13,6 +13,7 @@ A run that was stopped, however hard, is simply started again. ImageNet takes ab
 155 GB beside its archives, the copy at 256 about 60 GB more.
 """
 
+import argparse
 import os
 import pathlib
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ CONVERT = "convert"
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = cli.make_parser("prepare_data", __doc__)
+    parser.usage = f"{parser.prog} [convert] NAME --data_dir FOLDER [OPTION ...]"
     parser.add_argument(
         "words",
         nargs="+",
@@ -82,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     print(build.describe(builder, name))
 
 
-def _check_options(args, converting: bool) -> None:
+def _check_options(args: argparse.Namespace, converting: bool) -> None:
     if args.resize is not None and args.resize < 1:
         raise UserError(f"--resize {args.resize}: must be at least 1 pixel")
     if converting:

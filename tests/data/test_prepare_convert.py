@@ -54,11 +54,12 @@ def check_records(source, result):
         assert reader.read(0, reader.num_records()) == expected
 
 
-@pytest.mark.parametrize("beside", [True, False])
-def test_every_record_is_there(stored, digits, tmp_path, beside):
+@pytest.mark.parametrize("out_dir", ["", "stored/../stored", "out"])
+def test_every_record_is_there(stored, digits, tmp_path, out_dir):
     before = contents(stored)
+    beside = out_dir != "out"
     out = stored if beside else tmp_path / "out"
-    convert("digits", str(stored), "" if beside else str(out))
+    convert("digits", str(stored), out_dir and str(tmp_path / out_dir))
     check_records(stored, out)
     after = contents(stored)
     changed = {name for name in before if after[name] != before[name]}

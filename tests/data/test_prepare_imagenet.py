@@ -103,6 +103,19 @@ def test_the_cmyk_and_the_png_image_become_rgb_jpegs(
         assert np.abs(difference).mean() < 3
 
 
+def test_the_test_archive_is_stored_where_it_is(small_imagenet, own_archives, tmp_path):
+    content = (own_archives / VALIDATION).read_bytes()
+    before = archives.find(epath.Path(own_archives))
+    (own_archives / archives.TEST_ARCHIVE).write_bytes(content)
+    assert archives.find(epath.Path(own_archives)) == before + len(content)
+    builder = prepare(tmp_path, own_archives)
+    assert "test 16 examples" in build.describe(builder, "imagenet2012")
+    stored = features(tmp_path, "test")
+    assert [example["label"] for example in stored.values()] == [-1] * 16
+    images = {example["image"] for example in stored.values()}
+    assert images == set(small_imagenet.validation)
+
+
 def test_published_sizes_agree_with_those_that_tfds_records():
     recorded = (
         pathlib.Path(tfds.core.tfds_path("datasets/imagenet2012")) / "checksums.tsv"

@@ -31,7 +31,7 @@ class Archive:
     md5: str
 
 
-# Sizes and checksums as printed on image-net.org/challenges/LSVRC/2012/2012-downloads.
+# Checksums as image-net.org prints them beside the downloads, sizes as TFDS has them.
 ARCHIVES = (
     Archive(
         "ILSVRC2012_img_train.tar",
@@ -47,7 +47,7 @@ TEST_ARCHIVE = "ILSVRC2012_img_test.tar"
 
 
 def find(folder: epath.Path, check_sizes: bool = True) -> int:
-    """Looks whether the archives are there, whole and archives, at once.
+    """Looks for the archives, in no time: are they there, complete, and archives?
 
     Args:
       folder: where they should be.
@@ -127,7 +127,14 @@ def _md5(path: epath.Path, size: int) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with (
         path.open("rb") as file,
-        tqdm(total=size, unit="B", unit_scale=True, leave=False, mininterval=1) as bar,
+        tqdm(
+            total=size,
+            desc=f"MD5 of {path.name}",
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            mininterval=1,
+        ) as bar,
     ):
         while block := file.read(BLOCK):
             digest.update(block)

@@ -70,7 +70,8 @@ def prepare(
         if imagenet and checksums:
             archives.verify(manual, data_path.parent / STAMP)
         if imagenet:
-            say("the whole of it: 1,281,167 training, 50,000 validation images")
+            # TFDS's progress bars do not know where they end.
+            say("all of ImageNet: 1,281,167 training and 50,000 validation images")
         with errors_in_one_line(f"building {builder.info.full_name}"):
             builder.download_and_prepare(
                 file_format=FORMAT, download_config=DownloadConfig(manual_dir=manual)

@@ -57,10 +57,11 @@ def convert(name: str, data_dir: str, out_dir: str = "") -> DatasetBuilder:
             f"{source.data_dir_root}` builds it"
         )
     folder = pathlib.Path(source.data_path)
-    target = folder
-    if out_dir:
+    if not out_dir or pathlib.Path(out_dir).resolve() == source.data_dir_root.resolve():
+        out_dir, target, done = data_dir, folder, source
+    else:
         target = pathlib.Path(out_dir) / folder.relative_to(source.data_dir_root)
-    done = tfds_builder(name, out_dir) if out_dir and target.exists() else source
+        done = tfds_builder(name, out_dir)
     if done.is_prepared() and FORMAT in done.info.available_file_formats():
         check_complete(done)
         say(f"{done.info.full_name} has array_record already in {done.data_path}")
@@ -82,7 +83,7 @@ def convert(name: str, data_dir: str, out_dir: str = "") -> DatasetBuilder:
             with errors_in_one_line(f"converting {file}"):
                 _convert_file(file, output, count, source.info.file_format)
         _write_description(folder, target)
-    result = tfds_builder(name, out_dir or data_dir)
+    result = tfds_builder(name, out_dir)
     check_complete(result)
     return result
 
