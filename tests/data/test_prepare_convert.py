@@ -1,6 +1,7 @@
 """From TFRecord to array_record: every record, stops, and an unharmed source."""
 
 import hashlib
+import io
 import pathlib
 import shutil
 
@@ -8,10 +9,11 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
+from PIL import Image
 from tensorflow_datasets.core.file_adapters import FileFormat
 
+from vt_flax.data.preparation import build, workspace
 from vt_flax.data.preparation import convert as module
-from vt_flax.data.preparation import workspace
 from vt_flax.data.preparation.convert import convert
 from vt_flax.data.sources import open_source, tfds_builder
 from vt_flax.errors import UserError
@@ -118,6 +120,42 @@ def test_a_second_run_after_a_stop(stored, tmp_path, beside, monkeypatch, capfd)
     convert(*arguments)
     assert "has array_record already" in capfd.readouterr().err
     assert contents(out) == before
+
+
+def test_a_dataset_that_tfds_has_no_code_of(tmp_path):
+    # All that is known of it, the names of its classes too, stands in its folder.
+    image = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(image, "PNG")
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="signs",
+        version="2.0.0",
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(2, 2, 3)),
+                "label": tfds.features.ClassLabel(names=["stop", "yield"]),
+            }
+        ),
+        split_datasets={"train": [(0, {"image": image.getvalue(), "label": 1})]},
+        data_dir=str(tmp_path / "stored"),
+        file_format="tfrecord",
+    )
+    for out in ("out", "stored"):
+        convert("signs", str(tmp_path / "stored"), str(tmp_path / out))
+        source = open_source("signs", "train", str(tmp_path / out))
+        assert source.class_names == ("stop", "yield")
+        (example,) = source.read([0])
+        assert (example.image, example.label) == (image.getvalue(), 1)
+
+
+def test_building_what_is_there_as_tfrecord(stored, capfd):
+    hint = f"as tfrecord: .* convert digits --data_dir {stored}`"
+    before = contents(stored)
+    with pytest.raises(UserError, match=hint):
+        build.prepare("digits", str(stored))
+    assert contents(stored) == before
+    convert("digits", str(stored))
+    build.prepare("digits", str(stored))
+    assert "already prepared" in capfd.readouterr().err
 
 
 def test_what_is_array_record_already(digits, capfd):

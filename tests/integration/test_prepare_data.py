@@ -84,6 +84,8 @@ def test_training_on_what_the_last_line_names(
     whole = run(prepare_data.main, arguments, monkeypatch, capsys)
     again = run(prepare_data.main, arguments, monkeypatch, capsys)
     small = run(prepare_data.main, [*arguments, "--resize", "48"], monkeypatch, capsys)
+    arguments = ["imagenet2012_48", "--data_dir", str(tmp_path / "data")]
+    assert run(prepare_data.main, arguments, monkeypatch, capsys) == small
     assert again == whole
     for name, output in (("imagenet2012", whole), ("imagenet2012_48", small)):
         first, last = output.strip().splitlines()

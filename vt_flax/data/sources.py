@@ -106,6 +106,15 @@ def tfds_builder(name: str, data_dir: str = ""):
     return builder
 
 
+def data_dir_of(builder) -> pathlib.Path:
+    """Returns the folder of TFDS datasets in which a builder's dataset is.
+
+    TFDS's own `data_dir_root` is the dataset's folder where it has no code of it.
+    """
+    # The full name is name/version or name/configuration/version.
+    return pathlib.Path(builder.data_path).parents[builder.info.full_name.count("/")]
+
+
 class TFDSSource(Source):
     """A split of any TFDS dataset with an image and a class label, in array_record."""
 
@@ -118,7 +127,7 @@ class TFDSSource(Source):
                 raise UserError(
                     f"dataset {name!r} is not prepared in {builder.data_path}: run "
                     f"`python -m vt_flax.prepare_data {name} --data_dir "
-                    f"{builder.data_dir_root}`, or set data_dir"
+                    f"{data_dir_of(builder)}`, or set data_dir"
                 )
             tfds.disable_progress_bar()
             # A command's standard output is its result alone.
@@ -150,7 +159,7 @@ class TFDSSource(Source):
                 f"dataset {name!r} at {builder.data_path} is stored as "
                 f"{builder.info.file_format.value}, which has no random access: make "
                 "array_record of it by `python -m vt_flax.prepare_data convert "
-                f"{name} --data_dir {builder.data_dir_root}`"
+                f"{name} --data_dir {data_dir_of(builder)}`"
             ) from None
         except ValueError as error:
             raise UserError(

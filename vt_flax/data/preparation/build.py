@@ -16,7 +16,7 @@ from vt_flax.data.preparation.workspace import (
     remove_interrupted_build,
     say,
 )
-from vt_flax.data.sources import FOLDER_PREFIX, tfds_builder
+from vt_flax.data.sources import FOLDER_PREFIX, data_dir_of, tfds_builder
 from vt_flax.errors import UserError
 
 FORMAT = FileFormat.ARRAY_RECORD
@@ -97,7 +97,7 @@ def is_ready(builder: DatasetBuilder, name: str) -> bool:
         raise UserError(
             f"{builder.info.full_name} is in {builder.data_path} as "
             f"{builder.info.file_format.value}: make array_record of it by `python -m "
-            f"vt_flax.prepare_data convert {name} --data_dir {builder.data_dir_root}`"
+            f"vt_flax.prepare_data convert {name} --data_dir {data_dir_of(builder)}`"
         )
     check_complete(builder)
     return True
@@ -139,7 +139,7 @@ def describe(builder: DatasetBuilder, name: str) -> str:
         f"{builder.info.full_name} in {builder.data_path}: {splits} examples, "
         f"{decimal(size)} of array_record\n"
         f"use it by --config.data.name={name} "
-        f"--config.data.data_dir={builder.data_dir_root}"
+        f"--config.data.data_dir={data_dir_of(builder)}"
     )
 
 

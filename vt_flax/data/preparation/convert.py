@@ -26,7 +26,7 @@ from vt_flax.data.preparation.workspace import (
     remove_interrupted_files,
     say,
 )
-from vt_flax.data.sources import tfds_builder
+from vt_flax.data.sources import data_dir_of, tfds_builder
 from vt_flax.errors import UserError
 
 
@@ -54,18 +54,19 @@ def convert(name: str, data_dir: str, out_dir: str = "") -> DatasetBuilder:
         raise UserError(
             f"dataset {name!r} is not in {source.data_path}: there is nothing to "
             f"convert; `python -m vt_flax.prepare_data {name} --data_dir "
-            f"{source.data_dir_root}` builds it"
+            f"{data_dir_of(source)}` builds it"
         )
     folder = pathlib.Path(source.data_path)
-    if not out_dir or pathlib.Path(out_dir).resolve() == source.data_dir_root.resolve():
-        out_dir, target, done = data_dir, folder, source
+    if not out_dir or pathlib.Path(out_dir).resolve() == data_dir_of(source).resolve():
+        out_dir, target = data_dir, folder
     else:
-        target = pathlib.Path(out_dir) / folder.relative_to(source.data_dir_root)
+        target = pathlib.Path(out_dir, source.info.full_name)
+    if (target / DATASET_INFO_FILENAME).exists():
         done = tfds_builder(name, out_dir)
-    if done.is_prepared() and FORMAT in done.info.available_file_formats():
-        check_complete(done)
-        say(f"{done.info.full_name} has array_record already in {done.data_path}")
-        return done
+        if FORMAT in done.info.available_file_formats():
+            check_complete(done)
+            say(f"{done.info.full_name} has array_record already in {target}")
+            return done
     with exclusive(target.parent):
         target.mkdir(exist_ok=True)
         remove_interrupted_files(target)
