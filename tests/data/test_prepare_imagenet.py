@@ -136,7 +136,14 @@ def test_an_archive_that_is_missing(own_archives, tmp_path):
         prepare(tmp_path / "data", tmp_path / "nowhere")
     with pytest.raises(UserError, match="downloads/manual: there is no such folder"):
         build.prepare("imagenet2012", str(tmp_path / "data"))
-    assert not (tmp_path / "data" / "imagenet2012").exists()
+    assert not list((tmp_path / "data").rglob("*5.1.0"))
+
+
+def test_an_archive_that_cannot_be_read(own_archives, tmp_path):
+    (own_archives / TRAIN).unlink()
+    (own_archives / TRAIN).mkdir()
+    with pytest.raises(UserError, match=f"building imagenet2012.*Is a dir.*{TRAIN}"):
+        prepare(tmp_path / "data", own_archives, checksums=False)
 
 
 def test_a_truncated_archive_is_told_before_anything_is_hashed(

@@ -58,20 +58,13 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
     that a slice such as `train[:90%]` holds the same examples in both.
     """
 
-    def __init__(
-        self,
-        source: tfds.core.DatasetBuilder,
-        side: int,
-        data_dir: str,
-        workers: int = 0,
-    ):
+    def __init__(self, source: tfds.core.DatasetBuilder, side: int, data_dir: str):
         """Describes the dataset; `download_and_prepare` makes it.
 
         Args:
           source: a prepared dataset with images, in array_record.
           side: short side in pixels.
           data_dir: folder of the TFDS datasets.
-          workers: number of threads; 0 for one per processor.
 
         Raises:
           UserError: if the source has no images to resize.
@@ -82,7 +75,6 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
         self.VERSION = source.version
         self._source = source
         self._side = side
-        self._workers = workers or os.cpu_count() or 1
         features = source.info.features
         self._image_key = (source.info.supervised_keys or ("image",))[0]
         if not isinstance(dict(features).get(self._image_key), tfds.features.Image):
@@ -148,7 +140,7 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
     ) -> Iterator[tuple[int, dict]]:
         rows = range(first, min(last, len(data)))
         examples = ordered_map(
-            functools.partial(self._shrunk, split, data), rows, self._workers
+            functools.partial(self._shrunk, split, data), rows, os.cpu_count() or 1
         )
         with tqdm(
             initial=first,

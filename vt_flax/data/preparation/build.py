@@ -59,12 +59,14 @@ def prepare(
     ).expanduser()
     _check_manual(builder, manual, bool(manual_dir))
     imagenet = builder.name == IMAGENET
-    needed = (
-        round(archives.find(manual, checksums) * IMAGENET_SHARE)
-        if imagenet
-        else _expected_bytes(builder)
-    )
-    with exclusive(data_path.parent):
+    with (
+        errors_in_one_line(f"building {builder.info.full_name}"),
+        exclusive(data_path.parent),
+    ):
+        if imagenet:
+            needed = round(archives.find(manual, checksums) * IMAGENET_SHARE)
+        else:
+            needed = _expected_bytes(builder)
         remove_interrupted_build(data_path)
         check_space(data_path.parent, needed)
         if imagenet and checksums:
@@ -72,10 +74,10 @@ def prepare(
         if imagenet:
             # TFDS's progress bars do not know where they end.
             say("all of ImageNet: 1,281,167 training and 50,000 validation images")
-        with errors_in_one_line(f"building {builder.info.full_name}"):
-            builder.download_and_prepare(
-                file_format=FORMAT, download_config=DownloadConfig(manual_dir=manual)
-            )
+        builder.download_and_prepare(
+            file_format=FORMAT, download_config=DownloadConfig(manual_dir=manual)
+        )
+    builder = tfds_builder(name, data_dir)
     check_complete(builder)
     return builder
 

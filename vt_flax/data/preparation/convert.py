@@ -46,8 +46,8 @@ def convert(name: str, data_dir: str, out_dir: str = "") -> DatasetBuilder:
       The builder of the dataset in array_record.
 
     Raises:
-      UserError: if the dataset is not there, is damaged or does not fit. Its files are
-        only ever read.
+      UserError: if the dataset is not there, is damaged or does not fit. Its examples
+        are only ever read.
     """
     source = tfds_builder(name, data_dir)
     if not source.is_prepared():
@@ -67,7 +67,7 @@ def convert(name: str, data_dir: str, out_dir: str = "") -> DatasetBuilder:
             check_complete(done)
             say(f"{done.info.full_name} has array_record already in {target}")
             return done
-    with exclusive(target.parent):
+    with errors_in_one_line(f"converting {name}"), exclusive(target.parent):
         target.mkdir(exist_ok=True)
         remove_interrupted_files(target)
         shards = _missing_shards(source, target)

@@ -53,7 +53,7 @@ def check_space(folder: pathlib.Path, needed: int | None) -> None:
     if needed is not None and needed > free:
         raise UserError(
             f"{folder} has {decimal(free)} free, about {decimal(needed)} are needed: "
-            "make room, or name another folder; nothing was written"
+            "make room, or name another folder"
         )
 
 
