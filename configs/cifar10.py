@@ -11,9 +11,8 @@ ARG is a list of words joined by commas:
 
 Without `cpu` this is the usual recipe of 200 epochs, meant for an accelerator. With
 `cpu`, on two cores, expect about 25 minutes; what was measured is in BENCHMARKS.md.
-CIFAR-10 must have been prepared for TFDS in array_record:
-`tfds build cifar10 --file_format=array_record`, or name your own with
---config.data.name and --config.data.data_dir.
+CIFAR-10 must have been prepared: `python -m vt_flax.prepare_data cifar10 --data_dir D`
+and --config.data.data_dir=D, or name your own with --config.data.name.
 """
 
 from ml_collections import ConfigDict

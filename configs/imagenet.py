@@ -12,8 +12,9 @@ the weights of 0.99985. What it does not say is marked [choice].
 
 Expect, from the paper's table and with its distillation: 76.8 (VT-R18), 79.9 (VT-R34),
 80.6 (VT-R50) and 82.3 (VT-R101) percent top-1. We have not run this; AutoAugment is not
-built yet, so this is not yet the whole recipe. Needs imagenet2012 prepared for TFDS in
-array_record.
+built yet, so this is not yet the whole recipe. Needs imagenet2012 as it is prepared by
+`python -m vt_flax.prepare_data imagenet2012 --manual_dir ARCHIVES --data_dir D`, and
+--config.data.data_dir=D.
 """
 
 from ml_collections import ConfigDict

@@ -36,3 +36,38 @@ def digits(tmp_path_factory) -> str:
     folder = str(tmp_path_factory.mktemp("tfds"))
     open_source("digits", "train", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits_tfrecord(tmp_path_factory) -> pathlib.Path:
+    """A folder with digits in three TFRecord files a split."""
+    import tensorflow_datasets as tfds
+
+    from vt_flax.data.builders import digits  # noqa: F401, registers the builder
+
+    folder = tmp_path_factory.mktemp("tfrecord")
+    tfds.builder("digits", data_dir=str(folder)).download_and_prepare(
+        file_format="tfrecord",
+        download_config=tfds.download.DownloadConfig(num_shards=3),
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_imagenet(real_data, tmp_path_factory):
+    """Small archives in ImageNet's layout."""
+    from imagenet_archives import make_small_imagenet
+
+    return make_small_imagenet(
+        tmp_path_factory.mktemp("archives"), real_data / "imagenet_samples"
+    )
+
+
+@pytest.fixture(scope="session")
+def prepared_imagenet(small_imagenet, tmp_path_factory) -> str:
+    """A folder in which TFDS has built imagenet2012 of them."""
+    from vt_flax.data.preparation.build import prepare
+
+    folder = str(tmp_path_factory.mktemp("imagenet"))
+    prepare("imagenet2012", folder, str(small_imagenet.archives), checksums=False)
+    return folder

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vt_flax.data import images, order, pipeline
-from vt_flax.data.source import Example, RandomAccessSource, StreamSource
+from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
 from vt_flax.training.config import default_config

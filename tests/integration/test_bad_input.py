@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from vt_flax import cli, evaluate, summarize, train
+from vt_flax import cli, evaluate, prepare_data, summarize, train
 from vt_flax.training.checkpoint import write_config
 from vt_flax.training.config import load_config
 
@@ -152,10 +152,10 @@ def test_the_real_command_exits_with_2_and_one_line(tmp_path):
     assert done.stderr == "error: --config none.py: there is no such file\n"
 
 
-@pytest.mark.parametrize("main", [train.main, evaluate.main, summarize.main])
-def test_help(main, monkeypatch, capsys):
+@pytest.mark.parametrize("module", [train, evaluate, summarize, prepare_data])
+def test_help(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["command", "--help"])
     with pytest.raises(SystemExit) as stop:
-        cli.run(main)
+        cli.run(module.main)
     assert stop.value.code == 0
     assert "python -m vt_flax." in capsys.readouterr().out

@@ -1,10 +1,7 @@
 """Batches of uint8 images, read and decoded by tf.data ahead of the devices."""
 
-import collections
-import concurrent.futures
 import contextlib
 import functools
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +14,7 @@ from vt_flax.data.assembly import Item, assemble
 from vt_flax.data.feed import Chunk, Feed
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import RandomAccessSource, Source, StreamSource
+from vt_flax.data.threads import ordered_map
 from vt_flax.errors import UserError, nearest
 
 ON_ERROR = ("raise", "skip")
@@ -299,17 +297,9 @@ class _Reader:
 
     def _chunks(self) -> Iterator[Chunk]:
         """Yields the sequence's records, read by threads some chunks ahead."""
-        chunks = iter(range(-(-self._places // CHUNK)))
-        with concurrent.futures.ThreadPoolExecutor(
-            self._config.readers, "vt_flax-read"
-        ) as pool:
-            pending: collections.deque = collections.deque()
-            for chunk in itertools.islice(chunks, 2 * self._config.readers):
-                pending.append(pool.submit(self._read_chunk, chunk))
-            while pending:
-                yield pending.popleft().result()
-                for chunk in itertools.islice(chunks, 1):
-                    pending.append(pool.submit(self._read_chunk, chunk))
+        chunks = range(-(-self._places // CHUNK))
+        readers = self._config.readers
+        return ordered_map(self._read_chunk, chunks, readers, 2 * readers)
 
     def _read_chunk(self, chunk: int) -> Chunk:
         block, within = divmod(chunk * CHUNK, BLOCK)

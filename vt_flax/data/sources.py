@@ -8,7 +8,7 @@ from etils import epath
 
 from vt_flax.data.folders import FolderSource
 from vt_flax.data.source import Source
-from vt_flax.data.tfds_sources import TFDSSource, TFDSStream
+from vt_flax.data.tfds_sources import TFDSSource, TFDSStream, data_dir_of
 from vt_flax.errors import UserError, nearest
 
 FOLDER_PREFIX = "folder:"
@@ -53,7 +53,7 @@ def tfds_builder(name: str, data_dir: str = ""):
 
     where = f" in {data_dir}" if data_dir else ""
     try:
-        return tfds.builder(name, data_dir=data_dir or None)
+        builder = tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         hint = nearest(name, known) if _resembles(name, known) else ""
@@ -63,6 +63,12 @@ def tfds_builder(name: str, data_dir: str = ""):
         ) from None
     except (ValueError, AssertionError, OSError) as error:
         raise UserError(f"dataset {name!r}{where}: {_first_line(error)}") from error
+    # TFDS reads the formats that a dataset has beside its first one, but forgets them
+    # where it has the dataset's code.
+    stored = set(builder.info.as_proto.alternative_file_formats)
+    for form in stored - {f.value for f in builder.info.alternative_file_formats}:
+        builder.info.add_alternative_file_format(form)
+    return builder
 
 
 def _open_tfds(name: str, split: str, data_dir: str) -> Source:
@@ -74,7 +80,7 @@ def _open_tfds(name: str, split: str, data_dir: str) -> Source:
             raise UserError(
                 f"dataset {name!r} is not prepared in {builder.data_path}: run "
                 f"`python -m vt_flax.prepare_data {name} --data_dir "
-                f"{builder.data_dir_root}`, or set data_dir"
+                f"{data_dir_of(builder)}`, or set data_dir"
             )
         tfds.disable_progress_bar()
         # A command's standard output is its result alone.

@@ -3,9 +3,20 @@
 from collections.abc import Sequence
 from typing import Any
 
+from etils import epath
+
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import Example, RandomAccessSource, StreamSource
 from vt_flax.errors import UserError
+
+
+def data_dir_of(builder: Any) -> epath.Path:
+    """Returns the folder of TFDS datasets in which a builder's dataset is.
+
+    TFDS's own `data_dir_root` is the dataset's folder where it has no code of it.
+    """
+    # The full name is name/version or name/configuration/version.
+    return epath.Path(builder.data_path).parents[builder.info.full_name.count("/")]
 
 
 class TFDSSource(RandomAccessSource):
@@ -94,7 +105,7 @@ class TFDSStream(StreamSource):
             "as a stream: the order of examples depends on the number of processes, "
             "and after a restart it begins anew. For the exact order, make "
             f"array_record of it: `python -m vt_flax.prepare_data convert {name} "
-            f"--data_dir {builder.data_dir_root}`",
+            f"--data_dir {data_dir_of(builder)}`",
         )
         self._builder, self._split, self._keys = builder, split, keys
 

@@ -1,0 +1,203 @@
+"""From TFRecord to array_record: every record, stops, and an unharmed source."""
+
+import hashlib
+import io
+import pathlib
+import shutil
+
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+from PIL import Image
+from tensorflow_datasets.core.file_adapters import FileFormat
+
+from vt_flax.data.preparation import build, workspace
+from vt_flax.data.preparation import convert as module
+from vt_flax.data.preparation.convert import convert
+from vt_flax.data.sources import open_source, tfds_builder
+from vt_flax.errors import UserError
+
+FOLDER = "digits/1.0.0"
+
+
+@pytest.fixture
+def stored(digits_tfrecord, tmp_path) -> pathlib.Path:
+    """A copy of it that a test may change."""
+    return pathlib.Path(shutil.copytree(digits_tfrecord, tmp_path / "stored"))
+
+
+def contents(folder) -> dict[str, str]:
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted((folder / FOLDER).iterdir())
+    }
+
+
+def stopped_at_once(*_):
+    raise KeyboardInterrupt
+
+
+def check_records(source, result):
+    """Compares every record with what TensorFlow and array_record read."""
+    files = sorted((source / FOLDER).glob("*.tfrecord*"))
+    assert len(files) == 6
+    for file in files:
+        expected = [bytes(r.numpy()) for r in tf.data.TFRecordDataset(str(file))]
+        name = file.name.replace(".tfrecord", ".array_record")
+        reader = ArrayRecordReader(str(result / FOLDER / name))
+        assert reader.read(0, reader.num_records()) == expected
+
+
+@pytest.mark.parametrize("out_dir", ["", "stored/../stored", "out"])
+def test_every_record_is_there(stored, digits, tmp_path, out_dir):
+    before = contents(stored)
+    beside = out_dir != "out"
+    out = stored if beside else tmp_path / "out"
+    convert("digits", str(stored), out_dir and str(tmp_path / out_dir))
+    check_records(stored, out)
+    after = contents(stored)
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == ({"dataset_info.json"} if beside else set())
+    for split, count in (("train", 1437), ("test", 360)):
+        converted = open_source("digits", split, str(out))
+        built = open_source("digits", split, digits)
+        assert len(converted) == count
+        assert converted.read(range(count)) == built.read(range(count))
+        assert converted.class_names == built.class_names
+    # TensorFlow's pipelines go on reading the TFRecord files.
+    again = tfds.builder("digits", data_dir=str(stored))
+    assert again.info.file_format.value == "tfrecord"
+    assert len(list(again.as_dataset(split="test"))) == 360
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_second_run_after_a_stop(stored, tmp_path, beside, monkeypatch, capfd):
+    out = stored if beside else tmp_path / "out"
+    arguments = ("digits", str(stored), "" if beside else str(out))
+    converted = []
+    convert_file = module._convert_file
+
+    def stopping(file, output, *rest):
+        if len(converted) == 4:
+            # As a kill in the middle of a file would leave it.
+            unfinished = output.with_name(f"incomplete.{'0a' * 16}.{output.name}")
+            unfinished.write_bytes(b"half")
+            raise KeyboardInterrupt
+        convert_file(file, output, *rest)
+        converted.append(output)
+
+    monkeypatch.setattr(module, "_convert_file", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        convert(*arguments)
+    unfinished = tfds_builder("digits", str(out))
+    assert FileFormat.ARRAY_RECORD not in unfinished.info.available_file_formats()
+    assert unfinished.is_prepared() == beside
+    kept = {file: file.stat().st_mtime_ns for file in converted}
+
+    monkeypatch.setattr(module, "_convert_file", convert_file)
+    # Stopped once more, when only the description was missing.
+    write = module._write_description
+    monkeypatch.setattr(module, "_write_description", stopped_at_once)
+    with pytest.raises(KeyboardInterrupt):
+        convert(*arguments)
+    monkeypatch.setattr(module, "_write_description", write)
+    convert(*arguments)
+    assert "an interrupted run left" in capfd.readouterr().err
+    assert not list((out / FOLDER).glob("incomplete*"))
+    assert {file: file.stat().st_mtime_ns for file in converted} == kept
+    check_records(stored, out)
+    assert len(open_source("digits", "train", str(out))) == 1437
+
+    before = contents(out)
+    convert(*arguments)
+    assert "has array_record already" in capfd.readouterr().err
+    assert contents(out) == before
+
+
+def test_a_dataset_that_tfds_has_no_code_of(tmp_path):
+    # All that is known of it, the names of its classes too, stands in its folder.
+    image = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(image, "PNG")
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="signs",
+        version="2.0.0",
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(2, 2, 3)),
+                "label": tfds.features.ClassLabel(names=["stop", "yield"]),
+            }
+        ),
+        split_datasets={"train": [(0, {"image": image.getvalue(), "label": 1})]},
+        data_dir=str(tmp_path / "stored"),
+        file_format="tfrecord",
+    )
+    for out in ("out", "stored"):
+        convert("signs", str(tmp_path / "stored"), str(tmp_path / out))
+        source = open_source("signs", "train", str(tmp_path / out))
+        assert source.class_names == ("stop", "yield")
+        (example,) = source.read([0])
+        assert (example.image, example.label) == (image.getvalue(), 1)
+
+
+def test_building_what_is_there_as_tfrecord(stored, capfd):
+    hint = f"as tfrecord: .* convert digits --data_dir {stored}`"
+    before = contents(stored)
+    with pytest.raises(UserError, match=hint):
+        build.prepare("digits", str(stored))
+    assert contents(stored) == before
+    convert("digits", str(stored))
+    build.prepare("digits", str(stored))
+    assert "already prepared" in capfd.readouterr().err
+
+
+def test_what_is_array_record_already(digits, capfd):
+    before = contents(pathlib.Path(digits))
+    convert("digits", digits)
+    assert "has array_record already" in capfd.readouterr().err
+    assert contents(pathlib.Path(digits)) == before
+
+
+def test_a_dataset_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="'cifar10' is not in .* nothing to convert"):
+        convert("cifar10", str(tmp_path))
+    with pytest.raises(UserError, match="did you mean cifar10"):
+        convert("cifar1O", str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_disk(stored, monkeypatch):
+    before = contents(stored)
+    usage = shutil.disk_usage(stored)
+    monkeypatch.setattr(
+        workspace.shutil, "disk_usage", lambda _: usage._replace(free=100_000)
+    )
+    with pytest.raises(UserError, match="100.0 kB free, about 3.6 MB are needed"):
+        convert("digits", str(stored))
+    assert contents(stored) == before
+
+
+def test_the_estimate_of_disk_is_enough(stored, tmp_path, monkeypatch):
+    estimates = []
+    monkeypatch.setattr(module, "check_space", lambda _, size: estimates.append(size))
+    convert("digits", str(stored), str(tmp_path / "out"))
+    files = (tmp_path / "out" / FOLDER).glob("*array_record*")
+    assert 0.5 < sum(file.stat().st_size for file in files) / estimates[0] < 1
+
+
+def test_a_missing_or_damaged_file(stored):
+    file = sorted((stored / FOLDER).glob("digits-train.tfrecord*"))[1]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    with pytest.raises(UserError, match=f"converting {file}: DataLossError"):
+        convert("digits", str(stored))
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match=f"{file} holds 0 examples.*says 479"):
+        convert("digits", str(stored))
+    assert not list((stored / FOLDER).glob("incomplete*"))
+    file.unlink()
+    with pytest.raises(UserError, match="lacks 1 of the 3 tfrecord files of split"):
+        convert("digits", str(stored))
+    file.write_bytes(whole)
+    convert("digits", str(stored))
+    check_records(stored, stored)

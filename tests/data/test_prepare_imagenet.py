@@ -1,0 +1,328 @@
+"""TFDS's imagenet2012 from small archives: content, checks, stops."""
+
+import csv
+import hashlib
+import io
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from etils import epath
+from imagenet_archives import CMYK, PNG, TRAIN, VALIDATION
+from PIL import Image
+from tensorflow_datasets.core import file_adapters, shuffle
+
+from vt_flax.data.preparation import archives, build, workspace
+from vt_flax.data.sources import open_source
+from vt_flax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def class_index(real_data) -> dict[str, int]:
+    """Class indices by WordNet id, from a list that is not TFDS's."""
+    with open(real_data / "imagenet_samples.csv", newline="") as file:
+        return {row["wnid"]: int(row["index"]) for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def own_archives(small_imagenet, tmp_path, monkeypatch) -> pathlib.Path:
+    """A copy of the small archives, which stand as the published ones."""
+    folder = tmp_path / "archives"
+    shutil.copytree(small_imagenet.archives, folder)
+    expected = []
+    for name in (TRAIN, VALIDATION):
+        content = (folder / name).read_bytes()
+        md5 = hashlib.md5(content).hexdigest()
+        expected.append(archives.Archive(name, len(content), md5))
+    monkeypatch.setattr(archives, "ARCHIVES", tuple(expected))
+    return folder
+
+
+def prepare(data_dir, manual_dir, checksums=True):
+    return build.prepare("imagenet2012", str(data_dir), str(manual_dir), checksums)
+
+
+def contents(folder) -> dict[str, str]:
+    """Returns the checksums of a dataset's files."""
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(pathlib.Path(folder).iterdir())
+    }
+
+
+def features(data_dir, split) -> dict[str, dict]:
+    """Returns every stored example by its file name, the images still encoded."""
+    builder = tfds.builder_from_directory(f"{data_dir}/imagenet2012/5.1.0")
+    data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    return {example["file_name"].decode(): example for example in data}
+
+
+def test_training_images_are_the_archives_with_the_right_classes(
+    small_imagenet, prepared_imagenet, class_index
+):
+    source = open_source("imagenet2012", "train", prepared_imagenet)
+    stored = {example.image: example.label for example in source.read(range(30))}
+    assert len(source) == len(stored) == 30
+    for name, content in small_imagenet.train.items():
+        assert stored[content] == class_index[name.partition("_")[0]]
+    ids = tuple(sorted(class_index, key=class_index.get))
+    assert source.class_names == ids
+
+
+def test_validation_labels_are_those_that_tfds_ships(
+    small_imagenet, prepared_imagenet, class_index
+):
+    shipped = pathlib.Path(tfds.core.tfds_path("datasets/imagenet2012"))
+    labels = (shipped / "validation_labels.txt").read_text().split()
+    assert len(labels) == 50000
+    stored = features(prepared_imagenet, "validation")
+    assert len(stored) == 16
+    for number, content in enumerate(small_imagenet.validation, 1):
+        example = stored[f"ILSVRC2012_val_{number:08}.JPEG"]
+        assert example["image"] == content
+        assert example["label"] == class_index[labels[number - 1]]
+
+
+def test_the_cmyk_and_the_png_image_become_rgb_jpegs(
+    small_imagenet, prepared_imagenet, class_index
+):
+    stored = features(prepared_imagenet, "train")
+    assert {*small_imagenet.train, CMYK, PNG} == set(stored)
+    for name in (CMYK, PNG):
+        assert stored[name]["label"] == class_index[name.partition("_")[0]]
+        image = Image.open(io.BytesIO(stored[name]["image"]))
+        assert (image.format, image.mode) == ("JPEG", "RGB")
+        difference = np.subtract(image, small_imagenet.odd[name], dtype=np.float64)
+        assert np.abs(difference).mean() < 3
+
+
+def test_the_test_archive_is_stored_where_it_is(small_imagenet, own_archives, tmp_path):
+    content = (own_archives / VALIDATION).read_bytes()
+    before = archives.find(epath.Path(own_archives))
+    (own_archives / archives.TEST_ARCHIVE).write_bytes(content)
+    assert archives.find(epath.Path(own_archives)) == before + len(content)
+    builder = prepare(tmp_path, own_archives)
+    assert "test 16 examples" in build.describe(builder, "imagenet2012")
+    stored = features(tmp_path, "test")
+    assert [example["label"] for example in stored.values()] == [-1] * 16
+    images = {example["image"] for example in stored.values()}
+    assert images == set(small_imagenet.validation)
+
+
+def test_published_sizes_agree_with_those_that_tfds_records():
+    recorded = (
+        pathlib.Path(tfds.core.tfds_path("datasets/imagenet2012")) / "checksums.tsv"
+    ).read_text()
+    for archive in archives.ARCHIVES:
+        assert re.search(rf"/{archive.name}\s+{archive.size}\s", recorded)
+        assert re.fullmatch(r"[0-9a-f]{32}", archive.md5)
+
+
+# What is wrong with the archives.
+
+
+def test_an_archive_that_is_missing(own_archives, tmp_path):
+    (own_archives / VALIDATION).unlink()
+    with pytest.raises(UserError, match=f"{VALIDATION} is not there.*image-net.org"):
+        prepare(tmp_path / "data", own_archives)
+    with pytest.raises(UserError, match="nowhere: there is no such folder.*manual_dir"):
+        prepare(tmp_path / "data", tmp_path / "nowhere")
+    with pytest.raises(UserError, match="downloads/manual: there is no such folder"):
+        build.prepare("imagenet2012", str(tmp_path / "data"))
+    assert not list((tmp_path / "data").rglob("*5.1.0"))
+
+
+def test_an_archive_that_cannot_be_read(own_archives, tmp_path):
+    (own_archives / TRAIN).unlink()
+    (own_archives / TRAIN).mkdir()
+    with pytest.raises(UserError, match=f"building imagenet2012.*Is a dir.*{TRAIN}"):
+        prepare(tmp_path / "data", own_archives, checksums=False)
+
+
+def test_a_truncated_archive_is_told_before_anything_is_hashed(
+    own_archives, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(archives, "_md5", lambda *_: pytest.fail("hashed"))
+    content = (own_archives / VALIDATION).read_bytes()
+    (own_archives / VALIDATION).write_bytes(content[:-512])
+    message = f"has {len(content) - 512:,} bytes instead of {len(content):,}"
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path / "data", own_archives)
+
+
+def test_a_truncated_archive_without_checks(own_archives, tmp_path):
+    content = (own_archives / TRAIN).read_bytes()
+    (own_archives / TRAIN).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="building imagenet2012/5.1.0: .*data"):
+        prepare(tmp_path / "data", own_archives, checksums=False)
+    assert not list((tmp_path / "data" / "imagenet2012").glob("*5.1.0"))
+
+
+def test_an_archive_that_is_none(own_archives, tmp_path):
+    size = (own_archives / TRAIN).stat().st_size
+    (own_archives / TRAIN).write_bytes(b"<html>" * (size // 6) + b"." * (size % 6))
+    for checksums in (True, False):
+        with pytest.raises(UserError, match=f"{TRAIN} is not a tar archive"):
+            prepare(tmp_path / "data", own_archives, checksums)
+
+
+def test_checksums_are_checked_and_remembered(
+    own_archives, prepared_imagenet, tmp_path, monkeypatch
+):
+    good = (own_archives / VALIDATION).read_bytes()
+    place = len(good) // 2
+    bad = good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :]
+    (own_archives / VALIDATION).write_bytes(bad)
+    message = f"{VALIDATION} is damaged: its MD5 is {hashlib.md5(bad).hexdigest()}"
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path / "data", own_archives)
+    # The training archive was good: it is not read again. The other one is.
+    hashed = []
+    md5 = archives._md5
+    monkeypatch.setattr(
+        archives,
+        "_md5",
+        lambda path, size: (hashed.append(path.name), md5(path, size))[1],
+    )
+    (own_archives / VALIDATION).write_bytes(good)
+    before = sorted(own_archives.iterdir())
+    prepare(tmp_path / "data", own_archives)
+    assert hashed == [VALIDATION]
+    assert sorted(own_archives.iterdir()) == before
+    path = "imagenet2012/5.1.0"
+    assert contents(tmp_path / "data" / path) == contents(f"{prepared_imagenet}/{path}")
+
+
+def test_a_damaged_memory_of_checksums_costs_another_check(own_archives, tmp_path):
+    stamp = tmp_path / "stamp"
+    archives.verify(epath.Path(own_archives), stamp)
+    good = stamp.read_bytes()
+    for damaged in (b"", b"{", b"[1]", b"7"):
+        stamp.write_bytes(damaged)
+        archives.verify(epath.Path(own_archives), stamp)
+        assert stamp.read_bytes() == good
+
+
+# Disk.
+
+
+def test_too_little_disk(own_archives, tmp_path, monkeypatch):
+    needed = sum(file.stat().st_size for file in own_archives.iterdir()) * 1.02
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        workspace.shutil, "disk_usage", lambda _: usage._replace(free=int(needed) - 2)
+    )
+    with pytest.raises(UserError, match="MB free, about 6.4 MB are needed: make"):
+        prepare(tmp_path / "data", own_archives)
+    monkeypatch.setattr(
+        workspace.shutil, "disk_usage", lambda _: usage._replace(free=int(needed) + 2)
+    )
+    prepare(tmp_path / "data", own_archives)
+
+
+def test_the_estimate_of_disk_is_the_peak(small_imagenet, tmp_path, monkeypatch):
+    # As with the real archives: more than fits the memory that the shuffler takes.
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1 << 18)
+    sizes = []
+    write = file_adapters.ArrayRecordFileAdapter.write_examples
+
+    def measure():
+        files = [file for file in tmp_path.rglob("*") if file.is_file()]
+        sizes.append(sum(file.stat().st_size for file in files))
+
+    def watched(path, iterator):
+        measure()
+        write(path, (measure() or example for example in iterator))
+        measure()
+
+    monkeypatch.setattr(file_adapters.ArrayRecordFileAdapter, "write_examples", watched)
+    prepare(tmp_path, small_imagenet.archives, checksums=False)
+    estimate = build.IMAGENET_SHARE * archives.find(
+        epath.Path(small_imagenet.archives), check_sizes=False
+    )
+    # Two files of 64 kB blocks weigh more here than in the whole of ImageNet.
+    assert 0.9 * estimate < max(sizes) < estimate
+
+
+# Stops.
+
+
+def test_killed_in_the_middle_then_run_again(
+    small_imagenet, prepared_imagenet, tmp_path, capfd
+):
+    script = f"""
+        import os, signal, sys
+        from tensorflow_datasets.core import shuffle
+        from vt_flax import prepare_data
+        import tensorflow_datasets as tfds
+
+        shuffle.MAX_MEM_BUFFER_SIZE = 1 << 18
+        builder = tfds.builder_cls("imagenet2012")
+        fix, seen = builder._fix_image, []
+
+        def fix_or_die(self, name, image):
+            seen.append(name)
+            if len(seen) == 20:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return fix(self, name, image)
+
+        builder._fix_image = fix_or_die
+        prepare_data.main(["imagenet2012", "--no_checksums", "--data_dir",
+                           {str(tmp_path)!r}, "--manual_dir",
+                           {str(small_imagenet.archives)!r}])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL
+    (left,) = (tmp_path / "imagenet2012").glob("incomplete.*")
+    assert any(left.iterdir())
+    with pytest.raises(UserError, match="is not prepared"):
+        open_source("imagenet2012", "train", str(tmp_path))
+    other = tmp_path / "imagenet2012" / "incomplete.ABCDEF_5.0.0"
+    other.mkdir()
+
+    prepare(tmp_path, small_imagenet.archives, checksums=False)
+    assert f"an interrupted run left: {left}" in capfd.readouterr().err
+    assert not left.exists() and other.exists()
+    path = "imagenet2012/5.1.0"
+    assert contents(tmp_path / path) == contents(f"{prepared_imagenet}/{path}")
+
+
+def test_all_is_prepared(prepared_imagenet, capfd):
+    before = contents(f"{prepared_imagenet}/imagenet2012/5.1.0")
+    build.prepare("imagenet2012", prepared_imagenet)
+    assert "imagenet2012/5.1.0 is already prepared" in capfd.readouterr().err
+    assert contents(f"{prepared_imagenet}/imagenet2012/5.1.0") == before
+
+
+def test_one_at_a_time(small_imagenet, tmp_path):
+    with (
+        workspace.exclusive(tmp_path / "imagenet2012"),
+        pytest.raises(UserError, match="another process is preparing"),
+    ):
+        prepare(tmp_path, small_imagenet.archives, checksums=False)
+
+
+def test_a_folder_that_holds_something_else(small_imagenet, tmp_path):
+    folder = tmp_path / "imagenet2012" / "5.1.0"
+    folder.mkdir(parents=True)
+    (folder / "notes").write_text("mine")
+    with pytest.raises(UserError, match="holds no finished dataset: move it away"):
+        prepare(tmp_path, small_imagenet.archives, checksums=False)
+    assert (folder / "notes").read_text() == "mine"
+
+
+def test_a_prepared_dataset_that_lost_a_file(prepared_imagenet, tmp_path):
+    shutil.copytree(prepared_imagenet, tmp_path / "data")
+    (file,) = (tmp_path / "data" / "imagenet2012" / "5.1.0").glob("*-train.array*")
+    file.unlink()
+    with pytest.raises(UserError, match="lacks 1 of the 1 .* of split 'train'"):
+        build.prepare("imagenet2012", str(tmp_path / "data"))

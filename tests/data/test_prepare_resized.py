@@ -1,0 +1,208 @@
+"""Resized copies of datasets: pixels against jax.image, labels, order, stops."""
+
+import io
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from vt_flax.data.builders import resized
+from vt_flax.data.builders.resized import shrink
+from vt_flax.data.images import decode_with_pillow
+from vt_flax.data.preparation import build, workspace
+from vt_flax.data.preparation.resize import resize
+from vt_flax.data.sources import open_source, tfds_builder
+from vt_flax.errors import UserError
+
+SIDE = 120
+
+
+@pytest.fixture(scope="module")
+def copy(prepared_imagenet, tmp_path_factory) -> str:
+    """A folder with imagenet2012_120."""
+    folder = str(tmp_path_factory.mktemp("resized"))
+    resize(tfds_builder("imagenet2012", prepared_imagenet), SIDE, folder)
+    return folder
+
+
+def encode(image, form, **options) -> bytes:
+    output = io.BytesIO()
+    image.save(output, form, **options)
+    return output.getvalue()
+
+
+def independently_resized(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
+    """Returns an image brought to (width, height) by JAX's antialiased cubic kernel."""
+    # Keys' cubic with a = -1/2, widened by the scale, as in Pillow.
+    array = np.asarray(image.convert("RGB"), np.float32)
+    result = jax.image.resize(array, (shape[1], shape[0], 3), "cubic", antialias=True)
+    return np.clip(np.asarray(result), 0, 255)
+
+
+@pytest.mark.parametrize("split, count", [("train", 30), ("validation", 16)])
+def test_images_labels_and_order(prepared_imagenet, copy, split, count):
+    whole = open_source("imagenet2012", split, prepared_imagenet)
+    small = open_source(f"imagenet2012_{SIDE}", split, copy)
+    assert len(whole) == len(small) == count
+    assert whole.class_names == small.class_names
+    pairs = zip(whole.read(range(count)), small.read(range(count)), strict=True)
+    kept = 0
+    for i, (before, after) in enumerate(pairs):
+        assert before.label == after.label
+        large = Image.open(io.BytesIO(before.image))
+        image = Image.open(io.BytesIO(after.image))
+        if min(large.size) <= SIDE:
+            assert before.image == after.image
+            kept += 1
+            continue
+        assert (image.format, image.mode) == ("JPEG", "RGB")
+        assert min(image.size) == SIDE
+        ratio = max(large.size) / min(large.size)
+        assert abs(max(image.size) - SIDE * ratio) <= 0.5
+        if i % 5:  # JAX compiles for every size.
+            continue
+        expected = independently_resized(large, image.size)
+        error = np.asarray(image, np.float64) - expected
+        # What JPEG loses; nearest neighbour or no antialiasing lose 4 times as much.
+        assert 10 * np.log10(255**2 / np.mean(error**2)) > 30
+        assert abs(error.mean()) < 0.5
+    assert kept < count
+
+
+def test_other_features_and_the_description(prepared_imagenet, copy):
+    whole = tfds_builder("imagenet2012", prepared_imagenet)
+    small = tfds.builder_from_directory(f"{copy}/imagenet2012_{SIDE}/5.1.0")
+    skip = {"image": tfds.decode.SkipDecoding()}
+    for split in ("train", "validation"):
+        before = whole.as_data_source(split, decoders=skip)
+        after = small.as_data_source(split, decoders=skip)
+        for one, other in zip(before, after, strict=True):
+            assert one.keys() == other.keys()
+            assert one["file_name"] == other["file_name"]
+    assert small.info.supervised_keys == ("image", "label")
+    assert small.info.features["image"].shape == (None, None, 3)
+    assert f"at most {SIDE} pixels" in small.info.description
+
+
+def test_several_files_and_the_same_result_after_a_stop(
+    prepared_imagenet, copy, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(resized, "SHARD_EXAMPLES", 7)
+    source = tfds_builder("imagenet2012", prepared_imagenet)
+    stopping = [20]
+
+    def stop(encoded, side):
+        stopping[0] -= 1
+        if stopping[0] == 0:
+            raise KeyboardInterrupt
+        return shrink(encoded, side)
+
+    monkeypatch.setattr(resized, "SAMPLE", 1)
+    monkeypatch.setattr(resized, "shrink", stop)
+    with pytest.raises(KeyboardInterrupt):
+        resize(source, SIDE, str(tmp_path))
+    folder = tmp_path / f"imagenet2012_{SIDE}"
+    assert [entry.name for entry in folder.iterdir()] == [workspace.LOCK]
+    # As a kill would leave it.
+    left = folder / "incomplete.AB12CD_5.1.0"
+    left.mkdir()
+    (left / f"imagenet2012_{SIDE}-train.array_record-00000-of-00005").write_text("x")
+
+    monkeypatch.setattr(resized, "shrink", shrink)
+    resize(source, SIDE, str(tmp_path))
+    assert str(left) in capfd.readouterr().err and not left.exists()
+    files = sorted(file.name for file in (folder / "5.1.0").glob("*array_record*"))
+    assert len(files) == 5 + 3
+    for split in ("train", "validation"):
+        one = open_source(f"imagenet2012_{SIDE}", split, copy)
+        several = open_source(f"imagenet2012_{SIDE}", split, str(tmp_path))
+        rows = range(len(one))
+        assert one.read(rows) == several.read(rows)
+
+    monkeypatch.setattr(resized, "shrink", lambda *_: pytest.fail("made again"))
+    resize(source, SIDE, str(tmp_path))
+    assert "already prepared" in capfd.readouterr().err
+
+
+def test_png_stays_png(digits, tmp_path):
+    source = tfds_builder("digits", digits)
+    builder = resize(source, 20, str(tmp_path))
+    for split in ("train", "test"):
+        before = open_source("digits", split, digits).read(range(9))
+        after = open_source("digits_20", split, str(tmp_path)).read(range(9))
+        for one, other in zip(before, after, strict=True):
+            assert one.label == other.label
+            image = Image.open(io.BytesIO(other.image))
+            assert (image.format, image.size) == ("PNG", (20, 20))
+            expected = independently_resized(decode_with_pillow(one.image), (20, 20))
+            # Pillow rounds after each of its two passes.
+            assert np.abs(np.asarray(image, np.float64) - expected).max() < 2.5
+    assert len(open_source("digits_20", "train", str(tmp_path))) == 1437
+    assert builder.info.features["image"].encoding_format == "png"
+
+
+@pytest.mark.parametrize("mode, form", [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG")])
+def test_every_kind_of_image_becomes_rgb(mode, form):
+    gradient = np.linspace(0, 255, 60 * 40 * 3).reshape(60, 40, 3).astype(np.uint8)
+    encoded = encode(Image.fromarray(gradient).convert(mode), form)
+    image = Image.open(io.BytesIO(shrink(encoded, 20)))
+    assert (image.format, image.mode, image.size) == (form, "RGB", (20, 30))
+    expected = independently_resized(Image.open(io.BytesIO(encoded)), (20, 30))
+    assert np.abs(np.asarray(image, np.float64) - expected).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_images_that_are_small_enough_stay_to_the_byte(mode):
+    encoded = encode(Image.new(mode, (40, 30)), "JPEG", comment="as it was")
+    assert shrink(encoded, 30) == shrink(encoded, 99) == encoded
+    assert shrink(encoded, 29) != encoded
+
+
+def test_long_images_keep_their_short_side():
+    encoded = encode(Image.new("RGB", (3, 1000)), "PNG")
+    assert Image.open(io.BytesIO(shrink(encoded, 2))).size == (2, 667)
+
+
+def test_the_estimate_of_disk(prepared_imagenet, copy, tmp_path, monkeypatch):
+    source = tfds_builder("imagenet2012", prepared_imagenet)
+    estimate = resized.Resized(source, SIDE, str(tmp_path)).expected_bytes()
+    files = pathlib.Path(copy, f"imagenet2012_{SIDE}", "5.1.0").glob("*array_record*")
+    assert 0.6 < sum(file.stat().st_size for file in files) / estimate < 1
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        workspace.shutil, "disk_usage", lambda _: usage._replace(free=estimate // 2)
+    )
+    with pytest.raises(UserError, match="make room"):
+        resize(source, SIDE, str(tmp_path))
+
+
+def test_a_damaged_image_is_named(prepared_imagenet, tmp_path, monkeypatch):
+    def damaged(encoded):
+        raise ValueError("image file is truncated")
+
+    monkeypatch.setattr(resized.images, "decode_with_pillow", damaged)
+    source = tfds_builder("imagenet2012", prepared_imagenet)
+    with pytest.raises(UserError, match="5.1.0 train, example 0: .* truncated"):
+        resize(source, SIDE, str(tmp_path))
+
+
+def test_a_dataset_without_images(tmp_path):
+    builder = tfds.dataset_builders.store_as_tfds_dataset(
+        name="numbers",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict({"value": np.int64}),
+        split_datasets={"train": [(0, {"value": 1})]},
+        data_dir=str(tmp_path),
+        file_format="array_record",
+    )
+    with pytest.raises(UserError, match="'numbers' has no images to resize"):
+        resize(builder, SIDE, str(tmp_path))
+
+
+def test_embedded_datasets_can_be_prepared(tmp_path):
+    build.prepare("digits", str(tmp_path))
+    assert len(open_source("digits", "test", str(tmp_path))) == 360

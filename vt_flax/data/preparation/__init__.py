@@ -1,0 +1,1 @@
+"""Makes TFDS datasets in array_record: builds, resizes and converts them."""

@@ -1,0 +1,169 @@
+"""Builds a TFDS dataset in array_record, ready for random access."""
+
+import pathlib
+
+from etils import epath
+from rich.filesize import decimal
+from tensorflow_datasets.core import DatasetBuilder
+from tensorflow_datasets.core.download import DownloadConfig
+from tensorflow_datasets.core.file_adapters import FileFormat
+
+from vt_flax.data.preparation import archives
+from vt_flax.data.preparation.workspace import (
+    check_space,
+    errors_in_one_line,
+    exclusive,
+    remove_interrupted_build,
+    say,
+)
+from vt_flax.data.sources import FOLDER_PREFIX, tfds_builder
+from vt_flax.data.tfds_sources import data_dir_of
+from vt_flax.errors import UserError
+
+FORMAT = FileFormat.ARRAY_RECORD
+IMAGENET = "imagenet2012"
+STAMP = ".verified_archives.json"
+# What the files of ImageNet take, relative to its archives, as a bound. The archives
+# round each image up to 512 bytes; array_record adds about 100 bytes to each and, to
+# each file, up to 192 kB.
+IMAGENET_SHARE = 1.02
+
+
+def prepare(
+    name: str, data_dir: str, manual_dir: str = "", checksums: bool = True
+) -> DatasetBuilder:
+    """Builds a dataset in array_record, unless it is there already.
+
+    Args:
+      name: a TFDS dataset, as in `cifar10`.
+      data_dir: folder of the TFDS datasets.
+      manual_dir: folder of files that TFDS cannot download; empty for TFDS's default,
+        `DATA_DIR/downloads/manual`.
+      checksums: whether ImageNet's archives must be the published ones, to the byte.
+
+    Returns:
+      The builder of the prepared dataset.
+
+    Raises:
+      UserError: if it cannot be built. What an interrupted run left is removed by the
+        next one; a finished dataset is never touched.
+    """
+    if name.startswith(FOLDER_PREFIX):
+        raise UserError(f"{name}: class folders need no preparing")
+    builder = tfds_builder(name, data_dir)
+    data_path = pathlib.Path(builder.data_path)
+    if is_ready(builder, name):
+        say(f"{builder.info.full_name} is already prepared in {data_path}")
+        return builder
+    manual = epath.Path(
+        manual_dir or pathlib.Path(data_dir, "downloads", "manual")
+    ).expanduser()
+    _check_manual(builder, manual, bool(manual_dir))
+    imagenet = builder.name == IMAGENET
+    with (
+        errors_in_one_line(f"building {builder.info.full_name}"),
+        exclusive(data_path.parent),
+    ):
+        if imagenet:
+            needed = round(archives.find(manual, checksums) * IMAGENET_SHARE)
+        else:
+            needed = _expected_bytes(builder)
+        remove_interrupted_build(data_path)
+        check_space(data_path.parent, needed)
+        if imagenet and checksums:
+            archives.verify(manual, data_path.parent / STAMP)
+        if imagenet:
+            # TFDS's progress bars do not know where they end.
+            say("all of ImageNet: 1,281,167 training and 50,000 validation images")
+        builder.download_and_prepare(
+            file_format=FORMAT, download_config=DownloadConfig(manual_dir=manual)
+        )
+    builder = tfds_builder(name, data_dir)
+    check_complete(builder)
+    return builder
+
+
+def is_ready(builder: DatasetBuilder, name: str) -> bool:
+    """Tells whether a dataset, called `name` by the user, stands in array_record.
+
+    Raises:
+      UserError: if it stands there in another format, or something else does.
+    """
+    if not builder.is_prepared():
+        if builder.data_path.exists():
+            raise UserError(
+                f"{builder.data_path} is there but holds no finished dataset: move it "
+                "away and run again"
+            )
+        return False
+    if FORMAT not in builder.info.available_file_formats():
+        raise UserError(
+            f"{builder.info.full_name} is in {builder.data_path} as "
+            f"{builder.info.file_format.value}: make array_record of it by `python -m "
+            f"vt_flax.prepare_data convert {name} --data_dir {data_dir_of(builder)}`"
+        )
+    check_complete(builder)
+    return True
+
+
+def check_complete(
+    builder: DatasetBuilder, file_format: FileFormat = FORMAT
+) -> list[pathlib.Path]:
+    """Returns all files of a dataset's splits.
+
+    Raises:
+      UserError: if some are missing.
+    """
+    files = []
+    for name, split in builder.info.splits.items():
+        shards = split.get_available_shards(file_format=file_format)
+        if len(shards) < split.num_shards:
+            raise UserError(
+                f"{builder.data_path} lacks {split.num_shards - len(shards)} of the "
+                f"{split.num_shards} {file_format.value} files of split {name!r}: "
+                "restore them, or move the folder away and run again"
+            )
+        files += [pathlib.Path(shard) for shard in shards]
+    return files
+
+
+def describe(builder: DatasetBuilder, name: str) -> str:
+    """Returns lines that tell what is there and how to train on it.
+
+    Args:
+      builder: of a prepared dataset.
+      name: by which `open_source` finds it.
+    """
+    splits = ", ".join(
+        f"{name} {split.num_examples:,}" for name, split in builder.info.splits.items()
+    )
+    size = sum(file.stat().st_size for file in check_complete(builder))
+    return (
+        f"{builder.info.full_name} in {builder.data_path}: {splits} examples, "
+        f"{decimal(size)} of array_record\n"
+        f"use it by --config.data.name={name} "
+        f"--config.data.data_dir={data_dir_of(builder)}"
+    )
+
+
+def _check_manual(builder: DatasetBuilder, manual: epath.Path, named: bool) -> None:
+    """Checks the folder of manual files before TFDS would miss it."""
+    wanted = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+    if (named or wanted) and not manual.is_dir():
+        raise UserError(
+            f"--manual_dir {manual}: there is no such folder"
+            + (f"; {builder.name} needs it: {wanted}" if wanted else "")
+        )
+    if wanted and builder.name != IMAGENET and not any(manual.iterdir()):
+        raise UserError(f"--manual_dir {manual} is empty: {wanted}")
+
+
+def _expected_bytes(builder: DatasetBuilder) -> int | None:
+    """Returns what a download and its dataset may take, or None."""
+    known = builder.info.download_size + builder.info.dataset_size
+    if not known and not builder.builder_configs:
+        # TFDS records the size of each download with its checksum, for all the
+        # configurations together. What is downloaded, what is extracted from it and
+        # the dataset itself are of one order.
+        known = 3 * sum(file.size or 0 for file in (builder.url_infos or {}).values())
+    return int(known) or None

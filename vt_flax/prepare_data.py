@@ -1,0 +1,112 @@
+"""Prepare a dataset for training: build, resize or convert it, with random access.
+
+python -m vt_flax.prepare_data imagenet2012 --manual_dir ARCHIVES --data_dir DATA
+    from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in ARCHIVES, checked first
+python -m vt_flax.prepare_data imagenet2012 --data_dir DATA --resize 256
+    makes imagenet2012_256 of it: short side at most 256, smaller images as they are
+python -m vt_flax.prepare_data cifar10 --data_dir DATA
+    any dataset that TFDS knows; downloads it where TFDS can
+python -m vt_flax.prepare_data convert NAME --data_dir DATA
+    adds array_record to a dataset that TFDS has stored as TFRecord
+
+A run that was stopped, however hard, is simply started again. ImageNet takes about
+155 GB beside its archives, the copy at 256 about 60 GB more.
+"""
+
+import argparse
+import os
+import pathlib
+from collections.abc import Sequence
+
+from vt_flax import cli
+from vt_flax.errors import UserError
+
+CONVERT = "convert"
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    parser = cli.make_parser("prepare_data", __doc__)
+    parser.usage = f"{parser.prog} [convert] NAME --data_dir FOLDER [OPTION ...]"
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="[convert] NAME",
+        help="a TFDS dataset, such as imagenet2012 or cifar10",
+    )
+    parser.add_argument(
+        "--data_dir", required=True, metavar="FOLDER", help="of the TFDS datasets"
+    )
+    parser.add_argument(
+        "--manual_dir",
+        default="",
+        metavar="FOLDER",
+        help="of what TFDS cannot download (default: DATA_DIR/downloads/manual)",
+    )
+    parser.add_argument(
+        "--resize",
+        type=int,
+        metavar="SIDE",
+        help="also make the dataset NAME_SIDE with that short side, in pixels; "
+        "builds NAME first where it is missing",
+    )
+    parser.add_argument(
+        "--no_checksums",
+        action="store_true",
+        help="take ImageNet's archives as they are, of any size and content",
+    )
+    parser.add_argument(
+        "--out_dir",
+        default="",
+        metavar="FOLDER",
+        help="convert: where the result goes (default: beside the source's files)",
+    )
+    args = parser.parse_args(argv)
+    converting = args.words[0] == CONVERT
+    if len(args.words) != 1 + converting:
+        raise UserError(f"{' '.join(args.words)}: write NAME, or convert NAME")
+    name = args.words[-1]
+    _check_options(args, converting)
+    data_dir = str(_writable("--data_dir", args.data_dir))
+    # TensorFlow decodes a few of ImageNet's files, and would take a whole GPU for it.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    # Late, because TFDS takes seconds to come: --help and bad options need not wait.
+    from vt_flax.data.preparation import build, convert, resize
+
+    if converting:
+        out_dir = str(_writable("--out_dir", args.out_dir)) if args.out_dir else ""
+        builder = convert.convert(name, data_dir, out_dir)
+    else:
+        builder = build.prepare(name, data_dir, args.manual_dir, not args.no_checksums)
+        if args.resize:
+            builder = resize.resize(builder, args.resize, data_dir)
+            name = builder.name
+    print(build.describe(builder, name))
+
+
+def _check_options(args: argparse.Namespace, converting: bool) -> None:
+    if args.resize is not None and args.resize < 1:
+        raise UserError(f"--resize {args.resize}: must be at least 1 pixel")
+    if converting:
+        if args.manual_dir or args.resize or args.no_checksums:
+            raise UserError("convert takes no --manual_dir, --resize or --no_checksums")
+    elif args.out_dir:
+        raise UserError("--out_dir is for convert; a dataset is built in --data_dir")
+
+
+def _writable(option: str, path: str) -> pathlib.Path:
+    """Returns a local folder's path.
+
+    A bucket would be refused by array_record itself, which writes to local files alone
+    (google/array_record, issue 120), but only after hours of work.
+    """
+    if "://" in path:
+        raise UserError(
+            f"{option} {path}: array_record cannot be written to a bucket; name a "
+            "folder, or one that the bucket is mounted on"
+        )
+    return pathlib.Path(path).expanduser()
+
+
+if __name__ == "__main__":
+    cli.run(main)
