@@ -11,8 +11,8 @@ smoothing; AutoAugment; stochastic depth with survival 0.9; dropout 0.2; an aver
 the weights of 0.99985. What it does not say is marked [choice].
 
 Expect, from the paper's table and with its distillation: 76.8 (VT-R18), 79.9 (VT-R34),
-80.6 (VT-R50) and 82.3 (VT-R101) percent top-1. We have not run this; AutoAugment is not
-built yet, so this is not yet the whole recipe. Needs imagenet2012 as it is prepared by
+80.6 (VT-R50) and 82.3 (VT-R101) percent top-1. We have not run this. Needs imagenet2012
+as it is prepared by
 `python -m vt_flax.prepare_data imagenet2012 --manual_dir ARCHIVES --data_dir D`, and
 --config.data.data_dir=D.
 """
@@ -48,6 +48,7 @@ def get_config(arg: str = "vt_resnet18") -> ConfigDict:
     config.data.crop_min_area = 0.08
     config.data.eval_resize = 256  # [choice]
     config.data.flip = True
+    config.data.augment = "autoaugment"
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "rmsprop_tf"  # [choice]

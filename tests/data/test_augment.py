@@ -3,15 +3,33 @@
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from vt_flax.data.augment import augment, normalise
+from vt_flax.data import augment as module
+from vt_flax.data.augment import normalise
+from vt_flax.errors import UserError
+from vt_flax.parallel.mesh import batch_sharding, make_mesh
+from vt_flax.training.config import default_config
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 
 
-def config(flip=True, mean=MEAN, std=STD):
-    return ConfigDict({"flip": flip, "mean": mean, "std": std})
+def config(**changes):
+    result = default_config().data
+    result.update({"mean": MEAN, "std": STD, **changes})
+    return result
+
+
+def augment(images, config, key):
+    """Returns the images alone; nothing is mixed."""
+    labels = np.arange(len(images), dtype=np.int32)
+    return module.augment(images, labels, config, key)[0]
+
+
+def test_labels_are_kept_where_nothing_is_mixed():
+    labels = np.asarray([3, 1, 2], np.int32)
+    _, targets = module.augment(noise(3, 4, 4, 3), labels, config(), jax.random.key(0))
+    np.testing.assert_array_equal(targets.labels, labels[:, None])
+    np.testing.assert_array_equal(targets.weights, np.ones((3, 1)))
 
 
 def noise(*shape):
@@ -76,3 +94,71 @@ def test_it_runs_inside_a_compiled_step():
     key = jax.random.key(2)
     compiled = jax.jit(lambda x, k: augment(x, config(), k))(images, key)
     np.testing.assert_allclose(compiled, augment(images, config(), key), atol=1e-6)
+
+
+EVERYTHING = {
+    "augment": "autoaugment",
+    "erasing": 0.5,
+    "mixup": 0.4,
+    "cutmix": 1.0,
+}
+
+
+def run_all(images, key=0, **changes):
+    labels = np.arange(len(images), dtype=np.int32)
+    settings = config(**{**EVERYTHING, **changes})
+    out = jax.jit(lambda x, n, k: module.augment(x, n, settings, k))(
+        images, labels, jax.random.key(key)
+    )
+    return jax.device_get(out)
+
+
+def test_the_result_does_not_depend_on_the_devices():
+    """Sixteen examples on one device, and spread over eight."""
+    images = noise(16, 32, 32, 3)
+    alone, targets = run_all(images)
+    sharding = batch_sharding(make_mesh())
+    spread, spread_targets = run_all(jax.device_put(images, sharding))
+    assert len(sharding.device_set) == 8
+    np.testing.assert_allclose(spread, alone, atol=1e-5)
+    np.testing.assert_array_equal(spread_targets.weights, targets.weights)
+
+
+def test_each_step_takes_its_own_draw():
+    images = noise(8, 32, 32, 3)
+    one, _ = run_all(images)
+    np.testing.assert_array_equal(one, run_all(images)[0])
+    assert not np.array_equal(one, run_all(images, key=1)[0])
+
+
+@pytest.mark.parametrize("key", ["augment", "erasing", "mixup", "cutmix"])
+def test_every_key_is_read(key):
+    images = noise(16, 32, 32, 3)
+    off = {"augment": "none"}.get(key, 0.0)
+    assert not np.array_equal(run_all(images)[0], run_all(images, **{key: off})[0])
+
+
+def test_one_purpose_does_not_change_the_draws_of_another():
+    """Images that are not erased are what they are where erasing is off."""
+    images = noise(32, 32, 32, 3)
+    settings = {"mixup": 0.0, "cutmix": 0.0}
+    plain, _ = run_all(images, **settings, erasing=0.0)
+    erased, _ = run_all(images, **settings)
+    kept = erased != 0
+    assert 0.3 < kept.mean() < 1
+    np.testing.assert_array_equal(erased[kept], plain[kept])
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"augment": "autoagument"}, "did you mean autoaugment"),
+        ({"randaugment_layers": 0}, "randaugment_layers 0"),
+        ({"randaugment_magnitude": 11.0}, "from 0 to 10"),
+        ({"erasing": 2.0}, "data.erasing"),
+    ],
+)
+def test_impossible_settings_are_named(changes, message):
+    module.check_config(config(), 8)
+    with pytest.raises(UserError, match=message):
+        module.check_config(config(**changes), 8)

@@ -42,6 +42,7 @@ def test_one_against_eight_devices(span, preset):
     batch = {
         "image": generator.integers(0, 256, (32, 16, 16, 3), np.uint8),
         "label": generator.integers(0, 10, 32).astype(np.int32),
+        "bad": np.arange(32) == 7,
     }
     results = []
     for count in (1, 8):
@@ -67,6 +68,7 @@ def test_one_against_eight_devices(span, preset):
             to_global(batch | {"mask": np.arange(32) < 29}, mesh),
         )
         assert counts["examples"] == 29
+        assert counts["skipped"] == metrics["skipped"] == 1
         results.append(
             jax.device_get(
                 (metrics, gradients, after.batch_stats, after.ema_params, counts)

@@ -116,8 +116,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     run, workdir, _ = trained
     batches = loop._device_batches
 
-    def stopped(run, first):
-        for i, batch in enumerate(batches(run, first), first):
+    def stopped(run, source, first):
+        for i, batch in enumerate(batches(run, source, first), first):
             if i == 5:
                 raise KeyboardInterrupt
             yield batch

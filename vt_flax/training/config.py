@@ -37,6 +37,12 @@ def default_config() -> ConfigDict:
                 "crop_padding": 4,  # pad: pixels on each side
                 "eval_resize": 0,  # short side before the centre crop; 0: image_size
                 "flip": True,
+                "augment": "none",  # none, autoaugment (ImageNet's) or randaugment
+                "randaugment_layers": 2,  # operations, one after the other
+                "randaugment_magnitude": 9.0,  # of 10
+                "erasing": 0.0,  # share of the images that lose a rectangle
+                "mixup": 0.0,  # both parameters of the Beta distribution; 0: off
+                "cutmix": 0.0,  # the same; with both on each example takes one
                 "mean": [0.485, 0.456, 0.406],
                 "std": [0.229, 0.224, 0.225],
                 "on_error": "raise",  # a bad example: raise, or skip (and count it)

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vt_flax.data import augment
 from vt_flax.data.pipeline import check_config, check_source
 from vt_flax.data.source import Source
 from vt_flax.data.sources import open_source
@@ -105,6 +106,7 @@ def prepare(config: ConfigDict) -> Run:
         )
     data = config.data
     check_config(data)
+    augment.check_config(data, config.batch_size)
     for key, value in (
         ("ema.decay", config.ema.decay),
         ("loss.label_smoothing", config.loss.label_smoothing),

@@ -27,16 +27,19 @@ def make_train_step(
 
     `batch` holds `image`, uint8 (batch, H, W, 3), `label`, int32 (batch,), and `bad`,
     bool (batch,), True where an example stands for an unreadable one. The metrics are
-    scalars of this batch: `loss`, `top1` (share), `rate`, `grad_norm`, `skipped`
-    (number of unreadable examples), and `finite`, False if the loss, a gradient or a
-    batch statistic is not a finite number.
+    scalars of this batch: `loss`, `top1` (share; of mixed examples the weight of the
+    label that comes first), `rate`, `grad_norm`, `skipped` (number of unreadable
+    examples), and `finite`, False if the loss, a gradient or a batch statistic is not a
+    finite number.
     All noise comes from the state's key and step.
     """
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         augment_key, model_key = jax.random.split(key)
-        images = augment.augment(batch["image"], config.data, augment_key)
+        images, targets = augment.augment(
+            batch["image"], batch["label"], config.data, augment_key
+        )
 
         def compute_loss(params):
             logits, updates = model.apply(
@@ -46,7 +49,7 @@ def make_train_step(
                 rngs={"dropout": model_key},
                 mutable=["batch_stats"],
             )
-            losses = tasks.classification_loss(logits, batch["label"], config.loss)
+            losses = tasks.mixed_loss(logits, targets, config.loss)
             return jnp.mean(losses), (logits, updates.get("batch_stats", {}))
 
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(
@@ -66,7 +69,7 @@ def make_train_step(
         stats_norm = optax.tree.norm(batch_stats)
         metrics = {
             "loss": loss,
-            "top1": jnp.mean(tasks.label_rank(logits, batch["label"]) < 1),
+            "top1": jnp.mean(tasks.mixed_top1(logits, targets)),
             "rate": jnp.asarray(schedule(state.step), jnp.float32),
             "grad_norm": grad_norm,
             "skipped": jnp.sum(batch["bad"], dtype=jnp.int32),

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from vt_flax.data.augment import Targets
+
 
 def classification_loss(
     logits: jax.Array, labels: jax.Array, config: ConfigDict
@@ -23,6 +25,27 @@ def classification_loss(
         jax.nn.one_hot(labels, logits.shape[-1]), config.label_smoothing
     )
     return optax.softmax_cross_entropy(logits, targets)
+
+
+def mixed_loss(logits: jax.Array, targets: Targets, config: ConfigDict) -> jax.Array:
+    """Returns the loss of examples with several weighted labels, (batch,).
+
+    Cross-entropy is linear in its target: the loss of a mixture is that of its parts.
+    """
+    parts = [
+        targets.weights[:, i] * classification_loss(logits, labels, config)
+        for i, labels in enumerate(targets.labels.T)
+    ]
+    return sum(parts)
+
+
+def mixed_top1(logits: jax.Array, targets: Targets) -> jax.Array:
+    """Returns the weight of the labels that come first, (batch,), float32."""
+    parts = [
+        targets.weights[:, i] * (label_rank(logits, labels) < 1)
+        for i, labels in enumerate(targets.labels.T)
+    ]
+    return sum(parts)
 
 
 def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:

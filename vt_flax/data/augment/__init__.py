@@ -1,0 +1,63 @@
+"""What is done to images on the device, inside the step."""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vt_flax.data.augment import mixing, policies
+from vt_flax.data.augment.mixing import Targets
+
+
+def check_config(config: ConfigDict, batch_size: int) -> None:
+    """Checks the keys of augmentation in the section `data`.
+
+    Raises:
+      UserError: for a value that nothing can be done with.
+    """
+    policies.check_config(config)
+    mixing.check_config(config, batch_size)
+
+
+def normalise(images: jax.Array, config: ConfigDict) -> jax.Array:
+    """Brings uint8 images (batch, H, W, 3) to float32 of zero mean and unit deviation.
+
+    Args:
+      images: as the host sends them.
+      config: the section `data`: `mean` and `std` per channel, of values 0 to 1.
+    """
+    mean = jnp.asarray(config.mean, jnp.float32)
+    std = jnp.asarray(config.std, jnp.float32)
+    return (images.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def augment(
+    images: jax.Array, labels: jax.Array, config: ConfigDict, key: jax.Array
+) -> tuple[jax.Array, Targets]:
+    """Augments a training batch: mirroring, a policy, normalisation, erasing, mixing.
+
+    Args:
+      images: uint8, (batch, H, W, 3).
+      labels: int32, (batch,).
+      config: the section `data`: `flip` mirrors half of the images; `augment` names a
+        policy; `erasing` is the share that loses a rectangle; `mixup` and `cutmix` mix
+        pairs.
+      key: one key for the batch; every example gets its own from it, so that the
+        result does not depend on how the batch lies on the devices.
+
+    Returns:
+      Images, float32 (batch, H, W, 3), and what they are to be taken for.
+    """
+    keys = jax.random.split(key, len(images))
+    # A key for each purpose: to switch one on does not change the draws of another.
+    flip, policy, erasing, mixing_key = jnp.unstack(
+        jax.vmap(lambda key: jax.random.split(key, 4))(keys), axis=1
+    )
+    if config.flip:
+        flipped = jax.vmap(jax.random.bernoulli)(flip)
+        images = jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+    images = normalise(policies.apply_policy(images, config, policy), config)
+    if config.erasing:
+        images = mixing.erase(images, config.erasing, erasing)
+    if config.mixup or config.cutmix:
+        return mixing.mix(images, labels, config, mixing_key)
+    return images, Targets(labels[:, None], jnp.ones((len(labels), 1)))

@@ -1,0 +1,288 @@
+"""Pillow's image operations on the device, to the level, for a batch with one each.
+
+Every example of a batch may need another operation, and under `vmap` a switch would
+compute all of them. So an operation is a row of parameters for two programs that every
+example goes through: `pointwise` (one chain of arithmetic, one blend, one lookup table)
+and `affine` (one resampling). What an operation does not use is the identity.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Of geometric operations, as in AutoAugment's published code.
+FILL = 128
+# Pillow computes coordinates in units of 1 / 65536 pixel.
+FIXED = 1 << 16
+
+GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+# What a blend starts from, in the order of `Operation.degenerate`.
+BLENDS = ("Brightness", "Contrast", "Color", "Sharpness")
+OPERATIONS = (
+    *GEOMETRIC,
+    *BLENDS,
+    *("AutoContrast", "Equalize", "Invert", "Posterize", "Solarize"),
+    "Identity",
+)
+
+
+class Operation(NamedTuple):
+    """Parameters of operations, scalars or arrays (batch,); `matrix` (batch, 6).
+
+    Attributes:
+      matrix: of an affine map from result to image, in units of 1 / FIXED pixel.
+      threshold: levels from here on are inverted.
+      mask: bits of a level that are kept.
+      stretch: whether the levels are stretched to 0 to 255, channel by channel.
+      equalize: whether the histogram is equalized, channel by channel.
+      factor: of the image in the blend; 1 is the image.
+      degenerate: what it is blended with, an index of BLENDS.
+    """
+
+    matrix: jax.Array
+    threshold: jax.Array
+    mask: jax.Array
+    stretch: jax.Array
+    equalize: jax.Array
+    factor: jax.Array
+    degenerate: jax.Array
+
+
+def operation(name: str, value: float = 0.0, size: tuple[int, int] = (1, 1)):
+    """Returns the parameters of an operation, as NumPy scalars.
+
+    Args:
+      name: one of OPERATIONS.
+      value: what Pillow takes: shear in pixels a pixel, translation in pixels, angle in
+        degrees, factor of an enhancement, threshold of Solarize, bits of Posterize;
+        0 for those that take nothing.
+      size: height and width of the images in pixels.
+
+    Raises:
+      ValueError: for another name.
+    """
+    result = Operation(
+        matrix=_fixed([1, 0, 0, 0, 1, 0]),
+        threshold=np.int32(256),
+        mask=np.int32(255),
+        stretch=np.bool_(False),
+        equalize=np.bool_(False),
+        factor=np.float32(1),
+        degenerate=np.int32(0),
+    )
+    if name in GEOMETRIC:
+        return result._replace(matrix=_fixed(_matrix(name, value, size)))
+    if name in BLENDS:
+        return result._replace(
+            factor=np.float32(value), degenerate=np.int32(BLENDS.index(name))
+        )
+    if name == "Posterize":
+        return result._replace(mask=np.int32(256 - (1 << (8 - round(value)))))
+    if name in ("Solarize", "Invert"):
+        return result._replace(threshold=np.int32(np.ceil(value)))
+    if name == "AutoContrast":
+        return result._replace(stretch=np.bool_(True))
+    if name == "Equalize":
+        return result._replace(equalize=np.bool_(True))
+    if name == "Identity":
+        return result
+    raise ValueError(f"operation {name!r} is not known")
+
+
+def _matrix(name: str, value: float, size: tuple[int, int]) -> list[float]:
+    """Returns (a, b, c, d, e, f): the pixel at (x, y) comes from (ax+by+c, dx+ey+f)."""
+    if name == "ShearX":
+        return [1, value, 0, 0, 1, 0]
+    if name == "ShearY":
+        return [1, 0, 0, value, 1, 0]
+    if name == "TranslateX":
+        return [1, 0, value, 0, 1, 0]
+    if name == "TranslateY":
+        return [1, 0, 0, 0, 1, value]
+    angle = -np.radians(value)
+    cos, sin = np.cos(angle), np.sin(angle)
+    y, x = size[0] / 2, size[1] / 2
+    return [cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y]
+
+
+def _fixed(matrix: list[float]) -> np.ndarray:
+    """Rounds a matrix as Pillow does, from pixels' corners to their centres."""
+    a, b, c, d, e, f = matrix
+    moved = np.asarray([a, b, c + (a + b) / 2, d, e, f + (d + e) / 2], np.float64)
+    return np.floor(moved * FIXED + 0.5).astype(np.int32)
+
+
+def affine(images: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Maps each image by its matrix: the nearest pixel, and grey where there is none.
+
+    Args:
+      images: uint8, (batch, H, W, 3).
+      matrix: int32, (batch, 6); see `Operation`.
+
+    Returns:
+      uint8, (batch, H, W, 3): `Image.transform` with `Image.Resampling.NEAREST`.
+    """
+    _, height, width, _ = images.shape
+    y = jnp.arange(height, dtype=jnp.int32)[:, None]
+    x = jnp.arange(width, dtype=jnp.int32)[None, :]
+    a, b, c, d, e, f = (matrix[:, i, None, None] for i in range(6))
+    left = (a * x + b * y + c) >> 16
+    top = (d * x + e * y + f) >> 16
+    inside = (left >= 0) & (left < width) & (top >= 0) & (top < height)
+    # One word a pixel: a third of the reads, and of the indices.
+    words = images.astype(jnp.uint32)
+    words = words[..., 0] | words[..., 1] << 8 | words[..., 2] << 16
+    place = jnp.where(inside, top * width + left, 0)
+    words = jnp.take_along_axis(
+        words.reshape(len(images), -1), place.reshape(len(images), -1), axis=1
+    )
+    words = jnp.where(inside, words.reshape(inside.shape), FILL * 0x010101)
+    return jnp.stack([words >> shift & 255 for shift in (0, 8, 16)], -1).astype(
+        jnp.uint8
+    )
+
+
+def pointwise(images: jax.Array, operations: Operation) -> jax.Array:
+    """Applies to each image whatever its operation does to levels and neighbours.
+
+    Args:
+      images: uint8, (batch, H, W, 3).
+      operations: parameters (batch,).
+
+    Returns:
+      uint8, (batch, H, W, 3): what ImageOps and ImageEnhance return.
+    """
+
+    def each(value: jax.Array) -> jax.Array:
+        return value[:, None, None, None]
+
+    levels = images.astype(jnp.int32)
+    # Each of these is the identity in all operations but one, so their order is free.
+    equalized = jnp.where(
+        each(operations.equalize), equalize(images).astype(jnp.int32), levels
+    )
+    low = jnp.where(each(operations.stretch), levels.min((1, 2), keepdims=True), 0)
+    high = jnp.where(each(operations.stretch), levels.max((1, 2), keepdims=True), 255)
+    flat = high <= low
+    stretched = (equalized - low) * 255 // jnp.where(flat, 1, high - low)
+    result = jnp.where(flat, equalized, stretched)
+    result = jnp.where(result >= each(operations.threshold), 255 - result, result)
+    result = result & each(operations.mask)
+
+    grey = _grey(levels)
+    count = levels.shape[1] * levels.shape[2]
+    # Rounded half up, in whole numbers.
+    mean = (2 * grey.sum((1, 2, 3), keepdims=True) + count) // (2 * count)
+    start = jnp.select(
+        [each(operations.degenerate == i) for i in range(len(BLENDS))],
+        [jnp.zeros_like(levels), mean, grey, _smooth(levels)],
+    )
+    factor = each(operations.factor)
+    blend = start + factor * (levels - start).astype(jnp.float32)
+    blend = jnp.clip(jnp.floor(blend), 0, 255).astype(jnp.int32)
+    return jnp.where(factor == 1, result, blend).astype(jnp.uint8)
+
+
+def _grey(levels: jax.Array) -> jax.Array:
+    """Pillow's conversion to L: (batch, H, W, 1), int32."""
+    red, green, blue = (levels[..., i : i + 1] for i in range(3))
+    return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+
+
+def _smooth(levels: jax.Array) -> jax.Array:
+    """Pillow's ImageFilter.SMOOTH: a mean with weight 5 in the middle; borders stay."""
+    height, width = levels.shape[1:3]
+    if height < 3 or width < 3:
+        return levels
+    rows = levels[:, :-2] + levels[:, 1:-1] + levels[:, 2:]
+    total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    inner = levels[:, 1:-1, 1:-1]
+    # (total + 4 inner) / 13, rounded; 13 is odd, so there are no ties.
+    inner = (2 * (total + 4 * inner) + 13) // 26
+    return levels.at[:, 1:-1, 1:-1].set(inner)
+
+
+def equalize(images: jax.Array) -> jax.Array:
+    """Equalizes the histogram of each channel of each image, as ImageOps does.
+
+    Args:
+      images: uint8, (batch, H, W, 3).
+
+    Returns:
+      uint8, (batch, H, W, 3).
+    """
+    batch, height, width, channels = images.shape
+    levels = images.transpose(0, 3, 1, 2).reshape(batch, channels, -1)
+    counts = histogram(levels)
+    before = jnp.cumsum(counts, -1) - counts
+    # The pixels below the brightest level that occurs, in 255 steps.
+    step = jnp.where(counts > 0, before, 0).max(-1, keepdims=True) // 255
+    table = (before + step // 2) // jnp.maximum(step, 1)
+    table = jnp.where(step > 0, jnp.minimum(table, 255), jnp.arange(256))
+    result = look_up(table, levels)
+    return result.reshape(batch, channels, height, width).transpose(0, 2, 3, 1)
+
+
+def histogram(levels: jax.Array) -> jax.Array:
+    """Counts levels: uint8 (batch, channels, pixels) to int32 (batch, channels, 256).
+
+    A scatter on the CPU. Accelerators, where that goes pixel by pixel, take the product
+    of one-hot high and low halves of the levels, which their matrix units make.
+    """
+
+    def scatter(levels: jax.Array) -> jax.Array:
+        zeros = jnp.zeros((*levels.shape[:2], 256), jnp.int32)
+        b = jnp.arange(levels.shape[0])[:, None, None]
+        c = jnp.arange(levels.shape[1])[None, :, None]
+        return zeros.at[b, c, levels].add(1)
+
+    return jax.lax.platform_dependent(levels, cpu=scatter, default=histogram_by_product)
+
+
+def histogram_by_product(levels: jax.Array) -> jax.Array:
+    """Returns `histogram(levels)` without a scatter."""
+    high, low = _halves(levels)
+    # Counts are whole numbers below 2^24: exact in float32.
+    counts = jnp.einsum(
+        "bcnh,bcnl->bchl", high, low, preferred_element_type=jnp.float32
+    )
+    return counts.reshape(*levels.shape[:2], 256).astype(jnp.int32)
+
+
+def look_up(table: jax.Array, levels: jax.Array) -> jax.Array:
+    """Puts levels through tables.
+
+    Args:
+      table: levels, (batch, channels, 256).
+      levels: uint8, (batch, channels, pixels).
+
+    Returns:
+      uint8, (batch, channels, pixels).
+    """
+
+    def gather(table: jax.Array, levels: jax.Array) -> jax.Array:
+        found = jnp.take_along_axis(table, levels.astype(jnp.int32), axis=-1)
+        return found.astype(jnp.uint8)
+
+    return jax.lax.platform_dependent(
+        table, levels, cpu=gather, default=look_up_by_product
+    )
+
+
+def look_up_by_product(table: jax.Array, levels: jax.Array) -> jax.Array:
+    """Returns `look_up(table, levels)` without a gather."""
+    high, low = _halves(levels)
+    # Levels are exact in bfloat16, and of each sum one term is not zero.
+    rows = table.reshape(*table.shape[:2], 16, 16).astype(jnp.bfloat16)
+    found = jnp.einsum("bcnh,bchl->bcnl", high, rows)
+    return (found * low).sum(-1).astype(jnp.uint8)
+
+
+def _halves(levels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One-hot high and low four bits of levels, bfloat16, (..., 16)."""
+    return (
+        jax.nn.one_hot(levels >> 4, 16, dtype=jnp.bfloat16),
+        jax.nn.one_hot(levels & 15, 16, dtype=jnp.bfloat16),
+    )
