@@ -7,6 +7,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from vt_flax.data.augment import operations
 from vt_flax.data.augment.operations import OPERATIONS, operation
+from vt_flax.data.augment.resampling import resample_by_product
 
 SIDE = 224
 FILL = (128, 128, 128)
@@ -62,9 +63,11 @@ def pillow(image: Image.Image, name: str, value: float) -> Image.Image:
 
 @jax.jit
 def both(images, parameters):
-    return operations.affine(
+    images = images.transpose(0, 3, 1, 2)
+    images = operations.affine(
         operations.pointwise(images, parameters), parameters.matrix
     )
+    return images.transpose(0, 2, 3, 1)
 
 
 def apply(images, *names_and_values):
@@ -132,19 +135,42 @@ def test_other_sizes_and_few_levels(name, value, shape):
 
 def test_the_product_formulations_are_the_scatter_and_the_gather(photographs):
     """What accelerators run, on the CPU."""
-    levels = photographs.transpose(0, 3, 1, 2).reshape(8, 3, -1)
+    images = photographs.transpose(0, 3, 1, 2)
     counts = np.stack(
-        [[np.bincount(row, minlength=256) for row in image] for image in levels]
+        [[np.bincount(p.ravel(), minlength=256) for p in image] for image in images]
     )
-    by_product = jax.jit(operations.histogram_by_product)(levels)
+    by_product = jax.jit(operations.histogram_by_product)(images)
     np.testing.assert_array_equal(by_product, counts)
-    np.testing.assert_array_equal(operations.histogram(levels), counts)
+    np.testing.assert_array_equal(operations.histogram(images), counts)
 
     table = np.random.default_rng(0).integers(0, 256, (8, 3, 256))
-    found = np.take_along_axis(table, levels.astype(int), -1)
-    by_product = jax.jit(operations.look_up_by_product)(table, levels)
+    b, c = np.ogrid[:8, :3]
+    found = table[b[..., None, None], c[..., None, None], images]
+    by_product = jax.jit(operations.look_up_by_product)(table, images)
     np.testing.assert_array_equal(by_product, found)
-    np.testing.assert_array_equal(operations.look_up(table, levels), found)
+    np.testing.assert_array_equal(operations.look_up(table, images), found)
+
+
+@pytest.mark.parametrize("shape", [(224, 224), (32, 32), (40, 57), (57, 40), (1, 7)])
+def test_resampling_by_product_is_the_gather(shape):
+    """What TPUs run, on the CPU: every pixel that comes from inside the image."""
+    rng = np.random.default_rng(0)
+    height, width = shape
+    cases = [("Identity", 0.0), ("Rotate", 30.0), ("Rotate", -30.0)]
+    cases += [("Rotate", angle) for angle in rng.uniform(-30, 30, 8)]
+    cases += [(f"Shear{a}", v) for a in "XY" for v in (0.3, -0.3, 0.0333, -0.1777)]
+    cases += [(f"Translate{a}", v) for a in "XY" for v in (0.45, -0.3, 11.3, -99.9)]
+    matrix = np.stack([operation(n, v, shape).matrix for n, v in cases])
+    images = rng.integers(0, 256, (len(cases), 3, *shape), dtype=np.uint8)
+    found = np.asarray(jax.jit(resample_by_product)(images, matrix))
+    y, x = np.mgrid[:height, :width]
+    for image, out, (a, b, c, d, e, f) in zip(
+        images, found, matrix.astype(np.int64), strict=True
+    ):
+        u, v = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16
+        inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+        assert height == 1 or inside.mean() > 0.2 or min(shape) < 100
+        np.testing.assert_array_equal(out[:, inside], image[:, v[inside], u[inside]])
 
 
 def test_an_unknown_operation():

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vt_flax.data.augment.resampling import resample_by_product
+
 # Of geometric operations, as in AutoAugment's published code.
 FILL = 128
 # Pillow computes coordinates in units of 1 / 65536 pixel.
@@ -118,41 +120,43 @@ def affine(images: jax.Array, matrix: jax.Array) -> jax.Array:
     """Maps each image by its matrix: the nearest pixel, and grey where there is none.
 
     Args:
-      images: uint8, (batch, H, W, 3).
+      images: uint8, (batch, 3, H, W).
       matrix: int32, (batch, 6); see `Operation`.
 
     Returns:
-      uint8, (batch, H, W, 3): `Image.transform` with `Image.Resampling.NEAREST`.
+      uint8, (batch, 3, H, W): `Image.transform` with `Image.Resampling.NEAREST`.
     """
-    _, height, width, _ = images.shape
+    height, width = images.shape[2:]
     y = jnp.arange(height, dtype=jnp.int32)[:, None]
     x = jnp.arange(width, dtype=jnp.int32)[None, :]
     a, b, c, d, e, f = (matrix[:, i, None, None] for i in range(6))
     left = (a * x + b * y + c) >> 16
     top = (d * x + e * y + f) >> 16
     inside = (left >= 0) & (left < width) & (top >= 0) & (top < height)
-    # One word a pixel: a third of the reads, and of the indices.
-    words = images.astype(jnp.uint32)
-    words = words[..., 0] | words[..., 1] << 8 | words[..., 2] << 16
-    place = jnp.where(inside, top * width + left, 0)
-    words = jnp.take_along_axis(
-        words.reshape(len(images), -1), place.reshape(len(images), -1), axis=1
+
+    def gather(images: jax.Array, matrix: jax.Array) -> jax.Array:
+        del matrix  # it is in `left` and `top`
+        place = jnp.where(inside, top * width + left, 0)
+        pixels = images.reshape(*images.shape[:2], -1)
+        place = place.reshape(len(images), 1, -1)
+        return jnp.take_along_axis(pixels, place, axis=2).reshape(images.shape)
+
+    # A TPU gathers pixel by pixel, at a hundred times the cost of the products.
+    moved = jax.lax.platform_dependent(
+        images, matrix, tpu=resample_by_product, default=gather
     )
-    words = jnp.where(inside, words.reshape(inside.shape), FILL * 0x010101)
-    return jnp.stack([words >> shift & 255 for shift in (0, 8, 16)], -1).astype(
-        jnp.uint8
-    )
+    return jnp.where(inside[:, None], moved, FILL).astype(jnp.uint8)
 
 
 def pointwise(images: jax.Array, operations: Operation) -> jax.Array:
     """Applies to each image whatever its operation does to levels and neighbours.
 
     Args:
-      images: uint8, (batch, H, W, 3).
+      images: uint8, (batch, 3, H, W).
       operations: parameters (batch,).
 
     Returns:
-      uint8, (batch, H, W, 3): what ImageOps and ImageEnhance return.
+      uint8, (batch, 3, H, W): what ImageOps and ImageEnhance return.
     """
 
     def each(value: jax.Array) -> jax.Array:
@@ -163,8 +167,8 @@ def pointwise(images: jax.Array, operations: Operation) -> jax.Array:
     equalized = jnp.where(
         each(operations.equalize), equalize(images).astype(jnp.int32), levels
     )
-    low = jnp.where(each(operations.stretch), levels.min((1, 2), keepdims=True), 0)
-    high = jnp.where(each(operations.stretch), levels.max((1, 2), keepdims=True), 255)
+    low = jnp.where(each(operations.stretch), levels.min((2, 3), keepdims=True), 0)
+    high = jnp.where(each(operations.stretch), levels.max((2, 3), keepdims=True), 255)
     flat = high <= low
     stretched = (equalized - low) * 255 // jnp.where(flat, 1, high - low)
     result = jnp.where(flat, equalized, stretched)
@@ -172,12 +176,12 @@ def pointwise(images: jax.Array, operations: Operation) -> jax.Array:
     result = result & each(operations.mask)
 
     grey = _grey(levels)
-    count = levels.shape[1] * levels.shape[2]
+    count = levels.shape[2] * levels.shape[3]
     # Rounded half up, in whole numbers.
     mean = (2 * grey.sum((1, 2, 3), keepdims=True) + count) // (2 * count)
     start = jnp.select(
         [each(operations.degenerate == i) for i in range(len(BLENDS))],
-        [jnp.zeros_like(levels), mean, grey, _smooth(levels)],
+        [jnp.zeros_like(levels), mean, grey, _smooth(images)],
     )
     factor = each(operations.factor)
     blend = start + factor * (levels - start).astype(jnp.float32)
@@ -186,103 +190,105 @@ def pointwise(images: jax.Array, operations: Operation) -> jax.Array:
 
 
 def _grey(levels: jax.Array) -> jax.Array:
-    """Pillow's conversion to L: (batch, H, W, 1), int32."""
-    red, green, blue = (levels[..., i : i + 1] for i in range(3))
+    """Pillow's conversion to L: (batch, 1, H, W), int32."""
+    red, green, blue = (levels[:, i : i + 1] for i in range(3))
     return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
 
 
-def _smooth(levels: jax.Array) -> jax.Array:
+def _smooth(images: jax.Array) -> jax.Array:
     """Pillow's ImageFilter.SMOOTH: a mean with weight 5 in the middle; borders stay."""
-    height, width = levels.shape[1:3]
-    if height < 3 or width < 3:
-        return levels
-    rows = levels[:, :-2] + levels[:, 1:-1] + levels[:, 2:]
-    total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
-    inner = levels[:, 1:-1, 1:-1]
-    # (total + 4 inner) / 13, rounded; 13 is odd, so there are no ties.
-    inner = (2 * (total + 4 * inner) + 13) // 26
-    return levels.at[:, 1:-1, 1:-1].set(inner)
+    height, width = images.shape[2:]
+    levels = images.astype(jnp.int32)
+    padded = jnp.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    total = sum(
+        padded[:, :, top : top + height, left : left + width].astype(jnp.int32)
+        for top in range(3)
+        for left in range(3)
+    )
+    # (total + 4 middle) / 13, rounded; 13 is odd, so there are no ties.
+    smooth = (2 * (total + 4 * levels) + 13) // 26
+    y, x = jnp.arange(height)[:, None], jnp.arange(width)
+    inner = (y > 0) & (y < height - 1) & (x > 0) & (x < width - 1)
+    return jnp.where(inner, smooth, levels)
 
 
 def equalize(images: jax.Array) -> jax.Array:
     """Equalizes the histogram of each channel of each image, as ImageOps does.
 
     Args:
-      images: uint8, (batch, H, W, 3).
+      images: uint8, (batch, 3, H, W).
 
     Returns:
-      uint8, (batch, H, W, 3).
+      uint8, (batch, 3, H, W).
     """
-    batch, height, width, channels = images.shape
-    levels = images.transpose(0, 3, 1, 2).reshape(batch, channels, -1)
-    counts = histogram(levels)
+    counts = histogram(images)
     before = jnp.cumsum(counts, -1) - counts
     # The pixels below the brightest level that occurs, in 255 steps.
     step = jnp.where(counts > 0, before, 0).max(-1, keepdims=True) // 255
     table = (before + step // 2) // jnp.maximum(step, 1)
     table = jnp.where(step > 0, jnp.minimum(table, 255), jnp.arange(256))
-    result = look_up(table, levels)
-    return result.reshape(batch, channels, height, width).transpose(0, 2, 3, 1)
+    return look_up(table, images)
 
 
-def histogram(levels: jax.Array) -> jax.Array:
-    """Counts levels: uint8 (batch, channels, pixels) to int32 (batch, channels, 256).
+def histogram(images: jax.Array) -> jax.Array:
+    """Counts levels: uint8 (batch, channels, H, W) to int32 (batch, channels, 256).
 
     A scatter on the CPU. Accelerators, where that goes pixel by pixel, take the product
     of one-hot high and low halves of the levels, which their matrix units make.
     """
 
-    def scatter(levels: jax.Array) -> jax.Array:
-        zeros = jnp.zeros((*levels.shape[:2], 256), jnp.int32)
-        b = jnp.arange(levels.shape[0])[:, None, None]
-        c = jnp.arange(levels.shape[1])[None, :, None]
-        return zeros.at[b, c, levels].add(1)
+    def scatter(images: jax.Array) -> jax.Array:
+        zeros = jnp.zeros((*images.shape[:2], 256), jnp.int32)
+        b = jnp.arange(images.shape[0])[:, None, None, None]
+        c = jnp.arange(images.shape[1])[:, None, None]
+        return zeros.at[b, c, images].add(1)
 
-    return jax.lax.platform_dependent(levels, cpu=scatter, default=histogram_by_product)
+    return jax.lax.platform_dependent(images, cpu=scatter, default=histogram_by_product)
 
 
-def histogram_by_product(levels: jax.Array) -> jax.Array:
-    """Returns `histogram(levels)` without a scatter."""
-    high, low = _halves(levels)
+def histogram_by_product(images: jax.Array) -> jax.Array:
+    """Returns `histogram(images)` without a scatter."""
+    high, low = _halves(images)
     # Counts are whole numbers below 2^24: exact in float32.
     counts = jnp.einsum(
-        "bcnh,bcnl->bchl", high, low, preferred_element_type=jnp.float32
+        "bcyxh,bcyxl->bchl", high, low, preferred_element_type=jnp.float32
     )
-    return counts.reshape(*levels.shape[:2], 256).astype(jnp.int32)
+    return counts.reshape(*images.shape[:2], 256).astype(jnp.int32)
 
 
-def look_up(table: jax.Array, levels: jax.Array) -> jax.Array:
+def look_up(table: jax.Array, images: jax.Array) -> jax.Array:
     """Puts levels through tables.
 
     Args:
       table: levels, (batch, channels, 256).
-      levels: uint8, (batch, channels, pixels).
+      images: uint8, (batch, channels, H, W).
 
     Returns:
-      uint8, (batch, channels, pixels).
+      uint8, (batch, channels, H, W).
     """
 
-    def gather(table: jax.Array, levels: jax.Array) -> jax.Array:
-        found = jnp.take_along_axis(table, levels.astype(jnp.int32), axis=-1)
-        return found.astype(jnp.uint8)
+    def gather(table: jax.Array, images: jax.Array) -> jax.Array:
+        places = images.reshape(*images.shape[:2], -1).astype(jnp.int32)
+        found = jnp.take_along_axis(table, places, axis=-1)
+        return found.reshape(images.shape).astype(jnp.uint8)
 
     return jax.lax.platform_dependent(
-        table, levels, cpu=gather, default=look_up_by_product
+        table, images, cpu=gather, default=look_up_by_product
     )
 
 
-def look_up_by_product(table: jax.Array, levels: jax.Array) -> jax.Array:
-    """Returns `look_up(table, levels)` without a gather."""
-    high, low = _halves(levels)
+def look_up_by_product(table: jax.Array, images: jax.Array) -> jax.Array:
+    """Returns `look_up(table, images)` without a gather."""
+    high, low = _halves(images)
     # Levels are exact in bfloat16, and of each sum one term is not zero.
     rows = table.reshape(*table.shape[:2], 16, 16).astype(jnp.bfloat16)
-    found = jnp.einsum("bcnh,bchl->bcnl", high, rows)
+    found = jnp.einsum("bcyxh,bchl->bcyxl", high, rows)
     return (found * low).sum(-1).astype(jnp.uint8)
 
 
-def _halves(levels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _halves(images: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One-hot high and low four bits of levels, bfloat16, (..., 16)."""
     return (
-        jax.nn.one_hot(levels >> 4, 16, dtype=jnp.bfloat16),
-        jax.nn.one_hot(levels & 15, 16, dtype=jnp.bfloat16),
+        jax.nn.one_hot(images >> 4, 16, dtype=jnp.bfloat16),
+        jax.nn.one_hot(images & 15, 16, dtype=jnp.bfloat16),
     )

@@ -143,20 +143,24 @@ def apply_policy(images: jax.Array, config: ConfigDict, keys: jax.Array) -> jax.
     Returns:
       uint8, (batch, H, W, 3).
     """
+    if config.augment == "none":
+        return images
     size = images.shape[1:3]
+    # Channels apart: accelerators pad the last axis, and three become 128.
+    images = images.transpose(0, 3, 1, 2)
     if config.augment == "autoaugment":
         first, second = _operations(autoaugment_table(size), draw_autoaugment(keys))
         images = pointwise(images, first)
         # One of the two is no geometric operation, and its matrix the identity.
         moves = (first.matrix != operation("Identity").matrix).any(-1, keepdims=True)
         images = affine(images, jnp.where(moves, first.matrix, second.matrix))
-        return pointwise(images, second)
-    if config.augment == "randaugment":
+        images = pointwise(images, second)
+    else:
         table = randaugment_table(config.randaugment_magnitude, size)
         draw = draw_randaugment(keys, config.randaugment_layers)
         for layer in _operations((table,) * config.randaugment_layers, draw):
             images = affine(pointwise(images, layer), layer.matrix)
-    return images
+    return images.transpose(0, 2, 3, 1)
 
 
 def draw_autoaugment(keys: jax.Array) -> Draw:
