@@ -8,6 +8,10 @@ import sys
 import types
 from collections.abc import Iterator
 
+# Its libraries log what they do at their start and end, of no concern to a user; set to
+# 0, everything is told. It has to be set before whoever imports it first.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 # glibc's mallopt parameters (malloc.h), and a size beyond any image.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEEP = 1 << 30
@@ -34,9 +38,9 @@ def tensorflow() -> types.ModuleType:
 def _quiet() -> Iterator[None]:
     """Drops what TensorFlow's libraries print of their start, about GPUs we don't use.
 
-    They do so before any log level counts. TF_CPP_MIN_LOG_LEVEL=0 brings it back.
+    They do so before any log level counts.
     """
-    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "0":
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
         yield
         return
     sys.stderr.flush()

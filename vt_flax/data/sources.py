@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from vt_flax.data.folders import FolderSource
+from vt_flax.data.host import tensorflow
 from vt_flax.data.source import Source
 from vt_flax.data.tfds_sources import TFDSSource, TFDSStream, data_dir_of
 from vt_flax.errors import UserError, nearest
@@ -47,6 +48,7 @@ def tfds_builder(name: str, data_dir: str = ""):
     Raises:
       UserError: if TFDS knows no such dataset, version or configuration.
     """
+    tensorflow()  # quietly, before TFDS imports it
     import tensorflow_datasets as tfds
 
     from vt_flax.data.builders import digits  # noqa: F401, registers the builder

@@ -6,6 +6,7 @@ example goes through: `pointwise` (one chain of arithmetic, one blend, one looku
 and `affine` (one resampling). What an operation does not use is the identity.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -148,12 +149,15 @@ def affine(images: jax.Array, matrix: jax.Array) -> jax.Array:
     return jnp.where(inside[:, None], moved, FILL).astype(jnp.uint8)
 
 
-def pointwise(images: jax.Array, operations: Operation) -> jax.Array:
+def pointwise(
+    images: jax.Array, operations: Operation, names: Collection[str] = OPERATIONS
+) -> jax.Array:
     """Applies to each image whatever its operation does to levels and neighbours.
 
     Args:
       images: uint8, (batch, 3, H, W).
       operations: parameters (batch,).
+      names: the operations that there may be; what none of them needs is left out.
 
     Returns:
       uint8, (batch, 3, H, W): what ImageOps and ImageEnhance return.
@@ -164,29 +168,47 @@ def pointwise(images: jax.Array, operations: Operation) -> jax.Array:
 
     levels = images.astype(jnp.int32)
     # Each of these is the identity in all operations but one, so their order is free.
-    equalized = jnp.where(
-        each(operations.equalize), equalize(images).astype(jnp.int32), levels
-    )
-    low = jnp.where(each(operations.stretch), levels.min((2, 3), keepdims=True), 0)
-    high = jnp.where(each(operations.stretch), levels.max((2, 3), keepdims=True), 255)
-    flat = high <= low
-    stretched = (equalized - low) * 255 // jnp.where(flat, 1, high - low)
-    result = jnp.where(flat, equalized, stretched)
+    result = levels
+    if "Equalize" in names:
+        equalized = equalize(images).astype(jnp.int32)
+        result = jnp.where(each(operations.equalize), equalized, result)
+    if "AutoContrast" in names:
+        low, high = levels.min((2, 3), keepdims=True), levels.max((2, 3), keepdims=True)
+        stretched = (levels - low) * 255 // jnp.maximum(high - low, 1)
+        stretches = each(operations.stretch) & (high > low)
+        result = jnp.where(stretches, stretched, result)
     result = jnp.where(result >= each(operations.threshold), 255 - result, result)
     result = result & each(operations.mask)
 
-    grey = _grey(levels)
-    count = levels.shape[2] * levels.shape[3]
-    # Rounded half up, in whole numbers.
-    mean = (2 * grey.sum((1, 2, 3), keepdims=True) + count) // (2 * count)
+    blends = [i for i, name in enumerate(BLENDS) if name in names]
+    if not blends:
+        return result.astype(jnp.uint8)
     start = jnp.select(
-        [each(operations.degenerate == i) for i in range(len(BLENDS))],
-        [jnp.zeros_like(levels), mean, grey, _smooth(images)],
+        [each(operations.degenerate == i) for i in blends],
+        [
+            jnp.broadcast_to(_degenerate(BLENDS[i], images), images.shape)
+            for i in blends
+        ],
     )
     factor = each(operations.factor)
     blend = start + factor * (levels - start).astype(jnp.float32)
     blend = jnp.clip(jnp.floor(blend), 0, 255).astype(jnp.int32)
     return jnp.where(factor == 1, result, blend).astype(jnp.uint8)
+
+
+def _degenerate(name: str, images: jax.Array) -> jax.Array:
+    """Returns what ImageEnhance blends an image with: int32, broadcastable to it."""
+    levels = images.astype(jnp.int32)
+    if name == "Sharpness":
+        return _smooth(images)
+    if name == "Color":
+        return _grey(levels)
+    if name == "Contrast":
+        count = levels.shape[2] * levels.shape[3]
+        total = _grey(levels).sum((1, 2, 3), keepdims=True)
+        # Rounded half up, in whole numbers.
+        return (2 * total + count) // (2 * count)
+    return jnp.zeros_like(levels[:, :1])
 
 
 def _grey(levels: jax.Array) -> jax.Array:

@@ -150,11 +150,12 @@ def apply_policy(images: jax.Array, config: ConfigDict, keys: jax.Array) -> jax.
     images = images.transpose(0, 3, 1, 2)
     if config.augment == "autoaugment":
         first, second = _operations(autoaugment_table(size), draw_autoaugment(keys))
-        images = pointwise(images, first)
+        names = [{pair[i][0] for pair in IMAGENET_POLICY} for i in range(2)]
+        images = pointwise(images, first, names[0])
         # One of the two is no geometric operation, and its matrix the identity.
         moves = (first.matrix != operation("Identity").matrix).any(-1, keepdims=True)
         images = affine(images, jnp.where(moves, first.matrix, second.matrix))
-        images = pointwise(images, second)
+        images = pointwise(images, second, names[1])
     else:
         table = randaugment_table(config.randaugment_magnitude, size)
         draw = draw_randaugment(keys, config.randaugment_layers)

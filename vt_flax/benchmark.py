@@ -1,0 +1,133 @@
+"""Measured rates on this machine, each as a ratio to a named reference of the same run.
+
+python -m vt_flax.benchmark input --config configs/imagenet.py --save sheet.png
+python -m vt_flax.benchmark step --config configs/imagenet.py --topology v5e:2x2
+
+`input` measures the host's images a second against a bare tf.data chain, a Pillow
+loader and JPEG decoding alone; --save writes a picture of what the network gets.
+`step` tells the augmentation's share of a training step: of its time here and, with
+--topology, of what the TPU compiler counts; that needs no TPU.
+
+Any key of the configuration can be changed: --config.data.data_dir=DATA
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from vt_flax import cli
+from vt_flax.data import augment
+from vt_flax.data.pipeline import check_config
+from vt_flax.data.source import RandomAccessSource, Source
+from vt_flax.data.sources import open_source
+from vt_flax.errors import UserError
+from vt_flax.training.config import load_config
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    parser = cli.make_parser("benchmark", __doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="WHAT")
+    rate = _command(commands, "input", "the host's images a second")
+    rate.add_argument(
+        "--seconds", type=float, default=5.0, help="of each variant and round (5)"
+    )
+    rate.add_argument("--rounds", type=int, default=5, help="in turns (5)")
+    rate.add_argument(
+        "--examples", type=int, default=500, help="held by the references (500)"
+    )
+    rate.add_argument(
+        "--compare", metavar="NAME", help="measure another dataset of data_dir too"
+    )
+    rate.add_argument("--save", metavar="FILE.png", help="write a contact sheet")
+    step = _command(commands, "step", "the augmentation's share of a step")
+    step.add_argument("--batch", type=int, default=8, help="examples (8)")
+    step.add_argument("--rounds", type=int, default=10, help="steps of each (10)")
+    step.add_argument(
+        "--topology", metavar="NAME", help="count for TPUs too, such as v5e:2x2"
+    )
+    step.add_argument("--chip", type=int, default=128, help="examples a chip (128)")
+    args, overrides = parser.parse_known_args(argv)
+    for option in ("seconds", "rounds", "examples", "batch", "chip"):
+        value = getattr(args, option, 1)
+        if value < 1 and (option != "seconds" or value <= 0):
+            least = "over 0" if option == "seconds" else "at least 1"
+            raise UserError(f"--{option} {value}: must be {least}")
+    config = load_config(args.config, overrides)
+    check_config(config.data)
+    augment.check_config(config.data, config.batch_size)
+    (_input if args.command == "input" else _step)(args, config)
+
+
+def _command(commands, name: str, help_text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=help_text, description=help_text, allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    return parser
+
+
+def _input(args: argparse.Namespace, config: ConfigDict) -> None:
+    # JAX and matplotlib take a while to import: only who measures waits for them.
+    from vt_flax.analysis.contact_sheet import draw_sheet
+    from vt_flax.analysis.input_rate import rows
+
+    data = config.data
+    source = open_source(data.name, data.train_split, data.data_dir)
+    other = None
+    if args.compare:
+        other = _random_access(
+            open_source(args.compare, data.train_split, data.data_dir)
+        )
+    if args.save:
+        # Before the measuring, which takes a minute or more.
+        evaluation = open_source(data.name, data.eval_split, data.data_dir)
+        try:
+            draw_sheet(pathlib.Path(args.save), source, evaluation, data, config.seed)
+        except OSError as error:
+            raise UserError(f"--save {args.save}: {error.strerror or error}") from error
+        print(f"contact sheet in {args.save}", file=sys.stderr)
+    records, notes = rows(
+        _random_access(source),
+        data,
+        seconds=args.seconds,
+        rounds=args.rounds,
+        examples=args.examples,
+        other=other,
+    )
+    cli.print_rows(
+        records,
+        args.format,
+        f"{source.name}: images a second at {data.image_size} x {data.image_size} "
+        "(ours_ratio: ours over the row)",
+        notes,
+    )
+
+
+def _random_access(source: Source) -> RandomAccessSource:
+    if not isinstance(source, RandomAccessSource):
+        raise UserError(f"benchmark input needs random access; {source.notes[0]}")
+    return source
+
+
+def _step(args: argparse.Namespace, config: ConfigDict) -> None:
+    from vt_flax.analysis.step_cost import compiled_rows, measured_rows
+
+    rows = []
+    if args.topology:
+        rows += compiled_rows(config, args.topology, args.chip)
+    rows += measured_rows(config, args.batch, args.rounds)
+    cli.print_rows(
+        rows,
+        args.format,
+        f"{config.model.name} at {config.data.image_size}: a training step with "
+        f"data.augment {config.data.augment} and without",
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

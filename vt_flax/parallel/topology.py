@@ -1,0 +1,32 @@
+"""TPUs that are not there, to compile for. Wraps what JAX calls experimental."""
+
+import importlib.util
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+from vt_flax.errors import UserError
+
+# What a process that compiles for TPUs without having one sets before it starts JAX.
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+
+
+def has_tpu_compiler() -> bool:
+    """Tells whether libtpu is installed (`pip install "jax[tpu]"`)."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def tpu_devices(topology: str) -> Sequence[jax.Device]:
+    """Returns the chips of a topology such as `v5e:2x2`, to compile for.
+
+    Raises:
+      UserError: if libtpu knows no such topology.
+    """
+    try:
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=topology
+        ).devices
+    except Exception as error:
+        reason = str(error).strip().split("\n", 1)[0][:200]
+        raise UserError(f"--topology {topology}: {reason}") from error
