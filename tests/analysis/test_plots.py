@@ -1,5 +1,7 @@
 """Coefficient maps of the tokens, and the pictures that are drawn of them."""
 
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vt_flax.analysis.plots import draw_tokens, token_coefficients
-from vt_flax.data.sources import Example, Source
+from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.training.config import resolve
@@ -28,7 +30,7 @@ SIDE = 16
 MAP = SIDE // 4
 
 
-class Squares(Source):
+class Squares(RandomAccessSource):
     """Images of three classes, each a bright square at a place of its own."""
 
     name = "squares"
@@ -42,7 +44,9 @@ class Squares(Source):
         for i in indices:
             image = np.full((SIDE, SIDE, 3), 20, np.uint8)
             image[4:12, 5 * (i % 3) : 5 * (i % 3) + 5] = 200
-            examples.append(Example(image, i % 3))
+            encoded = io.BytesIO()
+            Image.fromarray(image).save(encoded, "PNG")
+            examples.append(Example(encoded.getvalue(), i % 3))
         return examples
 
 

@@ -1,5 +1,6 @@
 """Pictures of what the tokens look at."""
 
+import contextlib
 import pathlib
 import re
 from typing import Any
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vt_flax.data import augment, pipeline
-from vt_flax.data.sources import Source
+from vt_flax.data.source import Source
 from vt_flax.errors import UserError
 
 matplotlib.use("Agg")
@@ -127,14 +128,17 @@ def _pick(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first images of as many classes as there are, at most `count`."""
     found: dict[int, np.ndarray] = {}
-    for batch in pipeline.eval_batches(source, config.data, batch=64):
-        for image, label, real in zip(
-            batch["image"], batch["label"], batch["mask"], strict=True
-        ):
-            if real and int(label) not in found:
-                found[int(label)] = image
-        if len(found) >= min(count, len(source.class_names)):
-            break
+    with contextlib.closing(
+        pipeline.eval_batches(source, config.data, batch=64)
+    ) as batches:
+        for batch in batches:
+            for image, label, real in zip(
+                batch["image"], batch["label"], batch["mask"], strict=True
+            ):
+                if real and int(label) not in found:
+                    found[int(label)] = image
+            if len(found) >= min(count, len(source.class_names)):
+                break
     labels = sorted(found)[:count]
     return np.stack([found[label] for label in labels]), np.asarray(labels)
 
