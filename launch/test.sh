@@ -11,7 +11,7 @@ Makes .venv, installs vt_flax with the extras in EXTRAS, and runs ruff and pytes
 Tests whose optional dependency is absent are skipped, by name.
 
 environment variables:
-  EXTRAS   extras to install (test); CI takes test,torch
+  EXTRAS   extras to install (test); CI takes test,torch,tpu
   PYTHON   the Python to make the environment with (python3; 3.11 or newer)
   VENV     where the environment is (.venv)
 EOF

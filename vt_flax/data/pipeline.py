@@ -2,28 +2,18 @@
 
 import contextlib
 import functools
-import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from vt_flax.data import images, order
 from vt_flax.data.assembly import Item, assemble
-from vt_flax.data.feed import Chunk, Feed
-from vt_flax.data.host import tensorflow
-from vt_flax.data.source import RandomAccessSource, Source, StreamSource
-from vt_flax.data.threads import ordered_map
+from vt_flax.data.readers import Reader, StreamReader
+from vt_flax.data.source import Source, StreamSource
 from vt_flax.errors import UserError, nearest
 
 ON_ERROR = ("raise", "skip")
-# Records that are handed over at once: enough to outweigh the call's own cost.
-CHUNK = 32
-# Rows whose examples are looked up at once.
-BLOCK = 32 * CHUNK
-# Examples in a row that may be unreadable before it is no matter of single ones.
-MOST_UNREADABLE = 100
 
 Batch = dict[str, np.ndarray]
 
@@ -125,9 +115,9 @@ def train_batches(
     if isinstance(source, StreamSource):
         # A restart cannot go on within the shuffled stream: it takes another one.
         stream, _ = source.stream(seed + first, part, parts, config.shuffle_buffer)
-        reader = _StreamReader(source, config, crop, seed, stream, rows)
+        reader = StreamReader(source, config, crop, seed, stream, rows)
     else:
-        reader = _Reader(
+        reader = Reader(
             source,
             config,
             crop,
@@ -142,7 +132,7 @@ def train_batches(
     )
     with contextlib.closing(reader.pieces(share)) as pieces:
         for items in assemble(
-            pieces, steps, reader.is_good, reader.mend, config.image_size
+            pieces, steps, source.are_classes, reader.mend, config.image_size
         ):
             yield {key: items[key] for key in ("image", "label", "bad")}
 
@@ -179,7 +169,7 @@ def eval_batches(
     count = len(source)
     if isinstance(source, StreamSource):
         stream, own = source.stream(None, part, parts, config.shuffle_buffer)
-        reader = _StreamReader(source, config, crop, 0, stream, lambda places: places)
+        reader = StreamReader(source, config, crop, 0, stream, lambda places: places)
         steps = (
             np.arange(start, max(start, min(start + share, own)))
             for start in range(0, -(-count // parts), share)
@@ -191,7 +181,7 @@ def eval_batches(
             found = steps * batch + part * share + within
             return found[found < count]
 
-        reader = _Reader(
+        reader = Reader(
             source, config, crop, 0, rows, lambda rows: rows, -(-count // batch) * share
         )
         steps = (
@@ -200,7 +190,9 @@ def eval_batches(
         )
     mend = functools.partial(reader.mend, replace=False)
     with contextlib.closing(reader.pieces(share)) as pieces:
-        for items in assemble(pieces, steps, reader.is_good, mend, config.image_size):
+        for items in assemble(
+            pieces, steps, source.are_classes, mend, config.image_size
+        ):
             yield _filled_up(items, share)
 
 
@@ -217,236 +209,3 @@ def _filled_up(items: Item, size: int) -> Batch:
             value[:count] = items[key]
         batch[key] = value
     return batch
-
-
-class _Reader:
-    """Reads and decodes one process's examples, which are known by their rows.
-
-    Args:
-      source: where they are.
-      config: the section `data`.
-      crop: makes an image of a file and a seed.
-      seed: of the crops.
-      rows: gives the rows at some places of the process's sequence.
-      locate: gives the examples at some rows.
-      places: length of the sequence.
-    """
-
-    def __init__(
-        self,
-        source: RandomAccessSource,
-        config: ConfigDict,
-        crop: images.Crop,
-        seed: int,
-        rows: Callable[[np.ndarray], np.ndarray],
-        locate: Callable[[np.ndarray], np.ndarray],
-        places: int,
-    ):
-        self._source, self._config = source, config
-        self._crop, self._seed = crop, seed
-        self._rows, self._locate, self._places = rows, locate, places
-        self._block = functools.lru_cache(maxsize=4)(self._make_block)
-
-    def pieces(self, size: int) -> Iterator[Item]:
-        """Returns decoded examples, `size` at a time, by row; bad ones are left out."""
-        return _decode(
-            self._chunks(),
-            self._source.parse,
-            self._crop,
-            self._seed,
-            size,
-            self._config,
-        )
-
-    def is_good(self, labels: np.ndarray) -> np.ndarray:
-        """Tells which labels are classes."""
-        return (labels >= 0) & (labels < len(self._source.class_names))
-
-    def mend(self, row: int, *, replace: bool = True) -> Item | None:
-        """Decodes an example by itself, and puts another in its place if it is bad.
-
-        Args:
-          row: of the example.
-          replace: whether the next readable example may stand for it.
-
-        Returns:
-          The example; None if there is none for it.
-
-        Raises:
-          UserError: that names a bad example, unless `config.on_error` is skip.
-        """
-        index = int(self._locate(np.asarray([row]))[0])
-        tries = min(len(self._source), MOST_UNREADABLE) if replace else 1
-        for i in range(tries):
-            try:
-                return self._decode_one((index + i) % len(self._source), row, bad=i > 0)
-            except UserError as error:
-                if self._config.on_error == "raise":
-                    raise
-                last = error
-        if replace:
-            raise UserError(f"{tries} examples in a row are bad; the last: {last}")
-        return None
-
-    def _decode_one(self, index: int, row: int, bad: bool) -> Item:
-        (example,) = self._source.read([index])
-        name = self._source.describe(index)
-        self._source.check_label(example.label, name)
-        image = _decode_alone(example.image, self._crop, self._seed, row, name)
-        return {"image": image, "label": example.label, "bad": bad}
-
-    def _chunks(self) -> Iterator[Chunk]:
-        """Yields the sequence's records, read by threads some chunks ahead."""
-        chunks = range(-(-self._places // CHUNK))
-        readers = self._config.readers
-        return ordered_map(self._read_chunk, chunks, readers, 2 * readers)
-
-    def _read_chunk(self, chunk: int) -> Chunk:
-        block, within = divmod(chunk * CHUNK, BLOCK)
-        all_rows, all_indices = self._block(block)
-        rows = all_rows[within : within + CHUNK]
-        indices = all_indices[within : within + CHUNK].tolist()
-        try:
-            return rows, *self._source.fetch(indices)
-        except Exception:
-            # One at a time, to leave out the bad ones alone. `mend` says what is wrong.
-            good, records, labels = [], [], []
-            for row, index in zip(rows, indices, strict=True):
-                try:
-                    (record,), (label,) = self._source.fetch([index])
-                except Exception:
-                    continue
-                good.append(row)
-                records.append(record)
-                labels.append(label)
-            return np.asarray(good, np.int64), records, labels
-
-    def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        first = block * BLOCK
-        rows = self._rows(np.arange(first, min(first + BLOCK, self._places)))
-        return rows, self._locate(rows)
-
-
-class _StreamReader:
-    """Reads and decodes one process's share of a stream; see `_Reader`."""
-
-    def __init__(
-        self,
-        source: StreamSource,
-        config: ConfigDict,
-        crop: images.Crop,
-        seed: int,
-        stream: Any,
-        rows: Callable[[np.ndarray], np.ndarray],
-    ):
-        self._source, self._config = source, config
-        self._crop, self._seed = crop, seed
-        self._stream, self._rows = stream, rows
-        # What was read and not yet asked for, since a stream cannot be read again.
-        self._read: dict[int, list[Any]] = {}
-
-    def pieces(self, size: int) -> Iterator[Item]:
-        """Yields decoded examples, `size` at a time, by row; bad ones are left out."""
-        pieces = _decode(
-            self._chunks(),
-            lambda record, label: (record, label),
-            self._crop,
-            self._seed,
-            size,
-            self._config,
-        )
-        with contextlib.closing(pieces):
-            for piece in pieces:
-                yield piece
-                # Whatever came before this piece has been asked for.
-                before = piece["row"][0]
-                for row in [row for row in list(self._read) if row < before]:
-                    del self._read[row]
-
-    def is_good(self, labels: np.ndarray) -> np.ndarray:
-        """Tells which labels are classes."""
-        return (labels >= 0) & (labels < len(self._source.class_names))
-
-    def mend(self, row: int, *, replace: bool = True) -> Item | None:
-        """Decodes an example by itself, or the next that was read; see `_Reader`."""
-        last: UserError | None = None
-        for other in [row, *(r for r in sorted(self._read) if r > row)]:
-            try:
-                name, record, label = self._read[other]
-                name = f"{self._source.name}, example {name.decode()}"
-                self._source.check_label(label, name)
-                image = _decode_alone(record, self._crop, self._seed, row, name)
-                return {"image": image, "label": label, "bad": other != row}
-            except UserError as error:
-                if self._config.on_error == "raise":
-                    raise
-                last = error
-            if not replace:
-                return None
-        raise UserError(f"no example after a bad one: {last}")
-
-    def _chunks(self) -> Iterator[Chunk]:
-        """Yields the stream's records, and keeps them until they are asked for."""
-        place = 0
-        for names, records, labels in self._stream.batch(CHUNK).as_numpy_iterator():
-            rows = self._rows(np.arange(place, place + len(records)))
-            place += len(records)
-            chunk = rows.tolist(), names.tolist(), records.tolist(), labels.tolist()
-            self._read.update((row, rest) for row, *rest in zip(*chunk, strict=True))
-            yield rows, records.tolist(), labels.tolist()
-
-
-def _decode(
-    chunks: Iterator[Chunk],
-    parse: Callable[[Any, Any], tuple[Any, Any]],
-    crop: images.Crop,
-    seed: int,
-    size: int,
-    config: ConfigDict,
-) -> Iterator[Item]:
-    """Decodes chunks of records into pieces of `size` examples."""
-    tf = tensorflow()
-    workers = config.workers or os.cpu_count() or 1
-
-    def one(row: Any, record: Any, label: Any) -> dict[str, Any]:
-        encoded, label = parse(record, label)
-        image = crop(encoded, tf.stack([tf.constant(seed, tf.int64), row]))
-        return {"row": row, "image": image, "label": tf.cast(label, tf.int32)}
-
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.threading.private_threadpool_size = workers
-    feed = Feed(chunks)
-    data = (
-        feed.dataset()
-        # More calls than threads: while one takes long, the others go on.
-        .map(one, num_parallel_calls=4 * workers, deterministic=True)
-        # A bad record must not end the run: its row is missed and then looked into.
-        .ignore_errors()
-        .batch(size)
-        .prefetch(config.prefetch)
-        .with_options(options)
-    )
-    pieces = data.as_numpy_iterator()
-    try:
-        while (piece := next(pieces, None)) is not None:
-            yield piece
-        feed.check()
-    finally:
-        # In this order: left alone, the dataset would ignore a closed queue's errors
-        # for ever; its end cancels whatever it waits for.
-        del pieces
-        feed.close()
-
-
-def _decode_alone(
-    encoded: bytes, crop: images.Crop, seed: int, row: int, name: str
-) -> np.ndarray:
-    tf = tensorflow()
-    try:
-        return crop(tf.constant(encoded), tf.constant([seed, row], tf.int64)).numpy()
-    except (tf.errors.OpError, ValueError) as error:
-        raise UserError(
-            f"{name}: not a readable image ({images.why_unreadable(encoded, error)}); "
-            "mend or remove it, or set data.on_error to skip"
-        ) from error

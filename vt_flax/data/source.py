@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import psutil
 
 from vt_flax.errors import UserError
@@ -40,13 +41,17 @@ class Source(abc.ABC):
     def __len__(self) -> int:
         """Returns the number of examples."""
 
+    def are_classes(self, labels: np.ndarray) -> np.ndarray:
+        """Tells which labels are classes."""
+        return (labels >= 0) & (labels < len(self.class_names))
+
     def check_label(self, label: int, example: str) -> None:
         """Checks that a label is a class.
 
         Raises:
           UserError: if it is not; names the example.
         """
-        if not 0 <= label < len(self.class_names):
+        if not self.are_classes(np.asarray(label)):
             raise UserError(
                 f"{example}: label {label} is outside the {len(self.class_names)} "
                 "classes of the dataset"
