@@ -6,8 +6,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from vt_flax.data.augment import operations
+from vt_flax.data.augment.kernel import apply_in_kernel
 from vt_flax.data.augment.operations import OPERATIONS, operation
-from vt_flax.data.augment.resampling import resample_by_product
 
 SIDE = 224
 FILL = (128, 128, 128)
@@ -62,21 +62,26 @@ def pillow(image: Image.Image, name: str, value: float) -> Image.Image:
 
 
 @jax.jit
-def both(images, parameters):
-    images = images.transpose(0, 3, 1, 2)
-    images = operations.affine(
-        operations.pointwise(images, parameters), parameters.matrix
-    )
-    return images.transpose(0, 2, 3, 1)
+def reference(images, layers):
+    return operations.apply_layers(images, layers, [OPERATIONS] * len(layers))
 
 
-def apply(images, *names_and_values):
-    """Applies one operation to all images, or one to each."""
-    size = images.shape[1:3]
+@jax.jit
+def kernel(images, layers):
+    """What TPUs run, on the CPU."""
+    return apply_in_kernel(images, layers, interpret=True)
+
+
+def layer(size, names_and_values):
     rows = [operation(name, value, size) for name, value in names_and_values]
-    rows = rows if len(rows) == len(images) else rows * len(images)
-    parameters = jax.tree.map(lambda *values: np.stack(values), *rows)
-    out = both(images, parameters)
+    return jax.tree.map(lambda *values: np.stack(values), *rows)
+
+
+def apply(images, *names_and_values, formulation=reference):
+    """Applies one operation to all images, or one to each."""
+    if len(names_and_values) != len(images):
+        names_and_values *= len(images)
+    out = formulation(images, [layer(images.shape[1:3], names_and_values)])
     assert out.dtype == np.uint8 and out.shape == images.shape
     return np.asarray(out)
 
@@ -107,11 +112,12 @@ def test_photographs(name, value, photographs):
     assert np.abs(gap).max() <= (name in ROUNDED) and (gap != 0).mean() < 0.05
 
 
-def test_every_image_gets_its_own_operation(photographs):
+@pytest.mark.parametrize("formulation", [reference, kernel])
+def test_every_image_gets_its_own_operation(formulation, photographs):
     """All operations in one batch, as a policy draws them."""
     cases = [case for case in CASES if case[1] != 0.0 or case[0] not in VALUES]
     images = np.stack([photographs[i % 8] for i in range(len(cases))])
-    out = apply(images, *cases)
+    out = apply(images, *cases, formulation=formulation)
     for image, found, (name, value) in zip(images, out, cases, strict=True):
         gap = found.astype(int) - np.asarray(
             pillow(Image.fromarray(image), name, value)
@@ -151,26 +157,27 @@ def test_the_product_formulations_are_the_scatter_and_the_gather(photographs):
     np.testing.assert_array_equal(operations.look_up(table, images), found)
 
 
-@pytest.mark.parametrize("shape", [(224, 224), (32, 32), (40, 57), (57, 40), (1, 7)])
-def test_resampling_by_product_is_the_gather(shape):
-    """What TPUs run, on the CPU: every pixel that comes from inside the image."""
+SHAPES = [(32, 32), (17, 40), (3, 3), (2, 5), (1, 1), (1, 7), (7, 1), (130, 57)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_kernel_is_the_reference(shape):
+    """To the level, in three layers: what one leaves behind is not to reach the next.
+
+    Of noise, few levels and one level alone; and at every place of the batch.
+    """
     rng = np.random.default_rng(0)
-    height, width = shape
-    cases = [("Identity", 0.0), ("Rotate", 30.0), ("Rotate", -30.0)]
-    cases += [("Rotate", angle) for angle in rng.uniform(-30, 30, 8)]
-    cases += [(f"Shear{a}", v) for a in "XY" for v in (0.3, -0.3, 0.0333, -0.1777)]
-    cases += [(f"Translate{a}", v) for a in "XY" for v in (0.45, -0.3, 11.3, -99.9)]
-    matrix = np.stack([operation(n, v, shape).matrix for n, v in cases])
-    images = rng.integers(0, 256, (len(cases), 3, *shape), dtype=np.uint8)
-    found = np.asarray(jax.jit(resample_by_product)(images, matrix))
-    y, x = np.mgrid[:height, :width]
-    for image, out, (a, b, c, d, e, f) in zip(
-        images, found, matrix.astype(np.int64), strict=True
-    ):
-        u, v = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16
-        inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
-        assert height == 1 or inside.mean() > 0.2 or min(shape) < 100
-        np.testing.assert_array_equal(out[:, inside], image[:, v[inside], u[inside]])
+    cases = CASES + [("Rotate", angle) for angle in rng.uniform(-30, 30, 6)]
+    images = rng.integers(0, 256, (len(cases), *shape, 3), dtype=np.uint8)
+    images[::3] = rng.choice([10, 100, 240], images[::3].shape)
+    images[::7] = rng.integers(0, 256, (len(images[::7]), 1, 1, 3))
+    layers = []
+    for _ in range(3):
+        rng.shuffle(cases)
+        layers.append(layer(shape, cases))
+    found, expected = kernel(images, layers), reference(images, layers)
+    np.testing.assert_array_equal(found, expected)
+    assert min(shape) < 3 or (np.asarray(found) != images).mean() > 0.5
 
 
 def test_an_unknown_operation():

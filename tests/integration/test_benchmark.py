@@ -83,10 +83,12 @@ def test_tpu_costs_of_a_small_step():
         "GFLOP an image",
         "MB an image",
         "GB of memory at work",
+        "thousand cycles an image outside of kernels",
     ]
-    # The products of the policy are counted: about 10 MFLOP at 32 x 32.
-    assert 1e-3 < rows[0]["with"] - rows[0]["without"] < 0.1
+    # The kernel is counted: two layers of at most 1,736 operations a pixel.
+    assert 3e-3 < rows[0]["with"] - rows[0]["without"] < 5e-3
     assert rows[1]["with"] > rows[1]["without"] > 0
+    assert rows[3]["with"] > 0 and rows[3]["without"] > 0
 
 
 def test_without_a_tpu_compiler(monkeypatch, capsys):

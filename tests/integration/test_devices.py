@@ -52,7 +52,7 @@ def test_one_against_eight_devices(span, preset):
             out_shardings=replicated(mesh),
         )()
         step = jax.jit(
-            make_train_step(model, optimizer, lambda step: 1.0, config),
+            make_train_step(model, optimizer, lambda step: 1.0, config, mesh),
             out_shardings=replicated(mesh),
         )
         after, metrics = step(state, to_global(batch, mesh))

@@ -1,12 +1,12 @@
-"""TPUs that are not there, to compile for. Wraps what JAX calls experimental."""
+"""TPUs that are not there, to compile for."""
 
 import importlib.util
 from collections.abc import Sequence
 
 import jax
-from jax.experimental import topologies
 
 from vt_flax.errors import UserError
+from vt_flax.experimental import topologies
 
 # What a process that compiles for TPUs without having one sets before it starts JAX.
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}

@@ -40,6 +40,8 @@ def default_config() -> ConfigDict:
                 "augment": "none",  # none, autoaugment (ImageNet's) or randaugment
                 "randaugment_layers": 2,  # operations, one after the other
                 "randaugment_magnitude": 9.0,  # of 10
+                # On TPUs, as one kernel; False for XLA's own operations, very slow.
+                "augment_kernel": True,
                 "erasing": 0.0,  # share of the images that lose a rectangle
                 "mixup": 0.0,  # both parameters of the Beta distribution; 0: off
                 "cutmix": 0.0,  # the same; with both on each example takes one

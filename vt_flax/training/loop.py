@@ -9,10 +9,10 @@ from typing import Any, TextIO
 
 import jax
 
-from vt_flax.data import pipeline
+from vt_flax.data import augment, pipeline
 from vt_flax.data.source import Source, cached
 from vt_flax.errors import UserError
-from vt_flax.parallel.mesh import replicated, to_global
+from vt_flax.parallel.mesh import batch_sharding, replicated, to_global
 from vt_flax.training.checkpoint import Checkpoints, check_same_run, write_config
 from vt_flax.training.evaluation import evaluate
 from vt_flax.training.logging import Clock, RunLogger, read_metrics
@@ -47,13 +47,15 @@ def train(
       The last evaluation: see `evaluation.evaluate`.
 
     Raises:
-      UserError: if the workdir holds another run.
+      UserError: if the workdir holds another run, or a device augments otherwise than
+        the reference.
       Diverged: at the first step that is not finite; the last checkpoint stays.
     """
     config, mesh, total = run.config, run.mesh, run.total_steps
 
     # Workdir: whose run is it?
     changes = check_same_run(workdir, config)
+    augment.check_device(config.data, batch_sharding(mesh))
     train_source = run.train_source
     if config.data.cache:
         train_source = cached(train_source)
@@ -98,7 +100,7 @@ def train(
 
     # Programs: one for a step, one for evaluation.
     train_step = jax.jit(
-        make_train_step(run.model, run.optimizer, run.schedule, config),
+        make_train_step(run.model, run.optimizer, run.schedule, config, mesh),
         donate_argnums=0,
         out_shardings=replicated(mesh),
     )

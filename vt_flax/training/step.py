@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vt_flax.data import augment
+from vt_flax.parallel.mesh import batch_sharding
 from vt_flax.training import tasks
 from vt_flax.training.ema import update_ema
 from vt_flax.training.state import TrainState
@@ -22,15 +24,16 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: ConfigDict,
+    mesh: Mesh,
 ) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
     """Returns `train_step(state, batch) -> state, metrics`.
 
-    `batch` holds `image`, uint8 (batch, H, W, 3), `label`, int32 (batch,), and `bad`,
-    bool (batch,), True where an example stands for an unreadable one. The metrics are
-    scalars of this batch: `loss`, `top1` (share; of mixed examples the weight of the
-    label that comes first), `rate`, `grad_norm`, `skipped` (number of unreadable
-    examples), and `finite`, False if the loss, a gradient or a batch statistic is not a
-    finite number.
+    `batch` is spread over the mesh and holds `image`, uint8 (batch, H, W, 3), `label`,
+    int32 (batch,), and `bad`, bool (batch,), True where an example stands for an
+    unreadable one. The metrics are scalars of this batch: `loss`, `top1` (share; of
+    mixed examples the weight of the label that comes first), `rate`, `grad_norm`,
+    `skipped` (number of unreadable examples), and `finite`, False if the loss, a
+    gradient or a batch statistic is not a finite number.
     All noise comes from the state's key and step.
     """
 
@@ -38,7 +41,11 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         augment_key, model_key = jax.random.split(key)
         images, targets = augment.augment(
-            batch["image"], batch["label"], config.data, augment_key
+            batch["image"],
+            batch["label"],
+            config.data,
+            augment_key,
+            batch_sharding(mesh),
         )
 
         def compute_loss(params):

@@ -2,10 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from vt_flax.data.augment import mixing, policies
 from vt_flax.data.augment.mixing import Targets
+from vt_flax.data.augment.policies import check_device
+
+__all__ = ["Targets", "augment", "check_config", "check_device", "normalise"]
 
 
 def check_config(config: ConfigDict, batch_size: int) -> None:
@@ -31,7 +35,11 @@ def normalise(images: jax.Array, config: ConfigDict) -> jax.Array:
 
 
 def augment(
-    images: jax.Array, labels: jax.Array, config: ConfigDict, key: jax.Array
+    images: jax.Array,
+    labels: jax.Array,
+    config: ConfigDict,
+    key: jax.Array,
+    sharding: NamedSharding | None = None,
 ) -> tuple[jax.Array, Targets]:
     """Augments a training batch: mirroring, a policy, normalisation, erasing, mixing.
 
@@ -43,6 +51,7 @@ def augment(
         pairs.
       key: one key for the batch; every example gets its own from it, so that the
         result does not depend on how the batch lies on the devices.
+      sharding: how it does lie there; None for a single device.
 
     Returns:
       Images, float32 (batch, H, W, 3), and what they are to be taken for.
@@ -55,7 +64,7 @@ def augment(
     if config.flip:
         flipped = jax.vmap(jax.random.bernoulli)(flip)
         images = jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
-    images = normalise(policies.apply_policy(images, config, policy), config)
+    images = normalise(policies.apply_policy(images, config, policy, sharding), config)
     if config.erasing:
         images = mixing.erase(images, config.erasing, erasing)
     if config.mixup or config.cutmix:

@@ -4,16 +4,16 @@ Every example of a batch may need another operation, and under `vmap` a switch w
 compute all of them. So an operation is a row of parameters for two programs that every
 example goes through: `pointwise` (one chain of arithmetic, one blend, one lookup table)
 and `affine` (one resampling). What an operation does not use is the identity.
+
+This is the formulation for CPUs and GPUs, and the reference for the TPU's (`kernel`).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from vt_flax.data.augment.resampling import resample_by_product
 
 # Of geometric operations, as in AutoAugment's published code.
 FILL = 128
@@ -117,6 +117,30 @@ def _fixed(matrix: list[float]) -> np.ndarray:
     return np.floor(moved * FIXED + 0.5).astype(np.int32)
 
 
+def apply_layers(
+    images: jax.Array,
+    layers: Sequence[Operation],
+    names: Sequence[Collection[str]],
+) -> jax.Array:
+    """Applies to each image its operations, one layer after the other.
+
+    Args:
+      images: uint8, (batch, H, W, 3).
+      layers: parameters (batch,) of each layer.
+      names: the operations that there may be in each; what none needs is left out.
+
+    Returns:
+      uint8, (batch, H, W, 3).
+    """
+    # Channels apart: accelerators pad the last axis, and three become 128.
+    images = images.transpose(0, 3, 1, 2)
+    for layer, present in zip(layers, names, strict=True):
+        images = pointwise(images, layer, present)
+        if not set(GEOMETRIC).isdisjoint(present):
+            images = affine(images, layer.matrix)
+    return images.transpose(0, 2, 3, 1)
+
+
 def affine(images: jax.Array, matrix: jax.Array) -> jax.Array:
     """Maps each image by its matrix: the nearest pixel, and grey where there is none.
 
@@ -135,17 +159,9 @@ def affine(images: jax.Array, matrix: jax.Array) -> jax.Array:
     top = (d * x + e * y + f) >> 16
     inside = (left >= 0) & (left < width) & (top >= 0) & (top < height)
 
-    def gather(images: jax.Array, matrix: jax.Array) -> jax.Array:
-        del matrix  # it is in `left` and `top`
-        place = jnp.where(inside, top * width + left, 0)
-        pixels = images.reshape(*images.shape[:2], -1)
-        place = place.reshape(len(images), 1, -1)
-        return jnp.take_along_axis(pixels, place, axis=2).reshape(images.shape)
-
-    # A TPU gathers pixel by pixel, at a hundred times the cost of the products.
-    moved = jax.lax.platform_dependent(
-        images, matrix, tpu=resample_by_product, default=gather
-    )
+    place = jnp.where(inside, top * width + left, 0).reshape(len(images), 1, -1)
+    pixels = images.reshape(*images.shape[:2], -1)
+    moved = jnp.take_along_axis(pixels, place, axis=2).reshape(images.shape)
     return jnp.where(inside[:, None], moved, FILL).astype(jnp.uint8)
 
 
@@ -255,7 +271,7 @@ def equalize(images: jax.Array) -> jax.Array:
 def histogram(images: jax.Array) -> jax.Array:
     """Counts levels: uint8 (batch, channels, H, W) to int32 (batch, channels, 256).
 
-    A scatter on the CPU. Accelerators, where that goes pixel by pixel, take the product
+    A scatter on the CPU. GPUs, where many would add to the same place, take the product
     of one-hot high and low halves of the levels, which their matrix units make.
     """
 

@@ -1,0 +1,117 @@
+"""When the TPU kernel is taken, how it is checked there, and that TPUs can compile it.
+
+What it computes is compared in test_operations.
+"""
+
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+
+from vt_flax.data import augment
+from vt_flax.data.augment import kernel, policies
+from vt_flax.errors import UserError
+from vt_flax.parallel.mesh import batch_sharding, make_mesh
+from vt_flax.parallel.topology import ENVIRONMENT, has_tpu_compiler
+from vt_flax.training.config import default_config
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Runs the kernel on the CPU, traced anew: JAX keeps what it has compiled."""
+    real = kernel.apply_in_kernel
+    monkeypatch.setattr(
+        kernel,
+        "apply_in_kernel",
+        lambda images, layers: real(images, layers, interpret=True),
+    )
+
+
+def config(**changes):
+    result = default_config().data
+    result.update({"augment": "autoaugment", "image_size": 40, **changes})
+    return result
+
+
+@pytest.fixture
+def tpus():
+    """A sharding that looks as if it lay on TPUs."""
+    real = batch_sharding(make_mesh())
+    return types.SimpleNamespace(
+        device_set=[types.SimpleNamespace(platform="tpu")],
+        addressable_devices=real.addressable_devices,
+    )
+
+
+def test_only_tpus_take_it(tpus, monkeypatch):
+    cpus = batch_sharding(make_mesh())
+    assert policies.takes_kernel(config(), (224, 224), tpus)
+    assert policies.takes_kernel(config(), (640, 32), tpus)
+    assert not policies.takes_kernel(config(), (32, 641), tpus)
+    assert not policies.takes_kernel(config(augment_kernel=False), (32, 32), tpus)
+    assert not policies.takes_kernel(config(), (32, 32), cpus)
+    assert not policies.takes_kernel(config(), (32, 32), None)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert policies.takes_kernel(config(), (32, 32), None)
+
+
+def test_a_right_kernel_passes(tpus, interpreted):
+    augment.check_device(config(), tpus)
+
+
+@pytest.mark.parametrize(
+    "broken,operation", [("_move", "Rotate|Shear|Translate"), ("_look_up", "Equalize")]
+)
+def test_a_wrong_kernel_is_refused(broken, operation, tpus, interpreted, monkeypatch):
+    monkeypatch.setattr(kernel, broken, lambda *arguments: None)
+    with pytest.raises(UserError, match=operation) as error:
+        augment.check_device(config(), tpus)
+    assert "set data.augment_kernel=False" in str(error.value)
+    # Whoever does not use it is not stopped by it.
+    augment.check_device(config(augment_kernel=False), tpus)
+    augment.check_device(config(augment="none"), tpus)
+    augment.check_device(config(), batch_sharding(make_mesh()))
+
+
+PROGRAM = """
+import sys
+import jax, jax.numpy as jnp
+from vt_flax.data.augment import policies
+from vt_flax.parallel.mesh import batch_sharding, make_mesh
+from vt_flax.parallel.topology import tpu_devices
+from vt_flax.training.config import default_config
+
+config = default_config().data
+config.augment = "autoaugment"
+sharding = batch_sharding(make_mesh(tpu_devices(sys.argv[1])))
+for height, width in ((32, 32), (224, 224), (130, 500), (640, 640)):
+    shape = (16, height, width, 3)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
+    keys = jax.ShapeDtypeStruct((16, 2), jnp.uint32, sharding=sharding)
+    def apply(images, keys):
+        keys = jax.random.wrap_key_data(keys)
+        return policies.apply_policy(images, config, keys, sharding)
+    compiled = jax.jit(apply).lower(images, keys).compile().as_text()
+    assert "tpu_custom_call" in compiled, height
+    for traffic in ("all-gather", "all-to-all", "all-reduce", "collective-permute"):
+        assert traffic not in compiled, traffic
+print("compiled")
+"""
+
+
+@pytest.mark.skipif(
+    not has_tpu_compiler(), reason='needs libtpu: pip install "jax[tpu]"'
+)
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_tpus_can_compile_it(topology):
+    """For four chips, each of which works on its own examples alone."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, topology],
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "compiled", done.stderr[-2000:]
