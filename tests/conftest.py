@@ -8,7 +8,7 @@ flags = os.environ.get("XLA_FLAGS", "")
 if "host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What TensorFlow's libraries log of queues that a test closes.
+# What TensorFlow's libraries log of errors that a test provokes.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 root = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / ".cache" / "jax"))

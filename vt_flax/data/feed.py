@@ -1,6 +1,7 @@
 """Hands records that Python reads to tf.data, in their order and bounded in number."""
 
 import atexit
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -72,21 +73,36 @@ class Feed:
         atexit.unregister(self.close)
         # In a thread of its own: the garbage collector may call this amid the tracing
         # of a graph, which would take the operation in, or wait for itself.
-        closing = threading.Thread(
-            target=self._queue.close, kwargs={"cancel_pending_enqueues": True}
-        )
-        closing.start()
-        closing.join()
-        self._thread.join()
+        closing = [
+            threading.Thread(target=target)
+            for target in (self._queue.close, self._make_room)
+        ]
+        for thread in closing:
+            thread.start()
+        for thread in (*closing, self._thread):
+            thread.join()
+
+    def _make_room(self) -> None:
+        """Lets in the chunk that may wait at the full queue, which else cannot close.
+
+        To cancel it would be shorter, but TensorFlow prints a warning of that.
+        """
+        tf = tensorflow()
+        while self._thread.is_alive():
+            # Whoever else may take the last chunk: the queue closes then.
+            with contextlib.suppress(tf.errors.OutOfRangeError):
+                if self._queue.size() > 0:
+                    self._queue.dequeue()
+            self._thread.join(0.01)
 
     def _run(self) -> None:
         tf = tensorflow()
         try:
             try:
                 for chunk in self._chunks:
-                    self._put(True, *chunk)
                     if self._closed:
                         return
+                    self._put(True, *chunk)
             except tf.errors.CancelledError:
                 raise
             except Exception as error:

@@ -8,9 +8,9 @@ import sys
 import types
 from collections.abc import Iterator
 
-# Its libraries log what they do at their start and end, of no concern to a user; set to
-# 0, everything is told. It has to be set before whoever imports it first.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Its libraries log what they do, of no concern to a user; set to 0, everything is told.
+# JAX sets the same, where it is imported first.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 # glibc's mallopt parameters (malloc.h), and a size beyond any image.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3

@@ -94,8 +94,11 @@ def random_resized_crop(
         return image[top : top + height, left : left + width]
 
     image = tf.cond(is_whole_jpeg(encoded), from_jpeg, from_other)
+    # From float: twice as fast as from uint8, with the same result.
     image = tf.raw_ops.ResizeBilinear(
-        images=image[None], size=[size, size], half_pixel_centers=True
+        images=tf.cast(image, tf.float32)[None],
+        size=[size, size],
+        half_pixel_centers=True,
     )
     return tf.ensure_shape(_to_uint8(image[0]), (size, size, 3))
 
