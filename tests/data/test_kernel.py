@@ -1,4 +1,4 @@
-"""When the TPU kernel is taken, how it is checked there, and that TPUs can compile it.
+"""Where the TPU kernel is taken, how it is checked there, and that TPUs can compile it.
 
 What it computes is compared in test_operations.
 """
@@ -12,7 +12,8 @@ import jax
 import pytest
 
 from vt_flax.data import augment
-from vt_flax.data.augment import kernel, policies
+from vt_flax.data.augment import formulations, kernel
+from vt_flax.data.augment.operations import OPERATIONS
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import batch_sharding, make_mesh
 from vt_flax.parallel.topology import ENVIRONMENT, has_tpu_compiler
@@ -48,14 +49,14 @@ def tpus():
 
 def test_only_tpus_take_it(tpus, monkeypatch):
     cpus = batch_sharding(make_mesh())
-    assert policies.takes_kernel(config(), (224, 224), tpus)
-    assert policies.takes_kernel(config(), (640, 32), tpus)
-    assert not policies.takes_kernel(config(), (32, 641), tpus)
-    assert not policies.takes_kernel(config(augment_kernel=False), (32, 32), tpus)
-    assert not policies.takes_kernel(config(), (32, 32), cpus)
-    assert not policies.takes_kernel(config(), (32, 32), None)
+    assert formulations.takes_kernel(config(), (224, 224), tpus)
+    assert formulations.takes_kernel(config(), (640, 32), tpus)
+    assert not formulations.takes_kernel(config(), (32, 641), tpus)
+    assert not formulations.takes_kernel(config(augment_kernel=False), (32, 32), tpus)
+    assert not formulations.takes_kernel(config(), (32, 32), cpus)
+    assert not formulations.takes_kernel(config(), (32, 32), None)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert policies.takes_kernel(config(), (32, 32), None)
+    assert formulations.takes_kernel(config(), (32, 32), None)
 
 
 def test_a_right_kernel_passes(tpus, interpreted):
@@ -63,10 +64,16 @@ def test_a_right_kernel_passes(tpus, interpreted):
 
 
 @pytest.mark.parametrize(
-    "broken,operation", [("_move", "Rotate|Shear|Translate"), ("_look_up", "Equalize")]
+    "module,broken,operation",
+    [
+        (kernel.moves, "move", "Rotate|Shear|Translate"),
+        (kernel.tables, "look_up", "AutoContrast|Equalize"),
+    ],
 )
-def test_a_wrong_kernel_is_refused(broken, operation, tpus, interpreted, monkeypatch):
-    monkeypatch.setattr(kernel, broken, lambda *arguments: None)
+def test_a_wrong_kernel_is_refused(
+    module, broken, operation, tpus, interpreted, monkeypatch
+):
+    monkeypatch.setattr(module, broken, lambda *arguments: None)
     with pytest.raises(UserError, match=operation) as error:
         augment.check_device(config(), tpus)
     assert "set data.augment_kernel=False" in str(error.value)
@@ -74,6 +81,16 @@ def test_a_wrong_kernel_is_refused(broken, operation, tpus, interpreted, monkeyp
     augment.check_device(config(augment_kernel=False), tpus)
     augment.check_device(config(augment="none"), tpus)
     augment.check_device(config(), batch_sharding(make_mesh()))
+
+
+def test_a_kernel_that_does_not_run_is_refused(tpus):
+    """As on a chip that cannot do what it needs; here on CPUs."""
+    with pytest.raises(UserError, match="cpu does not run the kernel: .*interpret"):
+        augment.check_device(config(), tpus)
+
+
+def test_every_operation_is_checked():
+    assert {name for name, _ in formulations.CHECKED} == set(OPERATIONS)
 
 
 PROGRAM = """

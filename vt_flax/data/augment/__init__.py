@@ -6,8 +6,8 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from vt_flax.data.augment import mixing, policies
+from vt_flax.data.augment.formulations import check_device
 from vt_flax.data.augment.mixing import Targets
-from vt_flax.data.augment.policies import check_device
 
 __all__ = ["Targets", "augment", "check_config", "check_device", "normalise"]
 

@@ -4,7 +4,6 @@ Both are tables of operations, from which a draw takes a row for each example.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,12 +12,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from vt_flax.data.augment.operations import (
-    GEOMETRIC,
-    Operation,
-    apply_layers,
-    operation,
-)
+from vt_flax.data.augment.formulations import apply_operations
+from vt_flax.data.augment.operations import GEOMETRIC, Operation, operation
 from vt_flax.errors import UserError, nearest
 
 POLICIES = ("none", "autoaugment", "randaugment")
@@ -62,11 +57,6 @@ RANDAUGMENT = (
 )
 # RandAugment's scale; AutoAugment's ends at 9.
 STRONGEST = 10
-
-# Pixels of a side. In a chip's vector memory, of which it may take 16 MiB, the kernel
-# holds an image of 32-bit words nine times: read, written (two each), turned and moved.
-# Larger images take the reference, which TPUs are slow at.
-LARGEST_IN_KERNEL = 640
 
 
 class Draw(NamedTuple):
@@ -176,97 +166,7 @@ def apply_policy(
         draw = draw_randaugment(keys, config.randaugment_layers)
         layers = _operations((table,) * config.randaugment_layers, draw)
         names = [set(RANDAUGMENT)] * config.randaugment_layers
-    apply = functools.partial(apply_layers, names=names)
-    if takes_kernel(config, size, sharding):
-        # Imported here, for only TPUs need it.
-        from vt_flax.data.augment.kernel import apply_in_kernel as apply
-    if sharding is not None:
-        # No example needs another, and the kernel cannot be spread by the compiler.
-        apply = jax.shard_map(
-            apply,
-            mesh=sharding.mesh,
-            in_specs=sharding.spec,
-            out_specs=sharding.spec,
-            check_vma=False,
-        )
-    return apply(images, layers)
-
-
-def takes_kernel(
-    config: ConfigDict, size: tuple[int, int], sharding: NamedSharding | None
-) -> bool:
-    """Tells whether a policy runs as a TPU kernel.
-
-    Args:
-      config: the section `data`.
-      size: height and width of the images in pixels.
-      sharding: how the batch lies on the devices; None for JAX's default.
-    """
-    if sharding is None:
-        platform = jax.default_backend()
-    else:
-        platform = next(iter(sharding.device_set)).platform
-    fits = max(size) <= LARGEST_IN_KERNEL
-    return config.augment_kernel and platform == "tpu" and fits
-
-
-def check_device(config: ConfigDict, sharding: NamedSharding) -> None:
-    """Compares the kernel with the reference on this process's first device, if used.
-
-    All operations, both ways, on noise of the configured size. A kernel is a program of
-    our own for chips of many kinds; what a run learns must not depend on which.
-
-    Args:
-      config: the section `data`.
-      sharding: of training batches.
-
-    Raises:
-      UserError: if a level differs by more than rounding.
-    """
-    size = (config.image_size,) * 2
-    if config.augment == "none" or not takes_kernel(config, size, sharding):
-        return
-    from vt_flax.data.augment.kernel import apply_in_kernel
-
-    device = min(sharding.addressable_devices, key=lambda device: device.id)
-    compare(apply_in_kernel, size, device)
-
-
-def compare(kernel: Callable, size: tuple[int, int], device: jax.Device) -> None:
-    """Compares a kernel with `apply_layers`; see `check_device`.
-
-    Args:
-      kernel: takes images and layers.
-      size: height and width of the images in pixels.
-      device: where both run.
-
-    Raises:
-      UserError: if a level differs by more than rounding.
-    """
-    table = jax.tree.map(
-        lambda x: x.reshape(-1, *x.shape[2:]), randaugment_table(0.87 * STRONGEST, size)
-    )
-    # Two layers: what the first leaves behind in its memory is not to reach the second.
-    second = jax.tree.map(lambda x: x[::-1], table)
-    generator = np.random.default_rng(0)
-    shape = (len(table.mask), *size, 3)
-    images = generator.integers(0, 200, shape, np.uint8) // 3 * 2 + np.uint8(20)
-    arguments = jax.device_put((images, [table, second]), device)
-    reference = functools.partial(apply_layers, names=[RANDAUGMENT] * 2)
-    found, expected = (
-        np.asarray(jax.jit(function)(*arguments), np.int32)
-        for function in (kernel, reference)
-    )
-    gaps = np.abs(found - expected)
-    worst = np.unravel_index(gaps.argmax(), gaps.shape)[0]
-    # A level that is rounded otherwise may be moved by what follows: count the pixels.
-    if (gaps > 1).mean((1, 2, 3)).max() > 1e-3:
-        rows = RANDAUGMENT[worst // 2], RANDAUGMENT[::-1][worst // 2]
-        raise UserError(
-            f"data.augment: on {device.device_kind} the kernel gives other images than "
-            f"the reference, by up to {gaps.max()} levels after {' and '.join(rows)}: "
-            "set data.augment_kernel=False, and report it"
-        )
+    return apply_operations(images, layers, names, config, sharding)
 
 
 def draw_autoaugment(keys: jax.Array) -> Draw:
