@@ -27,4 +27,5 @@ echo "== lint"
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
 echo "== tests"
-"$VENV/bin/python" -m pytest "$@"
+# A file's tests stay together, for what they prepare is prepared once.
+"$VENV/bin/python" -m pytest -n logical --maxprocesses 4 --dist loadfile "$@"
