@@ -9,7 +9,12 @@ from vt_flax.errors import UserError
 from vt_flax.experimental import topologies
 
 # What a process that compiles for TPUs without having one sets before it starts JAX.
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+# The last, since libtpu else allows a machine one process, which may be training.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 def has_tpu_compiler() -> bool:
