@@ -60,7 +60,7 @@ def test_only_tpus_take_it(tpus, monkeypatch):
 
 
 def test_a_right_kernel_passes(tpus, interpreted):
-    augment.check_device(config(), tpus)
+    assert augment.check_device(config(), tpus) == []
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,13 @@ def test_a_wrong_kernel_is_refused(
     with pytest.raises(UserError, match=operation) as error:
         augment.check_device(config(), tpus)
     assert "set data.augment_kernel=False" in str(error.value)
-    # Whoever does not use it is not stopped by it.
-    augment.check_device(config(augment_kernel=False), tpus)
-    augment.check_device(config(augment="none"), tpus)
-    augment.check_device(config(), batch_sharding(make_mesh()))
+    # Whoever does not use it is not stopped by it, but told where that is slow.
+    (note,) = augment.check_device(config(augment_kernel=False), tpus)
+    assert "data.augment_kernel is False" in note
+    (note,) = augment.check_device(config(image_size=641), tpus)
+    assert "more than 640 pixels" in note
+    assert augment.check_device(config(augment="none"), tpus) == []
+    assert augment.check_device(config(), batch_sharding(make_mesh())) == []
 
 
 def test_a_kernel_that_does_not_run_is_refused(tpus):

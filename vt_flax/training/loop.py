@@ -55,7 +55,7 @@ def train(
 
     # Workdir: whose run is it?
     changes = check_same_run(workdir, config)
-    augment.check_device(config.data, batch_sharding(mesh))
+    notes = augment.check_device(config.data, batch_sharding(mesh))
     train_source = run.train_source
     if config.data.cache:
         train_source = cached(train_source)
@@ -143,7 +143,7 @@ def train(
         f"batch {config.batch_size}, {mesh.size} {mesh.devices.flat[0].platform} "
         f"device{'s' if mesh.size > 1 else ''}"
     )
-    for note in (*train_source.notes, *run.eval_source.notes):
+    for note in (*notes, *train_source.notes, *run.eval_source.notes):
         logger.say(f"note: {note}")
     clock = Clock(config.batch_size)
     window: list[dict[str, float]] = []

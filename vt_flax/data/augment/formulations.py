@@ -78,15 +78,17 @@ def takes_kernel(
       size: height and width of the images in pixels.
       sharding: how the batch lies on the devices; None for JAX's default.
     """
-    if sharding is None:
-        platform = jax.default_backend()
-    else:
-        platform = next(iter(sharding.device_set)).platform
     fits = max(size) <= LARGEST_IN_KERNEL
-    return config.augment_kernel and platform == "tpu" and fits
+    return config.augment_kernel and fits and _on_tpus(sharding)
 
 
-def check_device(config: ConfigDict, sharding: NamedSharding) -> None:
+def _on_tpus(sharding: NamedSharding | None) -> bool:
+    if sharding is None:
+        return jax.default_backend() == "tpu"
+    return next(iter(sharding.device_set)).platform == "tpu"
+
+
+def check_device(config: ConfigDict, sharding: NamedSharding) -> list[str]:
     """Compares the kernel with the reference on this process's first device, if used.
 
     On noise of the configured size. A kernel is a program of our own for chips of many
@@ -96,16 +98,27 @@ def check_device(config: ConfigDict, sharding: NamedSharding) -> None:
       config: the section `data`.
       sharding: of training batches.
 
+    Returns:
+      What a user should know of how the operations will run, a line each.
+
     Raises:
       UserError: if the kernel does not run, or a level differs by more than rounding.
     """
     size = (config.image_size,) * 2
-    if config.augment == "none" or not takes_kernel(config, size, sharding):
-        return
+    if config.augment == "none" or not _on_tpus(sharding):
+        return []
+    if not takes_kernel(config, size, sharding):
+        reason = (
+            f"images of more than {LARGEST_IN_KERNEL} pixels"
+            if config.augment_kernel
+            else "data.augment_kernel is False"
+        )
+        return [f"data.augment runs without its kernel ({reason}): slow on TPUs"]
     from vt_flax.data.augment.kernel import apply_in_kernel
 
     device = min(sharding.addressable_devices, key=lambda device: device.id)
     _compare(apply_in_kernel, size, device)
+    return []
 
 
 def _compare(kernel: Callable, size: tuple[int, int], device: jax.Device) -> None:
