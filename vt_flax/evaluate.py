@@ -50,8 +50,14 @@ def main(argv: Sequence[str]) -> None:
             f"{workdir} has no checkpoint of step {step}: choose from "
             f"{', '.join(map(str, steps))}"
         )
-    state = checkpoints.restore(run.abstract_state(), step)
-    checkpoints.close()
+    try:
+        state = checkpoints.restore(run.abstract_state(), step)
+    except UserError as error:
+        raise UserError(
+            f"{error}; name another of {', '.join(map(str, steps))} by --step"
+        ) from error
+    finally:
+        checkpoints.close()
 
     eval_step = jax.jit(make_eval_step(run.model, config))
     weights = weights_of(state)

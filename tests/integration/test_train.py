@@ -1,6 +1,7 @@
 """Training, resuming and evaluating a tiny network, from end to end."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -135,6 +136,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         leaves(last_state(run, tmp_path / "run")),
     )
     assert whole.keys() == parts.keys()
+    for path in whole:
+        np.testing.assert_array_equal(whole[path], parts[path], err_msg=path)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
+    trained, digits, tmp_path, capsys
+):
+    """The result is that of the run that was not disturbed."""
+    run, workdir, results = trained
+    again = tmp_path / "run"
+    shutil.copytree(workdir, again)
+    for file in (again / "checkpoints" / "8" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert loop.train(prepare(tiny(digits)), again) == results
+    out = capsys.readouterr().out
+    assert "warning: checkpoint 8" in out and "going on from step 6 of 8" in out
+    assert (again / "damaged" / "8").is_dir()
+    whole, parts = leaves(last_state(run, workdir)), leaves(last_state(run, again))
     for path in whole:
         np.testing.assert_array_equal(whole[path], parts[path], err_msg=path)
 

@@ -1,10 +1,13 @@
 """Checkpoints in a workdir, and the configuration that made them."""
 
+import itertools
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
@@ -13,8 +16,11 @@ from vt_flax.training.config import differences
 from vt_flax.training.state import TrainState
 from vt_flax.version import __version__
 
-FORMAT = 1
+# 2: a fingerprint beside the state; the order of the examples is another.
+FORMAT = 2
 CONFIG_FILE = "config.json"
+# Where checkpoints go that cannot be restored, for whoever wants to look into it.
+DAMAGED = "damaged"
 
 
 class Checkpoints:
@@ -44,7 +50,11 @@ class Checkpoints:
         """Starts to write a state; a step that is there already is left alone."""
         step = int(state.step)
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            items = ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                fingerprint=ocp.args.JsonSave(fingerprint(state)),
+            )
+            self._manager.save(step, args=items)
 
     def restore(self, like: TrainState, step: int) -> TrainState:
         """Returns the state saved at a step.
@@ -54,20 +64,90 @@ class Checkpoints:
           step: one of `steps()`.
 
         Raises:
-          UserError: if the checkpoint does not hold such a state.
+          UserError: if the checkpoint does not hold such a state, or another one than
+            was saved.
         """
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(like), fingerprint=ocp.args.JsonRestore()
+        )
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            restored = self._manager.restore(step, args=items)
+            now = fingerprint(restored.state)
+            if now != restored.fingerprint:
+                # Files hold no sum over their arrays' content: a bit that has flipped
+                # on the disk would be trained on.
+                wrong = sorted(k for k in now if now[k] != restored.fingerprint.get(k))
+                raise ValueError(f"the content of {', '.join(wrong[:3])} has changed")
+        # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
+        except Exception as error:
             reason = str(error).strip().split("\n", 1)[0][:300]
             raise UserError(
                 f"checkpoint {step} in {self.workdir} cannot be restored ({reason}): "
-                "it is damaged or of another model; choose another workdir"
+                "it is damaged or of another model"
             ) from error
+        return restored.state
+
+    def restore_newest(self, like: TrainState) -> tuple[TrainState, dict[int, str]]:
+        """Returns the newest state that can be restored.
+
+        Args:
+          like: see `restore`.
+
+        Returns:
+          The state, and why each newer one was passed over, by step.
+
+        Raises:
+          UserError: if none can be restored.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                return self.restore(like, step), damaged
+            except UserError as error:
+                damaged[step] = str(error)
+        raise UserError(
+            f"none of {len(damaged)} checkpoints can be restored; "
+            f"{next(iter(damaged.values()))}; choose another workdir"
+        )
+
+    def set_aside(self, steps: Iterable[int]) -> None:
+        """Moves checkpoints to the folder DAMAGED of the workdir."""
+        folder = self.workdir / DAMAGED
+        folder.mkdir(exist_ok=True)
+        for step in steps:
+            names = (f"{step}{f'.{i}' if i else ''}" for i in itertools.count())
+            target = next(folder / n for n in names if not (folder / n).exists())
+            (self.workdir / "checkpoints" / str(step)).rename(target)
+        self._manager.reload()
 
     def close(self) -> None:
         """Waits until everything is written."""
         self._manager.close()
+
+
+def fingerprint(state: Any) -> dict[str, int]:
+    """Returns a sum over the bits of each array, by its path.
+
+    Of 32-bit words by odd weights, modulo 2^32, so that any one word that changes
+    changes it. Computed where the arrays are, however they are spread.
+    """
+    flat = jax.tree_util.tree_flatten_with_path(state)[0]
+    sums = jax.device_get(_sums([value for _, value in flat]))
+    return {
+        jax.tree_util.keystr(path): int(value)
+        for (path, _), value in zip(flat, sums, strict=True)
+    }
+
+
+@jax.jit
+def _sums(arrays: list[jax.Array]) -> list[jax.Array]:
+    def one(array: jax.Array) -> jax.Array:
+        unsigned = f"uint{8 * array.dtype.itemsize}"
+        words = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+        place = jnp.arange(words.size, dtype=jnp.uint32).reshape(words.shape)
+        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+
+    return [one(array) for array in arrays]
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:

@@ -13,7 +13,12 @@ from vt_flax.data import augment, pipeline
 from vt_flax.data.source import Source, cached
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import batch_sharding, replicated, to_global
-from vt_flax.training.checkpoint import Checkpoints, check_same_run, write_config
+from vt_flax.training.checkpoint import (
+    DAMAGED,
+    Checkpoints,
+    check_same_run,
+    write_config,
+)
 from vt_flax.training.evaluation import evaluate
 from vt_flax.training.logging import Clock, RunLogger, read_metrics
 from vt_flax.training.run import Run
@@ -47,8 +52,8 @@ def train(
       The last evaluation: see `evaluation.evaluate`.
 
     Raises:
-      UserError: if the workdir holds another run, or a device augments otherwise than
-        the reference.
+      UserError: if the workdir holds another run, if none of its checkpoints can be
+        restored, or if a device augments otherwise than the reference.
       Diverged: at the first step that is not finite; the last checkpoint stays.
     """
     config, mesh, total = run.config, run.mesh, run.total_steps
@@ -69,11 +74,15 @@ def train(
 
     # State: from the workdir, or from scratch.
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    saved = checkpoints.steps()
-    if saved:
-        state = checkpoints.restore(run.abstract_state(), saved[-1])
-    else:
-        state = run.initial_state()
+    saved, damaged = checkpoints.steps(), {}
+    try:
+        if saved:
+            state, damaged = checkpoints.restore_newest(run.abstract_state())
+        else:
+            state = run.initial_state()
+    except UserError:
+        checkpoints.close()
+        raise
     first = int(state.step)
     if first > total:
         checkpoints.close()
@@ -86,6 +95,8 @@ def train(
     try:
         if jax.process_index() == 0:
             write_config(workdir, config)
+            if damaged:
+                checkpoints.set_aside(damaged)
         logger = RunLogger(
             workdir,
             tensorboard=config.log.tensorboard,
@@ -95,6 +106,8 @@ def train(
         raise _unwritable(workdir, error) from error
     for line in changes:
         logger.say(f"configuration changed: {line}")
+    for step, reason in damaged.items():
+        logger.say(f"warning: {reason}: kept as {workdir / DAMAGED / str(step)}")
     if saved:
         logger.say(f"going on from step {first:,} of {total:,} in {workdir}")
 
