@@ -4,8 +4,9 @@ python -m vt_flax.train --config configs/quickstart.py --workdir runs/quickstart
 python -m vt_flax.train --config configs/imagenet.py:vt_resnet50 --workdir WORKDIR
 
 Any key of the configuration can be changed: --config.schedule.rate=0.1
-Run the same command again to go on after a stop. Exit status 2 tells of bad input,
-3 of a training that diverged; nothing saved is lost by either.
+Run the same command again to go on after a stop. Exit status 2 tells of bad input, 3 of
+a training that diverged, 4 of one that was stopped by SIGTERM and saved what it had
+done; nothing saved is lost by any.
 """
 
 import sys
@@ -16,6 +17,7 @@ from vt_flax.analysis.macs import count
 from vt_flax.training.config import load_config
 from vt_flax.training.loop import Diverged, train
 from vt_flax.training.run import prepare
+from vt_flax.training.stopping import Stopped
 
 
 def main(argv: Sequence[str]) -> None:
@@ -53,6 +55,9 @@ def main(argv: Sequence[str]) -> None:
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
+    except Stopped as error:
+        print(error, file=sys.stderr)
+        sys.exit(4)
     cli.print_results(results, args.format, run.eval_source.name)
 
 

@@ -1,7 +1,13 @@
 """Training, resuming and evaluating a tiny network, from end to end."""
 
 import json
+import os
+import pathlib
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -17,6 +23,7 @@ from vt_flax.training.config import resolve
 from vt_flax.training.logging import read_metrics
 from vt_flax.training.run import prepare
 from vt_flax.training.state import TrainState
+from vt_flax.training.stopping import Stopped
 
 
 def tiny(digits: str, **changes) -> ConfigDict:
@@ -181,6 +188,87 @@ def test_a_final_evaluation_that_was_cut_off_is_made_up_for(
         loop.train(run, tmp_path / "run")
     monkeypatch.undo()
     assert loop.train(run, tmp_path / "run") == results
+
+
+@pytest.mark.parametrize("moment", [1, 4])
+def test_a_sigterm_loses_no_step(moment, trained, digits, tmp_path, monkeypatch):
+    """A real signal, between checkpoints, and the end result to the bit."""
+    run, workdir, results = trained
+    batches = loop._device_batches
+    before = signal.getsignal(signal.SIGTERM)
+
+    def signalled(run, source, first):
+        for i, batch in enumerate(batches(run, source, first), first):
+            if i == moment:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(loop, "_device_batches", signalled)
+    with pytest.raises(Stopped, match=f"after step {moment + 1} of 8, which is saved"):
+        loop.train(prepare(tiny(digits)), tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) == before
+    saved = Checkpoints(tmp_path / "run", read_only=True).steps()
+    assert saved[-1] == moment + 1
+    monkeypatch.setattr(loop, "_device_batches", batches)
+    assert loop.train(prepare(tiny(digits)), tmp_path / "run") == results
+    whole, parts = (
+        leaves(last_state(run, workdir)),
+        leaves(last_state(run, tmp_path / "run")),
+    )
+    for path in whole:
+        np.testing.assert_array_equal(whole[path], parts[path], err_msg=path)
+
+
+def test_a_sigterm_cuts_off_an_evaluation(trained, digits, tmp_path, monkeypatch):
+    run, _, results = trained
+
+    def long(*args):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(600):
+                time.sleep(0.1)
+        except Exception:  # such as a library's
+            pass
+        raise AssertionError("not cut off")
+
+    monkeypatch.setattr(loop, "evaluate", long)
+    begin = time.monotonic()
+    with pytest.raises(Stopped, match="after step 8 of 8"):
+        loop.train(run, tmp_path / "run")
+    assert time.monotonic() - begin < 50
+    monkeypatch.undo()
+    assert loop.train(run, tmp_path / "run") == results
+
+
+def test_the_command_ends_with_status_4_at_a_sigterm(digits, tmp_path):
+    overrides = {
+        "model.width": 8,
+        "model.token_channels": 64,
+        "model.group_channels": 8,
+        "data.data_dir": digits,
+        "log.every": "1 steps",
+        "log.tensorboard": False,
+    }
+    command = [sys.executable, "-m", "vt_flax.train", "--config"]
+    command += ["configs/quickstart.py", "--workdir", str(tmp_path / "run")]
+    command += [f"--config.{key}={value}" for key, value in overrides.items()]
+    with subprocess.Popen(
+        command,
+        cwd=pathlib.Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step 3/"):
+                process.send_signal(signal.SIGTERM)
+                break
+        out, errors = process.communicate(timeout=120)
+    assert process.returncode == 4, errors
+    assert errors.startswith("stopped by SIGTERM after step ")
+    assert errors.count("\n") == 1 and "run the same command to go on" in errors
+    step = int(errors.split("step ")[1].split(" ")[0])
+    assert Checkpoints(tmp_path / "run", read_only=True).steps()[-1] == step >= 3
 
 
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(digits, tmp_path):

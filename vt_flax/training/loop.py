@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from vt_flax.training.logging import Clock, RunLogger, read_metrics
 from vt_flax.training.run import Run
 from vt_flax.training.state import TrainState
 from vt_flax.training.step import make_eval_step, make_train_step
+from vt_flax.training.stopping import Stopped, StopSignal
 
 
 class Diverged(UserError):
@@ -55,6 +57,7 @@ def train(
       UserError: if the workdir holds another run, if none of its checkpoints can be
         restored, or if a device augments otherwise than the reference.
       Diverged: at the first step that is not finite; the last checkpoint stays.
+      Stopped: after a SIGTERM, when the step that was under way is saved.
     """
     config, mesh, total = run.config, run.mesh, run.total_steps
 
@@ -201,28 +204,42 @@ def train(
             + f"ETA {clock.remaining(total - step)}"
         )
 
+    stop = StopSignal()
     try:
-        for step, batch in enumerate(
-            _device_batches(run, train_source, first), first + 1
-        ):
-            state, metrics = train_step(state, batch)
-            held.append((step, metrics))
-            if len(held) > 1:
-                settle()
-            if step == first + 1:
-                jax.block_until_ready(metrics)
-                clock.start(step)
-            saving = step % save_every == 0 or step == total
-            evaluating = step % eval_every == 0 or step == total
-            if saving or evaluating:
-                # Only a state that is known to be finite is saved.
-                settle()
-                clock.pause()
-                if saving:
+        with stop:
+            for step, batch in enumerate(
+                _device_batches(run, train_source, first), first + 1
+            ):
+                state, metrics = train_step(state, batch)
+                held.append((step, metrics))
+                if len(held) > 1:
+                    settle()
+                if step == first + 1:
+                    jax.block_until_ready(metrics)
+                    clock.start(step)
+                saving = step % save_every == 0 or step == total or stop.requested
+                evaluating = step % eval_every == 0 or step == total
+                if saving or evaluating:
+                    # Only a state that is known to be finite is saved.
+                    settle()
+                    clock.pause()
+                    if saving:
+                        checkpoints.save(state)
+                    if evaluating:
+                        found = stop.unless_requested(
+                            functools.partial(evaluation, state, step)
+                        )
+                        results = found or results
+                    clock.resume()
+                if stop.requested:
+                    # It may have come since, or while the evaluation ran.
+                    if held:
+                        settle()
                     checkpoints.save(state)
-                if evaluating:
-                    results = evaluation(state, step)
-                clock.resume()
+                    raise Stopped(
+                        f"stopped by SIGTERM after step {step:,} of {total:,}, which "
+                        f"is saved in {workdir}: run the same command to go on"
+                    )
     finally:
         checkpoints.close()
         logger.close()
