@@ -10,11 +10,15 @@ import pytest
 
 from vt_flax.errors import UserError
 from vt_flax.training.checkpoint import (
+    CONFIG_FILE,
     DAMAGED,
     Checkpoints,
     abstract_like,
     fingerprint,
+    read_config,
+    write_config,
 )
+from vt_flax.training.config import default_config
 from vt_flax.training.state import TrainState
 
 
@@ -140,3 +144,12 @@ def test_all_are_damaged(written, tmp_path):
         checkpoints.restore_newest(LIKE)
     checkpoints.close()
     assert {p.name for p in (workdir / "checkpoints").iterdir()} >= {"1", "2", "3"}
+
+
+def test_a_workdir_of_another_format_is_refused(tmp_path):
+    write_config(tmp_path, default_config())
+    assert read_config(tmp_path) == default_config().to_dict()
+    file = tmp_path / CONFIG_FILE
+    file.write_text(file.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(UserError, match="format 1; this version reads 2: choose anoth"):
+        read_config(tmp_path)

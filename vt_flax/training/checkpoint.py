@@ -176,7 +176,10 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     except (json.JSONDecodeError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{file} cannot be read: {error!r}") from error
     if form != FORMAT:
-        raise UserError(f"{file} has format {form}; this version reads {FORMAT}")
+        raise UserError(
+            f"{file} has format {form}; this version reads {FORMAT}: choose another "
+            "workdir, or the version of vt_flax that wrote this one"
+        )
     return config
 
 
