@@ -1,9 +1,14 @@
 """Checkpoints in a workdir, and the configuration that made them."""
 
+import contextlib
+import gc
 import itertools
 import json
+import logging
 import pathlib
-from collections.abc import Iterable
+import sys
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -70,21 +75,23 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(like), fingerprint=ocp.args.JsonRestore()
         )
-        try:
-            restored = self._manager.restore(step, args=items)
-            now = fingerprint(restored.state)
-            if now != restored.fingerprint:
-                # Files hold no sum over their arrays' content: a bit that has flipped
-                # on the disk would be trained on.
-                wrong = sorted(k for k in now if now[k] != restored.fingerprint.get(k))
-                raise ValueError(f"the content of {', '.join(wrong[:3])} has changed")
-        # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
-        except Exception as error:
-            reason = str(error).strip().split("\n", 1)[0][:300]
+        reason = ""
+        with _quiet():
+            try:
+                restored = self._manager.restore(step, args=items)
+                reason = _changes(restored.state, restored.fingerprint)
+            # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
+            except Exception as error:
+                reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+                reason = reason.split(". See full TensorStore details")[0][:300]
+            if reason:
+                time.sleep(1)  # for what is under way, which the error kept alive
+                gc.collect()
+        if reason:
             raise UserError(
                 f"checkpoint {step} in {self.workdir} cannot be restored ({reason}): "
                 "it is damaged or of another model"
-            ) from error
+            )
         return restored.state
 
     def restore_newest(self, like: TrainState) -> tuple[TrainState, dict[int, str]]:
@@ -148,6 +155,35 @@ def _sums(arrays: list[jax.Array]) -> list[jax.Array]:
         return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
 
     return [one(array) for array in arrays]
+
+
+def _changes(state: Any, saved: dict[str, int]) -> str:
+    """Says which arrays are others than those that were saved, if any.
+
+    Files hold no sum over their arrays' content: a bit that has flipped on the disk
+    would be trained on.
+    """
+    now = fingerprint(state)
+    wrong = sorted(key for key in now if now[key] != saved.get(key))
+    return f"the content of {', '.join(wrong[:3])} has changed" if wrong else ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops the tracebacks of what goes on in the background while restoring fails.
+
+    Orbax reads arrays side by side. When one fails, the others still report to whoever
+    waits no more, each with a page on stderr; the failure itself is raised.
+    """
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
+    level = logger.level
+    sys.unraisablehook = lambda _: None
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        logger.setLevel(level)
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
