@@ -7,7 +7,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from vt_flax.data.augment import operations
 from vt_flax.data.augment.kernel import apply_in_kernel
-from vt_flax.data.augment.operations import OPERATIONS, operation
+from vt_flax.data.augment.operations import OPERATIONS, operation, stack
 
 SIDE = 224
 FILL = (128, 128, 128)
@@ -73,8 +73,7 @@ def kernel(images, layers):
 
 
 def layer(size, names_and_values):
-    rows = [operation(name, value, size) for name, value in names_and_values]
-    return jax.tree.map(lambda *values: np.stack(values), *rows)
+    return stack([operation(name, value, size) for name, value in names_and_values])
 
 
 def apply(images, *names_and_values, formulation=reference):

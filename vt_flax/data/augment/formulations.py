@@ -13,6 +13,7 @@ from vt_flax.data.augment.operations import (
     Operation,
     apply_layers,
     operation,
+    stack,
 )
 from vt_flax.errors import UserError
 
@@ -124,10 +125,7 @@ def check_device(config: ConfigDict, sharding: NamedSharding) -> list[str]:
 def _compare(kernel: Callable, size: tuple[int, int], device: jax.Device) -> None:
     rows = [operation(name, value, size) for name, value in CHECKED]
     # Two layers: what the first leaves behind in its memory is not to reach the second.
-    layers = [
-        jax.tree.map(lambda *values: np.stack(values), *ordered)
-        for ordered in (rows, rows[::-1])
-    ]
+    layers = [stack(rows), stack(rows[::-1])]
     # Not all levels, so that there is something to stretch.
     images = np.random.default_rng(0).integers(20, 200, (len(rows), *size, 3), np.uint8)
     arguments = jax.device_put((images, layers), device)

@@ -16,11 +16,11 @@ TRIES = 10
 
 
 class Targets(NamedTuple):
-    """Labels of mixed examples.
+    """Labels of examples, which may be mixed.
 
     Attributes:
-      labels: int32, (batch, 2): an example's own, and its partner's.
-      weights: float32, (batch, 2): the share of each; they sum to 1.
+      labels: int32, (batch, 1 or 2): an example's own, and its partner's.
+      weights: float32, like `labels`: the share of each; they sum to 1.
     """
 
     labels: jax.Array

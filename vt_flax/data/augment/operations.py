@@ -117,6 +117,11 @@ def _fixed(matrix: list[float]) -> np.ndarray:
     return np.floor(moved * FIXED + 0.5).astype(np.int32)
 
 
+def stack(rows: Sequence[Operation]) -> Operation:
+    """Puts the parameters of operations together along a new first axis."""
+    return jax.tree.map(lambda *values: np.stack(values), *rows)
+
+
 def apply_layers(
     images: jax.Array,
     layers: Sequence[Operation],
@@ -154,15 +159,30 @@ def affine(images: jax.Array, matrix: jax.Array) -> jax.Array:
     height, width = images.shape[2:]
     y = jnp.arange(height, dtype=jnp.int32)[:, None]
     x = jnp.arange(width, dtype=jnp.int32)[None, :]
-    a, b, c, d, e, f = (matrix[:, i, None, None] for i in range(6))
-    left = (a * x + b * y + c) >> 16
-    top = (d * x + e * y + f) >> 16
-    inside = (left >= 0) & (left < width) & (top >= 0) & (top < height)
-
+    coefficients = [matrix[:, i, None, None] for i in range(6)]
+    left, top, inside = origin(coefficients, x, y, (height, width))
     place = jnp.where(inside, top * width + left, 0).reshape(len(images), 1, -1)
     pixels = images.reshape(*images.shape[:2], -1)
     moved = jnp.take_along_axis(pixels, place, axis=2).reshape(images.shape)
     return jnp.where(inside[:, None], moved, FILL).astype(jnp.uint8)
+
+
+def origin(
+    matrix: Sequence[jax.Array], x: jax.Array, y: jax.Array, size: tuple[int, int]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the column and row that pixels come from, and whether they are inside.
+
+    Args:
+      matrix: its six coefficients; see `Operation`.
+      x: columns of the result, int32.
+      y: its rows, int32.
+      size: height and width of the image.
+    """
+    a, b, c, d, e, f = matrix
+    height, width = size
+    left, top = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16
+    inside = (left >= 0) & (left < width) & (top >= 0) & (top < height)
+    return left, top, inside
 
 
 def pointwise(
@@ -229,7 +249,11 @@ def _degenerate(name: str, images: jax.Array) -> jax.Array:
 
 def _grey(levels: jax.Array) -> jax.Array:
     """Pillow's conversion to L: (batch, 1, H, W), int32."""
-    red, green, blue = (levels[:, i : i + 1] for i in range(3))
+    return luma(*(levels[:, i : i + 1] for i in range(3)))
+
+
+def luma(red: jax.Array, green: jax.Array, blue: jax.Array) -> jax.Array:
+    """Pillow's weighted mean of levels, int32."""
     return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
 
 

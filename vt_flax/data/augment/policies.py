@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from vt_flax.data.augment.formulations import apply_operations
-from vt_flax.data.augment.operations import GEOMETRIC, Operation, operation
+from vt_flax.data.augment.operations import GEOMETRIC, Operation, operation, stack
 from vt_flax.errors import UserError, nearest
 
 POLICIES = ("none", "autoaugment", "randaugment")
@@ -227,12 +226,8 @@ def _table(entries: list[tuple[str, float]], size: tuple[int, int]) -> Operation
         side = size[1] if name == "TranslateX" else size[0]
         value = value_of(name, share, side)
         signs = (1, -1) if name in GEOMETRIC else (1, 1)
-        rows.append(_stack([operation(name, sign * value, size) for sign in signs]))
-    return _stack(rows)
-
-
-def _stack(rows: list[Operation]) -> Operation:
-    return jax.tree.map(lambda *values: np.stack(values), *rows)
+        rows.append(stack([operation(name, sign * value, size) for sign in signs]))
+    return stack(rows)
 
 
 def _operations(tables: tuple[Operation, ...], draw: Draw) -> list[Operation]:

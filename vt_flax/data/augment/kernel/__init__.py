@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.data.augment.kernel import blends, layout, moves, tables
-from vt_flax.data.augment.operations import BLENDS, Operation
+from vt_flax.data.augment.operations import BLENDS, Operation, operation
 from vt_flax.experimental import pallas as pl
 from vt_flax.experimental import pallas_tpu as pltpu
 
@@ -39,10 +39,9 @@ def apply_in_kernel(
     """
     batch, height, width = images.shape[:3]
     rows, columns = (
-        -(-side // layout.LANES) * layout.LANES for side in (height, width)
+        pl.cdiv(side, layout.LANES) * layout.LANES for side in (height, width)
     )
-    red, green, blue = (images[..., i].astype(jnp.int32) for i in range(3))
-    words = layout.pack((red, green, blue))
+    words = layout.pack([images[..., i].astype(jnp.int32) for i in range(3)])
     numbers = jnp.concatenate([_numbers(layer) for layer in layers], axis=1)
     factors = jnp.stack([layer.factor for layer in layers], axis=1)
 
@@ -78,8 +77,7 @@ def apply_in_kernel(
         interpret=interpret,
         name="augment",
     )(numbers[:, None], factors[:, None], words)
-    levels = [words >> shift & 255 for shift in (0, 8, 16)]
-    return jnp.stack(levels, axis=-1).astype(jnp.uint8)
+    return jnp.stack(layout.unpack(words), axis=-1).astype(jnp.uint8)
 
 
 def _numbers(layer: Operation) -> jax.Array:
@@ -131,11 +129,10 @@ def _kernel(
             def _(name=name):
                 blends.blend(image, moved.at[0], size, factor, name)
 
-        a, b, c, d, e, f = matrix
-        half = 1 << 15  # a pixel's centre, as in `operations._fixed`
-        stays = (a == 2 * half) & (b == 0) & (c == half) & (d == 0) & (e == 2 * half)
+        still = operation("Identity").matrix.tolist()
+        changed = [n != s for n, s in zip(matrix, still, strict=True)]
 
-        @pl.when(jnp.logical_not(stays & (f == half)))
+        @pl.when(functools.reduce(jnp.logical_or, changed))
         def _():
             moves.move(image, turned, lines, moved, size, matrix)
 

@@ -15,9 +15,9 @@ SHIFT = 7  # by which an index is divided by LANES
 ROWS = 32
 
 
-def blocks(size) -> int:
-    """How many blocks of rows an image of some size has."""
-    return -(-size[0] // ROWS)
+def blocks(height: int) -> int:
+    """How many blocks of rows an image of some height has."""
+    return pl.cdiv(height, ROWS)
 
 
 def rows(block) -> pl.Slice:
@@ -51,20 +51,18 @@ def pack(levels: Sequence[jax.Array]) -> jax.Array:
     return red | green << 8 | blue << 16
 
 
-def grey(words: jax.Array) -> jax.Array:
-    """Pillow's conversion to L."""
-    red, green, blue = (words >> shift & 255 for shift in (0, 8, 16))
-    return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+def unpack(words: jax.Array) -> list[jax.Array]:
+    """Returns the levels of red, green and blue."""
+    return [words >> shift & 255 for shift in (0, 8, 16)]
 
 
 def each_level(image, size, function: Callable[[jax.Array], jax.Array]) -> None:
     """Puts the levels of all pixels and colours through a function."""
 
-    @pl.loop(0, blocks(size))
+    @pl.loop(0, blocks(size[0]))
     def _(block):
-        words = image[rows(block), :]
-        changed = [function(words >> shift & 255) for shift in (0, 8, 16)]
-        image[rows(block), :] = pack(changed)
+        levels = unpack(image[rows(block), :])
+        image[rows(block), :] = pack([function(x) for x in levels])
 
 
 def take(parts: Sequence[jax.Array], index: jax.Array) -> jax.Array:

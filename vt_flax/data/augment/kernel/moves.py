@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from vt_flax.data.augment.kernel import layout
-from vt_flax.data.augment.operations import FILL
+from vt_flax.data.augment.operations import FILL, origin
 from vt_flax.experimental import pallas as pl
 
 
@@ -26,7 +26,7 @@ def move(image, turned, lines, moved, size, matrix) -> None:
     _turn(image, turned)
     for k in range(2):
 
-        @pl.loop(0, -(-size[1] // layout.ROWS))
+        @pl.loop(0, layout.blocks(size[1]))
         def _(block, k=k):
             u, y = layout.position((layout.ROWS, rows), block)
             top = (d * (first(u, y) + k) + e * y + f) >> 16
@@ -40,11 +40,10 @@ def move(image, turned, lines, moved, size, matrix) -> None:
 
     grey = layout.pack([FILL] * 3)
 
-    @pl.loop(0, layout.blocks(size))
+    @pl.loop(0, layout.blocks(size[0]))
     def _(block):
         y, x = layout.position((layout.ROWS, columns), block)
-        left, top = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16
-        inside = (left >= 0) & (left < size[1]) & (top >= 0) & (top < size[0])
+        left, _, inside = origin(matrix, x, y, size)
         found = [
             layout.take(
                 [

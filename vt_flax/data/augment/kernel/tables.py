@@ -33,7 +33,7 @@ def stretched(levels: Callable, columns: int, size) -> jax.Array:
         )
 
     start = jnp.full(shape, 255, jnp.int32), jnp.zeros(shape, jnp.int32)
-    low, high = jax.lax.fori_loop(0, layout.blocks(size), extend, start)
+    low, high = jax.lax.fori_loop(0, layout.blocks(size[0]), extend, start)
     low, high = jnp.min(low, keepdims=True), jnp.max(high, keepdims=True)
     level = jax.lax.broadcasted_iota(jnp.int32, (1, 256), 1)
     table = layout.floor_divide((level - low) * 255, jnp.maximum(high - low, 1))
@@ -79,7 +79,7 @@ def _histogram(levels: Callable, columns: int, size) -> jax.Array:
         )
 
     counts = jax.lax.fori_loop(
-        0, -(-size[0] // height), count, jnp.zeros((16, 16), jnp.float32)
+        0, pl.cdiv(size[0], height), count, jnp.zeros((16, 16), jnp.float32)
     )
     half, level = layout.position((16, 256))
     by_low = jnp.dot(
@@ -103,13 +103,12 @@ def _one_hot(halves: jax.Array) -> jax.Array:
 def look_up(image, tables, size) -> None:
     """Puts each colour through its table."""
 
-    @pl.loop(0, layout.blocks(size))
+    @pl.loop(0, layout.blocks(size[0]))
     def _(block):
         rows = layout.rows(block)
-        words = image[rows, :]
         levels = []
-        for colour in range(3):
+        for colour, level in enumerate(layout.unpack(image[rows, :])):
             table = jnp.broadcast_to(tables[colour : colour + 1, :], (layout.ROWS, 256))
             halves = [table[:, : layout.LANES], table[:, layout.LANES :]]
-            levels.append(layout.take(halves, words >> 8 * colour & 255))
+            levels.append(layout.take(halves, level))
         image[rows, :] = layout.pack(levels)
