@@ -1,5 +1,7 @@
 """What a network is trained for: loss and metrics, apart from its architecture."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -32,20 +34,22 @@ def mixed_loss(logits: jax.Array, targets: Targets, config: ConfigDict) -> jax.A
 
     Cross-entropy is linear in its target: the loss of a mixture is that of its parts.
     """
-    parts = [
-        targets.weights[:, i] * classification_loss(logits, labels, config)
-        for i, labels in enumerate(targets.labels.T)
-    ]
-    return sum(parts)
+    return _weighted(
+        targets, lambda labels: classification_loss(logits, labels, config)
+    )
 
 
 def mixed_top1(logits: jax.Array, targets: Targets) -> jax.Array:
     """Returns the weight of the labels that come first, (batch,), float32."""
-    parts = [
-        targets.weights[:, i] * (label_rank(logits, labels) < 1)
-        for i, labels in enumerate(targets.labels.T)
-    ]
-    return sum(parts)
+    return _weighted(targets, lambda labels: label_rank(logits, labels) < 1)
+
+
+def _weighted(
+    targets: Targets, function: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Sums what a function makes of each label, by the labels' weights."""
+    pairs = zip(targets.labels.T, targets.weights.T, strict=True)
+    return sum(weights * function(labels) for labels, weights in pairs)
 
 
 def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
