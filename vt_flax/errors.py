@@ -11,6 +11,11 @@ class UserError(Exception):
     """
 
 
+def first_line(error: Exception) -> str:
+    """Returns the first line of what an error says; libraries say pages."""
+    return str(error).strip().split("\n", 1)[0]
+
+
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
     """Returns `; did you mean ...?` for a misspelt `name`, or the whole choice.
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vt_flax.data.host import tensorflow
+from vt_flax.errors import first_line
 
 TRAIN_CROPS = ("random_resized", "pad", "centre")
 # Of a random crop: least and most width over height (Szegedy et al., 2014).
@@ -254,7 +255,7 @@ def why_unreadable(encoded: bytes, error: Exception) -> str:
     except ValueError as reason:
         # Pillow names an object in memory where it means the file.
         return str(reason).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
-    return str(error).strip().split("\n", 1)[0][:200]
+    return first_line(error)[:200]
 
 
 def _decode_with_pillow(encoded: bytes | np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from vt_flax.data.folders import FolderSource
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import Source
 from vt_flax.data.tfds_sources import TFDSSource, TFDSStream, data_dir_of
-from vt_flax.errors import UserError, nearest
+from vt_flax.errors import UserError, first_line, nearest
 
 FOLDER_PREFIX = "folder:"
 # Datasets that this package makes itself, without a download.
@@ -64,7 +64,7 @@ def tfds_builder(name: str, data_dir: str = ""):
             f"{hint or '; for images in class folders write folder:PATH'}"
         ) from None
     except (ValueError, AssertionError, OSError) as error:
-        raise UserError(f"dataset {name!r}{where}: {_first_line(error)}") from error
+        raise UserError(f"dataset {name!r}{where}: {first_line(error)}") from error
     # TFDS reads the formats that a dataset has beside its first one, but forgets them
     # where it has the dataset's code.
     stored = set(builder.info.as_proto.alternative_file_formats)
@@ -110,12 +110,8 @@ def _open_tfds(name: str, split: str, data_dir: str) -> Source:
         except NotImplementedError:
             return TFDSStream(builder, name, split, keys[:2])
     except ValueError as error:
-        raise UserError(f"split {split!r} of {name!r}: {_first_line(error)}") from error
+        raise UserError(f"split {split!r} of {name!r}: {first_line(error)}") from error
 
 
 def _resembles(name: str, known: Sequence[str]) -> bool:
     return "did you mean" in nearest(name, known)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -7,7 +7,7 @@ from etils import epath
 
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import Example, RandomAccessSource, StreamSource
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_line
 
 
 def data_dir_of(builder: Any) -> epath.Path:
@@ -58,7 +58,7 @@ class TFDSSource(RandomAccessSource):
             except (
                 Exception
             ) as error:  # whatever a damaged file makes the library raise
-                reason = str(error).strip().split("\n", 1)[0][:200]
+                reason = first_line(error)[:200]
                 raise UserError(
                     f"{self.describe(index)}: cannot be read ({reason})"
                 ) from error

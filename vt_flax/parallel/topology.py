@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax
 
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_line
 from vt_flax.experimental import topologies
 
 # What a process that compiles for TPUs without having one sets before it starts JAX.
@@ -33,5 +33,5 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
             platform="tpu", topology_name=topology
         ).devices
     except Exception as error:
-        reason = str(error).strip().split("\n", 1)[0][:200]
+        reason = first_line(error)[:200]
         raise UserError(f"--topology {topology}: {reason}") from error

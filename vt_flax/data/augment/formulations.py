@@ -15,7 +15,7 @@ from vt_flax.data.augment.operations import (
     operation,
     stack,
 )
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_line
 
 # Pixels of a side. In a chip's vector memory, of which it may take 16 MiB, the kernel
 # holds an image of 32-bit words nine times: read, written (two each), turned and moved.
@@ -134,7 +134,7 @@ def _compare(kernel: Callable, size: tuple[int, int], device: jax.Device) -> Non
     try:
         found = np.asarray(jax.jit(kernel)(*arguments), np.int32)
     except Exception as error:
-        reason = str(error).strip().split("\n", 1)[0][:200]
+        reason = first_line(error)[:200]
         raise UserError(
             f"data.augment: {device.device_kind} does not run the kernel: {reason}: "
             f"{advice}"
