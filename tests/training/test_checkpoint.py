@@ -123,7 +123,8 @@ def test_a_damaged_one_is_set_aside_and_its_step_saved_again(written, tmp_path):
                 truncate(file)
         checkpoints = Checkpoints(workdir, keep=3)
         _, damaged = checkpoints.restore_newest(LIKE)
-        checkpoints.set_aside(damaged)
+        assert damaged.keys() == {3}
+        assert checkpoints.set_aside(3).is_dir()
         assert checkpoints.steps() == [1, 2]
         checkpoints.save(state_of(3))
         checkpoints.close()

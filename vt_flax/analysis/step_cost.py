@@ -26,7 +26,7 @@ from vt_flax.training.config import resolve
 from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.run import model_for
 from vt_flax.training.state import create_state
-from vt_flax.training.step import make_train_step
+from vt_flax.training.step import compile_train_step
 
 # Classes where the configuration leaves them to a dataset, which is not opened here.
 CLASSES = 1000
@@ -59,10 +59,8 @@ class Step:
         self._create = lambda: create_state(
             model, optimizer, self._size, config.seed, ema=bool(config.ema.decay)
         )
-        self._step = jax.jit(
-            make_train_step(model, optimizer, lambda step: 1e-3, config, mesh),
-            donate_argnums=0,
-            out_shardings=replicated(mesh),
+        self._step = compile_train_step(
+            model, optimizer, lambda step: 1e-3, config, mesh
         )
 
     def compile(self) -> Any:

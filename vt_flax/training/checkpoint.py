@@ -8,7 +8,7 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_line
 from vt_flax.training.config import differences
 from vt_flax.training.state import TrainState
 from vt_flax.version import __version__
@@ -82,7 +82,7 @@ class Checkpoints:
                 reason = _changes(restored.state, restored.fingerprint)
             # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
             except Exception as error:
-                reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+                reason = first_line(error) or type(error).__name__
                 reason = reason.split(". See full TensorStore details")[0][:300]
             if reason:
                 time.sleep(1)  # for what is under way, which the error kept alive
@@ -117,15 +117,15 @@ class Checkpoints:
             f"{next(iter(damaged.values()))}; choose another workdir"
         )
 
-    def set_aside(self, steps: Iterable[int]) -> None:
-        """Moves checkpoints to the folder DAMAGED of the workdir."""
+    def set_aside(self, step: int) -> pathlib.Path:
+        """Moves a checkpoint to the folder DAMAGED of the workdir; returns where."""
         folder = self.workdir / DAMAGED
         folder.mkdir(exist_ok=True)
-        for step in steps:
-            names = (f"{step}{f'.{i}' if i else ''}" for i in itertools.count())
-            target = next(folder / n for n in names if not (folder / n).exists())
-            (self.workdir / "checkpoints" / str(step)).rename(target)
+        names = (f"{step}{f'.{i}' if i else ''}" for i in itertools.count())
+        target = next(folder / n for n in names if not (folder / n).exists())
+        (self.workdir / "checkpoints" / str(step)).rename(target)
         self._manager.reload()
+        return target
 
     def close(self) -> None:
         """Waits until everything is written."""

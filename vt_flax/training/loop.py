@@ -13,18 +13,13 @@ import jax
 from vt_flax.data import augment, pipeline
 from vt_flax.data.source import Source, cached
 from vt_flax.errors import UserError
-from vt_flax.parallel.mesh import batch_sharding, replicated, to_global
-from vt_flax.training.checkpoint import (
-    DAMAGED,
-    Checkpoints,
-    check_same_run,
-    write_config,
-)
+from vt_flax.parallel.mesh import batch_sharding, to_global
+from vt_flax.training.checkpoint import Checkpoints, check_same_run, write_config
 from vt_flax.training.evaluation import evaluate
 from vt_flax.training.logging import Clock, RunLogger, read_metrics
 from vt_flax.training.run import Run
 from vt_flax.training.state import TrainState
-from vt_flax.training.step import make_eval_step, make_train_step
+from vt_flax.training.step import compile_train_step, make_eval_step
 from vt_flax.training.stopping import Stopped, StopSignal
 
 
@@ -95,11 +90,11 @@ def train(
         )
 
     # Nothing in the workdir has changed so far; from here on it is this run's.
+    aside: dict[int, pathlib.Path] = {}
     try:
         if jax.process_index() == 0:
             write_config(workdir, config)
-            if damaged:
-                checkpoints.set_aside(damaged)
+            aside = {step: checkpoints.set_aside(step) for step in damaged}
         logger = RunLogger(
             workdir,
             tensorboard=config.log.tensorboard,
@@ -109,16 +104,14 @@ def train(
         raise _unwritable(workdir, error) from error
     for line in changes:
         logger.say(f"configuration changed: {line}")
-    for step, reason in damaged.items():
-        logger.say(f"warning: {reason}: kept as {workdir / DAMAGED / str(step)}")
+    for step, place in aside.items():
+        logger.say(f"warning: {damaged[step]}: kept as {place}")
     if saved:
         logger.say(f"going on from step {first:,} of {total:,} in {workdir}")
 
     # Programs: one for a step, one for evaluation.
-    train_step = jax.jit(
-        make_train_step(run.model, run.optimizer, run.schedule, config, mesh),
-        donate_argnums=0,
-        out_shardings=replicated(mesh),
+    train_step = compile_train_step(
+        run.model, run.optimizer, run.schedule, config, mesh
     )
     eval_step = jax.jit(make_eval_step(run.model, config))
 
@@ -217,7 +210,7 @@ def train(
                 if step == first + 1:
                     jax.block_until_ready(metrics)
                     clock.start(step)
-                saving = step % save_every == 0 or step == total or stop.requested
+                saving = step % save_every == 0 or step == total
                 evaluating = step % eval_every == 0 or step == total
                 if saving or evaluating:
                     # Only a state that is known to be finite is saved.
@@ -226,10 +219,9 @@ def train(
                     if saving:
                         checkpoints.save(state)
                     if evaluating:
-                        found = stop.unless_requested(
+                        results = stop.unless_requested(
                             functools.partial(evaluation, state, step)
                         )
-                        results = found or results
                     clock.resume()
                 if stop.requested:
                     # It may have come since, or while the evaluation ran.

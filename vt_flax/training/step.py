@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vt_flax.data import augment
-from vt_flax.parallel.mesh import batch_sharding
+from vt_flax.parallel.mesh import batch_sharding, replicated
 from vt_flax.training import tasks
 from vt_flax.training.ema import update_ema
 from vt_flax.training.state import TrainState
@@ -94,6 +94,24 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def compile_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: ConfigDict,
+    mesh: Mesh,
+) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
+    """Returns `make_train_step`, jitted as it is trained with and measured.
+
+    The state is donated: the one that was passed in is gone after the call.
+    """
+    return jax.jit(
+        make_train_step(model, optimizer, schedule, config, mesh),
+        donate_argnums=0,
+        out_shardings=replicated(mesh),
+    )
 
 
 def make_eval_step(
