@@ -73,10 +73,10 @@ def test_successive_epochs_are_independent():
 
 
 def test_rows_of_a_part_by_hand():
-    assert list(order.training_rows(3, 8)) == [24, 25, 26, 27, 28, 29, 30, 31]
-    assert list(order.training_rows(3, 8, 0, 2)) == [24, 25, 26, 27]
-    assert list(order.training_rows(3, 8, 1, 2)) == [28, 29, 30, 31]
-    assert list(order.training_rows(3, 8, 3, 4)) == [30, 31]
+    assert list(order.own_part(8)) == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert list(order.own_part(8, 0, 2)) == [0, 1, 2, 3]
+    assert list(order.own_part(8, 1, 2)) == [4, 5, 6, 7]
+    assert list(order.own_part(8, 3, 4)) == [6, 7]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
@@ -89,14 +89,14 @@ def test_parts_make_up_the_global_batches(parts):
             index
             for part in range(parts)
             for index in order.locate(
-                order.training_rows(step, batch, part, parts), count, seed
+                step * batch + order.own_part(batch, part, parts), count, seed
             )
         ]
         assert joined == epochs[step * batch : (step + 1) * batch].tolist()
 
 
 def test_a_batch_larger_than_the_split_goes_round_it():
-    found = order.locate(order.training_rows(0, 7), 3, 0)
+    found = order.locate(range(7), 3, 0)
     assert sorted(found[:3]) == sorted(found[3:6]) == [0, 1, 2]
 
 

@@ -110,6 +110,18 @@ def test_parts_make_up_the_global_batch(parts, crop):
     assert_same(joined, train(source, config))
 
 
+# As a mesh lays out two hosts of a torus.
+SCATTERED = ([0, 1, 2, 9, 10, 11, 16], [3, 4, 5, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19])
+
+
+def test_rows_that_are_no_neighbours_make_up_the_global_batch():
+    source, config = ArraySource(50), settings(train_crop="random_resized")
+    whole = train(source, config)
+    for part, own in enumerate(SCATTERED):
+        share = train(source, config, part=part, parts=2, own=np.asarray(own))
+        assert_same(share, [{k: b[k][own] for k in b} for b in whole])
+
+
 @pytest.mark.parametrize("first", [1, 4, 5])
 def test_a_restart_goes_on_with_the_same_batches(first):
     source, config = ArraySource(50), settings(train_crop="random_resized")
@@ -183,6 +195,24 @@ def index_of(source):
         return int(np.argmin(gaps))
 
     return find
+
+
+@pytest.mark.parametrize("count", [20, 33, 39])
+def test_rows_of_an_evaluation_that_are_no_neighbours(count):
+    source = ArraySource(count)
+    whole = evaluate(source, 20)
+    for part, own in enumerate(SCATTERED):
+        share = list(
+            pipeline.eval_batches(
+                source,
+                settings(),
+                batch=20,
+                part=part,
+                parts=2,
+                own=np.asarray(own),
+            )
+        )
+        assert_same(share, [{k: b[k][own] for k in b} for b in whole])
 
 
 @pytest.mark.parametrize(

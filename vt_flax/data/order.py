@@ -55,22 +55,16 @@ def permute(positions: np.ndarray, count: int, seed: int, epoch: int) -> np.ndar
     return values.astype(np.int64)
 
 
-def training_rows(step: int, batch: int, part: int = 0, parts: int = 1) -> range:
-    """Returns the rows of the run that a process reads for a training step.
-
-    Global batch k is rows k * batch to (k + 1) * batch of the run; part p of a batch is
-    its p-th run of rows. So the order does not depend on the number of processes, and a
-    resumed run needs its step alone.
+def own_part(batch: int, part: int = 0, parts: int = 1) -> np.ndarray:
+    """Returns the rows of a batch that a process reads where it reads neighbours.
 
     Args:
-      step: the step, from 0.
       batch: examples in the global batch.
       part: which process.
       parts: number of processes; divides `batch`.
     """
     share = batch // parts
-    start = step * batch + part * share
-    return range(start, start + share)
+    return np.arange(part * share, (part + 1) * share)
 
 
 @functools.lru_cache(maxsize=8)

@@ -80,9 +80,11 @@ def train_batches(
     last: int,
     part: int = 0,
     parts: int = 1,
+    own: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Yields this process's share of the training batches.
 
+    Global batch k is rows k * batch to (k + 1) * batch of the run: see `order.locate`.
     Every example's crop is drawn from its row in the run, so a batch is the same
     whatever the number of processes or threads, and after a restart; of a
     `StreamSource`, that holds for the crops alone.
@@ -96,6 +98,8 @@ def train_batches(
       last: step before which to end.
       part: which process.
       parts: number of processes.
+      own: rows of each batch that this process reads, batch / parts of them in rising
+        order; by default its part-th run of rows.
 
     Yields:
       `image` (batch / parts, size, size, 3) uint8, `label` (batch / parts,) int32, and
@@ -104,13 +108,14 @@ def train_batches(
     Raises:
       UserError: for an example that cannot be read, unless `config.on_error` is skip.
     """
-    share = batch // parts
+    own = order.own_part(batch, part, parts) if own is None else own
+    share = len(own)
     crop = images.train_crop(config)
 
     def rows(places: np.ndarray) -> np.ndarray:
         """Returns the rows of the run that stand at some places of this process's."""
         steps, within = np.divmod(places, share)
-        return (first + steps) * batch + part * share + within
+        return (first + steps) * batch + own[within]
 
     if isinstance(source, StreamSource):
         # A restart cannot go on within the shuffled stream: it takes another one.
@@ -126,10 +131,7 @@ def train_batches(
             lambda rows: order.locate(rows, len(source), seed),
             (last - first) * share,
         )
-    steps = (
-        np.asarray(order.training_rows(step, batch, part, parts))
-        for step in range(first, last)
-    )
+    steps = (step * batch + own for step in range(first, last))
     with contextlib.closing(reader.pieces(share)) as pieces:
         for items in assemble(
             pieces, steps, source.are_classes, reader.mend, config.image_size
@@ -144,6 +146,7 @@ def eval_batches(
     batch: int,
     part: int = 0,
     parts: int = 1,
+    own: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Yields this process's share of an evaluation: every example exactly once.
 
@@ -156,6 +159,7 @@ def eval_batches(
       batch: examples in the global batch.
       part: which process.
       parts: number of processes.
+      own: see `train_batches`.
 
     Yields:
       `image` and `label` as in training; `mask` (batch / parts,) bool, False where a
@@ -164,30 +168,28 @@ def eval_batches(
     Raises:
       UserError: for an example that cannot be read, unless `config.on_error` is skip.
     """
-    share = batch // parts
+    own = order.own_part(batch, part, parts) if own is None else own
+    share = len(own)
     crop = images.eval_crop(config)
     count = len(source)
     if isinstance(source, StreamSource):
-        stream, own = source.stream(None, part, parts, config.shuffle_buffer)
+        stream, size = source.stream(None, part, parts, config.shuffle_buffer)
         reader = StreamReader(source, config, crop, 0, stream, lambda places: places)
         steps = (
-            np.arange(start, max(start, min(start + share, own)))
+            np.arange(start, max(start, min(start + share, size)))
             for start in range(0, -(-count // parts), share)
         )
     else:
 
         def rows(places: np.ndarray) -> np.ndarray:
             steps, within = np.divmod(places, share)
-            found = steps * batch + part * share + within
+            found = steps * batch + own[within]
             return found[found < count]
 
         reader = Reader(
             source, config, crop, 0, rows, lambda rows: rows, -(-count // batch) * share
         )
-        steps = (
-            np.arange(min(start, count), min(start + share, count))
-            for start in range(part * share, part * share + count, batch)
-        )
+        steps = (start + own[start + own < count] for start in range(0, count, batch))
     mend = functools.partial(reader.mend, replace=False)
     with contextlib.closing(reader.pieces(share)) as pieces:
         for items in assemble(

@@ -1,23 +1,54 @@
 """The mesh of devices, and how arrays lie on it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vt_flax.errors import UserError
+from vt_flax.experimental import mesh_utils
 
-# Examples are spread over both axes. Parameters are copied to every device; `fsdp` has
-# size 1 until they may be spread over it.
+# Examples are spread over both axes; parameters over the second, if it has a size.
 BATCH_AXES = ("data", "fsdp")
+# Arrays of fewer elements are copied to every device: to gather them costs more than
+# the memory is worth.
+LEAST_SHARDED = 2**14
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh of `data` x `fsdp` over all devices, or over some."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
+    """Returns a mesh of `data` x `fsdp`, laid out by the physical topology.
+
+    The devices of an `fsdp` group are neighbours: of one slice, where there are several
+    that are joined by a slower network, and on a host where they fit.
+
+    Args:
+      devices: all by default.
+      fsdp: over how many devices parameters and optimizer state are spread.
+
+    Raises:
+      UserError: if the devices are no multiple of `fsdp`, or not within a slice.
+    """
     devices = list(devices if devices is not None else jax.devices())
-    return Mesh(np.asarray(devices).reshape(len(devices), 1), BATCH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    each = len(devices) // slices
+    if fsdp < 1 or each % fsdp:
+        raise UserError(
+            f"parallel.fsdp {fsdp}: must divide the {each} devices"
+            f"{' of a slice' if slices > 1 else ''}"
+        )
+    shape = (each // fsdp, fsdp)
+    # Chips of two-dimensional tori have no axis to spare for a second one.
+    options = {"allow_split_physical_axes": True}
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            shape, (slices, 1), devices, **options
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices, **options)
+    return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -30,20 +61,74 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(batch: int, mesh: Mesh, name: str) -> None:
+def state_sharding(mesh: Mesh, state: Any) -> Any:
+    """Spreads the large arrays of a state over `fsdp`, each along its longest axis.
+
+    An array's place follows from its shape alone, so that a parameter, its gradient,
+    its averages and what the optimizer keeps of it lie alike.
+
+    Args:
+      mesh: the devices.
+      state: arrays, or their shapes.
+
+    Returns:
+      A sharding for each array. Those without an axis that `fsdp` divides, and those of
+      fewer than LEAST_SHARDED elements, are copied to every device.
+    """
+    size = mesh.shape["fsdp"]
+
+    def one(array: Any) -> NamedSharding:
+        axes = [i for i, length in enumerate(array.shape) if length % size == 0]
+        if size == 1 or not axes or math.prod(array.shape) < LEAST_SHARDED:
+            return replicated(mesh)
+        # The last of several equals: the channels that a convolution makes.
+        longest = max(axes, key=lambda i: (array.shape[i], i))
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
+
+    return jax.tree.map(one, state)
+
+
+def check_batch(batch: int, mesh: Mesh, name: str, parts: int = 1) -> None:
     """Checks that a batch can be spread evenly.
+
+    Args:
+      batch: examples.
+      mesh: the devices.
+      name: of the batch's size, for the message.
+      parts: one after the other that the batch is computed in.
 
     Raises:
       UserError: if it cannot.
     """
-    if batch < 1 or batch % mesh.size:
+    if batch < 1 or batch % (mesh.size * parts):
+        times = f", times {parts} parts of a step," if parts > 1 else ""
         raise UserError(
-            f"{name} {batch} is not a multiple of the {mesh.size} devices: change it"
+            f"{name} {batch} is not a multiple of the {mesh.size} devices{times}: "
+            "change it"
         )
 
 
+def own_rows(mesh: Mesh, batch: int) -> np.ndarray:
+    """Returns which rows of a global batch this process's devices hold, in order.
+
+    On a torus the mesh may visit a host's devices far apart: they need not be
+    neighbours in the batch.
+    """
+    index = jax.process_index()
+    return rows_of(mesh, batch)[index]
+
+
+def rows_of(mesh: Mesh, batch: int) -> dict[int, np.ndarray]:
+    """Returns the rows of a global batch that each process's devices hold, in order."""
+    rows: dict[int, list[np.ndarray]] = {}
+    places = batch_sharding(mesh).devices_indices_map((batch,))
+    for device, (part,) in places.items():
+        rows.setdefault(device.process_index, []).append(np.arange(batch)[part])
+    return {index: np.sort(np.concatenate(parts)) for index, parts in rows.items()}
+
+
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """Makes global arrays of the rows that each process has read.
+    """Makes global arrays of the rows that each process has: see `own_rows`.
 
     The copy to the devices goes on while the host continues.
     """

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vt_flax.data import pipeline
 from vt_flax.data.source import Source
 from vt_flax.errors import UserError
-from vt_flax.parallel.mesh import to_global
+from vt_flax.parallel.mesh import own_rows, to_global
 
 
 def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
@@ -53,12 +53,14 @@ def evaluate(
             for key, value in jax.device_get(counts).items():
                 totals[name][key] = totals[name].get(key, 0) + value.item()
 
+    size = eval_batch_size(config, mesh)
     batches = pipeline.eval_batches(
         source,
         config.data,
-        batch=eval_batch_size(config, mesh),
+        batch=size,
         part=jax.process_index(),
         parts=jax.process_count(),
+        own=own_rows(mesh, size),
     )
     for batch in batches:
         images = to_global(batch, mesh)
