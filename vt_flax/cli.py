@@ -5,6 +5,8 @@ import json
 import os
 import pathlib
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +15,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_line
+from vt_flax.parallel import processes
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -35,8 +38,44 @@ def make_parser(command: str, description: str) -> ArgumentParser:
     )
 
 
+def add_process_arguments(parser: ArgumentParser) -> None:
+    """Adds what a command takes that may run in several processes."""
+    group = parser.add_argument_group(
+        "several processes",
+        "The same command on every machine. On Cloud TPUs, under Slurm, Open MPI and "
+        "Kubernetes nothing more is needed; elsewhere:",
+    )
+    group.add_argument(
+        "--coordinator",
+        default=os.environ.get("JAX_COORDINATOR_ADDRESS", ""),
+        metavar="HOST:PORT",
+        help="process 0; the port and the next one must be open",
+    )
+    group.add_argument("--processes", type=int, metavar="N", help="how many; 1: alone")
+    group.add_argument("--process", type=int, metavar="I", help="this one, from 0")
+    group.add_argument(
+        "--hosts", default="", metavar="A,B,...", help="the machines, for messages"
+    )
+    group.add_argument(
+        "--start_seconds",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="how long to wait for all to come (%(default).0f)",
+    )
+
+
+def join_processes(args: argparse.Namespace) -> None:
+    """Finds the other processes of a run: see `processes.join`."""
+    hosts = [host for host in args.hosts.split(",") if host]
+    place = processes.find_place(args.coordinator, args.processes, args.process, hosts)
+    processes.join(place, args.start_seconds)
+
+
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a front door: bad input is one line on stderr and exit status 2.
+    """Runs a front door: what goes wrong is one line on stderr and an exit status.
+
+    Of several processes one that fails ends the others, with its reason.
 
     Args:
       main: takes the command line without the program's name.
@@ -44,18 +83,34 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     # Orbax and TFDS warn of matters that are no concern of the user's.
     logging.set_verbosity(logging.ERROR)
     try:
-        main(sys.argv[1:])
+        try:
+            main(sys.argv[1:])
+            processes.finish()
+        except UserError:
+            raise
+        except Exception:
+            processes.wait_for_bad_news()
+            raise
     except UserError as error:
         message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"{error.label}{message}", message, error.status)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted", "interrupted", 130)
     except BrokenPipeError:
         # The reader of our output (head, less) went away; that is no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        _end("", "its output's reader went away", 141)
+    except Exception as error:
+        _end(traceback.format_exc(), f"{type(error).__name__}: {first_line(error)}", 1)
+
+
+def _end(told: str, reason: str, status: int) -> None:
+    """Tells why this process ends here, and to the others, and ends it."""
+    if not processes.has_last_word():
+        time.sleep(60)  # another thread has told, and ends this process
+    if told:
+        print(told.rstrip(), file=sys.stderr)
+    processes.fail(reason, status)
 
 
 def local_folder(option: str, path: str) -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: told in one line, without a traceback."""
+"""Errors that are the user's to mend, told in one line, and the words for them."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,13 +7,32 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Bad input. The message says what, where, and what to do.
 
-    Front doors print it as a single line and exit with status 2 (see `cli.run`).
+    Front doors print it as a single line and exit with its status (see `cli.run`).
+
+    Attributes:
+      status: exit status.
+      label: what the line begins with.
     """
+
+    status = 2
+    label = "error: "
 
 
 def first_line(error: Exception) -> str:
     """Returns the first line of what an error says; libraries say pages."""
     return str(error).strip().split("\n", 1)[0]
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Returns a line `key: old -> new` for each value in which two dicts differ."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:

@@ -9,11 +9,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from vt_flax.analysis.published import PUBLISHED
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, differences
 from vt_flax.models import create_model
 from vt_flax.training.config import (
     default_config,
-    differences,
     load_config,
     resolve,
 )

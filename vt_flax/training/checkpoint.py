@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from vt_flax.errors import UserError, first_line
-from vt_flax.training.config import differences
+from vt_flax.errors import UserError, differences, first_line
 from vt_flax.training.state import TrainState
 from vt_flax.version import __version__
 

@@ -135,18 +135,6 @@ def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
     return resolved
 
 
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Returns a line `key: old -> new` for each value in which two dicts differ."""
-    lines = []
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
-    return lines
-
-
 def _from_file(path: str) -> ConfigDict:
     name, _, argument = path.partition(":")
     file = pathlib.Path(name)
