@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import logging
+from ml_collections import ConfigDict
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vt_flax.errors import UserError, first_line
+from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 
 
@@ -72,6 +73,22 @@ def join_processes(args: argparse.Namespace) -> None:
     processes.join(place, args.start_seconds)
 
 
+def agree(command: str, config: ConfigDict) -> None:
+    """Checks that all processes do the same, and sets what they go by."""
+    processes.check_agreement(command, config.to_dict())
+    processes.set_limits(config.parallel.silence_seconds, config.parallel.stall_seconds)
+    keep_programs(config.compilation_cache)
+
+
+def keep_programs(folder: str) -> None:
+    """Keeps compiled programs for the next start, in a folder of the machine's."""
+    import jax
+
+    if folder and not jax.config.jax_compilation_cache_dir:
+        path = str(pathlib.Path(folder).expanduser())
+        jax.config.update("jax_compilation_cache_dir", path)
+
+
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a front door: what goes wrong is one line on stderr and an exit status.
 
@@ -80,37 +97,31 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     Args:
       main: takes the command line without the program's name.
     """
-    # Orbax and TFDS warn of matters that are no concern of the user's.
-    logging.set_verbosity(logging.ERROR)
+    # Orbax and TFDS log what is no concern of the user's, and errors that they raise.
+    logging.set_verbosity(logging.FATAL)
     try:
-        try:
+        with processes.failing_together():
             main(sys.argv[1:])
             processes.finish()
-        except UserError:
-            raise
-        except Exception:
-            processes.wait_for_bad_news()
-            raise
     except UserError as error:
-        message = " ".join(str(error).split())
-        _end(f"{error.label}{message}", message, error.status)
+        _end(error.label + " ".join(str(error).split()), error.status)
     except KeyboardInterrupt:
-        _end("interrupted", "interrupted", 130)
+        _end("interrupted", 130)
     except BrokenPipeError:
         # The reader of our output (head, less) went away; that is no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _end("", "its output's reader went away", 141)
-    except Exception as error:
-        _end(traceback.format_exc(), f"{type(error).__name__}: {first_line(error)}", 1)
+        _end("", 141)
+    except Exception:
+        _end(traceback.format_exc().rstrip(), 1)
 
 
-def _end(told: str, reason: str, status: int) -> None:
-    """Tells why this process ends here, and to the others, and ends it."""
+def _end(told: str, status: int) -> None:
+    """Tells why this process ends, unless another thread does, and ends it."""
     if not processes.has_last_word():
-        time.sleep(60)  # another thread has told, and ends this process
+        time.sleep(60)
     if told:
-        print(told.rstrip(), file=sys.stderr)
-    processes.fail(reason, status)
+        print(told, file=sys.stderr)
+    processes.end(status)
 
 
 def local_folder(option: str, path: str) -> pathlib.Path:

@@ -12,10 +12,12 @@ class UserError(Exception):
     Attributes:
       status: exit status.
       label: what the line begins with.
+      everywhere: whether each process of a run raises it after the same step.
     """
 
     status = 2
     label = "error: "
+    everywhere = False
 
 
 def first_line(error: Exception) -> str:

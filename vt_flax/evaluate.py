@@ -4,6 +4,9 @@ python -m vt_flax.evaluate --workdir runs/quickstart
 python -m vt_flax.evaluate --workdir runs/quickstart --step 500 --format json
 python -m vt_flax.evaluate --workdir runs/quickstart --token_picture tokens.png
 
+--best takes the checkpoint that was best in evaluation while the run went on. On
+several machines, start the same command on each; see below.
+
 The configuration is the workdir's; --config.k=v changes it, as in
 --config.data.data_dir=... on another machine, or --config.data.eval_split=train.
 """
@@ -20,6 +23,7 @@ from vt_flax.training.checkpoint import Checkpoints, read_config
 from vt_flax.training.config import resolve
 from vt_flax.training.evaluation import evaluate
 from vt_flax.training.loop import weights_of
+from vt_flax.training.requests import Requests
 from vt_flax.training.run import prepare
 from vt_flax.training.step import make_eval_step
 
@@ -30,28 +34,35 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", required=True, metavar="FOLDER")
     parser.add_argument("--step", type=int, help="default: the newest checkpoint")
     parser.add_argument(
+        "--best", action="store_true", help="the best checkpoint instead"
+    )
+    parser.add_argument(
         "--token_picture",
         metavar="FILE.png",
         help="also draw the token coefficients over a few images",
     )
     parser.add_argument("--format", choices=("table", "json"), default="table")
+    cli.add_process_arguments(parser)
     args, overrides = parser.parse_known_args(argv)
 
     workdir = cli.local_folder("--workdir", args.workdir)
+    cli.join_processes(args)
     config = resolve(ConfigDict(read_config(workdir)), overrides)
+    cli.agree("evaluate", config)
     run = prepare(config)
-    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints = Checkpoints(workdir, read_only=True, best=args.best)
     steps = checkpoints.steps()
     if not steps:
-        raise UserError(f"{workdir} holds no checkpoint yet")
-    step = steps[-1] if args.step is None else args.step
+        raise UserError(f"{checkpoints.folder} holds no checkpoint yet")
+    newest = checkpoints.best_step() if args.best else steps[-1]
+    step = newest if args.step is None else args.step
     if step not in steps:
         raise UserError(
             f"{workdir} has no checkpoint of step {step}: choose from "
             f"{', '.join(map(str, steps))}"
         )
     try:
-        state = checkpoints.restore(run.abstract_state(), step)
+        state = checkpoints.restore(run.abstract_state(), step).state
     except UserError as error:
         raise UserError(
             f"{error}; name another of {', '.join(map(str, steps))} by --step"
@@ -61,7 +72,10 @@ def main(argv: Sequence[str]) -> None:
 
     eval_step = jax.jit(make_eval_step(run.model, config))
     weights = weights_of(state)
-    results = evaluate(eval_step, weights, run.eval_source, config, run.mesh)
+    requests = Requests(run.mesh)
+    results = evaluate(eval_step, weights, run.eval_source, config, requests)
+    if jax.process_index():
+        return
     cli.print_results(
         results, args.format, f"{run.eval_source.name}, step {step:,} of {workdir}"
     )

@@ -4,20 +4,25 @@ python -m vt_flax.train --config configs/quickstart.py --workdir runs/quickstart
 python -m vt_flax.train --config configs/imagenet.py:vt_resnet50 --workdir WORKDIR
 
 Any key of the configuration can be changed: --config.schedule.rate=0.1
+On several machines, start the same command on each; see below.
+
 Run the same command again to go on after a stop. Exit status 2 tells of bad input, 3 of
 a training that diverged, 4 of one that was stopped by SIGTERM and saved what it had
-done; nothing saved is lost by any.
+done, 5 of another process that is gone; nothing saved is lost by any.
 """
 
 import sys
 from collections.abc import Sequence
 
+import jax
+
 from vt_flax import cli
 from vt_flax.analysis.macs import count
+from vt_flax.parallel import processes
 from vt_flax.training.config import load_config
-from vt_flax.training.loop import Diverged, train
+from vt_flax.training.loop import train
+from vt_flax.training.requests import heed_notices
 from vt_flax.training.run import prepare
-from vt_flax.training.stopping import Stopped
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,11 +31,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
     parser.add_argument("--workdir", required=True, metavar="FOLDER")
     parser.add_argument("--format", choices=("table", "json"), default="table")
+    cli.add_process_arguments(parser)
     args, overrides = parser.parse_known_args(argv)
     workdir = cli.local_folder("--workdir", args.workdir)
+    cli.join_processes(args)
     config = load_config(args.config, overrides)
+    cli.agree("train", config)
     run = prepare(config)
-    if args.format == "table":
+    # A JSON result has standard output to itself.
+    stream = sys.stderr if args.format == "json" else sys.stdout
+    print(processes.banner(), file=stream, flush=True)
+    if args.format == "table" and jax.process_index() == 0:
         size = config.data.image_size
         counts = count(run.model, (size, size))
         cli.print_rows(
@@ -48,17 +59,11 @@ def main(argv: Sequence[str]) -> None:
             args.format,
             f"{config.model.name}, {run.model.num_classes} classes, {size} x {size}",
         )
-    try:
-        # A JSON result has standard output to itself.
-        stream = sys.stderr if args.format == "json" else sys.stdout
-        results = train(run, workdir, stream)
-    except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(3)
-    except Stopped as error:
-        print(error, file=sys.stderr)
-        sys.exit(4)
-    cli.print_results(results, args.format, run.eval_source.name)
+    if jax.default_backend() == "tpu":
+        heed_notices()
+    results = train(run, workdir, stream)
+    if jax.process_index() == 0:
+        cli.print_results(results, args.format, run.eval_source.name)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vt_flax.errors import UserError
+from vt_flax.parallel.mesh import make_mesh, state_sharding
 from vt_flax.training.checkpoint import (
     CONFIG_FILE,
     DAMAGED,
@@ -35,7 +36,7 @@ def state_of(step: int) -> TrainState:
     )
 
 
-LIKE = abstract_like(state_of(0), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+LIKE = abstract_like(state_of(0), state_sharding(make_mesh(), state_of(0)))
 
 
 def same(found: TrainState, expected: TrainState) -> bool:
@@ -48,7 +49,7 @@ def written(tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("written")
     checkpoints = Checkpoints(workdir, keep=3)
     for step in (1, 2, 3):
-        checkpoints.save(state_of(step))
+        checkpoints.save(step, state_of(step), [{"loss": 0.1 * step}])
     checkpoints.close()
     return workdir
 
@@ -80,12 +81,14 @@ def test_whatever_is_damaged_nothing_wrong_is_restored(damage, written, tmp_path
         shutil.copytree(written, workdir)
         damage(workdir / "checkpoints" / "3" / name)
         checkpoints = Checkpoints(workdir, keep=3)
-        state, damaged = checkpoints.restore_newest(LIKE)
-        assert same(state, state_of(2 if damaged else 3)), name
-        if damaged:
+        found = checkpoints.restore_newest(LIKE)
+        step = 2 if found.damaged else 3
+        assert same(found.state, state_of(step)), name
+        assert found.window == [{"loss": 0.1 * step}]
+        if found.damaged:
             passed_over += 1
-            assert damaged.keys() == {3}
-            assert f"checkpoint 3 in {workdir} cannot be restored" in damaged[3]
+            assert found.damaged.keys() == {3}
+            assert f"checkpoint 3 in {workdir} cannot be restored" in found.damaged[3]
         checkpoints.close()
     assert passed_over >= 4
 
@@ -122,14 +125,13 @@ def test_a_damaged_one_is_set_aside_and_its_step_saved_again(written, tmp_path):
             if file.is_file():
                 truncate(file)
         checkpoints = Checkpoints(workdir, keep=3)
-        _, damaged = checkpoints.restore_newest(LIKE)
-        assert damaged.keys() == {3}
+        assert checkpoints.restore_newest(LIKE).damaged.keys() == {3}
         assert checkpoints.set_aside(3).is_dir()
         assert checkpoints.steps() == [1, 2]
-        checkpoints.save(state_of(3))
+        checkpoints.save(3, state_of(3))
         checkpoints.close()
         checkpoints = Checkpoints(workdir, keep=3)
-        assert same(checkpoints.restore(LIKE, 3), state_of(3))
+        assert same(checkpoints.restore(LIKE, 3).state, state_of(3))
         checkpoints.close()
     # Both are kept for whoever wants to look.
     assert {p.name for p in (workdir / DAMAGED).iterdir()} == {"3", "3.1"}
@@ -152,6 +154,6 @@ def test_a_workdir_of_another_format_is_refused(tmp_path):
     write_config(tmp_path, default_config())
     assert read_config(tmp_path) == default_config().to_dict()
     file = tmp_path / CONFIG_FILE
-    file.write_text(file.read_text().replace('"format": 2', '"format": 1'))
-    with pytest.raises(UserError, match="format 1; this version reads 2: choose anoth"):
+    file.write_text(file.read_text().replace('"format": 3', '"format": 1'))
+    with pytest.raises(UserError, match="format 1; this version reads 3: choose anoth"):
         read_config(tmp_path)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError
-from vt_flax.parallel.mesh import batch_sharding, make_mesh, replicated, to_global
+from vt_flax.parallel.mesh import batch_sharding, make_mesh, state_sharding, to_global
 from vt_flax.parallel.topology import ENVIRONMENT, has_tpu_compiler, tpu_devices
 from vt_flax.training.checkpoint import abstract_like
 from vt_flax.training.config import resolve
@@ -59,13 +59,14 @@ class Step:
         self._create = lambda: create_state(
             model, optimizer, self._size, config.seed, ema=bool(config.ema.decay)
         )
+        self._shapes = jax.eval_shape(self._create)
         self._step = compile_train_step(
-            model, optimizer, lambda step: 1e-3, config, mesh
+            model, optimizer, lambda step: 1e-3, config, mesh, self._shapes
         )
 
     def compile(self) -> Any:
         """Compiles the step for the mesh's devices, which need not be there."""
-        state = abstract_like(jax.eval_shape(self._create), replicated(self._mesh))
+        state = abstract_like(self._shapes, state_sharding(self._mesh, self._shapes))
         batch = {
             key: jax.ShapeDtypeStruct(
                 value.shape, value.dtype, sharding=batch_sharding(self._mesh)
@@ -76,7 +77,8 @@ class Step:
 
     def start(self) -> None:
         """Puts a state and a batch on the devices, and runs a first step."""
-        self._state = jax.jit(self._create, out_shardings=replicated(self._mesh))()
+        shardings = state_sharding(self._mesh, self._shapes)
+        self._state = jax.jit(self._create, out_shardings=shardings)()
         self._images = to_global(self._noise(), self._mesh)
         self.seconds()
 
@@ -94,6 +96,7 @@ class Step:
             "image": rng.integers(0, 256, shape, dtype=np.uint8),
             "label": np.zeros(self._batch, np.int32),
             "bad": np.zeros(self._batch, bool),
+            "request": np.zeros(self._mesh.size, np.int32),
         }
 
 
@@ -106,7 +109,8 @@ def measured_rows(config: ConfigDict, batch: int, rounds: int) -> list[dict[str,
       rounds: steps of each, taken in turns: a machine's moods hit both.
     """
     configs = (config, without_augmentation(config))
-    steps = [Step(c, make_mesh(), batch) for c in configs]
+    mesh = make_mesh(fsdp=config.parallel.fsdp)
+    steps = [Step(c, mesh, batch) for c in configs]
     for step in steps:
         step.start()
     times = np.asarray([[step.seconds() for step in steps] for _ in range(rounds)])
@@ -166,8 +170,8 @@ def _row(what: str, on: float, off: float, ratio: float | None = None):
 
 
 def _compile(request: dict[str, Any]) -> list[dict[str, float]]:
-    mesh = make_mesh(tpu_devices(request["topology"]))
     config = resolve(ConfigDict(request["config"]))
+    mesh = make_mesh(tpu_devices(request["topology"]), config.parallel.fsdp)
     costs = []
     for c in (config, without_augmentation(config)):
         compiled = Step(c, mesh, request["chip"] * mesh.size).compile()

@@ -119,7 +119,7 @@ class Link:
         """Waits for all processes and returns what each brought, by index.
 
         Args:
-          name: of the meeting; the same everywhere, and never used twice.
+          name: of the meeting: the same everywhere, and in the same order.
           value: this process's, as JSON can write it.
           seconds: to wait for the others; the limit `start` by default.
 
@@ -164,23 +164,26 @@ class Link:
                 self._limits, silence=silence, stall=stall
             )
 
-    def leave(self, line: str = "", status: int = 0) -> None:
-        """Says goodbye, so that this process is not taken for lost.
-
-        Args:
-          line: why, if it failed: then the others end too.
-          status: its exit status.
-        """
+    def leave(self) -> None:
+        """Says goodbye, so that this process is not taken for lost."""
         with self._lock:
             if self._closing:
                 return
             self._closing = True
-            self._tell_all({"leave": line, "status": status})
+            self._tell_all({"leave": 0})
         self._thread.join(timeout=5)
         for connection in self._sockets.values():
             connection.close()
         if self._listener is not None:
             self._listener.close()
+
+    def announce(self, line: str, status: int) -> None:
+        """Tells the others why this process is about to end; then all do.
+
+        It is left GRACE seconds for that, for what it closes may wait for the others.
+        """
+        with self._lock:
+            self._fail(f"{self.names([self.index])}: {line}", status)
 
     def claim_the_last_word(self) -> bool:
         """Tells, to one caller alone, that it is the one to end this process."""
@@ -203,6 +206,8 @@ class Link:
         def host(index: int) -> str:
             peer = self._peers.get(index)
             name = peer.host if peer else ""
+            if index == self.index:
+                name = self._host
             if not name and index < len(self._hosts):
                 name = self._hosts[index]
             if not name and index == 0:
@@ -319,8 +324,6 @@ class Link:
             self._lock.notify_all()
         elif "leave" in m:
             self._left.add(other)
-            if m["leave"]:
-                self._fail(f"{self.names([other])}: {m['leave']}", m["status"])
         elif "failure" in m:
             self._fail(m["failure"], m["status"])
 

@@ -51,6 +51,17 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mes
     return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def describe(mesh: Mesh) -> str:
+    """Returns what the mesh is made of, such as `8 tpu devices (data 4 x fsdp 2)`."""
+    platform = mesh.devices.flat[0].platform
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return (
+        f"{mesh.size} {platform} device{'s' if mesh.size > 1 else ''}"
+        + (f" ({axes})" if mesh.shape["fsdp"] > 1 else "")
+        + (f" of {n} processes" if (n := jax.process_count()) > 1 else "")
+    )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples spread over every device, along the first axis."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
@@ -133,7 +144,9 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     The copy to the devices goes on while the host continues.
     """
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+    # This is what is meant to cross, whatever guard stands around it.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in batch.items()
+        }

@@ -17,12 +17,14 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 from vt_flax.errors import UserError, differences, first_line
 from vt_flax.parallel.link import Limits, Link
+from vt_flax.parallel.relay import Relay
 from vt_flax.version import __version__
 
 # Seconds that a network file system may take to show a file to another machine.
@@ -49,6 +51,7 @@ class Place:
 
 
 _link: Link | None = None
+_relay: Relay | None = None
 
 
 def find_place(
@@ -137,18 +140,28 @@ def join(place: Place, start_seconds: float) -> None:
         )
     jax_port = _free_port(port + 1) if place.index == 0 else 0
     jax_port = gather("port", jax_port)[0]
-    _start_jax(place, f"{host}:{jax_port}", start_seconds)
+    _start_jax(place, (host, jax_port), start_seconds)
 
 
-def _start_jax(place: Place, address: str, seconds: float) -> None:
+def _start_jax(place: Place, address: tuple[str, int], seconds: float) -> None:
     # Imported late, as everywhere here: commands that need no JAX are to start fast.
     import jax
 
     # Read where the backend is a CPU.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM, for which there is `training.requests`.
+    jax.config.update("jax_enable_preemption_service", False)
+    port = address[1]
+    if place.index:
+        global _relay
+        _relay = Relay(address)
+        port = _relay.port
+    # gRPC would look for this machine behind a web proxy, where one is set; JAX warns.
+    os.environ["no_grpc_proxy"] = "127.0.0.1"
+    jax.config.update("jax_check_proxy_envs", False)
     ids = place.local_device_ids
     jax.distributed.initialize(
-        address,
+        f"127.0.0.1:{port}",
         place.count,
         place.index,
         local_device_ids=list(ids) if ids is not None else None,
@@ -310,27 +323,43 @@ def finish() -> None:
     link, _link = _link, None
     link.claim_the_last_word()
     link.leave()
+    if _relay is not None:
+        _relay.close()
 
 
-def wait_for_bad_news() -> None:
-    """Raises `Lost` if an error turns out to come of a peer that is gone.
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Tells the others at once of an error in here, which they may be waiting for.
 
-    A collective whose peer has died raises whatever its library makes of that.
+    Raises:
+      Lost: instead of an error that comes of a peer that is gone. A collective whose
+        peer has died raises whatever its library makes of that.
     """
-    if _link is not None:
-        _link.wait_for_failure(10)
+    try:
+        yield
+    except UserError as error:
+        if _link is not None and not error.everywhere:
+            _link.announce(str(error), error.status)
+        raise
+    except KeyboardInterrupt:
+        if _link is not None:
+            _link.announce("interrupted", 130)
+        raise
+    except Exception as error:
+        if _link is not None:
+            _link.wait_for_failure(10)
+            # At once: to unwind may take the others, who wait elsewhere.
+            traceback.print_exc()
+            _link.announce(f"{type(error).__name__}: {first_line(error)}", 1)
+            end(1)
+        raise
 
 
-def fail(line: str, status: int) -> None:
-    """Ends this process, and the others with its reason.
-
-    Args:
-      line: what went wrong, already told here.
-      status: exit status.
-    """
+def end(status: int) -> None:
+    """Ends this process; what went wrong is told already, here and to the others."""
     if _link is None:
         sys.exit(status)
-    _link.leave(line, status)
+    _link.leave()
     # JAX would wait for the others at the interpreter's end.
     _exit(status)
 

@@ -1,67 +1,145 @@
 """Checkpoints in a workdir, and the configuration that made them."""
 
 import contextlib
+import dataclasses
+import errno as errnos
+import fcntl
 import gc
 import itertools
 import json
 import logging
+import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError, differences, first_line
+from vt_flax.parallel import processes
 from vt_flax.training.state import TrainState
 from vt_flax.version import __version__
 
-# 2: a fingerprint beside the state; the order of the examples is another.
-FORMAT = 2
+# 2: a fingerprint beside the state; the order of the examples is another. 3: the
+# metrics that are not reported yet beside both.
+FORMAT = 3
 CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
 # Where checkpoints go that cannot be restored, for whoever wants to look into it.
 DAMAGED = "damaged"
+# By which the best are kept: of the averaged weights, if there are any.
+METRIC = "top1"
+
+# The metrics of some steps, by name.
+Window = list[dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held.
+
+    Attributes:
+      state: the state.
+      window: metrics of the steps since the last report.
+      damaged: why each newer checkpoint was passed over, by step.
+    """
+
+    state: TrainState
+    window: Window
+    damaged: dict[int, str]
 
 
 class Checkpoints:
     """The checkpoints of a workdir: written beside the training, whole or not at all.
 
+    Of several processes each makes one, and all call the same methods in turn.
+
     Args:
       workdir: folder of the run; made where it is missing.
-      keep: how many of the newest to keep.
+      keep: how many to keep.
+      read_only: nothing is written or removed.
+      best: keeps the best instead of the newest, in a folder of their own.
+
+    Raises:
+      UserError: if the folder cannot be made.
     """
 
     def __init__(
-        self, workdir: pathlib.Path, keep: int = 1, *, read_only: bool = False
+        self,
+        workdir: pathlib.Path,
+        keep: int = 1,
+        *,
+        read_only: bool = False,
+        best: bool = False,
     ):
-        self.workdir = workdir
-        self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=not read_only, read_only=read_only
-            ),
-        )
+        self.workdir, self._keep = workdir, keep
+        self.folder = workdir / ("best" if best else "checkpoints")
+        options: dict[str, Any] = {"create": not read_only, "read_only": read_only}
+        if best:
+            options["best_fn"] = lambda metrics: metrics[METRIC]
+        if not read_only:
+            # What a process that was killed has left half written.
+            options["cleanup_tmp_directories"] = True
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.folder.absolute(),
+                options=ocp.CheckpointManagerOptions(max_to_keep=keep, **options),
+            )
+        except OSError as error:
+            raise UserError(f"{self.folder}: {error.strerror or error}") from error
 
     def steps(self) -> list[int]:
         """Returns the steps of the whole checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState) -> None:
-        """Starts to write a state; a step that is there already is left alone."""
-        step = int(state.step)
-        if step not in self._manager.all_steps():
-            items = ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                fingerprint=ocp.args.JsonSave(fingerprint(state)),
-            )
-            self._manager.save(step, args=items)
+    def best_step(self) -> int | None:
+        """Returns the step of the best, if any; of equals the first."""
+        values = self._values()
+        return max(values, key=lambda step: (values[step], -step), default=None)
 
-    def restore(self, like: TrainState, step: int) -> TrainState:
-        """Returns the state saved at a step.
+    def save(
+        self, step: int, state: TrainState, window: Window = (), metric: float = 0.0
+    ) -> None:
+        """Starts to write a state; a step that is there already is left alone.
+
+        Args:
+          step: the state's.
+          state: what is written. It is copied first: its arrays may be donated after.
+          window: see `Restored`.
+          metric: what the best are kept by.
+
+        Raises:
+          UserError: if this one, or the one before, cannot be written.
+        """
+        if step in self._manager.all_steps():
+            return
+        record = {"fingerprint": fingerprint(state), "window": list(window)}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+        )
+        with self._told():
+            self._manager.save(step, args=items, metrics={METRIC: metric})
+
+    def save_if_best(self, step: int, state: TrainState, metric: float) -> bool:
+        """Saves a state if it is among the best so far; tells whether it is."""
+        values = self._values()
+        full = len(values) >= self._keep
+        if step in values or (full and metric <= min(values.values())):
+            return False
+        self.save(step, state, metric=metric)
+        return True
+
+    def _values(self) -> dict[int, float]:
+        return {step: self._manager.metrics(step)[METRIC] for step in self.steps()}
+
+    def restore(self, like: TrainState, step: int) -> Restored:
+        """Returns what was saved at a step.
 
         Args:
           like: a state, or its shapes, with the shardings to restore to.
@@ -71,44 +149,32 @@ class Checkpoints:
           UserError: if the checkpoint does not hold such a state, or another one than
             was saved.
         """
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(like), fingerprint=ocp.args.JsonRestore()
-        )
-        reason = ""
-        with _quiet():
-            try:
-                restored = self._manager.restore(step, args=items)
-                reason = _changes(restored.state, restored.fingerprint)
-            # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
-            except Exception as error:
-                reason = first_line(error) or type(error).__name__
-                reason = reason.split(". See full TensorStore details")[0][:300]
-            if reason:
-                time.sleep(1)  # for what is under way, which the error kept alive
-                gc.collect()
-        if reason:
-            raise UserError(
-                f"checkpoint {step} in {self.workdir} cannot be restored ({reason}): "
-                "it is damaged or of another model"
-            )
-        return restored.state
 
-    def restore_newest(self, like: TrainState) -> tuple[TrainState, dict[int, str]]:
-        """Returns the newest state that can be restored.
+        def read() -> Restored:
+            items = self._manager.restore(step, args=_wanted(like))
+            wrong = _changes(fingerprint(items.state), items.record["fingerprint"])
+            return wrong or Restored(items.state, items.record["window"], {})
+
+        found = self._attempt(read)
+        if isinstance(found, str):
+            raise UserError(self._unusable(step, found))
+        return found
+
+    def restore_newest(self, like: TrainState) -> Restored:
+        """Returns the newest that can be restored.
 
         Args:
           like: see `restore`.
 
-        Returns:
-          The state, and why each newer one was passed over, by step.
-
         Raises:
-          UserError: if none can be restored.
+          UserError: if none can be.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(self.steps()):
+        for step in reversed(processes.gather("steps", self.steps())[0]):
             try:
-                return self.restore(like, step), damaged
+                self._check_alone(like, step)
+                restored = self.restore(like, step)
+                return dataclasses.replace(restored, damaged=damaged)
             except UserError as error:
                 damaged[step] = str(error)
         raise UserError(
@@ -116,19 +182,132 @@ class Checkpoints:
             f"{next(iter(damaged.values()))}; choose another workdir"
         )
 
+    def _check_alone(self, like: TrainState, step: int) -> None:
+        """Has process 0 alone look whether all of a checkpoint can be restored.
+
+        Else one of several that cannot read its part would leave the others waiting.
+        """
+        if jax.process_count() == 1:
+            return
+
+        def read() -> str:
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix="alone"
+            )
+            # On the host: devices of the others are out of reach.
+            wanted = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+            with ocp.Checkpointer(
+                ocp.CompositeCheckpointHandler(
+                    composite_options=ocp.CompositeOptions(
+                        multiprocessing_options=alone
+                    )
+                ),
+                multiprocessing_options=alone,
+            ) as checkpointer:
+                folder = (self.folder / str(step)).absolute()
+                items = checkpointer.restore(folder, args=_wanted(wanted))
+            found = host_fingerprint(items.state)
+            return _changes(found, items.record["fingerprint"])
+
+        reason = self._attempt(read) if jax.process_index() == 0 else ""
+        reason = processes.gather(f"checkpoint {step}", reason)[0]
+        if reason:
+            raise UserError(self._unusable(step, reason))
+
+    def _attempt(self, read: Callable[[], Any]) -> Any:
+        """Returns what is read, or why nothing can be, in words."""
+        with _quiet():
+            try:
+                return read()
+            # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
+            except Exception as error:
+                reason = _reason(error)
+            time.sleep(1)  # for what is under way, which the error kept alive
+            gc.collect()
+        return reason
+
+    def _unusable(self, step: int, reason: str) -> str:
+        return (
+            f"checkpoint {step} in {self.workdir} cannot be restored ({reason}): it is "
+            "damaged or of another model"
+        )
+
     def set_aside(self, step: int) -> pathlib.Path:
         """Moves a checkpoint to the folder DAMAGED of the workdir; returns where."""
         folder = self.workdir / DAMAGED
-        folder.mkdir(exist_ok=True)
         names = (f"{step}{f'.{i}' if i else ''}" for i in itertools.count())
         target = next(folder / n for n in names if not (folder / n).exists())
-        (self.workdir / "checkpoints" / str(step)).rename(target)
+        processes.gather("damaged", str(target))
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(target)
+        processes.gather("set aside", str(target))
         self._manager.reload()
         return target
 
+    def check(self) -> None:
+        """Raises what went wrong in the background.
+
+        Raises:
+          UserError: if a checkpoint could not be written.
+        """
+        with self._told():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+          UserError: if it could not be.
+        """
+        with self._told():
+            self._manager.wait_until_finished()
+
     def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.close()
+        """Waits until everything is written, and ends.
+
+        Raises:
+          UserError: if it could not be.
+        """
+        with self._told():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Makes a clear line of what a write failed for."""
+        try:
+            yield
+        except UserError:
+            raise
+        # As many kinds as in restoring.
+        except Exception as error:
+            kept = [p.name for p in self.folder.glob("[0-9]*") if p.name.isdigit()]
+            kept = sorted(kept, key=int)
+            raise UserError(
+                f"{self.folder}: a checkpoint could not be written ({_reason(error)}): "
+                + (f"that of step {int(kept[-1]):,} is kept; " if kept else "")
+                + "mend it, and run the same command to go on"
+            ) from error
+
+
+def _wanted(like: Any) -> ocp.args.Composite:
+    return ocp.args.Composite(
+        state=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore()
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Returns what went wrong, of the pages that Orbax and TensorStore make of it."""
+    # The system's own words, where they are to be found.
+    for errno in (errnos.ENOSPC, errnos.EDQUOT, errnos.EROFS, errnos.EFBIG):
+        words = os.strerror(errno)
+        cause: BaseException | None = error
+        while cause is not None:
+            if words in str(cause):
+                return words
+            cause = cause.__cause__ or cause.__context__
+    reason = first_line(error) or type(error).__name__
+    return reason.split(". See full TensorStore details")[0][:300]
 
 
 def fingerprint(state: Any) -> dict[str, int]:
@@ -137,12 +316,27 @@ def fingerprint(state: Any) -> dict[str, int]:
     Of 32-bit words by odd weights, modulo 2^32, so that any one word that changes
     changes it. Computed where the arrays are, however they are spread.
     """
+    paths, arrays = _flat(state)
+    sums = jax.device_get(_sums(arrays))
+    return dict(zip(paths, map(int, sums), strict=True))
+
+
+def host_fingerprint(state: Any) -> dict[str, int]:
+    """Returns `fingerprint`, computed by the host."""
+
+    def one(array: np.ndarray) -> int:
+        unsigned = np.dtype(f"uint{8 * array.dtype.itemsize}")
+        words = np.ascontiguousarray(array).view(unsigned).astype(np.uint32).ravel()
+        odd = 2 * np.arange(words.size, dtype=np.uint32) + np.uint32(1)
+        return int(np.sum(words * odd, dtype=np.uint32))
+
+    paths, arrays = _flat(state)
+    return dict(zip(paths, map(one, map(np.asarray, arrays)), strict=True))
+
+
+def _flat(state: Any) -> tuple[list[str], list[Any]]:
     flat = jax.tree_util.tree_flatten_with_path(state)[0]
-    sums = jax.device_get(_sums([value for _, value in flat]))
-    return {
-        jax.tree_util.keystr(path): int(value)
-        for (path, _), value in zip(flat, sums, strict=True)
-    }
+    return [jax.tree_util.keystr(path) for path, _ in flat], [x for _, x in flat]
 
 
 @jax.jit
@@ -156,13 +350,12 @@ def _sums(arrays: list[jax.Array]) -> list[jax.Array]:
     return [one(array) for array in arrays]
 
 
-def _changes(state: Any, saved: dict[str, int]) -> str:
+def _changes(now: dict[str, int], saved: dict[str, int]) -> str:
     """Says which arrays are others than those that were saved, if any.
 
     Files hold no sum over their arrays' content: a bit that has flipped on the disk
     would be trained on.
     """
-    now = fingerprint(state)
     wrong = sorted(key for key in now if now[key] != saved.get(key))
     return f"the content of {', '.join(wrong[:3])} has changed" if wrong else ""
 
@@ -183,6 +376,35 @@ def _quiet() -> Iterator[None]:
     finally:
         sys.unraisablehook = hook
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of a workdir, on process 0.
+
+    The lock goes with the process, however it ends. File systems that know no locks
+    are taken as they are.
+
+    Raises:
+      UserError: if another run is at work there.
+    """
+    if jax.process_index():
+        yield
+        return
+    try:
+        file = (workdir / LOCK_FILE).open("a")
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another run is at work in {workdir}: wait for it, or end it"
+            ) from None
+        except OSError:
+            pass
+        yield
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -260,8 +482,10 @@ def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
     return lines
 
 
-def abstract_like(state: Any, sharding: Any) -> Any:
-    """Returns the shapes of a state with one sharding for all of its arrays."""
+def abstract_like(state: Any, shardings: Any) -> Any:
+    """Returns the shapes of a state, with a sharding for each of its arrays."""
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        state,
+        shardings,
     )

@@ -25,6 +25,8 @@ def default_config() -> ConfigDict:
             "seed": 0,
             "batch_size": 256,  # examples in a step, over all devices
             "duration": "90 epochs",
+            # Parts of a batch that are computed one after the other, for less memory.
+            "accumulation": 1,
             "model": {"name": "vt_resnet18"},
             "data": {
                 "name": "digits",  # a TFDS dataset, or folder:PATH
@@ -82,8 +84,23 @@ def default_config() -> ConfigDict:
                 "every": "1 epochs",
                 "batch_size": 0,  # 0: the training batch size
             },
-            "checkpoint": {"every": "1 epochs", "keep": 2},
+            "checkpoint": {
+                "every": "1 epochs",
+                "minutes": 15.0,  # at the latest after so many; 0: never for that
+                "keep": 2,  # the newest
+                "keep_best": 1,  # by top-1 in evaluation, of the averages if kept
+            },
             "log": {"every": "50 steps", "tensorboard": True},
+            "parallel": {
+                "fsdp": 1,  # devices that parameters and optimizer are spread over
+                "silence_seconds": 30.0,  # then a process counts as dead
+                "stall_seconds": 900.0,  # then one that gets no further does
+            },
+            # A trace of some steps, for TensorBoard or xprof, in the workdir.
+            "profile": {"start": 10, "steps": 0},  # first step; how many, 0: none
+            # Of compiled programs, by machine; empty: none. The environment variable
+            # JAX_COMPILATION_CACHE_DIR goes before.
+            "compilation_cache": "~/.cache/vt_flax/jax",
         }
     )
 

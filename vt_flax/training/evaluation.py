@@ -1,5 +1,6 @@
 """Evaluation over every example of a split exactly once."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ from ml_collections import ConfigDict
 from vt_flax.data import pipeline
 from vt_flax.data.source import Source
 from vt_flax.errors import UserError
+from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import own_rows, to_global
+from vt_flax.training.requests import STOP, Requests
 
 
 def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
@@ -24,8 +27,8 @@ def evaluate(
     weights: dict[str, tuple[Any, Any]],
     source: Source,
     config: ConfigDict,
-    mesh: Mesh,
-) -> dict[str, dict[str, float]]:
+    requests: Requests,
+) -> dict[str, dict[str, float]] | None:
     """Evaluates one or more sets of weights in one pass over the images.
 
     Args:
@@ -33,25 +36,31 @@ def evaluate(
       weights: parameters and batch statistics, by a name such as `raw` or `ema`.
       source: the split.
       config: the whole configuration.
-      mesh: the devices.
+      requests: of this process; a stop cuts the evaluation off, on all processes after
+        the same batch.
 
     Returns:
-      For each name `examples`, `skipped` (those that are unreadable, which count for
-      nothing), `top1` and `top5` in percent, and `loss`.
+      None if it was cut off. Else for each name `examples`, `skipped` (those that are
+      unreadable, which count for nothing), `top1` and `top5` in percent, and `loss`.
 
     Raises:
       UserError: for an unreadable example, unless `config.data.on_error` is skip.
       RuntimeError: if another number of examples was counted than the split has.
     """
+    mesh = requests.mesh
     totals: dict[str, dict[str, float]] = {name: {} for name in weights}
     held: list[tuple[str, dict]] = []
 
-    def add() -> None:
+    def add() -> bool:
         # Fetched a batch late: the devices never wait for the host's sum.
+        stop = False
         while held:
             name, counts = held.pop()
-            for key, value in jax.device_get(counts).items():
+            counts = jax.device_get(counts)
+            stop |= counts.pop("request").item() == STOP
+            for key, value in counts.items():
                 totals[name][key] = totals[name].get(key, 0) + value.item()
+        return stop
 
     size = eval_batch_size(config, mesh)
     batches = pipeline.eval_batches(
@@ -62,15 +71,19 @@ def evaluate(
         parts=jax.process_count(),
         own=own_rows(mesh, size),
     )
-    for batch in batches:
-        images = to_global(batch, mesh)
-        new = [
-            (name, eval_step(params, batch_stats, images))
-            for name, (params, batch_stats) in weights.items()
-        ]
-        add()
-        held.extend(new)
-    add()
+    with contextlib.closing(batches):
+        for i, batch in enumerate(batches):
+            processes.report(f"evaluating, batch {i + 1:,}")
+            images = to_global(batch, mesh) | requests.batch()
+            new = [
+                (name, eval_step(params, batch_stats, images))
+                for name, (params, batch_stats) in weights.items()
+            ]
+            if add():
+                return None
+            held.extend(new)
+        if add():
+            return None
 
     results = {}
     for name, total in totals.items():

@@ -1,12 +1,17 @@
 """What a run tells: a progress line, TensorBoard and metrics.jsonl."""
 
+import contextlib
 import datetime
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 import jax
+import psutil
+
+from vt_flax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -18,17 +23,25 @@ class RunLogger:
       workdir: folder of the run.
       tensorboard: whether to write TensorBoard events too.
       stream: where the progress lines go.
+      step: the run goes on from; what TensorBoard shows of later ones is repeated.
+
+    Raises:
+      UserError: if the workdir cannot be written to.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, tensorboard: bool, stream: TextIO):
+    def __init__(
+        self, workdir: pathlib.Path, *, tensorboard: bool, stream: TextIO, step: int = 0
+    ):
         first = jax.process_index() == 0
         self._stream = stream if first else None
-        self._file = (workdir / METRICS_FILE).open("a") if first else None
+        self._file = _open_to_append(workdir / METRICS_FILE) if first else None
         self._writer = None
         if first and tensorboard:
             import tensorboardX
 
-            self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+            self._writer = tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=step + 1 if step else None
+            )
 
     def write(self, step: int, metrics: dict[str, Any], kind: str) -> None:
         """Appends metrics.
@@ -36,12 +49,16 @@ class RunLogger:
         Args:
           step: updates made so far.
           metrics: numbers by name.
-          kind: `train` or `eval`.
+          kind: `train`, `eval` or `checkpoint`.
+
+        Raises:
+          UserError: if they cannot be written, as to a full disk.
         """
         if self._file is not None:
             record = {"kind": kind, "step": step, **metrics}
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            with _told(self._file.name):
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
         if self._writer is not None:
             for name, value in metrics.items():
                 self._writer.add_scalar(f"{kind}/{name}", value, step)
@@ -54,9 +71,45 @@ class RunLogger:
     def close(self) -> None:
         """Writes out what is held back."""
         if self._file is not None:
-            self._file.close()
+            # What a full disk has refused is tried, and refused, again.
+            with contextlib.suppress(OSError):
+                self._file.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def _open_to_append(file: pathlib.Path) -> TextIO:
+    with _told(file):
+        # A run that was killed may have left half a line, which is not to swallow the
+        # next one.
+        half = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")
+        stream = file.open("a")
+        if half:
+            stream.write("\n")
+        return stream
+
+
+@contextlib.contextmanager
+def _told(file: pathlib.Path | str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror or error}") from error
+
+
+def memory() -> dict[str, int]:
+    """Returns the memory in use, in bytes: the host process's, and a device's.
+
+    `device_memory` is of this process's fullest device, and `device_memory_peak` the
+    most that it has had; absent where devices do not tell, as CPUs.
+    """
+    found = {"host_memory": psutil.Process().memory_info().rss}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    for name, key in (("", "bytes_in_use"), ("_peak", "peak_bytes_in_use")):
+        values = [s[key] for s in stats if key in s]
+        if values:
+            found[f"device_memory{name}"] = max(values)
+    return found
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:

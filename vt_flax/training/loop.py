@@ -2,9 +2,9 @@
 
 import collections
 import contextlib
-import functools
 import pathlib
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -13,18 +13,30 @@ import jax
 from vt_flax.data import augment, pipeline
 from vt_flax.data.source import Source, cached
 from vt_flax.errors import UserError
-from vt_flax.parallel.mesh import batch_sharding, to_global
-from vt_flax.training.checkpoint import Checkpoints, check_same_run, write_config
+from vt_flax.parallel import processes
+from vt_flax.parallel.mesh import batch_sharding, describe, own_rows, to_global
+from vt_flax.training.checkpoint import (
+    METRIC,
+    Checkpoints,
+    Window,
+    check_same_run,
+    locked,
+    write_config,
+)
 from vt_flax.training.evaluation import evaluate
-from vt_flax.training.logging import Clock, RunLogger, read_metrics
+from vt_flax.training.logging import Clock, RunLogger, memory, read_metrics
+from vt_flax.training.profiling import Profile
+from vt_flax.training.requests import NONE, SAVE, STOP, Requests, Stopped
 from vt_flax.training.run import Run
 from vt_flax.training.state import TrainState
 from vt_flax.training.step import compile_train_step, make_eval_step
-from vt_flax.training.stopping import Stopped, StopSignal
 
 
 class Diverged(UserError):
     """A loss, gradient or batch statistic is not a finite number."""
+
+    status = 3
+    everywhere = True
 
 
 def weights_of(state: TrainState) -> dict[str, tuple[Any, Any]]:
@@ -42,66 +54,76 @@ def train(
 
     Args:
       run: see `run.prepare`.
-      workdir: where checkpoints, metrics and the configuration are kept.
-      stream: where progress lines go; standard output by default.
+      workdir: where checkpoints, metrics and the configuration are kept; of several
+        processes the same folder.
+      stream: where process 0's progress lines go; standard output by default.
 
     Returns:
       The last evaluation: see `evaluation.evaluate`.
 
     Raises:
-      UserError: if the workdir holds another run, if none of its checkpoints can be
-        restored, or if a device augments otherwise than the reference.
+      UserError: if the workdir holds another run, or is another folder for another
+        process, or in use; if none of its checkpoints can be restored, or one cannot be
+        written; if a device augments otherwise than the reference.
       Diverged: at the first step that is not finite; the last checkpoint stays.
       Stopped: after a SIGTERM, when the step that was under way is saved.
     """
-    config, mesh, total = run.config, run.mesh, run.total_steps
+    with contextlib.ExitStack() as stack, processes.failing_together():
+        return _train(run, workdir, stream or sys.stdout, stack)
 
-    # Workdir: whose run is it?
-    changes = check_same_run(workdir, config)
-    notes = augment.check_device(config.data, batch_sharding(mesh))
-    train_source = run.train_source
-    if config.data.cache:
-        train_source = cached(train_source)
+
+def _train(
+    run: Run, workdir: pathlib.Path, stream: TextIO, stack: contextlib.ExitStack
+) -> dict[str, dict[str, float]]:
+    config, mesh, total = run.config, run.mesh, run.total_steps
     log_every = run.steps(config.log.every)
     eval_every = run.steps(config.eval.every)
     save_every = run.steps(config.checkpoint.every)
+
+    # Workdir: whose run is it, and is it all processes' and nobody else's?
+    processes.check_shared(workdir)
+    changes = check_same_run(workdir, config)
+    notes = augment.check_device(config.data, batch_sharding(mesh))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(workdir, error) from error
+    stack.enter_context(locked(workdir))
 
     # State: from the workdir, or from scratch.
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    saved, damaged = checkpoints.steps(), {}
-    try:
-        if saved:
-            state, damaged = checkpoints.restore_newest(run.abstract_state())
-        else:
-            state = run.initial_state()
-    except UserError:
-        checkpoints.close()
-        raise
+    stack.callback(checkpoints.close)
+    window: Window = []
+    damaged: dict[int, str] = {}
+    saved = processes.gather("saved", checkpoints.steps())[0]
+    if saved:
+        restored = checkpoints.restore_newest(run.abstract_state())
+        state, window, damaged = restored.state, restored.window, restored.damaged
+    else:
+        state = run.initial_state()
     first = int(state.step)
     if first > total:
-        checkpoints.close()
         raise UserError(
             f"{workdir} is at step {first:,} already, beyond the {total:,} of "
             f"duration {config.duration!r}"
         )
 
     # Nothing in the workdir has changed so far; from here on it is this run's.
-    aside: dict[int, pathlib.Path] = {}
+    processes.gather("ready", first)
+    best = None
+    if config.checkpoint.keep_best:
+        best = Checkpoints(workdir, config.checkpoint.keep_best, best=True)
+        stack.callback(best.close)
     try:
         if jax.process_index() == 0:
             write_config(workdir, config)
-            aside = {step: checkpoints.set_aside(step) for step in damaged}
-        logger = RunLogger(
-            workdir,
-            tensorboard=config.log.tensorboard,
-            stream=stream or sys.stdout,
-        )
+        aside = {step: checkpoints.set_aside(step) for step in damaged}
     except OSError as error:
         raise _unwritable(workdir, error) from error
+    logger = RunLogger(
+        workdir, tensorboard=config.log.tensorboard, stream=stream, step=first
+    )
+    stack.callback(logger.close)
     for line in changes:
         logger.say(f"configuration changed: {line}")
     for step, place in aside.items():
@@ -111,12 +133,20 @@ def train(
 
     # Programs: one for a step, one for evaluation.
     train_step = compile_train_step(
-        run.model, run.optimizer, run.schedule, config, mesh
+        run.model, run.optimizer, run.schedule, config, mesh, state
     )
     eval_step = jax.jit(make_eval_step(run.model, config))
+    requests = Requests(mesh)
 
-    def evaluation(state: TrainState, step: int) -> dict[str, dict[str, float]]:
-        results = evaluate(eval_step, weights_of(state), run.eval_source, config, mesh)
+    def evaluation(state: TrainState, step: int) -> dict[str, dict[str, float]] | None:
+        results = evaluate(
+            eval_step, weights_of(state), run.eval_source, config, requests
+        )
+        if results is None:
+            return None
+        # Before the record, after which a restart has nothing left to do.
+        if best and best.save_if_best(step, state, list(results.values())[-1][METRIC]):
+            best.wait()
         logger.write(
             step,
             {f"{name}_{k}": v for name, r in results.items() for k, v in r.items()},
@@ -133,35 +163,53 @@ def train(
         logger.say(f"step {step:,}: {run.eval_source.name}: {told}")
         return results
 
+    def save(state: TrainState, step: int) -> None:
+        processes.report(f"step {step:,}: saving")
+        begin = time.monotonic()
+        checkpoints.save(step, state, window)
+        seconds = time.monotonic() - begin
+        logger.write(step, {"blocked_seconds": seconds}, "checkpoint")
+
+    def stopped(step: int) -> Stopped:
+        return Stopped(
+            f"stopped by SIGTERM after step {step:,} of {total:,}, which is saved in "
+            f"{workdir}: run the same command to go on"
+        )
+
     # Nothing left: say so, and evaluate if the run was cut off before it could.
     if first == total:
         logger.say(f"nothing left to do: {workdir} is at step {first:,} of {total:,}")
-        done = [
-            record
-            for record in read_metrics(workdir)
-            if record["kind"] == "eval" and record["step"] == total
-        ]
-        results = _results(done[-1]) if done else evaluation(state, total)
-        checkpoints.close()
-        logger.close()
+        done = processes.gather("evaluated", _evaluated(workdir, total))[0]
+        if done:
+            return done
+        with requests:
+            results = evaluation(state, total)
+        if results is None:
+            raise stopped(total)
         return results
 
     # Loop. Metrics are fetched one step late, while the devices work on the next.
     logger.say(
         f"training steps {first:,} to {total:,}: {len(run.train_source):,} examples, "
-        f"batch {config.batch_size}, {mesh.size} {mesh.devices.flat[0].platform} "
-        f"device{'s' if mesh.size > 1 else ''}"
+        f"batch {config.batch_size}"
+        + (f" in {config.accumulation} parts" if config.accumulation > 1 else "")
+        + f", {describe(mesh)}"
     )
+    train_source = run.train_source
+    if config.data.cache:
+        train_source = cached(train_source)
     for note in (*notes, *train_source.notes, *run.eval_source.notes):
         logger.say(f"note: {note}")
     clock = Clock(config.batch_size)
-    window: list[dict[str, float]] = []
     held: collections.deque = collections.deque()
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] | None = {}
+    asked = NONE
 
     def settle() -> None:
+        nonlocal asked
         step, metrics = held.popleft()
         values = {k: v.item() for k, v in jax.device_get(metrics).items()}
+        asked = max(asked, values.pop("request"))
         if not values.pop("finite"):
             kept = checkpoints.steps()
             raise Diverged(
@@ -187,7 +235,7 @@ def train(
         speed = clock.lap(step)
         if speed is not None:
             mean["images_per_second"] = speed
-        logger.write(step, mean, "train")
+        logger.write(step, mean | memory(), "train")
         logger.say(
             f"step {step:,}/{total:,} ({step / total:.1%}) epoch {mean['epoch']:.2f}: "
             f"loss {mean['loss']:.4f}, top-1 {100 * mean['top1']:.1f} %, rate "
@@ -197,44 +245,51 @@ def train(
             + f"ETA {clock.remaining(total - step)}"
         )
 
-    stop = StopSignal()
-    try:
-        with stop:
-            for step, batch in enumerate(
-                _device_batches(run, train_source, first), first + 1
-            ):
-                state, metrics = train_step(state, batch)
-                held.append((step, metrics))
-                if len(held) > 1:
-                    settle()
-                if step == first + 1:
-                    jax.block_until_ready(metrics)
-                    clock.start(step)
-                saving = step % save_every == 0 or step == total
-                evaluating = step % eval_every == 0 or step == total
-                if saving or evaluating:
-                    # Only a state that is known to be finite is saved.
-                    settle()
-                    clock.pause()
-                    if saving:
-                        checkpoints.save(state)
-                    if evaluating:
-                        results = stop.unless_requested(
-                            functools.partial(evaluation, state, step)
-                        )
-                    clock.resume()
-                if stop.requested:
-                    # It may have come since, or while the evaluation ran.
-                    if held:
-                        settle()
-                    checkpoints.save(state)
-                    raise Stopped(
-                        f"stopped by SIGTERM after step {step:,} of {total:,}, which "
-                        f"is saved in {workdir}: run the same command to go on"
-                    )
-    finally:
-        checkpoints.close()
-        logger.close()
+    batches = stack.enter_context(
+        contextlib.closing(_device_batches(run, train_source, first))
+    )
+    profile = stack.enter_context(Profile(config.profile, workdir))
+    stack.enter_context(requests)
+    # What is not meant to cross between host and devices is an error.
+    stack.enter_context(jax.transfer_guard("disallow"))
+    saved_at = begin = time.monotonic()
+    for step in range(first + 1, total + 1):
+        processes.report(f"step {step:,}: waiting for its examples")
+        batch = next(batches)
+        processes.report(f"step {step:,}: waiting for the devices")
+        profile.before(step)
+        state, metrics = train_step(state, batch | requests.batch())
+        held.append((step, metrics))
+        if len(held) > 1:
+            settle()
+        profile.after(step, metrics)
+        if step == first + 1:
+            jax.block_until_ready(metrics)
+            clock.start(step)
+            logger.say(f"first step after {time.monotonic() - begin:.0f} s")
+        saving = step % save_every == 0 or step == total or asked == SAVE
+        evaluating = step % eval_every == 0 or step == total
+        if saving or evaluating or asked == STOP:
+            # Only a state that is known to be finite is saved.
+            settle()
+            clock.pause()
+            if saving or asked == STOP:
+                save(state, step)
+                saved_at = time.monotonic()
+            if evaluating and asked != STOP:
+                results = evaluation(state, step)
+                asked = STOP if results is None else asked
+            if asked == STOP:
+                save(state, step)
+                raise stopped(step)
+            asked = NONE
+            clock.resume()
+        checkpoints.check()
+        minutes = (time.monotonic() - saved_at) / 60
+        # One clock counts.
+        if jax.process_index() == 0 and 0 < config.checkpoint.minutes <= minutes:
+            requests.save()
+            saved_at = time.monotonic()
     return results
 
 
@@ -254,6 +309,7 @@ def _device_batches(
         last=run.total_steps,
         part=jax.process_index(),
         parts=jax.process_count(),
+        own=own_rows(run.mesh, run.config.batch_size),
     )
     ahead: collections.deque = collections.deque()
     with contextlib.closing(batches):
@@ -262,6 +318,16 @@ def _device_batches(
             if len(ahead) > 2:
                 yield ahead.popleft()
     yield from ahead
+
+
+def _evaluated(workdir: pathlib.Path, step: int) -> dict[str, dict[str, float]]:
+    """Returns the evaluation of a step that is on record; empty if there is none."""
+    done = [
+        record
+        for record in read_metrics(workdir)
+        if record["kind"] == "eval" and record["step"] == step
+    ]
+    return _results(done[-1]) if done else {}
 
 
 def _unwritable(workdir: pathlib.Path, error: OSError) -> UserError:

@@ -16,7 +16,7 @@ from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.nn.norm import parse_span
-from vt_flax.parallel.mesh import check_batch, make_mesh, replicated
+from vt_flax.parallel.mesh import check_batch, make_mesh, state_sharding
 from vt_flax.training.checkpoint import abstract_like
 from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.schedule import duration_steps, make_schedule
@@ -76,11 +76,13 @@ class Run:
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes and shardings of the state; nothing is computed."""
-        return abstract_like(jax.eval_shape(self._create), replicated(self.mesh))
+        state = jax.eval_shape(self._create)
+        return abstract_like(state, state_sharding(self.mesh, state))
 
     def initial_state(self) -> TrainState:
-        """Returns the state at step 0, on every device."""
-        return jax.jit(self._create, out_shardings=replicated(self.mesh))()
+        """Returns the state at step 0, where it is trained."""
+        shardings = state_sharding(self.mesh, jax.eval_shape(self._create))
+        return jax.jit(self._create, out_shardings=shardings)()
 
 
 def model_for(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -97,16 +99,20 @@ def prepare(config: ConfigDict) -> Run:
     Raises:
       UserError: for whatever in the configuration does not fit together.
     """
-    mesh = make_mesh()
-    check_batch(config.batch_size, mesh, "batch_size")
+    mesh = make_mesh(fsdp=config.parallel.fsdp)
+    if config.accumulation < 1:
+        raise UserError(f"accumulation {config.accumulation}: must be at least 1")
+    check_batch(config.batch_size, mesh, "batch_size", config.accumulation)
+    part = config.batch_size // config.accumulation
     span = parse_span(getattr(config.model, "norm_span", "global"))
-    if isinstance(span, int) and config.batch_size % span:
+    if isinstance(span, int) and part % span:
         raise UserError(
-            f"model.norm_span {span} does not divide batch_size {config.batch_size}"
+            f"model.norm_span {span} does not divide the {part} examples that are "
+            "normalised together (batch_size, over accumulation)"
         )
     data = config.data
     check_config(data)
-    augment.check_config(data, config.batch_size)
+    augment.check_config(data, part)
     for key, value in (
         ("ema.decay", config.ema.decay),
         ("loss.label_smoothing", config.loss.label_smoothing),
@@ -117,6 +123,12 @@ def prepare(config: ConfigDict) -> Run:
             raise UserError(f"{key} {value}: must be at least 0, and under 1")
     for key, value, least in (
         ("checkpoint.keep", config.checkpoint.keep, 1),
+        ("checkpoint.keep_best", config.checkpoint.keep_best, 0),
+        ("checkpoint.minutes", config.checkpoint.minutes, 0),
+        ("parallel.silence_seconds", config.parallel.silence_seconds, 5),
+        ("parallel.stall_seconds", config.parallel.stall_seconds, 5),
+        ("profile.start", config.profile.start, 1),
+        ("profile.steps", config.profile.steps, 0),
         ("eval.batch_size", config.eval.batch_size, 0),
         ("optimizer.clip_norm", config.optimizer.clip_norm, 0),
         ("optimizer.weight_decay", config.optimizer.weight_decay, 0),

@@ -7,11 +7,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from vt_flax.data import augment
-from vt_flax.parallel.mesh import batch_sharding, replicated
+from vt_flax.parallel.mesh import (
+    BATCH_AXES,
+    batch_sharding,
+    replicated,
+    state_sharding,
+)
 from vt_flax.training import tasks
 from vt_flax.training.ema import update_ema
 from vt_flax.training.state import TrainState
@@ -29,16 +34,29 @@ def make_train_step(
     """Returns `train_step(state, batch) -> state, metrics`.
 
     `batch` is spread over the mesh and holds `image`, uint8 (batch, H, W, 3), `label`,
-    int32 (batch,), and `bad`, bool (batch,), True where an example stands for an
-    unreadable one. The metrics are scalars of this batch: `loss`, `top1` (share; of
-    mixed examples the weight of the label that comes first), `rate`, `grad_norm`,
-    `skipped` (number of unreadable examples), and `finite`, False if the loss, a
-    gradient or a batch statistic is not a finite number.
+    int32 (batch,), `bad`, bool (batch,), True where an example stands for an unreadable
+    one, and `request`, int32 (devices,): see `requests`. The metrics are scalars of
+    this batch: `loss`, `top1` (share; of mixed examples the weight of the label that
+    comes first), `rate`, `grad_norm`, `skipped` (number of unreadable examples),
+    `request`, and `finite`, False if the loss, a gradient or a batch statistic is not a
+    finite number.
     All noise comes from the state's key and step.
-    """
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    With `config.accumulation` of n > 1 the batch is computed in n parts, one after the
+    other, and updates once, by the mean of their gradients. Part i takes rows i, i + n,
+    i + 2n, ... of the batch, of which every device has as many. Batch normalisation
+    sees a part: its statistics are those of batch / n examples (a span of g examples is
+    g of a part's), and the running averages are updated n times.
+
+    With an `fsdp` axis the parameters are gathered where they are used, and gradients
+    spread as the parameters are.
+    """
+    parts = config.accumulation
+    spread = mesh.shape["fsdp"] > 1
+
+    def gradients(
+        params: Any, batch_stats: Any, batch: dict, key: jax.Array
+    ) -> tuple[Any, Any, Metrics]:
         augment_key, model_key = jax.random.split(key)
         images, targets = augment.augment(
             batch["image"],
@@ -50,7 +68,7 @@ def make_train_step(
 
         def compute_loss(params):
             logits, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": params, "batch_stats": batch_stats},
                 images,
                 train=True,
                 rngs={"dropout": model_key},
@@ -59,9 +77,41 @@ def make_train_step(
             losses = tasks.mixed_loss(logits, targets, config.loss)
             return jnp.mean(losses), (logits, updates.get("batch_stats", {}))
 
-        (loss, (logits, batch_stats)), grads = jax.value_and_grad(
+        (loss, (logits, new_stats)), grads = jax.value_and_grad(
             compute_loss, has_aux=True
-        )(state.params)
+        )(params)
+        if spread:
+            grads = jax.lax.with_sharding_constraint(grads, state_sharding(mesh, grads))
+        found = {"loss": loss, "top1": jnp.mean(tasks.mixed_top1(logits, targets))}
+        return grads, new_stats, found
+
+    def accumulated(
+        params: Any, batch_stats: Any, batch: dict, key: jax.Array
+    ) -> tuple[Any, Any, Metrics]:
+        def one(carry, part):
+            total, stats = carry
+            grads, stats, found = gradients(params, stats, *part)
+            return (jax.tree.map(jnp.add, total, grads), stats), found
+
+        examples = {name: batch[name] for name in ("image", "label")}
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        if spread:
+            zeros = jax.lax.with_sharding_constraint(zeros, state_sharding(mesh, zeros))
+        (total, batch_stats), found = jax.lax.scan(
+            one,
+            (zeros, batch_stats),
+            (_in_parts(examples, parts, mesh), jax.random.split(key, parts)),
+        )
+        mean = jax.tree.map(lambda x: x / parts, total)
+        return mean, batch_stats, jax.tree.map(jnp.mean, found)
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        params = state.params
+        if spread:
+            params = jax.lax.with_sharding_constraint(params, replicated(mesh))
+        compute = accumulated if parts > 1 else gradients
+        grads, batch_stats, found = compute(params, state.batch_stats, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
@@ -75,12 +125,12 @@ def make_train_step(
         grad_norm = optax.tree.norm(grads)
         stats_norm = optax.tree.norm(batch_stats)
         metrics = {
-            "loss": loss,
-            "top1": jnp.mean(tasks.mixed_top1(logits, targets)),
+            **found,
             "rate": jnp.asarray(schedule(state.step), jnp.float32),
             "grad_norm": grad_norm,
             "skipped": jnp.sum(batch["bad"], dtype=jnp.int32),
-            "finite": jnp.isfinite(loss + grad_norm + stats_norm),
+            "request": jnp.max(batch["request"]),
+            "finite": jnp.isfinite(found["loss"] + grad_norm + stats_norm),
         }
         state = TrainState(
             step=state.step + 1,
@@ -96,21 +146,41 @@ def make_train_step(
     return train_step
 
 
+def _in_parts(batch: dict, parts: int, mesh: Mesh) -> dict:
+    """Cuts (batch, ...) into (parts, batch / parts, ...); no row leaves its device."""
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    return jax.tree.map(cut, batch)
+
+
 def compile_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: ConfigDict,
     mesh: Mesh,
+    state: TrainState,
 ) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
     """Returns `make_train_step`, jitted as it is trained with and measured.
 
     The state is donated: the one that was passed in is gone after the call.
+
+    Args:
+      model: the network, as in all that follow see `make_train_step`.
+      optimizer: the optimizer.
+      schedule: learning rate by step.
+      config: the whole configuration.
+      mesh: the devices.
+      state: a state, or its shapes: where the next ones lie follows from them.
     """
     return jax.jit(
         make_train_step(model, optimizer, schedule, config, mesh),
         donate_argnums=0,
-        out_shardings=replicated(mesh),
+        out_shardings=(state_sharding(mesh, state), replicated(mesh)),
     )
 
 
@@ -119,8 +189,9 @@ def make_eval_step(
 ) -> Callable[[Any, Any, dict], Metrics]:
     """Returns `eval_step(params, batch_stats, batch) -> counts`.
 
-    `batch` holds `image`, `label`, `mask` and `bad`; see `pipeline.eval_batches`. Adds
-    `skipped`, the number of unreadable examples, to `tasks.classification_counts`.
+    `batch` holds `image`, `label`, `mask` and `bad`, see `pipeline.eval_batches`, and
+    `request`. Adds `skipped`, the number of unreadable examples, and `request` to
+    `tasks.classification_counts`.
     """
 
     def eval_step(params: Any, batch_stats: Any, batch: dict) -> Metrics:
@@ -130,6 +201,10 @@ def make_eval_step(
             train=False,
         )
         counts = tasks.classification_counts(logits, batch["label"], batch["mask"])
-        return {**counts, "skipped": jnp.sum(batch["bad"], dtype=jnp.int32)}
+        return {
+            **counts,
+            "skipped": jnp.sum(batch["bad"], dtype=jnp.int32),
+            "request": jnp.max(batch["request"]),
+        }
 
     return eval_step

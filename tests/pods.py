@@ -1,0 +1,134 @@
+"""Real processes that train together on this machine."""
+
+import contextlib
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# A network that compiles in seconds. Its largest arrays are just large enough to be
+# spread by `fsdp`.
+SMALL = {
+    "batch_size": 32,
+    "duration": "20 steps",
+    "model.stage_sizes": [1, 1, 1, 2],
+    "model.width": 16,
+    "model.token_channels": 128,
+    "model.heads": 4,
+    "model.group_channels": 16,
+    "model.dropout": 0.1,
+    "model.survival_probability": 0.9,
+    "data.image_size": 16,
+    "data.crop_padding": 2,
+    "data.eval_split": "test[:45]",
+    "data.workers": 1,
+    "schedule.rate": 0.01,
+    "schedule.warmup": "2 steps",
+    "eval.every": "20 steps",
+    "checkpoint.every": "5 steps",
+    "log.every": "1 steps",
+    "log.tensorboard": False,
+}
+
+
+def free_port() -> int:
+    """Returns a port that has a free one after it."""
+    while True:
+        with socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            with contextlib.suppress(OSError):
+                two.bind(("127.0.0.1", port + 1))
+                return port
+
+
+def command(workdir: Any, changes: dict[str, Any]) -> list[str]:
+    """Returns the command that trains the small network."""
+    return [
+        *(sys.executable, "-m", "vt_flax.train"),
+        *("--config", "configs/quickstart.py", "--workdir", str(workdir)),
+        *(f"--config.{key}={value}" for key, value in {**SMALL, **changes}.items()),
+    ]
+
+
+class Process:
+    """A training process whose output can be waited for."""
+
+    def __init__(self, arguments: Sequence[str], devices: int, output: pathlib.Path):
+        self.output = output
+        flag = f"--xla_force_host_platform_device_count={devices}"
+        with output.open("w") as out, output.with_suffix(".err").open("w") as err:
+            self.popen = subprocess.Popen(
+                arguments,
+                cwd=ROOT,
+                env=os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
+                stdout=out,
+                stderr=err,
+            )
+
+    @property
+    def out(self) -> str:
+        return self.output.read_text()
+
+    @property
+    def err(self) -> str:
+        """Returns what it wrote to stderr; gloo tells there whom it is connected to."""
+        text = self.output.with_suffix(".err").read_text()
+        return re.sub(r"(\[Gloo\] )|(Rank )|(.*peer ranks.*\n)", "", text)
+
+    def wait_for(self, pattern: str, seconds: float = 120) -> None:
+        """Waits until it has printed something."""
+        limit = time.monotonic() + seconds
+        while not re.search(pattern, self.out):
+            assert self.popen.poll() is None, self.out + self.err
+            assert time.monotonic() < limit, self.out + self.err
+            time.sleep(0.02)
+
+    def end(self, seconds: float = 120) -> int:
+        """Waits until it has ended; returns its exit status."""
+        return self.popen.wait(seconds)
+
+
+@contextlib.contextmanager
+def pod(
+    folder: pathlib.Path,
+    changes: Sequence[dict[str, Any]],
+    *,
+    devices: int = 1,
+    workdirs: Sequence[Any] | None = None,
+    count: int | None = None,
+    extra: Sequence[str] = (),
+) -> Iterator[list[Process]]:
+    """Starts processes that train together, and ends those that are left.
+
+    Args:
+      folder: for their output; `run` in it is the workdir.
+      changes: of the configuration, for each process.
+      devices: of each process.
+      workdirs: of each, if they differ.
+      count: how many are told to be there, if that is not so.
+      extra: arguments of all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    port, count = free_port(), count or len(changes)
+    processes = []
+    try:
+        for i, change in enumerate(changes):
+            workdir = workdirs[i] if workdirs else folder / "run"
+            arguments = command(workdir, change) + list(extra)
+            if count > 1:
+                arguments += ["--coordinator", f"127.0.0.1:{port}"]
+                arguments += ["--processes", str(count), "--process", str(i)]
+            processes.append(Process(arguments, devices, folder / f"{i}.out"))
+        yield processes
+    finally:
+        for process in processes:
+            process.popen.kill()
+            process.popen.wait()
