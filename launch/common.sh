@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: the virtual environment and the installation.
 
 # make_environment EXTRAS: creates .venv (or uses $VENV) and installs the project with

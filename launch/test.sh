@@ -21,6 +21,7 @@ case ${1:-} in
   -h | --help) usage; exit 0 ;;
 esac
 
+# shellcheck source=launch/common.sh
 source launch/common.sh
 make_environment "${EXTRAS:-test}"
 echo "== lint"

@@ -11,6 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vt_flax.training.logging import read_metrics
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # A network that compiles in seconds. Its largest arrays are just large enough to be
@@ -50,11 +56,13 @@ def free_port() -> int:
 
 
 def command(workdir: Any, changes: dict[str, Any]) -> list[str]:
-    """Returns the command that trains the small network."""
+    """Returns the command that trains a small network: of SMALL, or as it is told."""
+    base = {} if "model.name" in changes else SMALL
+    config = "configs/cifar10.py:resnet18" if not base else "configs/quickstart.py"
     return [
         *(sys.executable, "-m", "vt_flax.train"),
-        *("--config", "configs/quickstart.py", "--workdir", str(workdir)),
-        *(f"--config.{key}={value}" for key, value in {**SMALL, **changes}.items()),
+        *("--config", config, "--workdir", str(workdir)),
+        *(f"--config.{key}={value}" for key, value in {**base, **changes}.items()),
     ]
 
 
@@ -132,3 +140,34 @@ def pod(
         for process in processes:
             process.popen.kill()
             process.popen.wait()
+
+
+MEASURED = ("loss", "top1", "rate", "grad_norm", "skipped")
+
+
+def measured(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns what a run has measured, without clock and memory."""
+    return [
+        {k: r[k] for k in ("kind", "step", *MEASURED)} if r["kind"] == "train" else r
+        for r in read_metrics(folder / "run")
+        if r["kind"] != "checkpoint"
+    ]
+
+
+def last_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of the newest checkpoint by path, as Orbax reads them."""
+    saved = folder / "run" / "checkpoints"
+    step = max(int(p.name) for p in saved.iterdir() if p.name.isdigit())
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore((saved / str(step) / "state").absolute())
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.asarray(value) for path, value in flat}
+
+
+def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Compares what two runs measured and their last states, to the bit."""
+    assert measured(one) == measured(other)
+    a, b = last_arrays(one), last_arrays(other)
+    assert a.keys() == b.keys() and len(a) > 100
+    for path, value in a.items():
+        assert value.tobytes() == b[path].tobytes(), path

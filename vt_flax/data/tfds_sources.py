@@ -62,6 +62,9 @@ class TFDSSource(RandomAccessSource):
                 raise UserError(
                     f"{self.describe(index)}: cannot be read ({reason})"
                 ) from error
+            # Of a file that was cut off since it was opened, empty records are read.
+            if record[image] is None or record[label] is None:
+                raise UserError(f"{self.describe(index)}: cannot be read (it is empty)")
             examples.append(Example(record[image], int(record[label])))
         return examples
 

@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Several processes on this machine that train as the machines of a pod do.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+devices=1 port='' dry_run='' count=''
+usage() {
+  cat <<'END'
+usage: bash launch/local_pod.sh N [--devices K] [--port P] [--dry-run] [TRAIN ARGUMENT ...]
+
+Makes .venv, installs vt_flax, and trains in N processes of K CPU devices each, which
+find each other as those of a pod do. Without arguments for train, the quickstart in
+runs/local_pod. Process 0 reports here; what the others write is in local_pod-I.log in
+the workdir's parent folder. Ctrl-C, or a SIGTERM, is passed on to all: they save.
+
+  --devices K   CPU devices of each process (1)
+  --port P      of process 0; by default one that is free
+
+environment variables:
+  PYTHON   the Python to make the environment with (python3; 3.11 or newer)
+  VENV     where the environment is (.venv)
+
+Exit status: the worst of the processes'.
+END
+}
+
+fail() {
+  echo "error: $1" >&2
+  exit 2
+}
+
+train=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --devices) devices=${2:-}; shift ;;
+    --port) port=${2:-}; shift ;;
+    --dry-run) dry_run=yes ;;
+    *) if [ -z "$count" ]; then count=$1; else train+=("$1"); fi ;;
+  esac
+  shift || fail "an option needs a value (see --help)"
+done
+for number in "$count" "$devices" "${port:-1}"; do
+  [[ $number =~ ^[1-9][0-9]*$ ]] ||
+    fail "'$number' is no number: bash launch/local_pod.sh N [OPTION ...] (see --help)"
+done
+case " ${train[*]} " in
+  *" --config "* | *" --config="*) ;;
+  *) train=(--config configs/quickstart.py "${train[@]}") ;;
+esac
+workdir=runs/local_pod
+for ((i = 0; i < ${#train[@]}; i++)); do
+  case ${train[i]} in
+    --workdir) workdir=${train[i + 1]:-} ;;
+    --workdir=*) workdir=${train[i]#*=} ;;
+  esac
+done
+case " ${train[*]} " in
+  *" --workdir"*) ;;
+  *) train+=(--workdir "$workdir") ;;
+esac
+
+if [ -n "$dry_run" ]; then
+  VENV=${VENV:-.venv}
+  port=${port:-PORT}
+else
+  # shellcheck source=launch/common.sh
+  source launch/common.sh
+  make_environment ""
+  export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
+  [ -n "$port" ] || port=$("$VENV/bin/python" -c 'import socket
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    print(probe.getsockname()[1])')
+  logs=$(dirname "$workdir")
+  mkdir -p "$logs"
+fi
+
+export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=$devices
+pids=()
+# Started in the background, they ignore Ctrl-C; a SIGTERM makes them save.
+trap '[ ${#pids[@]} = 0 ] || kill -TERM "${pids[@]}" 2>/dev/null' INT TERM
+for ((i = 0; i < count; i++)); do
+  command=("$VENV/bin/python" -m vt_flax.train "${train[@]}"
+    --coordinator "127.0.0.1:$port" --processes "$count" --process "$i")
+  if [ -n "$dry_run" ]; then
+    printf -v line '%q ' "JAX_PLATFORMS=$JAX_PLATFORMS" "XLA_FLAGS=$XLA_FLAGS" \
+      "${command[@]}"
+    echo "+ ${line% }"
+  elif [ "$i" = 0 ]; then
+    "${command[@]}" &
+    pids+=($!)
+  else
+    "${command[@]}" >"$logs/local_pod-$i.log" 2>&1 &
+    pids+=($!)
+  fi
+done
+
+worst=0
+for pid in "${pids[@]}"; do
+  while true; do
+    status=0
+    wait "$pid" || status=$?
+    # A signal ends the waiting, not the process.
+    kill -0 "$pid" 2>/dev/null || break
+  done
+  [ "$status" -le "$worst" ] || worst=$status
+done
+[ "$worst" = 0 ] || echo "what the others wrote: $logs/local_pod-*.log" >&2
+exit "$worst"

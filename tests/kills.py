@@ -1,0 +1,178 @@
+"""Kills a training again and again and compares its result with an undisturbed one's.
+
+python tests/kills.py --kills 100
+python tests/kills.py --kills 20 --processes 2
+
+Kills by SIGKILL at random moments: while it starts, while it trains, and while a
+checkpoint is being written. Prints what it does and ends with status 1 if a parameter,
+an average, a state of the optimizer or a metric differs by a bit.
+"""
+
+import argparse
+import contextlib
+import functools
+import multiprocessing
+import os
+import pathlib
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pods import assert_same_run, command, pod
+
+# A network that starts fast, and a run that is long enough to be killed twenty times.
+# Reports straddle checkpoints.
+LONG = {
+    "model.name": "resnet18",
+    "model.stage_sizes": [1, 1, 1, 1],
+    "model.width": 8,
+    "data.name": "digits",
+    "data.eval_split": "test[:45]",
+    "data.image_size": 16,
+    "data.workers": 1,
+    "batch_size": 32,
+    "duration": "240 steps",
+    "checkpoint.every": "10 steps",
+    "eval.every": "120 steps",
+    "log.every": "7 steps",
+    "log.tensorboard": False,
+}
+MOMENTS = ("starting", "training", "saving")
+
+
+def _train(arguments: Sequence[str], output: str) -> None:
+    """Runs in a process of its own, forked from one that has imported everything."""
+    with open(output, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    from vt_flax import cli, train
+
+    sys.argv = ["train", *arguments]
+    cli.run(train.main)
+
+
+class Alone:
+    """Starts a training in one process, over and over."""
+
+    def __init__(self, folder: pathlib.Path, changes: dict[str, Any]):
+        self.folder, self.changes = folder, changes
+        folder.mkdir(parents=True, exist_ok=True)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["vt_flax.train", "tensorflow"])
+
+    @contextlib.contextmanager
+    def life(self):
+        """Yields what kills it, what waits for its end, and what it has printed."""
+        output = self.folder / "0.out"
+        output.write_text("")
+        arguments = command(self.folder / "run", self.changes)[3:]
+        process = self._context.Process(target=_train, args=(arguments, str(output)))
+        process.start()
+
+        def end() -> None:
+            process.join()
+            assert process.exitcode == 0, output.read_text()
+
+        try:
+            yield process.kill, end, output.read_text
+        finally:
+            process.kill()
+            process.join()
+
+
+class Two:
+    """Starts a training in two processes, over and over, of which one is killed."""
+
+    def __init__(self, folder: pathlib.Path, changes: dict[str, Any]):
+        self.folder, self.changes = folder, changes
+
+    @contextlib.contextmanager
+    def life(self):
+        """As `Alone.life`."""
+        with pod(self.folder, [self.changes] * 2) as it:
+
+            def kill() -> None:
+                victim = random.randrange(2)
+                it[victim].popen.kill()
+                status = it[1 - victim].end(60)
+                assert status == 5, it[1 - victim].err
+
+            def end() -> None:
+                assert [p.end(600) for p in it] == [0, 0], it[0].err + it[1].err
+
+            yield kill, end, lambda: it[0].out
+
+
+def disturb(
+    run: Any, kills: int, seed: int, say: Callable[[str], None]
+) -> dict[str, int]:
+    """Kills a run some times, then lets it end; returns how often at which moment."""
+    generator = random.Random(seed)
+    found = dict.fromkeys(MOMENTS, 0)
+    checkpoints = run.folder / "run" / "checkpoints"
+    while sum(found.values()) < kills:
+        moment = MOMENTS[sum(found.values()) % len(MOMENTS)]
+        begin = time.time()
+        with run.life() as (kill, end, printed):
+            if moment == "starting":
+                time.sleep(generator.uniform(0, 3))
+            else:
+                _wait(lambda: "first step after" in printed(), end)
+                time.sleep(generator.uniform(0, 3))
+            if moment == "saving":
+                _wait(functools.partial(_is_saving, checkpoints, begin), end)
+            kill()
+        found[moment] += 1
+        whole = sorted(int(p.name) for p in checkpoints.glob("*") if p.name.isdigit())
+        say(f"kill {sum(found.values())} of {kills} while {moment}: {whole} are saved")
+    with run.life() as (_, end, printed):
+        end()
+        assert "going on from step" in printed()
+    return found
+
+
+def _is_saving(checkpoints: pathlib.Path, since: float) -> bool:
+    """Tells whether Orbax writes to a folder that it renames at the end."""
+    with contextlib.suppress(FileNotFoundError):
+        return any(p.stat().st_mtime > since for p in checkpoints.glob("*tmp*"))
+    return False
+
+
+def _wait(condition: Callable[[], bool], end: Callable[[], None]) -> None:
+    limit = time.monotonic() + 120
+    while not condition():
+        if time.monotonic() > limit:
+            end()
+            raise AssertionError("it ended before it was killed: make it longer")
+        time.sleep(0.001)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        changes = LONG | {"data.data_dir": str(folder / "data")}
+        kind = Alone if args.processes == 1 else Two
+        whole, parts = kind(folder / "whole", changes), kind(folder / "parts", changes)
+        with whole.life() as (_, end, _):
+            end()
+        found = disturb(
+            parts, args.kills, args.seed, lambda line: print(line, flush=True)
+        )
+        assert_same_run(parts.folder, whole.folder)
+        print(f"killed {found}: every bit of the result is the undisturbed run's")
+
+
+if __name__ == "__main__":
+    main()
