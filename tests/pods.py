@@ -158,8 +158,15 @@ def last_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns the arrays of the newest checkpoint by path, as Orbax reads them."""
     saved = folder / "run" / "checkpoints"
     step = max(int(p.name) for p in saved.iterdir() if p.name.isdigit())
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore((saved / str(step) / "state").absolute())
+    folder = (saved / str(step) / "state").absolute()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        shapes = checkpointer.metadata(folder).item_metadata.tree
+        to_host = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes
+        )
+        tree = checkpointer.restore(
+            folder, args=ocp.args.PyTreeRestore(restore_args=to_host)
+        )
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): np.asarray(value) for path, value in flat}
 

@@ -18,7 +18,7 @@ TYPE = ["--type", "v5litepod-16"]
 # Each script with the least that it needs, and what a dry run calls.
 SCRIPTS = {
     "launch/tpu/create.sh": (TYPE, ["queued-resources create", "describe"]),
-    "launch/tpu/install.sh": ([], ["tpu-vm scp", "on_machine.sh"]),
+    "launch/tpu/install.sh": ([], ["tpu-vm scp", "tpu/on_machine.sh"]),
     "launch/tpu/run.sh": (TRAIN, ["systemd-run"]),
     "launch/tpu/logs.sh": ([], ["tail"]),
     "launch/tpu/delete.sh": ([], ["queued-resources delete"]),
@@ -71,7 +71,7 @@ class Cloud:
             "delete": "delete",
             "create": "create",
             "scp": "copy",
-            "on_machine.sh": "install",
+            "tpu/on_machine.sh": "install",
             "systemd-run": "start",
             "systemctl show": "ask",
             "tail": "tail",

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPTS = ["launch/quickstart.sh", "launch/test.sh"]
+SCRIPTS = ["launch/quickstart.sh", "launch/test.sh", "launch/local_pod.sh"]
 
 
 def run(*arguments, **environment):
@@ -30,7 +30,8 @@ def test_help(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_missing_python_is_one_line_and_status_2(script, tmp_path):
     venv = str(tmp_path / "venv")
-    done = run(script, PYTHON="no-such-python", VENV=venv)
+    arguments = ["2"] if script == "launch/local_pod.sh" else []
+    done = run(script, *arguments, PYTHON="no-such-python", VENV=venv)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -38,6 +39,23 @@ def test_a_missing_python_is_one_line_and_status_2(script, tmp_path):
     assert not pathlib.Path(venv).exists()
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "launch/common.sh", ".ci/run"])
-def test_the_shell_can_read_it(script):
-    assert run("-n", script).returncode == 0
+def test_a_local_pod_is_told_what_a_pod_is_told():
+    done = run(
+        "launch/local_pod.sh", "2", "--devices", "3", "--port", "99", "--dry-run"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for i, line in enumerate(lines):
+        assert "XLA_FLAGS=--xla_force_host_platform_device_count=3" in line
+        assert "--config configs/quickstart.py --workdir runs/local_pod" in line
+        assert line.endswith(f"--coordinator 127.0.0.1:99 --processes 2 --process {i}")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["x"], ["2", "--devices", "0"], ["2", "--port"]]
+)
+def test_a_local_pod_of_no_number_is_one_line_and_status_2(arguments):
+    done = run("launch/local_pod.sh", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")

@@ -327,13 +327,25 @@ def finish() -> None:
         _relay.close()
 
 
+def raise_if_lost(seconds: float = 10.0) -> None:
+    """Waits a while for the news that another process is gone, after an error.
+
+    A collective whose peer has died raises whatever its library makes of that, which is
+    not to be taken for what it says.
+
+    Raises:
+      Lost: if it is.
+    """
+    if _link is not None:
+        _link.wait_for_failure(seconds)
+
+
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
     """Tells the others at once of an error in here, which they may be waiting for.
 
     Raises:
-      Lost: instead of an error that comes of a peer that is gone. A collective whose
-        peer has died raises whatever its library makes of that.
+      Lost: instead of an error that comes of a peer that is gone.
     """
     try:
         yield
@@ -346,8 +358,8 @@ def failing_together() -> Iterator[None]:
             _link.announce("interrupted", 130)
         raise
     except Exception as error:
+        raise_if_lost()
         if _link is not None:
-            _link.wait_for_failure(10)
             # At once: to unwind may take the others, who wait elsewhere.
             traceback.print_exc()
             _link.announce(f"{type(error).__name__}: {first_line(error)}", 1)

@@ -221,6 +221,7 @@ class Checkpoints:
                 return read()
             # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
             except Exception as error:
+                processes.raise_if_lost()
                 reason = _reason(error)
             time.sleep(1)  # for what is under way, which the error kept alive
             gc.collect()
@@ -281,6 +282,7 @@ class Checkpoints:
             raise
         # As many kinds as in restoring.
         except Exception as error:
+            processes.raise_if_lost()
             kept = [p.name for p in self.folder.glob("[0-9]*") if p.name.isdigit()]
             kept = sorted(kept, key=int)
             raise UserError(
