@@ -2,11 +2,17 @@
 
 python -m vt_flax.benchmark input --config configs/imagenet.py --save sheet.png
 python -m vt_flax.benchmark step --config configs/imagenet.py --topology v5e:2x2
+python -m vt_flax.benchmark save --config configs/quickstart.py
+python -m vt_flax.benchmark collectives --config configs/imagenet.py --topology v5e:2x4
 
 `input` measures the host's images a second against a bare tf.data chain, a Pillow
 loader and JPEG decoding alone; --save writes a picture of what the network gets.
 `step` tells the augmentation's share of a training step: of its time here and, with
 --topology, of what the TPU compiler counts; that needs no TPU.
+`save` tells how long a checkpoint keeps the loop waiting, as a share of the steps from
+one to the next.
+`collectives` counts what the chips of a topology tell each other in a step, by the span
+of batch normalisation, as the TPU compiler has it.
 
 Any key of the configuration can be changed: --config.data.data_dir=DATA
 """
@@ -50,8 +56,16 @@ def main(argv: Sequence[str]) -> None:
         "--topology", metavar="NAME", help="count for TPUs too, such as v5e:2x2"
     )
     step.add_argument("--chip", type=int, default=128, help="examples a chip (128)")
+    save = _command(commands, "save", "how long a checkpoint is waited for")
+    save.add_argument("--saves", type=int, default=10, help="how many are timed (10)")
+    save.add_argument("--folder", default=".", help="on the disk to write to (.)")
+    count = _command(commands, "collectives", "what chips tell each other, by span")
+    count.add_argument(
+        "--topology", metavar="NAME", default="v5e:2x4", help="(v5e:2x4)"
+    )
+    count.add_argument("--chip", type=int, default=8, help="examples a chip (8)")
     args, overrides = parser.parse_known_args(argv)
-    for option in ("seconds", "rounds", "examples", "batch", "chip"):
+    for option in ("seconds", "rounds", "examples", "batch", "chip", "saves"):
         value = getattr(args, option, 1)
         if value < 1 and (option != "seconds" or value <= 0):
             least = "over 0" if option == "seconds" else "at least 1"
@@ -59,7 +73,13 @@ def main(argv: Sequence[str]) -> None:
     config = load_config(args.config, overrides)
     check_config(config.data)
     augment.check_config(config.data, config.batch_size)
-    (_input if args.command == "input" else _step)(args, config)
+    measure = {
+        "input": _input,
+        "step": _step,
+        "save": _save,
+        "collectives": _collectives,
+    }
+    measure[args.command](args, config)
 
 
 def _command(commands, name: str, help_text: str) -> argparse.ArgumentParser:
@@ -126,6 +146,29 @@ def _step(args: argparse.Namespace, config: ConfigDict) -> None:
         args.format,
         f"{config.model.name} at {config.data.image_size}: a training step with "
         f"data.augment {config.data.augment} and without",
+    )
+
+
+def _save(args: argparse.Namespace, config: ConfigDict) -> None:
+    from vt_flax.analysis.save_cost import rows
+    from vt_flax.training.run import prepare
+
+    cli.print_rows(
+        rows(prepare(config), args.folder, args.saves),
+        args.format,
+        f"{config.model.name} at {config.data.image_size}, batch {config.batch_size}: "
+        "what a checkpoint keeps the loop waiting",
+    )
+
+
+def _collectives(args: argparse.Namespace, config: ConfigDict) -> None:
+    from vt_flax.analysis.step_cost import collective_rows
+
+    cli.print_rows(
+        collective_rows(config, args.topology, args.chip),
+        args.format,
+        f"{config.model.name} on {args.topology}, {args.chip} examples a chip: "
+        "collectives in a training step",
     )
 
 

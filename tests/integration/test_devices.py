@@ -1,17 +1,31 @@
 """One device against eight: the same loss, gradients and statistics."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
 
+from vt_flax.analysis.step_cost import collective_rows
 from vt_flax.models import create_model
 from vt_flax.nn.norm import BatchNorm
-from vt_flax.parallel.mesh import batch_sharding, make_mesh, replicated, to_global
+from vt_flax.parallel.mesh import (
+    batch_sharding,
+    make_mesh,
+    replicated,
+    state_sharding,
+    to_global,
+)
+from vt_flax.parallel.topology import has_tpu_compiler
 from vt_flax.training.config import resolve
 from vt_flax.training.state import create_state
-from vt_flax.training.step import make_eval_step, make_train_step
+from vt_flax.training.step import (
+    compile_train_step,
+    make_eval_step,
+    make_train_step,
+)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +102,76 @@ def test_one_against_eight_devices(span, preset):
     jax.tree_util.tree_map_with_path(close, one, eight)
 
 
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_accumulated_parts_are_groups_of_a_whole_batch(fsdp):
+    """A batch in two parts updates as one whose groups are these parts.
+
+    Part i takes every second row from row i; the other batch has them one after the
+    other. Nothing is drawn.
+    """
+    batch, parts = 32, 2
+    generator = np.random.default_rng(0)
+    rows = {
+        "image": generator.integers(0, 256, (batch, 16, 16, 3), np.uint8),
+        "label": generator.integers(0, 10, batch).astype(np.int32),
+        "bad": np.zeros(batch, bool),
+    }
+    order = np.concatenate([np.arange(i, batch, parts) for i in range(parts)])
+    found = []
+    for accumulation, span, place in ((parts, "global", slice(None)), (1, "16", order)):
+        values = {"accumulation": accumulation, "data": {"flip": False}}
+        config = resolve(ConfigDict({**values, "ema": {"decay": 0.0}}))
+        model = create_model(
+            "vt_resnet18",
+            stem="small",
+            stage_sizes=[1, 1, 1, 1],
+            width=16,
+            token_channels=128,
+            heads=4,
+            group_channels=16,
+            num_classes=10,
+            norm_span=span,
+        )
+        mesh = make_mesh(jax.devices()[:4], fsdp)
+        optimizer = optax.sgd(1.0)
+        create = functools.partial(create_state, model, optimizer, 16, 0, ema=False)
+        shapes = jax.eval_shape(create)
+        state = jax.jit(create, out_shardings=state_sharding(mesh, shapes))()
+        copies = [x.is_fully_replicated for x in jax.tree.leaves(state.params)]
+        assert all(copies) == (fsdp == 1)
+        old = jax.device_get(state.params)
+        step = compile_train_step(
+            model, optimizer, lambda step: 1.0, config, mesh, shapes
+        )
+        request = {"request": np.zeros(4, np.int32)}
+        given = to_global({k: v[place] for k, v in rows.items()} | request, mesh)
+        after, metrics = step(state, given)
+        where = jax.tree.map(lambda x: x.sharding, after)
+        assert where == state_sharding(mesh, after)
+        gradient = jax.tree.map(np.subtract, old, jax.device_get(after.params))
+        found.append((gradient, jax.device_get(after.batch_stats), metrics))
+    (gradient, stats, metrics), (expected, once, others) = found
+    scale = np.linalg.norm([np.linalg.norm(g) for g in jax.tree.leaves(expected)])
+
+    def close(path, a, b):
+        size = max(np.linalg.norm(b), 0.01 * scale)
+        assert np.linalg.norm(a - b) <= 1e-4 * size, jax.tree_util.keystr(path)
+
+    jax.tree_util.tree_map_with_path(close, gradient, expected)
+    for name in ("loss", "top1", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], others[name], rtol=1e-4)
+
+    # The averages start at 0 and 1 and are updated twice, each time by one part: they go
+    # 1 - 0.9^2 of the way, where one update by the mean of both parts goes 0.1 of it.
+    def way(tree):
+        flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return np.concatenate([(x - ("var" in str(p))).ravel() for p, x in flat])
+
+    twice, one = way(stats), way(once)
+    ratio = np.dot(twice, one) / np.dot(one, one)
+    assert ratio == pytest.approx(1.9, rel=0.05)
+
+
 @pytest.mark.parametrize("span, collectives", [("global", True), ("2", False)])
 def test_groups_on_one_device_need_no_collective(span, collectives):
     """Statistics of the whole batch cross devices; those of a small group do not."""
@@ -109,3 +193,33 @@ def test_groups_on_one_device_need_no_collective(span, collectives):
 
 def _key():
     return jax.random.key(0)
+
+
+def test_groups_on_one_chip_leave_only_the_gradients_collectives():
+    """As the TPU compiler has it; of a group on two chips no image crosses."""
+    if not has_tpu_compiler():
+        pytest.skip("needs libtpu (pip install 'jax[tpu]')")
+    config = resolve(
+        ConfigDict(
+            {
+                "model": {
+                    "name": "vt_resnet18",
+                    "stem": "small",
+                    "stage_sizes": [1, 1, 1, 1],
+                    "width": 16,
+                    "token_channels": 128,
+                    "heads": 4,
+                    "group_channels": 16,
+                },
+                "data": {"image_size": 16},
+            }
+        )
+    )
+    rows = {row["norm_span"]: row for row in collective_rows(config, "v5e:2x4", 8)}
+    gradients = rows["frozen"]["all-reduce"]
+    assert gradients <= 3
+    assert rows["8"]["all-reduce"] == gradients
+    for span in ("global", "16", "32"):
+        assert rows[span]["all-reduce"] > gradients + 5
+    for row in rows.values():
+        assert row["all-gather"] == row["collective-permute"] == 0

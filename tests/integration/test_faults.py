@@ -1,5 +1,6 @@
 """Disks that are full or read-only, and data that goes away, in one process."""
 
+import os
 import shlex
 import subprocess
 

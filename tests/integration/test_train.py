@@ -7,13 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
+from pods import measured
 
+from vt_flax import evaluate
 from vt_flax.data import augment, pipeline
 from vt_flax.errors import UserError
 from vt_flax.training import loop
@@ -74,11 +77,18 @@ def last_state(run, workdir) -> TrainState:
     return checkpoints.restore(run.abstract_state(), checkpoints.steps()[-1]).state
 
 
+def assert_same(one: TrainState, other: TrainState) -> None:
+    """Compares two states to the bit."""
+    one, other = leaves(one), leaves(other)
+    for path, value in one.items():
+        np.testing.assert_array_equal(value, other[path], err_msg=path)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, digits):
     """A finished run: its configured parts, workdir and results."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    run = prepare(tiny(digits))
+    run = prepare(tiny(digits, **{"profile.start": 3, "profile.steps": 2}))
     return run, workdir, loop.train(run, workdir)
 
 
@@ -89,6 +99,9 @@ def test_a_run_learns_and_writes_what_it_saw(trained):
     assert [r["step"] for r in train] == [2, 4, 6, 8]
     assert train[-1]["loss"] < train[0]["loss"]
     assert train[-1]["epoch"] == pytest.approx(8 * 32 / 100)
+    assert all(r["host_memory"] > 1e8 for r in train)
+    (trace,) = (workdir / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
     (evaluation,) = [r for r in records if r["kind"] == "eval"]
     assert evaluation["step"] == 8
     assert evaluation["raw_top1"] == results["raw"]["top1"]
@@ -137,13 +150,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     monkeypatch.setattr(loop, "_device_batches", batches)
     loop.train(prepare(tiny(digits)), tmp_path / "run")
 
-    whole, parts = (
-        leaves(last_state(run, workdir)),
-        leaves(last_state(run, tmp_path / "run")),
-    )
-    assert whole.keys() == parts.keys()
-    for path in whole:
-        np.testing.assert_array_equal(whole[path], parts[path], err_msg=path)
+    assert_same(last_state(run, workdir), last_state(run, tmp_path / "run"))
+    # The report of steps 3 and 4 too, of which the restart saw only one.
+    assert measured(tmp_path) == measured(workdir.parent)
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
@@ -160,9 +169,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     out = capsys.readouterr().out
     assert "warning: checkpoint 8" in out and "going on from step 6 of 8" in out
     assert (again / "damaged" / "8").is_dir()
-    whole, parts = leaves(last_state(run, workdir)), leaves(last_state(run, again))
-    for path in whole:
-        np.testing.assert_array_equal(whole[path], parts[path], err_msg=path)
+    assert_same(last_state(run, workdir), last_state(run, again))
 
 
 def test_a_finished_run_says_that_nothing_is_left(trained, capsys):
@@ -213,12 +220,7 @@ def test_a_sigterm_loses_no_step(moment, trained, digits, tmp_path, monkeypatch)
     assert saved[-1] == moment + 2
     monkeypatch.setattr(loop, "_device_batches", batches)
     assert loop.train(prepare(tiny(digits)), tmp_path / "run") == results
-    whole, parts = (
-        leaves(last_state(run, workdir)),
-        leaves(last_state(run, tmp_path / "run")),
-    )
-    for path in whole:
-        np.testing.assert_array_equal(whole[path], parts[path], err_msg=path)
+    assert_same(last_state(run, workdir), last_state(run, tmp_path / "run"))
 
 
 def test_a_sigterm_cuts_off_an_evaluation(trained, digits, tmp_path, monkeypatch):
@@ -325,6 +327,35 @@ def test_a_run_may_go_on_under_another_rate_and_decay_but_not_another_model(
             loop.train(prepare(other), tmp_path)
     after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert before == after
+
+
+def test_a_checkpoint_comes_after_some_minutes_at_the_latest(
+    trained, digits, tmp_path, monkeypatch
+):
+    run, workdir, results = trained
+    clock = iter(range(0, 10**6, 61))
+    monkeypatch.setattr(
+        loop, "time", types.SimpleNamespace(monotonic=lambda: next(clock))
+    )
+    changes = {"checkpoint.every": "8 steps", "checkpoint.minutes": 2.0}
+    assert loop.train(prepare(tiny(digits, **changes)), tmp_path) == results
+    steps = [r["step"] for r in read_metrics(tmp_path) if r["kind"] == "checkpoint"]
+    assert len(steps) > 2 and steps[-1] == 8, steps
+    assert_same(last_state(run, workdir), last_state(run, tmp_path))
+
+
+def test_the_best_checkpoint_can_be_evaluated(digits, tmp_path, capsys):
+    """By the averages' top-1, of all evaluations on the way."""
+    config = tiny(digits, **{"eval.every": "2 steps"})
+    loop.train(prepare(config), tmp_path)
+    done = [r for r in read_metrics(tmp_path) if r["kind"] == "eval"]
+    assert [r["step"] for r in done] == [2, 4, 6, 8]
+    best = max(done, key=lambda r: (r["ema_top1"], -r["step"]))
+    capsys.readouterr()
+    evaluate.main(["--workdir", str(tmp_path), "--best", "--format", "json"])
+    found = {row["weights"]: row for row in json.loads(capsys.readouterr().out)}
+    assert found["ema"]["top1"] == round(best["ema_top1"], 3)
+    assert found["raw"]["loss"] == round(best["raw_loss"], 5)
 
 
 def test_averages_are_of_parameters_and_of_batch_statistics(trained):

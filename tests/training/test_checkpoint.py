@@ -2,6 +2,8 @@
 
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,8 @@ from vt_flax.training.checkpoint import (
     Checkpoints,
     abstract_like,
     fingerprint,
+    host_fingerprint,
+    locked,
     read_config,
     write_config,
 )
@@ -157,3 +161,74 @@ def test_a_workdir_of_another_format_is_refused(tmp_path):
     file.write_text(file.read_text().replace('"format": 3', '"format": 1'))
     with pytest.raises(UserError, match="format 1; this version reads 3: choose anoth"):
         read_config(tmp_path)
+
+
+def test_the_best_are_kept_beside_the_newest(tmp_path):
+    """By their metric; of equals the first, as a repeated run finds them again."""
+    best = Checkpoints(tmp_path, keep=2, best=True)
+    found = [
+        best.save_if_best(step, state_of(step), metric)
+        for step, metric in enumerate([10.0, 30.0, 20.0, 20.0, 15.0, 40.0], 1)
+    ]
+    assert found == [True, True, True, False, False, True]
+    best.close()
+    again = Checkpoints(tmp_path, keep=2, best=True)
+    assert again.steps() == [2, 6] and again.best_step() == 6
+    assert not again.save_if_best(6, state_of(6), 40.0)
+    assert same(again.restore(LIKE, 2).state, state_of(2))
+    again.close()
+    assert Checkpoints(tmp_path, read_only=True).steps() == []
+
+
+def test_what_was_half_written_is_cleared_away(written, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(written, workdir)
+    half = workdir / "checkpoints" / "7.orbax-checkpoint-tmp"
+    shutil.copytree(workdir / "checkpoints" / "3", half)
+    checkpoints = Checkpoints(workdir, keep=3)
+    assert checkpoints.steps() == [1, 2, 3]
+    checkpoints.save(4, state_of(4))
+    checkpoints.close()
+    assert not half.exists()
+
+
+def test_two_sums_are_the_same(written):
+    """One is computed by the devices, the other, for process 0 alone, by the host."""
+    state = state_of(9)
+    assert fingerprint(state) == host_fingerprint(jax.device_get(state))
+
+
+def test_a_workdir_is_one_runs_at_a_time(tmp_path):
+    with locked(tmp_path):
+        program = (
+            "import sys, pathlib; from vt_flax.training.checkpoint import locked\n"
+            "with locked(pathlib.Path(sys.argv[1])): pass"
+        )
+        other = [sys.executable, "-c", program, str(tmp_path)]
+        done = subprocess.run(other, capture_output=True, text=True)
+        assert f"another run is at work in {tmp_path}" in done.stderr
+    assert subprocess.run(other).returncode == 0
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_a_state_is_restored_to_other_devices(fsdp, tmp_path):
+    """Written by eight devices, over `fsdp`; read by one, by two, and by eight."""
+    large = np.random.default_rng(0).normal(size=(256, 128)).astype(np.float32)
+    state = state_of(1).replace(params={"w": large, "odd": np.float32([1, 2, 3])})
+
+    def placed(devices, fsdp):
+        mesh = make_mesh(jax.devices()[:devices], fsdp)
+        return abstract_like(state, state_sharding(mesh, state))
+
+    like = placed(8, fsdp)
+    written = jax.device_put(state, jax.tree.map(lambda x: x.sharding, like))
+    assert len(written.params["w"].sharding.device_set) == 8
+    assert written.params["w"].is_fully_replicated == (fsdp == 1)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, written)
+    checkpoints.wait()
+    for devices, over in ((1, 1), (2, 2), (8, 8)):
+        found = checkpoints.restore_newest(placed(devices, over))
+        assert not found.damaged and same(found.state, state)
+        assert len(found.state.params["w"].sharding.device_set) == devices
+    checkpoints.close()

@@ -4,6 +4,7 @@
 reads a request as JSON and prints the costs on a topology.
 """
 
+import collections
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,6 +32,7 @@ from vt_flax.training.step import compile_train_step
 
 # Classes where the configuration leaves them to a dataset, which is not opened here.
 CLASSES = 1000
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute")
 OFF = {"augment": "none", "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
 
 
@@ -78,15 +81,15 @@ class Step:
     def start(self) -> None:
         """Puts a state and a batch on the devices, and runs a first step."""
         shardings = state_sharding(self._mesh, self._shapes)
-        self._state = jax.jit(self._create, out_shardings=shardings)()
+        self.state = jax.jit(self._create, out_shardings=shardings)()
         self._images = to_global(self._noise(), self._mesh)
         self.seconds()
 
     def seconds(self) -> float:
         """Returns how long a step takes."""
         begin = time.perf_counter()
-        self._state, metrics = self._step(self._state, self._images)
-        jax.block_until_ready((self._state, metrics))
+        self.state, metrics = self._step(self.state, self._images)
+        jax.block_until_ready((self.state, metrics))
         return time.perf_counter() - begin
 
     def _noise(self) -> dict[str, np.ndarray]:
@@ -132,21 +135,7 @@ def compiled_rows(config: ConfigDict, topology: str, chip: int) -> list[dict[str
     Raises:
       UserError: if libtpu is not there, or cannot compile the step.
     """
-    if not has_tpu_compiler():
-        raise UserError('--topology needs libtpu: pip install "jax[tpu]"')
-    request = {"config": config.to_dict(), "topology": topology, "chip": chip}
-    # A process of its own: the compiler needs its own start of JAX, and may crash.
-    done = subprocess.run(
-        [sys.executable, "-m", "vt_flax.analysis.step_cost"],
-        input=json.dumps(request),
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        reason = (done.stderr.strip() or f"status {done.returncode}").split("\n")[-1]
-        raise UserError(f"--topology {topology}: {reason}")
-    on, off = json.loads(done.stdout.splitlines()[-1])
+    on, off = _costs([config, without_augmentation(config)], topology, chip)
     units = {
         "GFLOP an image": ("flops", 1e9 * chip),
         "MB an image": ("bytes", 1e6 * chip),
@@ -160,6 +149,72 @@ def compiled_rows(config: ConfigDict, topology: str, chip: int) -> list[dict[str
     ]
 
 
+def collective_rows(
+    config: ConfigDict, topology: str, chip: int
+) -> list[dict[str, Any]]:
+    """Counts the collectives of a compiled step by the span of batch normalisation.
+
+    Spans: all examples; those of a chip, of two and of four chips; frozen.
+
+    Args:
+      config: a resolved configuration.
+      topology: such as `v5e:2x4`.
+      chip: examples on each chip.
+
+    Raises:
+      UserError: if libtpu is not there, or cannot compile the step, or the model has no
+        span.
+    """
+    if "norm_span" not in config.model:
+        raise UserError(f"model {config.model.name} has no norm_span")
+    spans = {
+        "global": "all examples",
+        "frozen": "none: running statistics",
+        str(chip): "groups on one chip",
+        str(2 * chip): "groups on two chips",
+        str(4 * chip): "groups on four chips",
+    }
+    configs = []
+    for span in spans:
+        changed = config.copy_and_resolve_references()
+        changed.model.norm_span = span
+        configs.append(changed)
+    costs = _costs(configs, topology, chip)
+    return [
+        {
+            "norm_span": span,
+            "statistics over": meaning,
+            **{name: cost["collectives"].get(name, 0) for name in COLLECTIVES},
+        }
+        for (span, meaning), cost in zip(spans.items(), costs, strict=True)
+    ]
+
+
+def _costs(
+    configs: Sequence[ConfigDict], topology: str, chip: int
+) -> list[dict[str, Any]]:
+    """Returns what the TPU compiler makes of the steps of some configurations."""
+    if not has_tpu_compiler():
+        raise UserError('--topology needs libtpu: pip install "jax[tpu]"')
+    request = {
+        "configs": [config.to_dict() for config in configs],
+        "topology": topology,
+        "chip": chip,
+    }
+    # A process of its own: the compiler needs its own start of JAX, and may crash.
+    done = subprocess.run(
+        [sys.executable, "-m", "vt_flax.analysis.step_cost"],
+        input=json.dumps(request),
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip() or f"status {done.returncode}").split("\n")[-1]
+        raise UserError(f"--topology {topology}: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def _row(what: str, on: float, off: float, ratio: float | None = None):
     return {
         "what": what,
@@ -169,22 +224,35 @@ def _row(what: str, on: float, off: float, ratio: float | None = None):
     }
 
 
-def _compile(request: dict[str, Any]) -> list[dict[str, float]]:
-    config = resolve(ConfigDict(request["config"]))
-    mesh = make_mesh(tpu_devices(request["topology"]), config.parallel.fsdp)
+def _compile(request: dict[str, Any]) -> list[dict[str, Any]]:
     costs = []
-    for c in (config, without_augmentation(config)):
-        compiled = Step(c, mesh, request["chip"] * mesh.size).compile()
+    devices = tpu_devices(request["topology"])
+    for values in request["configs"]:
+        config = resolve(ConfigDict(values))
+        mesh = make_mesh(devices, config.parallel.fsdp)
+        compiled = Step(config, mesh, request["chip"] * mesh.size).compile()
         cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+        program = compiled.as_text()
         costs.append(
             {
                 "flops": cost["flops"],
                 "bytes": cost["bytes accessed"],
                 "temporary": memory.temp_size_in_bytes,
-                "cycles": _estimated_cycles(compiled.as_text()),
+                "cycles": _estimated_cycles(program),
+                "collectives": count_collectives(program),
             }
         )
     return costs
+
+
+def count_collectives(program: str) -> dict[str, int]:
+    """Returns how many of each of COLLECTIVES a compiled program has.
+
+    One that is started and finished apart counts once; one over many arrays at a time
+    is one.
+    """
+    found = re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", program)
+    return dict(collections.Counter(found))
 
 
 def _estimated_cycles(program: str) -> int:

@@ -127,12 +127,16 @@ class Checkpoints:
             self._manager.save(step, args=items, metrics={METRIC: metric})
 
     def save_if_best(self, step: int, state: TrainState, metric: float) -> bool:
-        """Saves a state if it is among the best so far; tells whether it is."""
+        """Saves a state if it is among the best so far; tells whether it is.
+
+        When this returns it is written.
+        """
         values = self._values()
         full = len(values) >= self._keep
         if step in values or (full and metric <= min(values.values())):
             return False
         self.save(step, state, metric=metric)
+        self.wait()
         return True
 
     def _values(self) -> dict[int, float]:

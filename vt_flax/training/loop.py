@@ -145,8 +145,8 @@ def _train(
         if results is None:
             return None
         # Before the record, after which a restart has nothing left to do.
-        if best and best.save_if_best(step, state, list(results.values())[-1][METRIC]):
-            best.wait()
+        if best:
+            best.save_if_best(step, state, list(results.values())[-1][METRIC])
         logger.write(
             step,
             {f"{name}_{k}": v for name, r in results.items() for k, v in r.items()},

@@ -1,0 +1,96 @@
+"""Which process of how many this is."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vt_flax.errors import UserError
+from vt_flax.parallel.processes import (
+    Place,
+    check_shared,
+    find_place,
+    finish,
+    gather,
+    report,
+    versions,
+)
+
+SLURM = {
+    "SLURM_JOB_ID": "1234",
+    "SLURM_STEP_NODELIST": "node[007-009],other",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NUM_NODES": "4",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    for name in (*SLURM, "OMPI_MCA_orte_hnp_uri", "JAX_COORDINATOR_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    # A machine of the cloud would be asked for its metadata.
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+
+
+def test_a_machine_without_a_cluster_is_alone():
+    assert find_place() == Place()
+    assert find_place(count=1) == Place()
+
+
+def test_what_is_told_counts():
+    place = find_place("10.0.0.1:8476", 4, 3, ["a", "b", "c", "d"])
+    assert place == Place(3, 4, "10.0.0.1:8476", ("a", "b", "c", "d"))
+
+
+def test_slurm_is_asked(monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    place = find_place()
+    assert (place.index, place.count, place.local_device_ids) == (2, 4, (0,))
+    assert place.coordinator.startswith("node007:")
+    # One of several tasks that is to be alone.
+    assert find_place(count=1) == Place()
+
+
+def test_a_cluster_that_cannot_be_asked_is_one_line(monkeypatch):
+    for name, value in {**SLURM, "SLURM_NTASKS": "many"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="cannot be asked .*many.*: give --coordinator"):
+        find_place()
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"count": 2}, "need all of --coordinator"),
+        ({"coordinator": "a:1"}, "need all of --coordinator"),
+        ({"coordinator": "a:1", "count": 2}, "need all of --coordinator"),
+        ({"coordinator": "a:1", "count": 2, "index": 2}, "--process 2: must be at lea"),
+        ({"coordinator": "a:1", "count": 2, "index": -1}, "--process -1: must be at l"),
+        ({"coordinator": "a", "count": 2, "index": 0}, "--coordinator a: write HOST:P"),
+        ({"coordinator": "a:x", "count": 2, "index": 0}, "--coordinator a:x: write HO"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(given, message):
+    with pytest.raises(UserError, match=message):
+        find_place(**given)
+
+
+def test_alone_everything_is_agreed(tmp_path):
+    assert gather("anything", [1]) == [[1]]
+    report("something")
+    check_shared(tmp_path / "new")
+    finish()
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_version_is_that_of_the_sources():
+    """Another process finds the same; with a changed file it would not."""
+    program = "from vt_flax.parallel.processes import versions; print(versions())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(versions())
+    assert "sources" in versions()["vt_flax"] and "jaxlib" in versions()
