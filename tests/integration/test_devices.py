@@ -161,7 +161,7 @@ def test_accumulated_parts_are_groups_of_a_whole_batch(fsdp):
     for name in ("loss", "top1", "grad_norm"):
         np.testing.assert_allclose(metrics[name], others[name], rtol=1e-4)
 
-    # The averages start at 0 and 1 and are updated twice, each time by one part: they go
+    # The averages start at 0 and 1 and are updated twice, by one part each: they go
     # 1 - 0.9^2 of the way, where one update by the mean of both parts goes 0.1 of it.
     def way(tree):
         flat = jax.tree_util.tree_flatten_with_path(tree)[0]
