@@ -87,9 +87,8 @@ class Process:
 
     @property
     def err(self) -> str:
-        """Returns what it wrote to stderr; gloo tells there whom it is connected to."""
-        text = self.output.with_suffix(".err").read_text()
-        return re.sub(r"(\[Gloo\] )|(Rank )|(.*peer ranks.*\n)", "", text)
+        """Returns what it wrote to stderr."""
+        return self.output.with_suffix(".err").read_text()
 
     def wait_for(self, pattern: str, seconds: float = 120) -> None:
         """Waits until it has printed something."""
@@ -113,6 +112,7 @@ def pod(
     workdirs: Sequence[Any] | None = None,
     count: int | None = None,
     extra: Sequence[str] = (),
+    program: Sequence[str] = (),
 ) -> Iterator[list[Process]]:
     """Starts processes that train together, and ends those that are left.
 
@@ -123,6 +123,7 @@ def pod(
       workdirs: of each, if they differ.
       count: how many are told to be there, if that is not so.
       extra: arguments of all.
+      program: another command than to train.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port, count = free_port(), count or len(changes)
@@ -130,7 +131,7 @@ def pod(
     try:
         for i, change in enumerate(changes):
             workdir = workdirs[i] if workdirs else folder / "run"
-            arguments = command(workdir, change) + list(extra)
+            arguments = [*(program or command(workdir, change)), *extra]
             if count > 1:
                 arguments += ["--coordinator", f"127.0.0.1:{port}"]
                 arguments += ["--processes", str(count), "--process", str(i)]

@@ -71,11 +71,19 @@ def join_processes(args: argparse.Namespace) -> None:
     hosts = [host for host in args.hosts.split(",") if host]
     place = processes.find_place(args.coordinator, args.processes, args.process, hosts)
     processes.join(place, args.start_seconds)
+    if processes.several():
+        # It imports JAX, which commands that need none are to start without.
+        from vt_flax.parallel.agreement import check_code
+
+        check_code()
+    processes.start_jax(place, args.start_seconds)
 
 
 def agree(command: str, config: ConfigDict) -> None:
     """Checks that all processes do the same, and sets what they go by."""
-    processes.check_agreement(command, config.to_dict())
+    from vt_flax.parallel.agreement import check_agreement
+
+    check_agreement(command, config.to_dict())
     processes.set_limits(config.parallel.silence_seconds, config.parallel.stall_seconds)
     keep_programs(config.compilation_cache)
 

@@ -12,7 +12,6 @@ JAX's own.
 
 import contextlib
 import dataclasses
-import json
 import selectors
 import socket
 import threading
@@ -21,13 +20,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vt_flax.errors import UserError
+from vt_flax.parallel.wire import Lines, Message, connect, listen, send
 
 # Seconds between two signs of life.
 BEAT = 1.0
 # Seconds that whoever fails by itself is given to say why, before it is ended.
 GRACE = 10.0
-
-Message = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +102,7 @@ class Link:
         self._peers: dict[int, Peer] = {}
         self._sockets: dict[int, socket.socket] = {}
         self._left: set[int] = set()
-        self._begin = time.monotonic()
-        self._listener = self._listen() if index == 0 else None
+        self._listener = listen(address[1], count) if index == 0 else None
         if index:
             self._connect()
         self._thread = threading.Thread(
@@ -227,36 +224,12 @@ class Link:
 
     # Connecting.
 
-    def _listen(self) -> socket.socket:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", self._address[1]))
-        except OSError as error:
-            listener.close()
-            raise UserError(
-                f"port {self._address[1]} of process 0: {error.strerror}: end "
-                "the other run on this machine, or give --coordinator another port"
-            ) from error
-        listener.listen(self.count)
-        listener.setblocking(False)
-        return listener
-
     def _connect(self) -> None:
-        limit = self._begin + self._limits.start
-        while True:
-            try:
-                connection = socket.create_connection(self._address, timeout=5)
-                break
-            except OSError as error:
-                reason = error.strerror or str(error)
-                if time.monotonic() > limit:
-                    raise UserError(
-                        f"process {self.index} of {self.count}: {self.names([0])} does "
-                        f"not answer after {self._limits.start:.0f} s ({reason}): is "
-                        "it running, and its port open?"
-                    ) from error
-                time.sleep(0.3)
+        connection = connect(
+            self._address,
+            self._limits.start,
+            f"process {self.index} of {self.count}: {self.names([0])}",
+        )
         self._sockets[0] = connection
         self._peers[0] = Peer("", time.monotonic())
         self._tell(0, {"hello": self.index, "count": self.count, "host": self._host})
@@ -265,13 +238,13 @@ class Link:
 
     def _run(self) -> None:
         """Hears whoever is connected, gives signs of life and looks for theirs."""
-        lines: dict[socket.socket, _Lines] = {}
+        lines: dict[socket.socket, Lines] = {}
         owners: dict[socket.socket, int] = {}
         with selectors.DefaultSelector() as selector:
 
             def add(connection: socket.socket) -> None:
                 connection.settimeout(5)
-                lines[connection] = _Lines()
+                lines[connection] = Lines()
                 selector.register(connection, selectors.EVENT_READ)
 
             if self._listener is not None:
@@ -349,8 +322,7 @@ class Link:
             )
         owners[connection] = index
         if refusal:
-            line = json.dumps({"failure": refusal, "status": 2}) + "\n"
-            connection.sendall(line.encode())
+            send(connection, {"failure": refusal, "status": 2})
             self._fail(refusal, 2)
             return
         self._sockets[index] = connection
@@ -430,30 +402,4 @@ class Link:
     def _tell(self, other: int, message: Message) -> None:
         # Who is gone is noticed where it is read from.
         with contextlib.suppress(OSError):
-            self._sockets[other].sendall((json.dumps(message) + "\n").encode())
-
-
-class _Lines:
-    """Puts together the lines of a connection."""
-
-    def __init__(self):
-        self._rest = b""
-
-    def read(self, connection: socket.socket) -> tuple[list[Message], bool]:
-        """Returns the messages that are there, and whether more may come."""
-        try:
-            data = connection.recv(1 << 16)
-        except TimeoutError:
-            return [], True
-        except OSError:
-            return [], False
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        messages = []
-        for line in lines:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                continue  # a stranger at the port
-            if isinstance(message, dict):
-                messages.append(message)
-        return messages, bool(data)
+            send(self._sockets[other], message)

@@ -7,28 +7,17 @@ every function here is there for it, and does next to nothing.
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
-import json
 import os
-import pathlib
 import platform
-import secrets
 import socket
 import sys
-import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vt_flax.errors import UserError, differences, first_line
+from vt_flax.errors import UserError, first_line
 from vt_flax.parallel.link import Limits, Link
 from vt_flax.parallel.relay import Relay
-from vt_flax.version import __version__
-
-# Seconds that a network file system may take to show a file to another machine.
-FILE_SECONDS = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,24 +109,23 @@ def join(place: Place, start_seconds: float) -> None:
     global _link
     if place.count == 1:
         return
-    host, port = _address(place)
     _link = Link(
         place.index,
         place.count,
-        (host, port),
+        _address(place),
         Limits(start=start_seconds),
         host=socket.gethostname(),
         hosts=place.hosts,
         end=_end_at_once,
     )
-    everyone = gather("start", versions())
-    index = _other(everyone)
-    if index is not None:
-        lines = differences(everyone[0], everyone[index])
-        raise UserError(
-            f"{_link.names([index])} has other code than {_link.names([0])}: "
-            f"{'; '.join(lines)}: install the same on all"
-        )
+    gather("start", None)
+
+
+def start_jax(place: Place, start_seconds: float) -> None:
+    """Starts JAX over all processes, which have come."""
+    if place.count == 1:
+        return
+    host, port = _address(place)
     jax_port = _free_port(port + 1) if place.index == 0 else 0
     jax_port = gather("port", jax_port)[0]
     _start_jax(place, (host, jax_port), start_seconds)
@@ -149,6 +137,7 @@ def _start_jax(place: Place, address: tuple[str, int], seconds: float) -> None:
 
     # Read where the backend is a CPU.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    _keep_stdout()
     # It would take SIGTERM, for which there is `training.requests`.
     jax.config.update("jax_enable_preemption_service", False)
     port = address[1]
@@ -170,6 +159,18 @@ def _start_jax(place: Place, address: tuple[str, int], seconds: float) -> None:
     )
 
 
+def _keep_stdout() -> None:
+    """Leaves standard output to Python alone.
+
+    gloo writes there whom it is connected to, amid what a program may be reading.
+    """
+    sys.stdout.flush()
+    own = os.dup(1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    sys.stdout = open(own, "w", buffering=1, encoding=sys.stdout.encoding)
+
+
 def set_limits(silence: float, stall: float) -> None:
     """Sets how long a process may be silent, or get no further, in seconds."""
     if _link is not None:
@@ -181,6 +182,16 @@ def gather(name: str, value: Any, seconds: float | None = None) -> list[Any]:
     return [value] if _link is None else _link.gather(name, value, seconds)
 
 
+def several() -> bool:
+    """Tells whether there are several processes."""
+    return _link is not None
+
+
+def names(indices: Sequence[int]) -> str:
+    """Returns `process 1 of 4 (host)`, for one or several of them."""
+    return _link.names(indices)
+
+
 def report(doing: str) -> None:
     """Says what this process is at, for those who wait for it.
 
@@ -189,109 +200,6 @@ def report(doing: str) -> None:
     """
     if _link is not None:
         _link.report(doing)
-
-
-def check_agreement(command: str, config: Mapping[str, Any]) -> None:
-    """Checks that all processes were started to do the same.
-
-    Args:
-      command: the front door's name.
-      config: the resolved configuration, as JSON can write it.
-
-    Raises:
-      UserError: everywhere alike, naming who differs in what.
-    """
-    if _link is None:
-        return
-    text = json.dumps(config, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    everyone = gather("agreement", {"command": command, "configuration": digest})
-    index = _other(everyone)
-    if index is None:
-        return
-    who, first = _link.names([index]), _link.names([0])
-    if everyone[index]["command"] != command:
-        raise UserError(
-            f"{who} runs {everyone[index]['command']}, {first} "
-            f"{everyone[0]['command']}: start the same command on all"
-        )
-    # Only what is in doubt is sent: on a large pod it would be much.
-    configs = gather("configuration", config if _link.index in (0, index) else 0)
-    lines = differences(configs[0], configs[index])
-    raise UserError(
-        f"{who} has another configuration than {first}: {'; '.join(lines[:3])}"
-        f"{'; ...' if len(lines) > 3 else ''}"
-    )
-
-
-def _other(everyone: Sequence[Any]) -> int | None:
-    """Returns the first process that brought something else than process 0."""
-    return next((i for i, other in enumerate(everyone) if other != everyone[0]), None)
-
-
-def check_shared(folder: pathlib.Path) -> None:
-    """Checks that all processes see one and the same folder, and makes it.
-
-    Raises:
-      UserError: everywhere alike, if process 0 cannot write there or another does not
-        see what it wrote; nothing is left behind.
-    """
-    if _link is None:
-        return
-    with contextlib.ExitStack() as traces:
-        told = {"token": f".seen-{secrets.token_hex(8)}", "problem": ""}
-        if _link.index == 0:
-            try:
-                _leave_token(folder, told["token"], traces)
-            except OSError as error:
-                told["problem"] = error.strerror or str(error)
-        told = gather("workdir", told)[0]
-        if told["problem"]:
-            raise UserError(f"--workdir {folder}: {told['problem']}")
-        seen = _appears(folder / told["token"], FILE_SECONDS)
-        blind = [i for i, s in enumerate(gather("workdir seen", seen)) if not s]
-        if blind:
-            raise UserError(
-                f"{_link.names(blind)} does not see the --workdir {folder} of "
-                f"{_link.names([0])}: name a folder that all machines share"
-            )
-
-
-def _leave_token(folder: pathlib.Path, name: str, traces: contextlib.ExitStack) -> None:
-    """Writes a file, which goes again, with the folders that are empty without it."""
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for made in reversed(missing):
-        traces.callback(_remove_if_empty, made)
-    (folder / name).touch()
-    traces.callback((folder / name).unlink)
-
-
-def _remove_if_empty(folder: pathlib.Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def _appears(file: pathlib.Path, seconds: float) -> bool:
-    limit = time.monotonic() + seconds
-    while not file.exists():
-        if time.monotonic() > limit:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Returns what decides how a configuration is run, by name."""
-    digest = hashlib.sha256()
-    root = pathlib.Path(__file__).parents[1]
-    for file in sorted(root.rglob("*.py")):
-        digest.update(file.relative_to(root).as_posix().encode())
-        digest.update(file.read_bytes())
-    code = {"vt_flax": f"{__version__} (sources {digest.hexdigest()[:12]})"}
-    libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow")
-    return code | {name: metadata.version(name) for name in libraries}
 
 
 def banner() -> str:

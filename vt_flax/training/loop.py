@@ -14,6 +14,7 @@ from vt_flax.data import augment, pipeline
 from vt_flax.data.source import Source, cached
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
+from vt_flax.parallel.agreement import check_shared
 from vt_flax.parallel.mesh import batch_sharding, describe, own_rows, to_global
 from vt_flax.training.checkpoint import (
     METRIC,
@@ -81,7 +82,7 @@ def _train(
     save_every = run.steps(config.checkpoint.every)
 
     # Workdir: whose run is it, and is it all processes' and nobody else's?
-    processes.check_shared(workdir)
+    check_shared(workdir)
     changes = check_same_run(workdir, config)
     notes = augment.check_device(config.data, batch_sharding(mesh))
     try:

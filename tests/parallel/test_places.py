@@ -6,15 +6,8 @@ import sys
 import pytest
 
 from vt_flax.errors import UserError
-from vt_flax.parallel.processes import (
-    Place,
-    check_shared,
-    find_place,
-    finish,
-    gather,
-    report,
-    versions,
-)
+from vt_flax.parallel.agreement import check_shared, versions
+from vt_flax.parallel.processes import Place, find_place, finish, gather, report
 
 SLURM = {
     "SLURM_JOB_ID": "1234",
@@ -88,7 +81,7 @@ def test_alone_everything_is_agreed(tmp_path):
 
 def test_the_version_is_that_of_the_sources():
     """Another process finds the same; with a changed file it would not."""
-    program = "from vt_flax.parallel.processes import versions; print(versions())"
+    program = "from vt_flax.parallel.agreement import versions; print(versions())"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

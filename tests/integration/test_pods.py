@@ -1,8 +1,10 @@
 """Several real processes: the same results, and what happens when one is gone."""
 
 import contextlib
+import json
 import pathlib
 import signal
+import sys
 import time
 
 import numpy as np
@@ -62,6 +64,23 @@ def assert_alike(found, expected):
 
 def test_two_processes_train_as_one(alone, together):
     assert_alike(measured(together), alone)
+
+
+@pytest.mark.parametrize("count, devices", [(1, 1), (2, 1)])
+def test_any_number_of_processes_evaluates_alike(count, devices, together, tmp_path):
+    """What two processes with two devices each have saved."""
+    program = [sys.executable, "-m", "vt_flax.evaluate", "--format", "json"]
+    program += ["--workdir", str(together / "run")]
+    with pod(tmp_path, [{}] * count, devices=devices, program=program) as it:
+        for process in it:
+            assert process.end() == 0, process.err
+        found = {row["weights"]: row for row in json.loads(it[0].out)}
+        assert all(process.out == "" for process in it[1:])
+    (expected,) = [r for r in measured(together) if r["kind"] == "eval"]
+    for weights in ("raw", "ema"):
+        assert found[weights]["examples"] == 45
+        for metric in ("top1", "top5"):
+            assert found[weights][metric] == round(expected[f"{weights}_{metric}"], 3)
 
 
 @pytest.mark.parametrize("count, devices, fsdp", [(4, 1, 1), (1, 4, 2), (2, 2, 4)])
