@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from vt_flax import cli
 from vt_flax.errors import UserError
+from vt_flax.parallel import processes
 from vt_flax.training.checkpoint import Checkpoints, read_config
 from vt_flax.training.config import resolve
 from vt_flax.training.evaluation import evaluate
@@ -47,6 +48,8 @@ def main(argv: Sequence[str]) -> None:
 
     workdir = cli.local_folder("--workdir", args.workdir)
     cli.join_processes(args)
+    if args.token_picture and processes.several():
+        raise UserError("--token_picture is drawn by one process: add --processes 1")
     config = resolve(ConfigDict(read_config(workdir)), overrides)
     cli.agree("evaluate", config)
     run = prepare(config)

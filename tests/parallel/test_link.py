@@ -114,7 +114,7 @@ def test_each_gets_what_all_have_brought():
 @pytest.mark.parametrize("hosts", [(), ("a", "b", "c")])
 def test_who_has_not_come_is_named(hosts):
     with pod(3, Limits(start=1), starts=[0, 1], hosts=hosts) as it:
-        got = it.gather("start", {0: 0, 1: 0})
+        got = it.gather("start", {0: 0, 1: 0}, seconds=1)
     name = "process 2 (c) of 3" if hosts else "process 2 of 3"
     for error in got.values():
         assert isinstance(error, Lost)
@@ -202,7 +202,8 @@ def test_who_gets_no_further_is_named_and_not_those_who_wait_for_it():
         wait_until(lambda: it.ended.keys() == {0, 1, 2})
         for line, status in it.ended.values():
             assert line == (
-                "process 1 (host1) of 3 got no further for 4 s, at: step 5: reading"
+                "process 1 (host1) of 3 got no further for 4 s, at: step 5: reading: "
+                "run the same command again to go on"
             )
             assert status == 5
 

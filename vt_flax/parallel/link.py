@@ -24,6 +24,8 @@ from vt_flax.parallel.wire import Lines, Message, connect, listen, send
 
 # Seconds between two signs of life.
 BEAT = 1.0
+# What to do about a process that is gone.
+ADVICE = "run the same command again to go on"
 # Seconds that whoever fails by itself is given to say why, before it is ended.
 GRACE = 10.0
 
@@ -33,7 +35,7 @@ class Limits:
     """Seconds that are waited.
 
     Attributes:
-      start: for a process that has not come.
+      start: for process 0 to answer.
       silence: for one of which nothing is heard.
       stall: for one that is alive but gets no further.
     """
@@ -118,13 +120,13 @@ class Link:
         Args:
           name: of the meeting: the same everywhere, and in the same order.
           value: this process's, as JSON can write it.
-          seconds: to wait for the others; the limit `start` by default.
+          seconds: to wait for the others; the limit `stall` by default.
 
         Raises:
           Lost: naming who did not come in time, or is gone; or what another process
             that failed had to say, with its status.
         """
-        limit = self._limits.start if seconds is None else seconds
+        limit = self._limits.stall if seconds is None else seconds
         with self._lock:
             if self.index == 0:
                 self._bring(name, 0, value)
@@ -342,7 +344,8 @@ class Link:
         if other is None or other in self._left or self._closing:
             return
         self._sockets.pop(other, None)
-        self._fail(f"{self.names([other])} is gone{self._last(other)}", Lost.status)
+        line = f"{self.names([other])} is gone{self._last(other)}: {ADVICE}"
+        self._fail(line, Lost.status)
 
     def _judge(self, now: float) -> None:
         """Looks for whoever is silent, or gets no further."""
@@ -354,7 +357,7 @@ class Link:
             if silent > self._limits.silence:
                 self._fail(
                     f"{self.names([other])} is not heard of for {silent:.0f} s"
-                    f"{self._last(other)}",
+                    f"{self._last(other)}: {ADVICE}",
                     Lost.status,
                 )
                 return
@@ -370,7 +373,7 @@ class Link:
             self._peers.setdefault(0, least[0])
             self._fail(
                 f"{self.names(who)} got no further for {self._limits.stall:.0f} s, at: "
-                f"{least[who[0]].doing}",
+                f"{least[who[0]].doing}: {ADVICE}",
                 Lost.status,
             )
 

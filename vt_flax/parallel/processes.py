@@ -118,7 +118,7 @@ def join(place: Place, start_seconds: float) -> None:
         hosts=place.hosts,
         end=_end_at_once,
     )
-    gather("start", None)
+    gather("start", None, start_seconds)
 
 
 def start_jax(place: Place, start_seconds: float) -> None:
@@ -291,7 +291,7 @@ def has_last_word() -> bool:
 
 def _end_at_once(line: str, status: int) -> None:
     """Ends this process from whatever thread notices that it cannot go on."""
-    print(f"error: {line}: run the same command again to go on", file=sys.stderr)
+    print(f"error: {line}", file=sys.stderr)
     _exit(status)
 
 
