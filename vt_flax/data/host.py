@@ -23,6 +23,9 @@ def tensorflow() -> types.ModuleType:
 
     It is imported where it is first needed, for it takes seconds.
     """
+    # Its warnings are of its own queues, such as one that is closed while waited for.
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     with _quiet():
         import tensorflow as tf
 

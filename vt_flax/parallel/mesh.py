@@ -42,12 +42,17 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mes
     shape = (each // fsdp, fsdp)
     # Chips of two-dimensional tori have no axis to spare for a second one.
     options = {"allow_split_physical_axes": True}
-    if slices > 1:
-        grid = mesh_utils.create_hybrid_device_mesh(
-            shape, (slices, 1), devices, **options
-        )
-    else:
-        grid = mesh_utils.create_device_mesh(shape, devices, **options)
+    try:
+        if slices > 1:
+            grid = mesh_utils.create_hybrid_device_mesh(
+                shape, (slices, 1), devices, **options
+            )
+        else:
+            grid = mesh_utils.create_device_mesh(shape, devices, **options)
+    # Chips whose cores are devices of their own (v2, v3, v4 as the compiler alone has
+    # it), and shapes that a torus does not hold: then in the order of their numbers.
+    except (AssertionError, NotImplementedError):
+        grid = np.asarray(devices).reshape(slices * shape[0], shape[1])
     return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 

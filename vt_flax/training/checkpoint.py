@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno as errnos
 import fcntl
+import functools
 import gc
 import itertools
 import json
@@ -12,6 +13,7 @@ import os
 import pathlib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,6 +80,7 @@ class Checkpoints:
         read_only: bool = False,
         best: bool = False,
     ):
+        _hush()
         self.workdir, self._keep = workdir, keep
         self.folder = workdir / ("best" if best else "checkpoints")
         options: dict[str, Any] = {"create": not read_only, "read_only": read_only}
@@ -382,6 +385,31 @@ def _quiet() -> Iterator[None]:
     finally:
         sys.unraisablehook = hook
         logger.setLevel(level)
+
+
+@functools.cache
+def _hush() -> None:
+    """Drops, for good, what else follows an array that could not be written.
+
+    It comes from threads in the background, at any time, a page for each of the other
+    arrays; the failure itself is raised.
+    """
+
+    def without_echoes(hook: Callable, arguments: Callable) -> Callable:
+        def filtered(*args) -> None:
+            if str(arguments(*args)) != "Event loop is closed":
+                hook(*args)
+
+        return filtered
+
+    sys.excepthook = without_echoes(sys.excepthook, lambda _, error, __: error)
+    sys.unraisablehook = without_echoes(
+        sys.unraisablehook, lambda unraisable: unraisable.exc_value
+    )
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "exception was never retrieved" not in record.getMessage()
+    )
 
 
 @contextlib.contextmanager
