@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pods import assert_same_run, command, pod
+from pods import assert_same_run, command, pod, xla_flags
 
 # A network that starts fast, and a run that is long enough to be killed twenty times.
 # Reports straddle checkpoints.
@@ -48,7 +48,7 @@ def _train(arguments: Sequence[str], output: str) -> None:
     with open(output, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    os.environ["XLA_FLAGS"] = xla_flags(2)
     from vt_flax import cli, train
 
     sys.argv = ["train", *arguments]

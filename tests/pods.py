@@ -55,6 +55,14 @@ def free_port() -> int:
                 return port
 
 
+def xla_flags(devices: int) -> str:
+    """Returns flags for so many devices, and quick compilation of what runs briefly."""
+    return (
+        f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0"
+    )
+
+
 def command(workdir: Any, changes: dict[str, Any]) -> list[str]:
     """Returns the command that trains a small network: of SMALL, or as it is told."""
     base = {} if "model.name" in changes else SMALL
@@ -71,14 +79,12 @@ class Process:
 
     def __init__(self, arguments: Sequence[str], devices: int, output: pathlib.Path):
         self.output = output
-        # Programs this small are compiled for longer than they run.
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        flags += " --xla_backend_optimization_level=0"
         with output.open("w") as out, output.with_suffix(".err").open("w") as err:
             self.popen = subprocess.Popen(
                 arguments,
                 cwd=ROOT,
-                env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+                env=os.environ
+                | {"XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu"},
                 stdout=out,
                 stderr=err,
             )

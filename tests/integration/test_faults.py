@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from kills import LONG
 from PIL import Image
-from pods import ROOT, assert_same_run, command, pod
+from pods import ROOT, assert_same_run, command, pod, xla_flags
 
 
 def mounted(script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -21,7 +21,7 @@ def mounted(script: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [*unshare, "sh", "-c", script, "sh", *arguments],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+        env=os.environ | {"XLA_FLAGS": xla_flags(1)},
         capture_output=True,
         text=True,
     )
