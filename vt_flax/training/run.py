@@ -16,6 +16,7 @@ from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.nn.norm import parse_span
+from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import check_batch, make_mesh, state_sharding
 from vt_flax.training.checkpoint import abstract_like
 from vt_flax.training.optimizer import make_optimizer
@@ -135,8 +136,13 @@ def prepare(config: ConfigDict) -> Run:
     ):
         if value < least:
             raise UserError(f"{key} {value}: must be at least {least}")
+    # Process 0 first: a dataset that this package makes itself is made by one.
+    if jax.process_index():
+        processes.gather("data", None)
     train_source = open_source(data.name, data.train_split, data.data_dir)
     eval_source = open_source(data.name, data.eval_split, data.data_dir)
+    if jax.process_index() == 0:
+        processes.gather("data", None)
     if train_source.class_names != eval_source.class_names:
         raise UserError(
             f"{train_source.name} and {eval_source.name} have different classes"
