@@ -20,9 +20,13 @@ fail() {
   exit "${2:-2}"
 }
 
-# parse WORD...: reads the command line. A script's own options are taken by its function
-# `own_option OPTION VALUE`, which sets `words` to 1 for one without a value and fails
-# for one that it does not know. What comes after -- is left in `rest`.
+# own_option OPTION VALUE: takes an option that is a script's own: each that has some
+# says so anew. Sets `words` to 1 for one without a value; fails for an unknown one.
+own_option() {
+  return 1
+}
+
+# parse WORD...: reads the command line. What comes after -- is left in `rest`.
 parse() {
   rest=()
   while [ $# -gt 0 ]; do

@@ -16,10 +16,6 @@ END
   common_options
 }
 
-own_option() {
-  return 1
-}
-
 parse "$@"
 need name zone
 cloud compute tpus queued-resources delete "$name" --force

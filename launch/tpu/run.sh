@@ -19,10 +19,6 @@ END
   common_options
 }
 
-own_option() {
-  return 1
-}
-
 parse "$@"
 need name zone
 need_training
