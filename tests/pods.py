@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from PIL import Image
 
 from vt_flax.training.logging import read_metrics
 
@@ -149,6 +150,25 @@ def pod(
         for process in processes:
             process.popen.kill()
             process.popen.wait()
+
+
+def make_images(folder: pathlib.Path) -> tuple[dict[str, Any], pathlib.Path]:
+    """Makes images of two classes.
+
+    Returns:
+      The changes of a configuration that trains on them for ever, and the last file.
+    """
+    for i in range(40):
+        file = folder / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (6 * i, 0, 0)).save(file)
+    changes = {
+        "duration": "100000 steps",
+        "data.name": f"folder:{folder}",
+        "data.train_split": "all",
+        "data.eval_split": "all",
+    }
+    return changes, file
 
 
 MEASURED = ("loss", "top1", "rate", "grad_norm", "skipped")

@@ -27,6 +27,18 @@ from vt_flax.training.step import (
     make_train_step,
 )
 
+# A network that compiles in seconds.
+TINY = {
+    "name": "vt_resnet18",
+    "stem": "small",
+    "stage_sizes": [1, 1, 1, 1],
+    "width": 16,
+    "token_channels": 128,
+    "heads": 4,
+    "group_channels": 16,
+    "num_classes": 10,
+}
+
 
 @pytest.mark.parametrize(
     "span, preset",
@@ -38,15 +50,8 @@ def test_one_against_eight_devices(span, preset):
         ConfigDict({"loss": {"label_smoothing": 0.1}, "ema": {"decay": 0.9}})
     )
     model = create_model(
-        "vt_resnet18",
+        **{**TINY, "stage_sizes": [1, 1, 1, 2], "width": 8, "token_channels": 32},
         preset=preset,
-        stem="small",
-        stage_sizes=[1, 1, 1, 2],
-        width=8,
-        token_channels=32,
-        heads=4,
-        group_channels=16,
-        num_classes=10,
         dropout=0.2,
         survival_probability=0.8,
         norm_span=span,
@@ -121,17 +126,7 @@ def test_accumulated_parts_are_groups_of_a_whole_batch(fsdp):
     for accumulation, span, place in ((parts, "global", slice(None)), (1, "16", order)):
         values = {"accumulation": accumulation, "data": {"flip": False}}
         config = resolve(ConfigDict({**values, "ema": {"decay": 0.0}}))
-        model = create_model(
-            "vt_resnet18",
-            stem="small",
-            stage_sizes=[1, 1, 1, 1],
-            width=16,
-            token_channels=128,
-            heads=4,
-            group_channels=16,
-            num_classes=10,
-            norm_span=span,
-        )
+        model = create_model(**TINY, norm_span=span)
         mesh = make_mesh(jax.devices()[:4], fsdp)
         optimizer = optax.sgd(1.0)
         create = functools.partial(create_state, model, optimizer, 16, 0, ema=False)
@@ -199,22 +194,7 @@ def test_groups_on_one_chip_leave_only_the_gradients_collectives():
     """As the TPU compiler has it; of a group on two chips no image crosses."""
     if not has_tpu_compiler():
         pytest.skip("needs libtpu (pip install 'jax[tpu]')")
-    config = resolve(
-        ConfigDict(
-            {
-                "model": {
-                    "name": "vt_resnet18",
-                    "stem": "small",
-                    "stage_sizes": [1, 1, 1, 1],
-                    "width": 16,
-                    "token_channels": 128,
-                    "heads": 4,
-                    "group_channels": 16,
-                },
-                "data": {"image_size": 16},
-            }
-        )
-    )
+    config = resolve(ConfigDict({"model": TINY, "data": {"image_size": 16}}))
     rows = {row["norm_span"]: row for row in collective_rows(config, "v5e:2x4", 8)}
     gradients = rows["frozen"]["all-reduce"]
     assert gradients <= 3

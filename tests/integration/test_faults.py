@@ -6,8 +6,7 @@ import subprocess
 
 import pytest
 from kills import LONG
-from PIL import Image
-from pods import ROOT, assert_same_run, command, pod, xla_flags
+from pods import ROOT, assert_same_run, command, make_images, pod, xla_flags
 
 
 def mounted(script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -72,16 +71,7 @@ def test_a_workdir_that_cannot_be_written_to(changes, tmp_path):
 
 
 def test_data_that_goes_away_is_named(changes, tmp_path):
-    for i in range(40):
-        file = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (6 * i, 0, 0)).save(file)
-    own = {
-        "duration": "100000 steps",
-        "data.name": f"folder:{tmp_path / 'images'}",
-        "data.train_split": "all",
-        "data.eval_split": "all",
-    }
+    own, file = make_images(tmp_path / "images")
     with pod(tmp_path, [changes | own]) as (process,):
         process.wait_for("step 14/")
         file.unlink()

@@ -9,8 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
-from pods import assert_same_run, measured, pod
+from pods import assert_same_run, make_images, measured, pod
 
 # Sums in another order differ in the last bit, which training multiplies: tenfold in
 # three steps at a rate of 0.01, hardly at this one.
@@ -161,18 +160,8 @@ def test_workdirs_that_differ(data, tmp_path):
 
 def test_one_that_cannot_read_tells_the_others_why(data, tmp_path):
     """A file that is gone in the midst of a run, on process 0's or 1's turn."""
-    for i in range(40):
-        file = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (6 * i, 0, 0)).save(file)
-    changes = {
-        **data,
-        "duration": "100000 steps",
-        "data.name": f"folder:{tmp_path / 'images'}",
-        "data.train_split": "all",
-        "data.eval_split": "all",
-        "checkpoint.every": "2 steps",
-    }
+    own, file = make_images(tmp_path / "images")
+    changes = data | own | {"checkpoint.every": "2 steps"}
     with pod(tmp_path, [changes] * 2, devices=2) as it:
         it[0].wait_for("step 3/")
         file.unlink()
