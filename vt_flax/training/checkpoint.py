@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno as errnos
-import fcntl
 import functools
 import gc
 import itertools
@@ -24,6 +23,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError, differences, first_line
+from vt_flax.locks import Held, lock
 from vt_flax.parallel import processes
 from vt_flax.training.state import TrainState
 from vt_flax.version import __version__
@@ -416,28 +416,23 @@ def _hush() -> None:
 def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps other runs out of a workdir, on process 0.
 
-    The lock goes with the process, however it ends. File systems that know no locks
-    are taken as they are.
+    File systems that know no locks are taken as they are.
 
     Raises:
       UserError: if another run is at work there.
     """
-    if jax.process_index():
-        yield
-        return
-    try:
-        file = (workdir / LOCK_FILE).open("a")
-    except OSError as error:
-        raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another run is at work in {workdir}: wait for it, or end it"
-            ) from None
-        except OSError:
-            pass
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(lock(workdir / LOCK_FILE))
+            except Held:
+                raise UserError(
+                    f"another run is at work in {workdir}: wait for it, or end it"
+                ) from None
+            except OSError as error:
+                raise UserError(
+                    f"--workdir {workdir}: {error.strerror or error}"
+                ) from error
         yield
 
 

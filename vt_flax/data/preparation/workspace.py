@@ -1,7 +1,6 @@
 """What every way of preparing needs: space, a lock, tidiness, errors in one line."""
 
 import contextlib
-import fcntl
 import pathlib
 import shutil
 import sys
@@ -13,6 +12,7 @@ from tensorflow_datasets.core import constants
 from tensorflow_datasets.core.utils import py_utils
 
 from vt_flax.errors import UserError
+from vt_flax.locks import Held, lock
 
 LOCK = ".prepare.lock"
 # What array_record adds, as a bound: to each example, and to each file.
@@ -61,26 +61,26 @@ def check_space(folder: pathlib.Path, needed: int | None) -> None:
 def exclusive(folder: pathlib.Path) -> Iterator[None]:
     """Makes a folder and holds it against other processes of this machine.
 
-    Without this, a second run would take the first one's files for leftovers. The
-    system lets go of the lock however the process ends.
+    Without this, a second run would take the first one's files for leftovers.
 
     Raises:
       UserError: if another process holds it, or it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            folder.mkdir(parents=True, exist_ok=True)
+            problem = stack.enter_context(lock(folder / LOCK))
+        except Held:
             raise UserError(
                 f"another process is preparing a dataset in {folder}: wait for it"
             ) from None
         except OSError as error:
-            say(f"warning: {folder} has no locks ({error.strerror}): run one at a time")
+            raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+        if problem:
+            say(
+                f"warning: {folder} has no locks ({problem.strerror}): run one at a "
+                "time"
+            )
         yield
 
 
