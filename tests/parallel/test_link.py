@@ -123,7 +123,9 @@ def test_who_has_not_come_is_named(hosts):
 
 def test_process_0_has_not_come():
     with pod(2, Limits(start=1), starts=[1]) as it:
-        message = str(it.errors[1])
+        error = it.errors[1]
+    assert error.status == 5
+    message = str(error)
     assert "process 1 of 2: process 0 (127.0.0.1:" in message
     assert "does not answer after 1 s (Connection refused)" in message
 

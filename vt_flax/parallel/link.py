@@ -78,7 +78,8 @@ class Link:
         collective for ever.
 
     Raises:
-      UserError: if the port is taken, or nobody answers in time.
+      UserError: if the port is taken.
+      Lost: if nobody answers in time.
     """
 
     def __init__(
@@ -227,11 +228,15 @@ class Link:
     # Connecting.
 
     def _connect(self) -> None:
-        connection = connect(
-            self._address,
-            self._limits.start,
-            f"process {self.index} of {self.count}: {self.names([0])}",
-        )
+        seconds = self._limits.start
+        try:
+            connection = connect(self._address, seconds)
+        except OSError as error:
+            raise Lost(
+                f"process {self.index} of {self.count}: {self.names([0])} does not "
+                f"answer after {seconds:.0f} s ({error.strerror or error}): is it "
+                "running, and its port open?"
+            ) from error
         self._sockets[0] = connection
         self._peers[0] = Peer("", time.monotonic())
         self._tell(0, {"hello": self.index, "count": self.count, "host": self._host})

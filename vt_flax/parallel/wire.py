@@ -31,28 +31,23 @@ def listen(port: int, count: int) -> socket.socket:
     return listener
 
 
-def connect(address: tuple[str, int], seconds: float, who: str) -> socket.socket:
+def connect(address: tuple[str, int], seconds: float) -> socket.socket:
     """Returns a connection, which may take a while to come about.
 
     Args:
       address: host and port.
       seconds: to try for.
-      who: is there, in words.
 
     Raises:
-      UserError: if nobody answers in time.
+      OSError: if nobody answers in time.
     """
     limit = time.monotonic() + seconds
     while True:
         try:
             return socket.create_connection(address, timeout=5)
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except OSError:
             if time.monotonic() > limit:
-                raise UserError(
-                    f"{who} does not answer after {seconds:.0f} s ({reason}): is it "
-                    "running, and its port open?"
-                ) from error
+                raise
             time.sleep(0.3)
 
 
