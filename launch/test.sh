@@ -28,5 +28,7 @@ echo "== lint"
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
 echo "== tests"
-# A file's tests stay together, for what they prepare is prepared once.
-"$VENV/bin/python" -m pytest -n logical --maxprocesses 4 --dist loadfile "$@"
+# A file's tests stay together, for what they prepare is prepared once; in the order of
+# tests/conftest.py.
+"$VENV/bin/python" -m pytest -n logical --maxprocesses 4 --dist loadfile \
+  --no-loadscope-reorder "$@"

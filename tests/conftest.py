@@ -14,7 +14,31 @@ root = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# Files that take longest: begun last, one of them would be waited for alone.
+FIRST = ("test_pods", "test_train", "test_kills", "test_devices", "test_faults")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; within a file the order stays."""
+
+    def place(item: pytest.Item) -> int:
+        return FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST)
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation(request) -> None:
+    """Most programs here run once: to compile them well takes longer than they run.
+
+    Those of augmentation, which are equal to the level only when compiled as usual,
+    are.
+    """
+    quickly = request.path.parent.name != "data"
+    jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 @pytest.fixture(scope="session")

@@ -11,17 +11,14 @@ an average, a state of the optimizer or a metric differs by a bit.
 import argparse
 import contextlib
 import functools
-import multiprocessing
-import os
 import pathlib
 import random
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from pods import assert_same_run, command, pod, xla_flags
+from pods import assert_same_run, pod
 
 # A network that starts fast, and a run that is long enough to be killed twenty times.
 # Reports straddle checkpoints.
@@ -43,72 +40,42 @@ LONG = {
 MOMENTS = ("starting", "training", "saving")
 
 
-def _train(arguments: Sequence[str], output: str) -> None:
-    """Runs in a process of its own, forked from one that has imported everything."""
-    with open(output, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.environ["XLA_FLAGS"] = xla_flags(2)
-    from vt_flax import cli, train
+class Run:
+    """Starts a training, over and over, of whose processes one is killed.
 
-    sys.argv = ["train", *arguments]
-    cli.run(train.main)
+    Args:
+      folder: for the workdir and the output.
+      changes: of the configuration.
+      count: how many processes.
+    """
 
-
-class Alone:
-    """Starts a training in one process, over and over."""
-
-    def __init__(self, folder: pathlib.Path, changes: dict[str, Any]):
-        self.folder, self.changes = folder, changes
-        folder.mkdir(parents=True, exist_ok=True)
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["vt_flax.train", "tensorflow"])
+    def __init__(self, folder: pathlib.Path, changes: dict[str, Any], count: int = 1):
+        self.folder, self.changes, self.count = folder, changes, count
 
     @contextlib.contextmanager
     def life(self):
         """Yields what kills it, what waits for its end, and what it has printed."""
-        output = self.folder / "0.out"
-        output.write_text("")
-        arguments = command(self.folder / "run", self.changes)[3:]
-        process = self._context.Process(target=_train, args=(arguments, str(output)))
-        process.start()
-
-        def end() -> None:
-            process.join()
-            assert process.exitcode == 0, output.read_text()
-
-        try:
-            yield process.kill, end, output.read_text
-        finally:
-            process.kill()
-            process.join()
-
-
-class Two:
-    """Starts a training in two processes, over and over, of which one is killed."""
-
-    def __init__(self, folder: pathlib.Path, changes: dict[str, Any]):
-        self.folder, self.changes = folder, changes
-
-    @contextlib.contextmanager
-    def life(self):
-        """As `Alone.life`."""
-        with pod(self.folder, [self.changes] * 2) as it:
+        changes, devices = [self.changes] * self.count, 2 // self.count
+        # One that was killed before it came is not to be waited for long.
+        extra = ["--start_seconds", "20"]
+        with pod(self.folder, changes, devices=devices, extra=extra) as it:
 
             def kill() -> None:
-                victim = random.randrange(2)
-                it[victim].popen.kill()
-                status = it[1 - victim].end(60)
-                assert status == 5, it[1 - victim].err
+                victim = random.choice(it)
+                victim.kill()
+                for other in it:
+                    if other is not victim:
+                        assert other.end(60) == 5, other.err
 
             def end() -> None:
-                assert [p.end(600) for p in it] == [0, 0], it[0].err + it[1].err
+                for process in it:
+                    assert process.end(600) == 0, process.err
 
             yield kill, end, lambda: it[0].out
 
 
 def disturb(
-    run: Any, kills: int, seed: int, say: Callable[[str], None]
+    run: Run, kills: int, seed: int, say: Callable[[str], None]
 ) -> dict[str, int]:
     """Kills a run some times, then lets it end; returns how often at which moment."""
     generator = random.Random(seed)
@@ -164,8 +131,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         changes = LONG | {"data.data_dir": str(folder / "data")}
-        kind = Alone if args.processes == 1 else Two
-        whole, parts = kind(folder / "whole", changes), kind(folder / "parts", changes)
+        whole, parts = (
+            Run(folder / name, changes, args.processes) for name in ("whole", "parts")
+        )
         with whole.life() as (_, end, _):
             end()
         found = disturb(

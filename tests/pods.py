@@ -1,11 +1,13 @@
 """Real processes that train together on this machine."""
 
 import contextlib
+import importlib
+import multiprocessing
 import os
 import pathlib
 import re
+import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
 
+from vt_flax import cli
 from vt_flax.training.logging import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -25,7 +28,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = {
     "batch_size": 32,
     "duration": "20 steps",
-    "model.stage_sizes": [1, 1, 1, 2],
+    "model.stage_sizes": [1, 1, 1, 1],
+    "model.project_last": True,
     "model.width": 16,
     "model.token_channels": 128,
     "model.heads": 4,
@@ -56,39 +60,56 @@ def free_port() -> int:
                 return port
 
 
-def xla_flags(devices: int) -> str:
-    """Returns flags for so many devices, and quick compilation of what runs briefly."""
-    return (
-        f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0"
-    )
+def quick(devices: int) -> dict[str, str]:
+    """Returns an environment of so many devices, and of quick compilation."""
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
 
 
-def command(workdir: Any, changes: dict[str, Any]) -> list[str]:
-    """Returns the command that trains a small network: of SMALL, or as it is told."""
+def arguments(workdir: Any, changes: dict[str, Any]) -> list[str]:
+    """Returns how `train` is told a small network: of SMALL, or as it is told."""
     base = {} if "model.name" in changes else SMALL
     config = "configs/cifar10.py:resnet18" if not base else "configs/quickstart.py"
     return [
-        *(sys.executable, "-m", "vt_flax.train"),
         *("--config", config, "--workdir", str(workdir)),
         *(f"--config.{key}={value}" for key, value in {**base, **changes}.items()),
     ]
 
 
-class Process:
-    """A training process whose output can be waited for."""
+# Processes are forked from one that has imported everything and started nothing: to
+# import takes longer than most of what they do.
+_starter = multiprocessing.get_context("forkserver")
+_starter.set_forkserver_preload(["vt_flax.train", "vt_flax.evaluate", "tensorflow"])
 
-    def __init__(self, arguments: Sequence[str], devices: int, output: pathlib.Path):
+
+def _run(name: str, words: Sequence[str], devices: int, output: pathlib.Path) -> None:
+    """Runs `python -m vt_flax.NAME`, in a process of its own."""
+    os.chdir(ROOT)
+    for stream, file in ((1, output), (2, output.with_suffix(".err"))):
+        os.dup2(os.open(file, os.O_WRONLY), stream)
+    os.environ.update(quick(devices))
+    # Read when JAX was imported.
+    jax.config.update("jax_disable_most_optimizations", True)
+    sys.argv = [name, *words]
+    cli.run(importlib.import_module(f"vt_flax.{name}").main)
+
+
+class Process:
+    """A command in a process of its own, whose output can be waited for."""
+
+    def __init__(
+        self, name: str, words: Sequence[str], devices: int, output: pathlib.Path
+    ):
         self.output = output
-        with output.open("w") as out, output.with_suffix(".err").open("w") as err:
-            self.popen = subprocess.Popen(
-                arguments,
-                cwd=ROOT,
-                env=os.environ
-                | {"XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu"},
-                stdout=out,
-                stderr=err,
-            )
+        for file in (output, output.with_suffix(".err")):
+            file.write_text("")
+        self._process = _starter.Process(
+            target=_run, args=(name, words, devices, output)
+        )
+        self._process.start()
 
     @property
     def out(self) -> str:
@@ -103,13 +124,24 @@ class Process:
         """Waits until it has printed something."""
         limit = time.monotonic() + seconds
         while not re.search(pattern, self.out):
-            assert self.popen.poll() is None, self.out + self.err
+            assert self._process.is_alive(), self.out + self.err
             assert time.monotonic() < limit, self.out + self.err
             time.sleep(0.02)
 
+    def send(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        os.kill(self._process.pid, number)
+
     def end(self, seconds: float = 120) -> int:
         """Waits until it has ended; returns its exit status."""
-        return self.popen.wait(seconds)
+        self._process.join(seconds)
+        assert not self._process.is_alive(), self.out + self.err
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """Ends it, if it has not ended."""
+        self._process.kill()
+        self._process.join()
 
 
 @contextlib.contextmanager
@@ -121,7 +153,7 @@ def pod(
     workdirs: Sequence[Any] | None = None,
     count: int | None = None,
     extra: Sequence[str] = (),
-    program: Sequence[str] = (),
+    command: str = "train",
 ) -> Iterator[list[Process]]:
     """Starts processes that train together, and ends those that are left.
 
@@ -132,24 +164,25 @@ def pod(
       workdirs: of each, if they differ.
       count: how many are told to be there, if that is not so.
       extra: arguments of all.
-      program: another command than to train.
+      command: which; another than `train` gets `extra` alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port, count = free_port(), count or len(changes)
     processes = []
     try:
         for i, change in enumerate(changes):
-            workdir = workdirs[i] if workdirs else folder / "run"
-            arguments = [*(program or command(workdir, change)), *extra]
+            words = list(extra)
+            if command == "train":
+                workdir = workdirs[i] if workdirs else folder / "run"
+                words += arguments(workdir, change)
             if count > 1:
-                arguments += ["--coordinator", f"127.0.0.1:{port}"]
-                arguments += ["--processes", str(count), "--process", str(i)]
-            processes.append(Process(arguments, devices, folder / f"{i}.out"))
+                words += ["--coordinator", f"127.0.0.1:{port}"]
+                words += ["--processes", str(count), "--process", str(i)]
+            processes.append(Process(command, words, devices, folder / f"{i}.out"))
         yield processes
     finally:
         for process in processes:
-            process.popen.kill()
-            process.popen.wait()
+            process.kill()
 
 
 def make_images(folder: pathlib.Path) -> tuple[dict[str, Any], pathlib.Path]:

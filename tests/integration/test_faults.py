@@ -3,10 +3,11 @@
 import os
 import shlex
 import subprocess
+import sys
 
 import pytest
 from kills import LONG
-from pods import ROOT, assert_same_run, command, make_images, pod, xla_flags
+from pods import ROOT, arguments, assert_same_run, make_images, pod, quick
 
 
 def mounted(script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -20,10 +21,14 @@ def mounted(script: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [*unshare, "sh", "-c", script, "sh", *arguments],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": xla_flags(1)},
+        env=os.environ | quick(1),
         capture_output=True,
         text=True,
     )
+
+
+def train(workdir: str, changes: dict) -> list[str]:
+    return [sys.executable, "-m", "vt_flax.train", *arguments(workdir, changes)]
 
 
 def one_line(done: subprocess.CompletedProcess) -> str:
@@ -44,7 +49,7 @@ def changes(digits):
 
 def test_a_full_disk_is_one_line_and_keeps_what_was_saved(changes, tmp_path):
     """Room for some checkpoints; then the run goes on elsewhere as if nothing was."""
-    full = shlex.join(command("/mnt/run", {**changes, "checkpoint.keep": 100}))
+    full = shlex.join(train("/mnt/run", {**changes, "checkpoint.keep": 100}))
     done = mounted(
         f"mount -t tmpfs -o size=6m none /mnt; {full}; status=$?; "
         'cp -a /mnt/run "$1"; exit $status',
@@ -66,7 +71,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_saved(changes, tmp_path):
 def test_a_workdir_that_cannot_be_written_to(changes, tmp_path):
     script = 'mount -t tmpfs none /mnt; mkdir /mnt/run; mount -o remount,ro /mnt; "$@"'
     for workdir in ("/mnt/run", "/mnt/run/new"):
-        line = one_line(mounted(script, *command(workdir, changes)))
+        line = one_line(mounted(script, *train(workdir, changes)))
         assert f"{workdir}: Read-only file system" in line
 
 

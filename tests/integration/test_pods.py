@@ -4,7 +4,6 @@ import contextlib
 import json
 import pathlib
 import signal
-import sys
 import time
 
 import numpy as np
@@ -68,9 +67,10 @@ def test_two_processes_train_as_one(alone, together):
 @pytest.mark.parametrize("count, devices", [(1, 1), (2, 1)])
 def test_any_number_of_processes_evaluates_alike(count, devices, together, tmp_path):
     """What two processes with two devices each have saved."""
-    program = [sys.executable, "-m", "vt_flax.evaluate", "--format", "json"]
-    program += ["--workdir", str(together / "run")]
-    with pod(tmp_path, [{}] * count, devices=devices, program=program) as it:
+    words = ["--format", "json", "--workdir", str(together / "run")]
+    with pod(
+        tmp_path, [{}] * count, devices=devices, command="evaluate", extra=words
+    ) as it:
         for process in it:
             assert process.end() == 0, process.err
         found = {row["weights"]: row for row in json.loads(it[0].out)}
@@ -112,7 +112,7 @@ def test_whatever_happens_to_one_of_two_the_result_is_the_same(
 
     with contextlib.ExitStack() as stack:
         it = disturbed(4)
-        it[1].popen.send_signal(signal.SIGTERM)
+        it[1].send(signal.SIGTERM)
         ends(it, 4, "stopped by SIGTERM after step")
         assert it[0].err == it[1].err
         step = int(it[0].err.split("step ")[1].split(" ")[0])
@@ -120,17 +120,17 @@ def test_whatever_happens_to_one_of_two_the_result_is_the_same(
 
         it = disturbed(step + 3)
         assert f"going on from step {step} of 20" in it[0].out
-        it[1].popen.send_signal(signal.SIGKILL)
+        it[1].send(signal.SIGKILL)
         assert ends(it[:1], 5, "error: process 1 (") < 15
         assert "is gone" in it[0].err
 
         it = disturbed(12)
-        it[0].popen.send_signal(signal.SIGKILL)
+        it[0].send(signal.SIGKILL)
         assert ends(it[1:], 5, "error: process 0 (") < 15
         assert "is gone" in it[1].err
 
         it = disturbed(16)
-        it[1].popen.send_signal(signal.SIGSTOP)
+        it[1].send(signal.SIGSTOP)
         assert ends(it[:1], 5, "error: process 1 (") < 30
         assert "is not heard of for" in it[0].err
     finish(tmp_path, 2, 2, data)
