@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
-from pods import measured
+from pods import ROOT, arguments, measured, quick
 
 from vt_flax import evaluate
 from vt_flax.data import augment, pipeline
@@ -196,6 +195,29 @@ def test_a_final_evaluation_that_was_cut_off_is_made_up_for(
     assert loop.train(run, tmp_path / "run") == results
 
 
+def test_an_evaluation_on_the_way_that_was_cut_off_is_made_up_for(
+    trained, digits, tmp_path, monkeypatch
+):
+    run, workdir, _ = trained
+    evaluate = loop.evaluate
+    steps = iter((3, 6))
+
+    def cut_off(*args):
+        if next(steps) == 6:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    often = prepare(tiny(digits, **{"eval.every": "3 steps"}))
+    monkeypatch.setattr(loop, "evaluate", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(often, tmp_path)
+    monkeypatch.undo()
+    loop.train(often, tmp_path)
+    done = [r["step"] for r in read_metrics(tmp_path) if r["kind"] == "eval"]
+    assert done == [3, 6, 8]
+    assert_same(last_state(run, workdir), last_state(run, tmp_path))
+
+
 @pytest.mark.parametrize("moment", [1, 4])
 def test_a_sigterm_loses_no_step(moment, trained, digits, tmp_path, monkeypatch):
     """A real signal, between checkpoints, and the end result to the bit.
@@ -245,20 +267,12 @@ def test_a_sigterm_cuts_off_an_evaluation(trained, digits, tmp_path, monkeypatch
 
 
 def test_the_command_ends_with_status_4_at_a_sigterm(digits, tmp_path):
-    overrides = {
-        "model.width": 8,
-        "model.token_channels": 64,
-        "model.group_channels": 8,
-        "data.data_dir": digits,
-        "log.every": "1 steps",
-        "log.tensorboard": False,
-    }
-    command = [sys.executable, "-m", "vt_flax.train", "--config"]
-    command += ["configs/quickstart.py", "--workdir", str(tmp_path / "run")]
-    command += [f"--config.{key}={value}" for key, value in overrides.items()]
+    changes = {"data.data_dir": digits, "duration": "1000 steps"}
+    words = arguments(tmp_path / "run", changes)
     with subprocess.Popen(
-        command,
-        cwd=pathlib.Path(__file__).parents[2],
+        [sys.executable, "-m", "vt_flax.train", *words],
+        cwd=ROOT,
+        env=os.environ | quick(1),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

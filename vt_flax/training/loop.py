@@ -139,6 +139,9 @@ def _train(
     eval_step = jax.jit(make_eval_step(run.model, config))
     requests = Requests(mesh)
 
+    def evaluates(step: int) -> bool:
+        return step % eval_every == 0 or step == total
+
     def evaluation(state: TrainState, step: int) -> dict[str, dict[str, float]] | None:
         results = evaluate(
             eval_step, weights_of(state), run.eval_source, config, requests
@@ -177,16 +180,18 @@ def _train(
             f"{workdir}: run the same command to go on"
         )
 
-    # Nothing left: say so, and evaluate if the run was cut off before it could.
+    # What was saved last may have been stopped before it was evaluated.
+    results: dict[str, dict[str, float]] | None = {}
     if first == total:
         logger.say(f"nothing left to do: {workdir} is at step {first:,} of {total:,}")
-        done = processes.gather("evaluated", _evaluated(workdir, total))[0]
-        if done:
-            return done
-        with requests:
-            results = evaluation(state, total)
+    if first and evaluates(first):
+        results = processes.gather("evaluated", _evaluated(workdir, first))[0]
+        if not results:
+            with requests:
+                results = evaluation(state, first)
         if results is None:
-            raise stopped(total)
+            raise stopped(first)
+    if first == total:
         return results
 
     # Loop. Metrics are fetched one step late, while the devices work on the next.
@@ -203,7 +208,6 @@ def _train(
         logger.say(f"note: {note}")
     clock = Clock(config.batch_size)
     held: collections.deque = collections.deque()
-    results: dict[str, dict[str, float]] | None = {}
     asked = NONE
 
     def settle() -> None:
@@ -269,7 +273,7 @@ def _train(
             clock.start(step)
             logger.say(f"first step after {time.monotonic() - begin:.0f} s")
         saving = step % save_every == 0 or step == total or asked == SAVE
-        evaluating = step % eval_every == 0 or step == total
+        evaluating = evaluates(step)
         if saving or evaluating or asked == STOP:
             # Only a state that is known to be finite is saved.
             settle()
