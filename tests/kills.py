@@ -20,8 +20,7 @@ from typing import Any
 
 from pods import assert_same_run, pod
 
-# A network that starts fast, and a run that is long enough to be killed twenty times.
-# Reports straddle checkpoints.
+# A network that starts fast. Reports straddle checkpoints.
 LONG = {
     "model.name": "resnet18",
     "model.stage_sizes": [1, 1, 1, 1],
@@ -31,9 +30,8 @@ LONG = {
     "data.image_size": 16,
     "data.workers": 1,
     "batch_size": 32,
-    "duration": "240 steps",
     "checkpoint.every": "10 steps",
-    "eval.every": "120 steps",
+    "eval.every": "30 steps",
     "log.every": "7 steps",
     "log.tensorboard": False,
 }
@@ -74,24 +72,51 @@ class Run:
             yield kill, end, lambda: it[0].out
 
 
-def disturb(
-    run: Run, kills: int, seed: int, say: Callable[[str], None]
+def compare(
+    folder: pathlib.Path,
+    changes: dict[str, Any],
+    kills: int,
+    say: Callable[[str], None],
+    *,
+    count: int = 1,
+    seed: int = 0,
 ) -> dict[str, int]:
-    """Kills a run some times, then lets it end; returns how often at which moment."""
+    """Kills a run some times, lets it end, and compares it with one left alone.
+
+    Returns:
+      How often it was killed at which of MOMENTS.
+    """
+    # A life goes on for an average share of the run, and loses its last steps.
+    changes = LONG | {"duration": f"{12 * kills} steps"} | changes
+    whole, parts = (Run(folder / name, changes, count) for name in ("whole", "parts"))
+    with whole.life() as (_, end, printed):
+        _wait(lambda: "first step after" in printed())
+        begin = time.monotonic()
+        end()
+        seconds = time.monotonic() - begin
+    found = _disturb(parts, kills, seed, say, 2 * seconds / kills)
+    assert_same_run(parts.folder, whole.folder)
+    return found
+
+
+def _disturb(
+    run: Run, kills: int, seed: int, say: Callable[[str], None], seconds: float
+) -> dict[str, int]:
+    """Kills a run, each time within some seconds of training, then lets it end."""
     generator = random.Random(seed)
     found = dict.fromkeys(MOMENTS, 0)
     checkpoints = run.folder / "run" / "checkpoints"
     while sum(found.values()) < kills:
         moment = MOMENTS[sum(found.values()) % len(MOMENTS)]
         begin = time.time()
-        with run.life() as (kill, end, printed):
+        with run.life() as (kill, _, printed):
             if moment == "starting":
                 time.sleep(generator.uniform(0, 3))
             else:
-                _wait(lambda: "first step after" in printed(), end)
-                time.sleep(generator.uniform(0, 3))
+                _wait(lambda: "first step after" in printed())
+                time.sleep(generator.uniform(0, seconds))
             if moment == "saving":
-                _wait(functools.partial(_is_saving, checkpoints, begin), end)
+                _wait(functools.partial(_is_saving, checkpoints, begin))
             kill()
         found[moment] += 1
         whole = sorted(int(p.name) for p in checkpoints.glob("*") if p.name.isdigit())
@@ -110,12 +135,10 @@ def _is_saving(checkpoints: pathlib.Path, since: float) -> bool:
     return False
 
 
-def _wait(condition: Callable[[], bool], end: Callable[[], None]) -> None:
+def _wait(condition: Callable[[], bool]) -> None:
     limit = time.monotonic() + 120
     while not condition():
-        if time.monotonic() > limit:
-            end()
-            raise AssertionError("it ended before it was killed: make it longer")
+        assert time.monotonic() < limit, "it ended before it was killed"
         time.sleep(0.001)
 
 
@@ -130,16 +153,14 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        changes = LONG | {"data.data_dir": str(folder / "data")}
-        whole, parts = (
-            Run(folder / name, changes, args.processes) for name in ("whole", "parts")
+        found = compare(
+            folder,
+            {"data.data_dir": str(folder / "data")},
+            args.kills,
+            lambda line: print(line, flush=True),
+            count=args.processes,
+            seed=args.seed,
         )
-        with whole.life() as (_, end, _):
-            end()
-        found = disturb(
-            parts, args.kills, args.seed, lambda line: print(line, flush=True)
-        )
-        assert_same_run(parts.folder, whole.folder)
         print(f"killed {found}: every bit of the result is the undisturbed run's")
 
 
