@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 # Set before JAX is imported anywhere: both are read once.
 flags = os.environ.get("XLA_FLAGS", "")
@@ -30,15 +31,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation(request) -> None:
-    """Most programs here run once: to compile them well takes longer than they run.
+@pytest.fixture
+def well_compiled() -> Iterator[None]:
+    """For what is equal to the bit only when compiled as usual."""
+    _compile_quickly(False)
+    yield
+    _compile_quickly(True)
 
-    Those of augmentation, which are equal to the level only when compiled as usual,
-    are.
-    """
-    quickly = request.path.parent.name != "data"
-    jax.config.update("jax_disable_most_optimizations", quickly)
+
+def _compile_quickly(value: bool) -> None:
+    jax.config.update("jax_disable_most_optimizations", value)
+    # What is compiled already would stay.
+    jax.clear_caches()
+
+
+# Most programs here run once: to compile them well takes longer than they run.
+_compile_quickly(True)
 
 
 @pytest.fixture(scope="session")

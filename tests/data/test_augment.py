@@ -138,6 +138,7 @@ def test_every_key_is_read(key):
     assert not np.array_equal(run_all(images)[0], run_all(images, **{key: off})[0])
 
 
+@pytest.mark.usefixtures("well_compiled")
 def test_one_purpose_does_not_change_the_draws_of_another():
     """Images that are not erased are what they are where erasing is off."""
     images = noise(32, 32, 32, 3)
