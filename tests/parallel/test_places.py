@@ -43,6 +43,9 @@ def test_slurm_is_asked(monkeypatch):
     place = find_place()
     assert (place.index, place.count, place.local_device_ids) == (2, 4, (0,))
     assert place.coordinator.startswith("node007:")
+    # JAX derives the port from the job, for some the last that there is.
+    monkeypatch.setenv("SLURM_JOB_ID", "4095")
+    assert find_place().coordinator == "node007:65535"
     # One of several tasks that is to be alone.
     assert find_place(count=1) == Place()
 
@@ -64,6 +67,8 @@ def test_a_cluster_that_cannot_be_asked_is_one_line(monkeypatch):
         ({"coordinator": "a:1", "count": 2, "index": -1}, "--process -1: must be at l"),
         ({"coordinator": "a", "count": 2, "index": 0}, "--coordinator a: write HOST:P"),
         ({"coordinator": "a:x", "count": 2, "index": 0}, "--coordinator a:x: write HO"),
+        ({"coordinator": "a:0", "count": 2, "index": 0}, "--coordinator a:0: write HO"),
+        ({"coordinator": "a:65536", "count": 2, "index": 0}, "write HOST:PORT"),
     ],
 )
 def test_what_does_not_fit_is_one_line(given, message):

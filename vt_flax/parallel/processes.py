@@ -126,7 +126,9 @@ def start_jax(place: Place, start_seconds: float) -> None:
     if place.count == 1:
         return
     host, port = _address(place)
-    jax_port = _free_port(port + 1) if place.index == 0 else 0
+    # Slurm gives the last port to some jobs.
+    beside = port + 1 if port < 65535 else port - 1
+    jax_port = _free_port(beside) if place.index == 0 else 0
     jax_port = gather("port", jax_port)[0]
     _start_jax(place, (host, jax_port), start_seconds)
 
@@ -303,7 +305,7 @@ def _exit(status: int) -> None:
 
 def _address(place: Place) -> tuple[str, int]:
     host, _, port = place.coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65535:
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"--coordinator {place.coordinator}: write HOST:PORT")
     return host, int(port)
 
