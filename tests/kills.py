@@ -31,7 +31,7 @@ LONG = {
     "data.workers": 1,
     "batch_size": 32,
     "checkpoint.every": "10 steps",
-    "eval.every": "30 steps",
+    "eval.every": "60 steps",
     "log.every": "7 steps",
     "log.tensorboard": False,
 }
@@ -53,10 +53,10 @@ class Run:
     @contextlib.contextmanager
     def life(self):
         """Yields what kills it, what waits for its end, and what it has printed."""
-        changes, devices = [self.changes] * self.count, 2 // self.count
+        changes = [self.changes] * self.count
         # One that was killed before it came is not to be waited for long.
         extra = ["--start_seconds", "20"]
-        with pod(self.folder, changes, devices=devices, extra=extra) as it:
+        with pod(self.folder, changes, extra=extra) as it:
 
             def kill() -> None:
                 victim = random.choice(it)

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import pathlib
+import re
 import signal
 import time
 
@@ -167,3 +169,16 @@ def test_one_that_cannot_read_tells_the_others_why(data, tmp_path):
         file.unlink()
         ends(it, 2, f"{file}: No such file or directory")
     assert any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_one_that_hangs_is_named(data, tmp_path):
+    """In reading a file that never comes to an end; its link is alive."""
+    own, file = make_images(tmp_path / "images")
+    changes = data | own | {"parallel.stall_seconds": 15.0}
+    with pod(tmp_path, [changes] * 2, devices=2) as it:
+        it[0].wait_for("step 3/")
+        file.unlink()
+        os.mkfifo(file)
+        ends(it, 5, " got no further for 15 s, at: step ")
+        (place,) = re.findall("at: (step [0-9]+: [a-z ]+)", it[0].err)
+        assert place.endswith(": waiting for its examples")

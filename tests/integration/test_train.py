@@ -37,7 +37,8 @@ def tiny(digits: str, **changes) -> ConfigDict:
                 "model": {
                     "name": "vt_resnet18",
                     "stem": "small",
-                    "stage_sizes": [1, 1, 1, 2],
+                    "stage_sizes": [1, 1, 1, 1],
+                    "project_last": True,
                     "width": 8,
                     "token_channels": 32,
                     "heads": 4,
