@@ -5,7 +5,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/cloud.sh
 source "$here/../cloud.sh"
 
-type=${POD_TYPE:-} version=v2-alpha-tpuv5-lite spot='' wait_seconds=86400 poll=30
+type=${POD_TYPE:-} version='' spot='' wait_seconds=86400 poll=30
 usage() {
   cat <<'END'
 usage: bash launch/tpu/create.sh --name N --zone Z --type T [OPTION ...]
@@ -14,7 +14,7 @@ Asks Google Cloud for a TPU as a queued resource, and waits until its machines a
 there. If there is one of this name already, it waits for that one.
 
   --type T       such as v5litepod-16, v5p-32, v4-32 ($POD_TYPE)
-  --version V    the machines' software (v2-alpha-tpuv5-lite)
+  --version V    the machines' software (what Google recommends for the type and JAX)
   --spot         cheaper, and taken away at any time: see resubmit.sh
   --wait S       seconds to wait for it at most (86400)
   --poll S       seconds between two looks (30)
@@ -37,6 +37,14 @@ own_option() {
 
 parse "$@"
 need name zone type
+# https://cloud.google.com/tpu/docs/runtimes
+[ -n "$version" ] || case $type in
+  v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+  v5p-*) version=v2-alpha-tpuv5 ;;
+  v6e-*) version=v2-alpha-tpuv6e ;;
+  v[234]-*) version=tpu-ubuntu2204-base ;;
+  *) fail "--type $type: not known here, so name its software by --version" ;;
+esac
 
 request=(compute tpus queued-resources create "$name" "--accelerator-type=$type"
   "--runtime-version=$version")

@@ -138,6 +138,7 @@ def test_a_dry_run_prints_the_commands_and_calls_nothing(script, cloud):
         ("launch/tpu/create.sh", [*WHERE, "--typ", "x"], "unknown option --typ"),
         ("launch/tpu/create.sh", [*WHERE, "--type"], "--type needs a value"),
         ("launch/tpu/create.sh", [*WHERE, *TYPE, "--slices", "x"], "--slices x: wri"),
+        ("launch/tpu/create.sh", [*WHERE, "--type", "v9-4"], "software by --version"),
         ("launch/tpu/install.sh", [*WHERE, "--bucket", "gs://b"], "the bucket's name"),
         ("launch/tpu/run.sh", [*WHERE], "what train is to get is missing"),
         ("launch/tpu/resubmit.sh", [*WHERE, *TRAIN], "--type is missing"),
@@ -172,6 +173,22 @@ def test_create_waits_until_it_is_there(cloud):
     ]
     (create,) = [call for call in it.calls if "create" in call]
     assert "--accelerator-type=v5litepod-16" in create and "--spot" in create
+
+
+@pytest.mark.parametrize(
+    "arguments, version",
+    [
+        (["--type", "v5litepod-16"], "v2-alpha-tpuv5-lite"),
+        (["--type", "v5p-32"], "v2-alpha-tpuv5"),
+        (["--type", "v6e-8"], "v2-alpha-tpuv6e"),
+        (["--type", "v4-32"], "tpu-ubuntu2204-base"),
+        (["--type", "v9-4", "--version", "mine"], "mine"),
+    ],
+)
+def test_the_software_is_that_of_the_type(arguments, version, cloud):
+    done = cloud().run("launch/tpu/create.sh", *WHERE, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert f" --runtime-version={version} " in done.stdout
 
 
 @pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
