@@ -19,6 +19,7 @@ import jax
 from vt_flax import cli
 from vt_flax.analysis.macs import count
 from vt_flax.parallel import processes
+from vt_flax.parallel.mesh import axes
 from vt_flax.training.config import load_config
 from vt_flax.training.loop import train
 from vt_flax.training.requests import heed_notices
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     run = prepare(config)
     # A JSON result has standard output to itself.
     stream = sys.stderr if args.format == "json" else sys.stdout
-    print(processes.banner(), file=stream, flush=True)
+    print(f"{processes.banner()}, {axes(run.mesh)}", file=stream, flush=True)
     if args.format == "table" and jax.process_index() == 0:
         size = config.data.image_size
         counts = count(run.model, (size, size))

@@ -28,7 +28,9 @@ def finish(folder: pathlib.Path, count: int, devices: int, changes: dict):
         for process in it:
             assert process.end(240) == 0, process.out + process.err
         for i, process in enumerate(it):
-            assert f"process {i} of {count} on" in process.out
+            fsdp = changes.get("parallel.fsdp", 1)
+            mesh = f"mesh data {count * devices // fsdp} x fsdp {fsdp}"
+            assert re.search(f"process {i} of {count} on .*, {mesh}\n", process.out)
     return measured(folder)
 
 

@@ -56,14 +56,16 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mes
     return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def axes(mesh: Mesh) -> str:
+    """Returns how the devices are laid out, such as `mesh data 4 x fsdp 2`."""
+    return "mesh " + " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+
+
 def describe(mesh: Mesh) -> str:
-    """Returns what the mesh is made of, such as `8 tpu devices (data 4 x fsdp 2)`."""
+    """Returns what the mesh is made of, such as `8 tpu devices of 2 processes`."""
     platform = mesh.devices.flat[0].platform
-    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    return (
-        f"{mesh.size} {platform} device{'s' if mesh.size > 1 else ''}"
-        + (f" ({axes})" if mesh.shape["fsdp"] > 1 else "")
-        + (f" of {n} processes" if (n := jax.process_count()) > 1 else "")
+    return f"{mesh.size} {platform} device{'s' if mesh.size > 1 else ''}" + (
+        f" of {n} processes" if (n := jax.process_count()) > 1 else ""
     )
 
 
