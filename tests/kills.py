@@ -36,6 +36,8 @@ LONG = {
     "log.tensorboard": False,
 }
 MOMENTS = ("starting", "training", "saving")
+# In a life at most, of 7 steps each.
+REPORTS = 3
 
 
 class Run:
@@ -86,15 +88,15 @@ def compare(
     Returns:
       How often it was killed at which of MOMENTS.
     """
-    # A life goes on for an average share of the run, and loses its last steps.
-    changes = LONG | {"duration": f"{12 * kills} steps"} | changes
+    # Longer than all lives together: each loses its last steps.
+    changes = LONG | {"duration": f"{20 * kills} steps"} | changes
     whole, parts = (Run(folder / name, changes, count) for name in ("whole", "parts"))
     with whole.life() as (_, end, printed):
         _wait(lambda: "first step after" in printed())
         begin = time.monotonic()
         end()
         seconds = time.monotonic() - begin
-    found = _disturb(parts, kills, seed, say, 2 * seconds / kills)
+    found = _disturb(parts, kills, seed, say, seconds / kills)
     assert_same_run(parts.folder, whole.folder)
     return found
 
@@ -114,7 +116,10 @@ def _disturb(
                 time.sleep(generator.uniform(0, 3))
             else:
                 _wait(lambda: "first step after" in printed())
-                time.sleep(generator.uniform(0, seconds))
+                # On a machine that is faster by now it would come too far.
+                limit = time.monotonic() + generator.uniform(0, seconds)
+                while time.monotonic() < limit and printed().count("loss") < REPORTS:
+                    time.sleep(0.01)
             if moment == "saving":
                 _wait(functools.partial(_is_saving, checkpoints, begin))
             kill()

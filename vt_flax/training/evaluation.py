@@ -72,8 +72,9 @@ def evaluate(
         own=own_rows(mesh, size),
     )
     with contextlib.closing(batches):
-        for i, batch in enumerate(batches):
-            processes.report(f"evaluating, batch {i + 1:,}")
+        processes.report("evaluating: waiting for its examples")
+        for i, batch in enumerate(batches, 1):
+            processes.report(f"evaluating, batch {i:,}: waiting for the devices")
             images = to_global(batch, mesh) | requests.batch()
             new = [
                 (name, eval_step(params, batch_stats, images))
@@ -82,6 +83,7 @@ def evaluate(
             if add():
                 return None
             held.extend(new)
+            processes.report(f"evaluating, batch {i + 1:,}: waiting for its examples")
         if add():
             return None
 
