@@ -145,11 +145,10 @@ class Backbone(nn.Module):
     Attributes:
       stage_sizes: blocks of stages 2 to 5.
       bottleneck: kind of block; see `ResidualBlock`.
-      num_classes: outputs of the classifier.
+      num_classes: outputs of the network.
       width: channels of stage 2's inner convolutions; each stage doubles it.
       stem: see `Stem`.
       variant: see `ResidualBlock`.
-      dropout: rate of dropout before the classifier.
       survival_probability: of the last block; earlier ones by the linear rule.
       zero_init_residual: see `ResidualBlock`.
       norm_span: see `nn.norm.BatchNorm`.
@@ -164,7 +163,6 @@ class Backbone(nn.Module):
     width: int = 64
     stem: str = "imagenet"
     variant: str = "torchvision"
-    dropout: float = 0.0
     survival_probability: float = 1.0
     zero_init_residual: bool = False
     norm_span: str = "global"
@@ -184,8 +182,6 @@ class Backbone(nn.Module):
                 f"survival_probability={self.survival_probability}: must be over 0, "
                 "and at most 1"
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"dropout={self.dropout}: must be at least 0, and under 1")
         for name in ("num_classes", "width"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -242,6 +238,21 @@ class Backbone(nn.Module):
             maps[f"C{i + 2}"] = x
         return maps
 
+
+class Classifier(Backbone):
+    """What the networks that give one label an image share; options as in `Backbone`.
+
+    Attributes:
+      dropout: rate of dropout before the classifier.
+    """
+
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"dropout={self.dropout}: must be at least 0, and under 1")
+        super().__post_init__()
+
     def classify(self, pooled: jax.Array, *, train: bool) -> jax.Array:
         """Maps pooled features (batch, C) to logits (batch, num_classes), float32."""
         pooled = nn.Dropout(self.dropout, name="dropout")(
@@ -256,8 +267,8 @@ class Backbone(nn.Module):
         )(pooled)
 
 
-class ResNet(Backbone):
-    """ResNet-{18, 34, 50, 101}; options as in `Backbone`."""
+class ResNet(Classifier):
+    """ResNet-{18, 34, 50, 101}; options as in `Classifier`."""
 
     @nn.compact
     def __call__(

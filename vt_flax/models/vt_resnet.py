@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.errors import UserError, nearest
-from vt_flax.models.resnet import Backbone
+from vt_flax.models.resnet import Classifier
 from vt_flax.nn.tokenizers import LLOYD_ITERATIONS
 from vt_flax.nn.visual_transformer import VTOptions, VTStage
 
@@ -44,8 +44,8 @@ def preset_options(preset: str) -> dict[str, Any]:
     return dict(PRESETS[preset])
 
 
-class VTResNet(Backbone):
-    """VT-ResNet-{18, 34, 50, 101}; backbone options as in `Backbone`.
+class VTResNet(Classifier):
+    """VT-ResNet-{18, 34, 50, 101}; backbone options as in `Classifier`.
 
     Stages up to 4 are ResNet's; as many VT modules as stage 5 had blocks work on the
     map of stage 4, at its resolution. The head is the mean over tokens and one map.
