@@ -52,12 +52,16 @@ def inputs_of(kind, **shape):
 
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("batch,height,width", SHAPES)
-@pytest.mark.parametrize("position,count,groups", [(False, 5, 1), (True, 6, 2)])
+@pytest.mark.parametrize(
+    "position,count,groups", [(False, 5, 1), (True, 6, 2), (False, 3, 0)]
+)
 def test_static(batch, height, width, position, count, groups, train):
     module = StaticTokenizer(
         count, C_T, value_groups=groups, position_encoding=position
     )
-    function = functools.partial(reference.static_tokenizer, position=position)
+    function = functools.partial(
+        reference.static_tokenizer, position=position, value_map=groups > 0
+    )
     x = feature_map(batch, height, width)
     reference.check(module, function, x, train=train)
 

@@ -70,7 +70,7 @@ class StaticTokenizer(nn.Module):
     Attributes:
       tokens: L.
       token_channels: C_T.
-      value_groups: groups of the 1 x 1 value map.
+      value_groups: groups of the 1 x 1 value map; 0 for none, V = X (v4's equation).
       position_encoding: see `TokenMap`.
       norm: normalisation of the modules.
       dtype: type of the computation; the softmax is float32.
@@ -100,8 +100,10 @@ class StaticTokenizer(nn.Module):
         coefficients = jnp.swapaxes(jax.nn.softmax(logits, axis=1), 1, 2)
         maps = coefficients.reshape(batch, self.tokens, height, width)
         self.sow("intermediates", "coefficients", maps)
-        value = Linear(channels, self.value_groups, self.dtype, name="value")(x)
-        value = self.norm.map(value, "value_norm", train=train)
+        value = x
+        if self.value_groups:
+            value = Linear(channels, self.value_groups, self.dtype, name="value")(x)
+            value = self.norm.map(value, "value_norm", train=train)
         pooled = jnp.einsum("blp,bpc->blc", coefficients.astype(self.dtype), value)
         return TokenMap(
             self.token_channels,

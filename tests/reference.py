@@ -202,12 +202,12 @@ def token_map(p, pooled, maps, position):
     return p.after_tokens(p.linear(pooled, "map"), "norm")
 
 
-def static_tokenizer(p, x, position=False):
-    """A = softmax over pixels of X W_A / sqrt(C), V = X W_V, T = A^T V W_T."""
+def static_tokenizer(p, x, position=False, value_map=True):
+    """A = softmax over pixels of X W_A / sqrt(C), V = X W_V, or X, T = A^T V W_T."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, -1, channels)
     a = softmax(p.map(x, "filter") / np.sqrt(channels), 1)
-    value = p.map(x, "value")
+    value = p.map(x, "value") if value_map else x
     maps = np.moveaxis(a, 2, 1).reshape(batch, -1, height, width)
     p.sown[(*p.path, "coefficients")] = maps
     pooled = np.stack([a[b].T @ value[b] for b in range(batch)])
