@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import pytest
 
 from vt_flax.errors import UserError
-from vt_flax.models import create_model, list_models, model_options
+from vt_flax.models import create_model, list_models, model_options, model_task
+from vt_flax.models.fpn import FPN
 from vt_flax.models.resnet import ResNet
+from vt_flax.models.vt_fpn import VTFPN
 from vt_flax.models.vt_resnet import VTResNet
 
 DEPTHS = {
@@ -25,7 +27,12 @@ def test_list_models():
         "vt_resnet34",
         "vt_resnet50",
     ]
-    assert list_models("*50") == ["resnet50", "vt_resnet50"]
+    assert list_models("*50") == [
+        "fpn_resnet50",
+        "resnet50",
+        "vt_fpn_resnet50",
+        "vt_resnet50",
+    ]
     assert list_models("resnet?4") == ["resnet34"]
     assert list_models("nothing*") == []
     everything = list_models()
@@ -35,9 +42,14 @@ def test_list_models():
 
 @pytest.mark.parametrize("depth", list(DEPTHS))
 def test_depths(depth):
-    for name, kind in (("resnet", ResNet), ("vt_resnet", VTResNet)):
+    for name, kind in (
+        ("resnet", ResNet),
+        ("vt_resnet", VTResNet),
+        ("fpn_resnet", FPN),
+        ("vt_fpn_resnet", VTFPN),
+    ):
         model = create_model(f"{name}{depth}")
-        assert isinstance(model, kind)
+        assert type(model) is kind
         assert (tuple(model.stage_sizes), model.bottleneck) == DEPTHS[depth]
 
 
@@ -50,6 +62,36 @@ def test_every_model_is_made_of_its_own_options(name):
         if option not in ("preset", "dtype"):
             assert getattr(model, option) == value, option
     assert model == create_model(name)
+
+
+def test_tasks():
+    tasks = {name: model_task(name) for name in list_models()}
+    assert set(tasks.values()) == {"classification", "segmentation"}
+    for name, task in tasks.items():
+        assert (task == "segmentation") == ("fpn_" in name), name
+    with pytest.raises(UserError, match="did you mean .*fpn_resnet18"):
+        model_task("fpn_resnet_18")
+
+
+def test_options_of_the_pyramids():
+    plain, tokens = (model_options(f"{name}_resnet50") for name in ("fpn", "vt_fpn"))
+    assert {option: tokens[option] for option in plain} == plain
+    assert {
+        option: value for option, value in tokens.items() if option not in plain
+    } == {
+        "tokens": 8,
+        "token_channels": 1024,
+        "heads": 16,
+        "feed_forward": "linear",
+        "transformer_groups": 8,
+        "group_channels": 16,
+        "formulation": "printed",
+        "norm_placement": "tokens",
+    }
+    own = set(plain) - set(model_options("resnet50"))
+    assert own == {"fpn_channels", "head_channels"}
+    # Of a classifier's head.
+    assert set(model_options("resnet50")) - set(plain) == {"dropout"}
 
 
 def test_presets():
@@ -128,6 +170,21 @@ def test_stage_sizes_may_be_a_list():
         ("vt_resnet18", {"interaction": "grpah"}, "did you mean graph"),
         ("vt_resnet18", {"norm_placement": "all"}, "'all' is not known"),
         ("vt_resnet18", {"norm_span": "local"}, "'local' is not known"),
+        ("fpn_resnet18", {"dropout": 0.1}, "no option 'dropout'"),
+        ("fpn_resnet18", {"fpn_channels": 0}, "fpn_channels=0: must be at least 1"),
+        ("fpn_resnet18", {"head_channels": 0}, "head_channels=0: must be at least 1"),
+        ("fpn_resnet18", {"tokens": 8}, "no option 'tokens'"),
+        ("fpn_resnet18", {"num_classes": 0}, "num_classes=0"),
+        ("fpn_resnet18", {"preset": "v4"}, "'fpn_resnet18' has no presets"),
+        ("vt_fpn_resnet18", {"variant": "caffe"}, "'caffe' is not known"),
+        ("vt_fpn_resnet18", {"tokens": 0}, "tokens=0: must be at least 1"),
+        ("vt_fpn_resnet18", {"group_channels": 0}, "group_channels=0"),
+        ("vt_fpn_resnet18", {"heads": 3}, "3 heads do not divide"),
+        ("vt_fpn_resnet18", {"fpn_channels": 40}, "16 heads .* fpn_channels=40"),
+        ("vt_fpn_resnet18", {"feed_forward": "gelu"}, "'gelu' is not known"),
+        ("vt_fpn_resnet18", {"formulation": "fused"}, "'fused' is not known"),
+        ("vt_fpn_resnet18", {"norm_placement": "all"}, "'all' is not known"),
+        ("vt_fpn_resnet18", {"position_encoding": True}, "no option 'position_enc"),
     ],
 )
 def test_what_cannot_be_made(name, overrides, message):

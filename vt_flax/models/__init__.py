@@ -1,5 +1,10 @@
 """Whole networks, and their registry."""
 
-from vt_flax.models.registry import create_model, list_models, model_options
+from vt_flax.models.registry import (
+    create_model,
+    list_models,
+    model_options,
+    model_task,
+)
 
-__all__ = ["create_model", "list_models", "model_options"]
+__all__ = ["create_model", "list_models", "model_options", "model_task"]

@@ -9,7 +9,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vt_flax.errors import UserError, nearest
+from vt_flax.models.fpn import FPN
 from vt_flax.models.resnet import STAGE_SIZES, ResNet
+from vt_flax.models.vt_fpn import VTFPN
 from vt_flax.models.vt_resnet import PRESETS, VTResNet, preset_options
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -23,11 +25,14 @@ class Entry:
       module: the flax module class; its fields are the model's options.
       fixed: fields that the name determines.
       presets: bundles of options that `preset=` selects; the first is the default.
+      task: what the outputs are: `classification`, logits (batch, classes) of images;
+        `segmentation`, logits (batch, h, w, classes) of pixels.
     """
 
     module: Callable[..., nn.Module]
     fixed: dict[str, Any]
     presets: tuple[str, ...] = ()
+    task: str = "classification"
 
 
 MODELS: dict[str, Entry] = {}
@@ -35,6 +40,8 @@ for _depth, _sizes in STAGE_SIZES.items():
     _fixed = {"stage_sizes": _sizes, "bottleneck": _depth >= 50}
     MODELS[f"resnet{_depth}"] = Entry(ResNet, _fixed)
     MODELS[f"vt_resnet{_depth}"] = Entry(VTResNet, _fixed, tuple(PRESETS))
+    MODELS[f"fpn_resnet{_depth}"] = Entry(FPN, _fixed, task="segmentation")
+    MODELS[f"vt_fpn_resnet{_depth}"] = Entry(VTFPN, _fixed, task="segmentation")
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -50,6 +57,18 @@ def _entry(name: str) -> Entry:
     if name not in MODELS:
         raise UserError(f"model {name!r} is not known{nearest(name, MODELS)}")
     return MODELS[name]
+
+
+def model_task(name: str) -> str:
+    """Returns the task of a model: see `Entry`.
+
+    >>> model_task("vt_fpn_resnet50")
+    'segmentation'
+
+    Raises:
+      UserError: for an unknown name.
+    """
+    return _entry(name).task
 
 
 def model_options(name: str, preset: str = "") -> dict[str, Any]:
