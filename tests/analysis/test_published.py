@@ -85,14 +85,21 @@ PARTS = {
 
 
 @pytest.fixture(scope="module")
-def rows():
-    """What `summarize --paper --format json` prints, by row."""
+def records():
+    """What `summarize --paper --format json` prints."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         summarize.main(["--paper", "--format", "json"])
-    records = json.loads(text.getvalue())
+    return json.loads(text.getvalue())
+
+
+@pytest.fixture(scope="module")
+def rows(records):
+    """The records of classification, by row."""
     assert len({record["row"] for record in records}) == len(records)
-    return {record["row"]: record for record in records}
+    return {
+        record["row"]: record for record in records if record["table"] != "segmentation"
+    }
 
 
 @pytest.mark.parametrize("label", PRINTED)
@@ -135,6 +142,14 @@ def test_the_records_have_the_promised_keys(rows):
         assert record["printed_mparams"] == PRINTED[label][2]
         for key in ("mmacs", "mparams"):
             assert isinstance(record[key], float)
+
+
+def test_the_rows_of_segmentation_follow_with_the_same_keys(records, rows):
+    rest = records[len(rows) :]
+    assert {record["table"] for record in rest} == {"segmentation"}
+    assert len(rest) == 8
+    for record in rest:
+        assert set(records[0]) <= set(record)
 
 
 @pytest.mark.parametrize("label", RESNETS)
@@ -234,6 +249,14 @@ def test_a_model_s_parts_as_json(capsys):
     assert records[0]["mmacs"] == round(records[0]["macs"] / 1e6, 2)
 
 
+def test_height_and_width(capsys):
+    text = printed(capsys, "fpn_resnet18", "--image_size", "32x64", "--format", "json")
+    parts = {record["part"]: record for record in json.loads(text)}
+    assert parts["stem"]["macs"] == 16 * 32 * 64 * 3 * 49
+    assert {"fpn", "head"} <= set(parts)
+    assert "32 x 64" in printed(capsys, "resnet18", "--image_size", "32x64")
+
+
 def test_options_change_the_model(capsys):
     text = printed(
         capsys,
@@ -259,7 +282,11 @@ def test_a_table_for_people(capsys):
         (["resnet18", "--set", "width"], "'width': write"),
         (["resnet18", "--set", "dtype=float31"], "'float31' is not known"),
         (["resnet18", "--image_size", "0"], "--image_size 0: must be at least 1"),
-        (["resnet18", "--image_size", "big"], "--image_size.*'big'"),
+        (["resnet18", "--image_size", "big"], "--image_size.*'big'.*HEIGHTxWIDTH"),
+        (["resnet18", "--image_size", "64x"], "--image_size.*'64x'.*HEIGHTxWIDTH"),
+        (["resnet18", "--image_size", "8x8x8"], "'8x8x8': write a side"),
+        (["resnet18", "--image_size", "64x0"], "--image_size 64x0: must be at least 1"),
+        (["--paper", "--image_size", "224x225"], "--paper takes no GLOB"),
         (["--paper", "resnet18"], "--paper takes no GLOB"),
         (["--paper", "--set", "width=8"], "--paper takes no GLOB"),
         (["--papr"], "--papr"),

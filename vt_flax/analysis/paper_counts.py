@@ -4,11 +4,18 @@ from typing import Any
 
 from vt_flax.analysis.macs import Counts, count
 from vt_flax.analysis.published import PUBLISHED, Row
+from vt_flax.analysis.published_segmentation import (
+    PUBLISHED_SEGMENTATION,
+    SegmentationRow,
+)
 from vt_flax.models import create_model
 
 # How far a determined row may be off, relative to the reference.
 MACS_TOLERANCE = 1e-3
 PARAMS_TOLERANCE = 5e-3
+# The segmentation networks' figures are printed with fewer digits.
+SEGMENTATION_TOLERANCE = 1e-2
+FPN_TOLERANCE = 1.5e-2
 
 
 def paper_rows() -> list[dict[str, Any]]:
@@ -66,3 +73,83 @@ def stage5_ratios() -> list[str]:
             f"  R{depth}: {plain / 1e6:.1f} M in ResNet, fewer by {', '.join(ratios)}"
         )
     return lines
+
+
+def segmentation_rows() -> list[dict[str, Any]]:
+    """Returns one record for each printed row of segmentation, ours beside it."""
+    return [
+        compare_segmentation(
+            row, count(create_model(row.model, **row.overrides), row.image_size)
+        )
+        for row in PUBLISHED_SEGMENTATION
+    ]
+
+
+def compare_segmentation(row: SegmentationRow, counts: Counts) -> dict[str, Any]:
+    """Sets a segmentation network's counts beside a printed row.
+
+    Returns:
+      A record with the keys of `compare` and more. `macs_off` and `fpn_off` are
+      relative differences in percent from the print; `within` is whether both are
+      inside the tolerances, each from its reference (see `reference_gmacs`).
+    """
+    gmacs, fpn = counts.total_macs / 1e9, counts.macs["fpn"] / 1e9
+    reference = reference_gmacs(gmacs, row.gmacs, SEGMENTATION_TOLERANCE)
+    fpn_reference = reference_gmacs(fpn, row.fpn_gmacs, FPN_TOLERANCE)
+    within = (
+        abs(gmacs / reference - 1) <= SEGMENTATION_TOLERANCE
+        and abs(fpn / fpn_reference - 1) <= FPN_TOLERANCE
+    )
+    return {
+        "table": "segmentation",
+        "row": row.row,
+        "image_size": "x".join(map(str, row.image_size)),
+        "printed_gmacs": row.gmacs,
+        "printed_fpn_gmacs": row.fpn_gmacs,
+        "printed_mmacs": 1e3 * float(row.gmacs),
+        "printed_mparams": None,
+        "reference_mmacs": round(1e3 * reference, 2),
+        "mmacs": round(1e3 * gmacs, 2),
+        "mparams": round(counts.total_params / 1e6, 3),
+        "macs_off": round(100 * (gmacs / float(row.gmacs) - 1), 3),
+        "params_off": None,
+        "printed_fpn_mmacs": 1e3 * float(row.fpn_gmacs),
+        "reference_fpn_mmacs": round(1e3 * fpn_reference, 2),
+        "fpn_mmacs": round(1e3 * fpn, 2),
+        "fpn_off": round(100 * (fpn / float(row.fpn_gmacs) - 1), 3),
+        "determined": True,
+        "within": within,
+        "stage5_mmacs": round(counts.macs["stage5"] / 1e6, 1),
+        "printed_miou": row.miou,
+        "note": row.note,
+    }
+
+
+def reference_gmacs(ours: float, printed: str, tolerance: float) -> float:
+    """Returns the figure that ours is to be compared with.
+
+    It is the printed one, unless that is rounded by more than the tolerance (2.0 by up
+    to 2.5 %): then it is the nearest to ours among those that are printed like it.
+    """
+    figure = float(printed)
+    half = 0.5 * 10.0 ** -len(printed.partition(".")[2])
+    if half <= tolerance * figure:
+        return figure
+    return min(max(ours, figure - half), figure + half)
+
+
+def fpn_ratios(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns lines that tell how much less VT-FPN's pyramid costs than FPN's.
+
+    Args:
+      rows: what `segmentation_rows` returned.
+    """
+    pyramids: dict[str, dict[bool, float]] = {}
+    for row in rows:
+        tokens = row["row"].endswith("VT-FPN")
+        pyramids.setdefault(row["image_size"], {})[tokens] = row["fpn_mmacs"]
+    return [
+        f"  {size}: {both[False] / 1e3:.2f} G in FPN, {both[True] / 1e3:.2f} G in "
+        f"VT-FPN: fewer by {both[False] / both[True]:.2f}"
+        for size, both in pyramids.items()
+    ]
