@@ -131,7 +131,7 @@ def test_evaluate_refuses(digits, tmp_path, monkeypatch, capsys):
         (["resnet18", "--set", "width"], "OPTION=VALUE"),
         (["resnet18", "--set", "width=wide"], "width"),
         (["resnet18", "--image_size", "0"], "at least 1"),
-        (["resnet18", "--image_size", "big"], "invalid int value"),
+        (["resnet18", "--image_size", "big"], "'big': write a side in pixels"),
         (["--paper", "--image_size", "32"], "--paper"),
     ],
 )
