@@ -56,6 +56,24 @@ def default_config() -> ConfigDict:
                 "cache": False,  # keep the encoded training split in memory
                 "shuffle_buffer": 16384,  # examples; of data without random access
             },
+            # Read for models that give a class to every pixel; sizes in pixels.
+            "segmentation": {
+                # Height and width of the host's arrays. What is larger is shrunk in
+                # training, and refused in evaluation.
+                "canvas": [512, 512],
+                "crop": [512, 512],  # height and width that is trained on
+                "short_side": 0,  # what it is brought to first; 0: an example's own
+                "scale_min": 0.5,  # times that, drawn uniformly
+                "scale_max": 2.0,
+                "max_class_share": 0.75,  # of a crop's labelled pixels; 1: any
+                "brightness": 0.0,  # a factor from 1 - v to 1 + v; 0: off
+                "contrast": 0.0,
+                "saturation": 0.0,
+                "hue": 0.0,  # turned by at most this share of the colour circle
+                "eval_size": [0, 0],  # of the network's input; 0: the canvas
+                "eval_scales": [1.0],  # over which predictions are averaged
+                "eval_flip": False,  # over mirrored images as well
+            },
             "optimizer": {
                 "name": "rmsprop_tf",  # rmsprop_tf, rmsprop_torch or sgd
                 "momentum": 0.9,

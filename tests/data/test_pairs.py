@@ -1,0 +1,480 @@
+"""Images and masks augmented together: aligned, exact, and drawn as configured."""
+
+import colorsys
+import functools
+import json as jsonlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image, ImageEnhance
+from test_policies import chi_square
+
+from vt_flax.data.augment import crops, pairs
+from vt_flax.data.augment.jitter import Jitter, apply_jitter
+from vt_flax.errors import UserError
+from vt_flax.parallel.mesh import batch_sharding, make_mesh
+from vt_flax.training.config import default_config
+
+CANVAS, CROP = (40, 48), (24, 32)
+# Levels come back as they are.
+MEAN, STD = [0.0] * 3, [1 / 255] * 3
+
+
+def config(**changes):
+    """A small configuration; keys of the section `segmentation`, or data__KEY."""
+    result = default_config()
+    result.data.update({"mean": MEAN, "std": STD})
+    result.segmentation.update({"canvas": list(CANVAS), "crop": list(CROP)})
+    for key, value in changes.items():
+        section = result.data if key.startswith("data__") else result.segmentation
+        section[key.removeprefix("data__")] = value
+    return result
+
+
+def examples(count, seed=0):
+    """Masks of blobs, 0 to 3 and holes of 255; images whose red is 60 x class.
+
+    Green and blue are the row and column, in fives.
+    """
+    rng = np.random.default_rng(seed)
+    images = np.zeros((count, *CANVAS, 3), np.uint8)
+    labels = np.full((count, *CANVAS), 255, np.uint8)
+    sizes = np.stack([rng.integers(20, n + 1, count) for n in CANVAS], 1)
+    y, x = np.mgrid[: CANVAS[0], : CANVAS[1]]
+    for image, mask, (height, width) in zip(images, labels, sizes, strict=True):
+        blobs = rng.choice([0, 1, 2, 3, 255], (5, 6), p=[0.4, 0.2, 0.2, 0.1, 0.1])
+        blobs = np.kron(blobs, np.ones((8, 8)))
+        mask[:height, :width] = blobs[:height, :width]
+        red = np.where(mask == 255, 240, 60 * mask.astype(int))
+        picture = np.stack([red, 5 * y, 5 * x], -1)
+        image[:height, :width] = picture[:height, :width]
+    return images, labels, sizes.astype(np.int32)
+
+
+@functools.cache
+def compiled(json, mirrored):
+    """Returns what augments, and draws of the same key: a program a configuration."""
+    settings = ConfigDict(jsonlib.loads(json))
+
+    def both(images, labels, sizes, key):
+        keys = jax.random.split(key, len(images))
+        return (
+            *pairs.augment_pairs(images, labels, sizes, settings, key, mirrored),
+            pairs.draw(keys, sizes, settings),
+        )
+
+    return jax.jit(both)
+
+
+def run(config, batch, seed=0, mirrored=()):
+    """Returns images, labels, and what was drawn for them."""
+    apply = compiled(config.to_json(), mirrored)
+    return jax.device_get(apply(*batch, jax.random.key(seed)))
+
+
+def drawn(config, sizes):
+    """What is drawn for many examples of these sizes."""
+    keys = jax.random.split(jax.random.key(0), len(sizes))
+    return jax.device_get(jax.jit(lambda k, n: pairs.draw(k, n, config))(keys, sizes))
+
+
+def cut(array, start, fill):
+    """A crop of a resized array, which may begin before it and end beyond it."""
+    out = np.full((*CROP, *array.shape[2:]), fill, array.dtype)
+    (top, left), (height, width) = start, array.shape[:2]
+    rows = np.arange(max(top, 0), min(top + CROP[0], height))
+    columns = np.arange(max(left, 0), min(left + CROP[1], width))
+    out[np.ix_(rows - top, columns - left)] = array[np.ix_(rows, columns)]
+    return out
+
+
+def nearest(mask, size):
+    """Pillow's rule, exact at ties."""
+    places = [
+        (2 * np.arange(n) + 1) * old // (2 * n)
+        for n, old in zip(size, mask.shape, strict=True)
+    ]
+    return mask[np.ix_(*places)]
+
+
+def by_pillow(batch, draw, k, config):
+    """Restates the choice of a crop, and both crops of example k."""
+    image, mask = (array[k][: batch[2][k, 0], : batch[2][k, 1]] for array in batch[:2])
+    size = draw.resized[k]
+    image = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    image, mask = np.asarray(image), nearest(mask, size)
+    for start in draw.starts[k]:
+        labels = cut(mask, start, 255)
+        counts = np.bincount(labels[labels != 255], minlength=1)
+        if 0 < counts.sum() and counts.max() <= (
+            config.segmentation.max_class_share * counts.sum()
+        ):
+            break
+    if config.segmentation.max_class_share == 1:
+        start = draw.starts[k, 0]
+    crop = cut(image.astype(int), start, 0), cut(mask, start, 255)
+    return tuple(a[:, ::-1] if draw.mirrored[k] else a for a in crop)
+
+
+@pytest.mark.parametrize("share,short_side", [(0.75, 0), (0.4, 30), (1.0, 0)])
+def test_pairs_are_what_pillow_makes_of_the_same_draw(share, short_side):
+    """The whole path: resized, the crop chosen, cut, mirrored."""
+    settings = config(max_class_share=share, short_side=short_side)
+    batch = examples(32)
+    images, labels, draw = run(settings, batch)
+    assert images.shape == (32, *CROP, 3) and images.dtype == np.float32
+    assert labels.shape == (32, *CROP) and labels.dtype == np.uint8
+    assert len({*map(tuple, draw.resized)}) > 25 and 8 < draw.mirrored.sum() < 24
+    for k in range(32):
+        image, mask = by_pillow(batch, draw, k, settings)
+        np.testing.assert_array_equal(labels[k], mask)
+        assert np.abs(images[k] - image).max() <= 1.01
+    # Some lie within their crops, and some crops within them.
+    assert (draw.starts < 0).any() and (draw.starts > 0).any()
+
+
+@pytest.mark.parametrize("low,high,furthest", [(1.0, 2.0, 0.5), (0.5, 1.0, 0.75)])
+def test_image_and_mask_stay_aligned(low, high, furthest):
+    """Where both hold the number of the row, or of the column.
+
+    A pixel's place is within half a pixel of the nearest one. Filters that are cut off
+    at a border lean away from it.
+    """
+    images, labels, sizes = examples(32)
+    for axis, half in enumerate((slice(0, 16), slice(16, 32))):
+        places = np.indices(CANVAS)[axis]
+        images[half], labels[half] = places[..., None], places
+    settings = config(max_class_share=1.0, scale_min=low, scale_max=high)
+    images, labels, _ = run(settings, (images, labels, sizes))
+    inside = labels != 255
+    away = (images - labels[..., None])[inside]
+    assert inside.mean() > 0.2 and np.abs(away).max() < furthest + 1e-3
+    assert abs(away.mean()) < 0.03
+
+
+def test_masks_have_no_value_of_their_own():
+    """Of each example: its own classes, and no label."""
+    batch = examples(32)
+    for before, after in zip(batch[1], run(config(), batch)[1], strict=True):
+        assert set(np.unique(after)) <= {*np.unique(before), 255}
+
+
+def test_what_is_beyond_an_example_is_the_mean_and_no_label():
+    """Also of jittered colours, and whatever lies there in the canvas."""
+    settings = config(
+        brightness=0.5, contrast=0.5, saturation=0.5, hue=0.5, scale_max=0.6
+    )
+    settings.data.update({"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]})
+    images, labels, sizes = examples(32)
+    labels[labels == 255] = 1
+    images, labels, draw = run(settings, (np.maximum(images, 1), labels, sizes))
+    beyond = labels == 255
+    assert beyond.any((1, 2)).all() and not images[beyond].any()
+    assert np.abs(images[~beyond]).min(-1).max() > 0
+    visible = np.minimum(draw.resized, CROP).prod(1)
+    np.testing.assert_array_equal((~beyond).sum((1, 2)), visible)
+
+
+def test_normalised():
+    settings = config(scale_min=1.0, data__flip=False, data__mean=[0.5, 0.4, 0.3])
+    settings.data.std = [0.2, 0.25, 0.3]
+    settings.segmentation.update({"scale_max": 1.0, "crop": list(CANVAS)})
+    batch = examples(2)
+    batch[2][:] = CANVAS
+    images, labels, _ = run(settings, batch)
+    expected = (batch[0] / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.25, 0.3]
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+    np.testing.assert_array_equal(labels, batch[1])
+
+
+def counted(labels, rows, columns, most):
+    """The two counts of each crop, pixel by pixel."""
+    found = np.zeros((2, *rows.shape[:2]))
+    for b, mask in enumerate(labels):
+        for k in range(rows.shape[1]):
+            weights = np.outer(rows[b, k], columns[b, k])[mask != 255]
+            counts = np.bincount(mask[mask != 255], weights, 256)
+            over = counts.max() > most * counts.sum()
+            found[:, b, k] = counts.sum(), counts.max() if over else -1
+    return found
+
+
+@pytest.mark.parametrize("most", [0.3, 0.5, 0.75])
+def test_counts_are_exact(most):
+    """Of masks that are rich in one class or another, rows taken 300 times."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 256, (6, 20, 30), dtype=np.uint8)
+    main = np.asarray([0, 254, 170, 85, 255, 3])[:, None, None]
+    share = np.asarray([0.9, 0.6, 0.3, 0.8, 0.7, 0.95])[:, None, None]
+    labels = np.where(rng.random(labels.shape) < share, main, labels).astype(np.uint8)
+    rows = rng.choice([0, 1, 2, 301], (6, 4, 20)).astype(np.float32)
+    columns = rng.choice([0, 1, 3], (6, 4, 30)).astype(np.float32)
+    rows[0, 0] = 0
+    count = jax.jit(functools.partial(crops.count_largest, most=most))
+    labelled, largest = jax.device_get(count(labels, rows, columns))
+    expected = counted(labels, rows, columns, most)
+    np.testing.assert_array_equal(labelled, expected[0])
+    over = expected[1] >= 0
+    assert 0 < over.sum() < over.size
+    np.testing.assert_array_equal(largest[over], expected[1][over])
+    assert (largest <= most * labelled)[~over].all()
+
+
+def of_one_scale(labels):
+    """Augments masks in the whole canvas at their size, with a limit of 0.8."""
+    batch = examples(32)[0], labels, np.full((32, 2), CANVAS, np.int32)
+    settings = config(max_class_share=0.8, scale_min=1.0, scale_max=1.0)
+    return run(settings, batch)[1:]
+
+
+def test_a_crop_with_too_much_of_one_class_is_not_taken():
+    """Where few crops will do: a canvas of one class with another at its right end."""
+    labels = np.zeros((32, *CANVAS), np.uint8)
+    labels[:, :, 40:] = 9
+    mask, draw = of_one_scale(labels)
+    # Of 32 columns those from 40 on; the last crop, and the last but one, have 20 %.
+    starts = draw.starts[..., 1]
+    will_do = starts + 32 - 40 >= 0.2 * 32
+    assert 0.3 < will_do.any(1).mean() < 0.95
+    # The first that will do, or else the last.
+    taken = np.where(will_do.any(1), will_do.argmax(1), pairs.TRIES - 1)
+    start = starts[np.arange(32), taken]
+    share = np.maximum(start - 8, 0) / 32
+    np.testing.assert_allclose((mask == 9).mean((1, 2)), share)
+
+
+def test_a_crop_without_labels_is_not_taken():
+    labels = np.full((32, *CANVAS), 255, np.uint8)
+    labels[:, :, 47] = np.arange(CANVAS[0]) % 2
+    mask, draw = of_one_scale(labels)
+    possible = (draw.starts[..., 1] == 16).any(1)
+    assert 0.2 < possible.mean() < 0.8
+    np.testing.assert_array_equal((mask != 255).any((1, 2)), possible)
+
+
+DRAWS = 20_000
+
+
+def is_uniform(shares, cells=50):
+    """Numbers from 0 to 1, by chi-square; deterministic for this seed."""
+    assert -1e-6 < shares.min() and shares.max() < 1 + 1e-6
+    counts = np.histogram(shares, cells, (0, 1))[0]
+    value, freedom = chi_square(counts, [len(shares) / cells] * cells)
+    # Beyond this in one run of a million.
+    return value < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_scales_and_places_are_drawn_uniformly():
+    """Of crops within the image, and of images within the crop."""
+    sizes = np.full((DRAWS, 2), (1000, 1500), np.int32)
+    sizes[::2] = 10, 12
+    draw = drawn(config(scale_min=0.5, scale_max=2.0), sizes)
+    scale = draw.resized[1::2, 0] / 1000
+    assert (
+        scale.min() < 0.501 and scale.max() > 1.999 and is_uniform(scale / 1.5 - 1 / 3)
+    )
+    np.testing.assert_allclose(draw.resized[1::2, 1], 1500 * scale, atol=1.3)
+    # Whole numbers become uniform between them and the next.
+    spread = np.random.default_rng(0).random(draw.starts.shape)
+    rest = (draw.resized - CROP)[:, None]
+    assert (rest[::2] < 0).all() and (rest[1::2] > 0).all()
+    places = (np.abs(draw.starts) + spread) / (np.abs(rest) + 1)
+    assert (draw.starts * rest >= 0).all()
+    for first in (0, 1):
+        for i, j in ((0, 0), (0, 1), (9, 0), (9, 1)):
+            assert is_uniform(places[first::2, i, j])
+    # Neither the scale nor the other tries tell where a crop lies.
+    place = places[1::2, 0, 0]
+    for other in (scale, places[1::2, 1, 0], places[1::2, 0, 1], draw.mirrored[1::2]):
+        assert abs(np.corrcoef(place, other)[0, 1]) < 5 / len(place) ** 0.5
+    assert abs(draw.mirrored.mean() - 0.5) < 2.5 / DRAWS**0.5
+
+
+def test_the_short_side_is_what_is_scaled():
+    sizes = np.asarray([(300, 500), (50, 30), (400, 200), (7, 7)] * 500, np.int32)
+    resized = drawn(config(short_side=640), sizes).resized
+    assert is_uniform(resized.min(1) / 640 / 1.5 - 1 / 3)
+    ratio = resized.max(1) / resized.min(1)
+    np.testing.assert_allclose(ratio, sizes.max(1) / sizes.min(1), rtol=0.01)
+
+
+def test_colours_are_drawn_uniformly():
+    settings = config(brightness=0.3, contrast=1.5, hue=0.2)
+    jitter = drawn(settings, np.ones((DRAWS, 2), np.int32)).jitter
+    assert is_uniform((jitter.brightness - 0.7) / 0.6)
+    # Not from -0.5 on.
+    assert is_uniform(jitter.contrast / 2.5)
+    assert is_uniform((jitter.hue + 0.2) / 0.4)
+    assert (jitter.saturation == 1).all()
+    together = np.corrcoef([jitter.brightness, jitter.contrast, jitter.hue])
+    assert np.abs(together - np.eye(3)).max() < 5 / DRAWS**0.5
+
+
+def test_classes_change_sides_in_mirrored_images_alone():
+    batch = examples(32)
+    _, plain, draw = run(config(), batch)
+    _, exchanged, _ = run(config(), batch, mirrored=(0, 2, 1, 3))
+    sides = np.arange(256)
+    sides[[1, 2]] = 2, 1
+    where = draw.mirrored
+    assert 8 < where.sum() < 24 and (plain != sides[plain]).any((1, 2))[where].all()
+    np.testing.assert_array_equal(exchanged[where], sides[plain[where]])
+    np.testing.assert_array_equal(exchanged[~where], plain[~where])
+
+
+JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+# Of images of 50 x 64.
+PIECE = (slice(3, 45), slice(2, 61))
+
+
+@functools.cache
+def jitter_of(names):
+    settings = config(**dict.fromkeys(names, 0.1)).segmentation
+    return jax.jit(lambda x, inside, values: apply_jitter(x, inside, values, settings))
+
+
+def jittered(images, **values):
+    """Applies jitter by given values to pieces of images; the rest is not looked at."""
+    names = tuple(values)
+    # What is configured as 0 is not applied, whatever is drawn for it.
+    values = {name: jnp.full(len(images), values.get(name, 0.3)) for name in JITTER}
+    inside = np.zeros(images.shape[:3], bool)
+    inside[:, *PIECE] = True
+    out = jitter_of(names)(images.astype(np.float32), inside, Jitter(**values))
+    return np.asarray(out)[:, *PIECE]
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Noise, smooth colours, and a grey one."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (50, 64, 3))
+    y, x = np.mgrid[:50, :64]
+    smooth = np.stack([5 * y, 4 * x, 255 - 5 * y], -1)
+    grey = np.repeat(noise[..., :1], 3, -1)
+    return np.stack([noise, smooth, grey, noise // 4]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.7])
+@pytest.mark.parametrize(
+    "name,enhancer",
+    [
+        ("brightness", ImageEnhance.Brightness),
+        ("contrast", ImageEnhance.Contrast),
+        ("saturation", ImageEnhance.Color),
+    ],
+)
+def test_jitter_is_that_of_pillow(name, enhancer, factor, pictures):
+    found = jittered(pictures, **{name: factor})
+    for image, out in zip(pictures[:, *PIECE], found, strict=True):
+        expected = enhancer(Image.fromarray(image)).enhance(factor)
+        # Pillow cuts levels off to whole ones.
+        assert np.abs(np.floor(out + 1e-3) - np.asarray(expected)).max() <= 1
+
+
+def test_jitter_of_a_photograph(real_data):
+    """Brightness, then contrast, then saturation."""
+    file = sorted((real_data / "imagenet_samples").glob("*/*.JPEG"))[11]
+    photograph = Image.open(file).convert("RGB").resize((64, 50))
+    found = jittered(
+        np.asarray(photograph)[None], brightness=1.2, contrast=0.7, saturation=1.4
+    )[0]
+    expected = photograph.crop((2, 3, 61, 45))
+    for enhancer, factor in (
+        (ImageEnhance.Brightness, 1.2),
+        (ImageEnhance.Contrast, 0.7),
+        (ImageEnhance.Color, 1.4),
+    ):
+        expected = enhancer(expected).enhance(factor)
+    # What each rounds off, the next makes larger.
+    assert np.abs(np.floor(found) - np.asarray(expected)).max() <= 4
+    assert np.abs(np.floor(found) - np.asarray(expected)).mean() < 1
+
+
+@pytest.mark.parametrize("turn", [-0.5, -0.13, 0.0, 0.3])
+def test_hue_is_turned_as_by_colorsys(turn, pictures):
+    found = jittered(pictures, hue=turn).reshape(-1, 3)[::7]
+    pixels = pictures[:, *PIECE].reshape(-1, 3)[::7] / 255
+    expected = []
+    for pixel in pixels:
+        hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
+        expected.append(colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value))
+    np.testing.assert_allclose(found / 255, expected, atol=1e-4)
+
+
+def test_one_purpose_does_not_change_the_draws_of_another():
+    sizes = examples(32)[2]
+    everything = drawn(config(**JITTER), sizes)
+    less = drawn(config(**{**JITTER, "contrast": 0.0, "data__flip": False}), sizes)
+    for name in ("resized", "starts"):
+        np.testing.assert_array_equal(getattr(less, name), getattr(everything, name))
+    assert everything.mirrored.any() and not less.mirrored.any()
+    for name in JITTER:
+        same = getattr(less.jitter, name) == getattr(everything.jitter, name)
+        assert same.all() if name != "contrast" else not same.any()
+
+
+def test_the_result_does_not_depend_on_the_devices():
+    """Thirty-two examples on one device, and spread over eight."""
+    settings, batch = config(**JITTER, short_side=30), examples(32)
+    images, labels, _ = run(settings, batch)
+    sharding = batch_sharding(make_mesh())
+    assert len(sharding.device_set) == 8
+    spread = (*jax.device_put(batch, sharding), jax.random.key(0))
+    program = compiled(settings.to_json(), ()).lower(*spread).compile()
+    spread, spread_labels, _ = jax.device_get(program(*spread))
+    np.testing.assert_array_equal(spread_labels, labels)
+    np.testing.assert_allclose(spread, images, atol=1e-2)
+    # No example leaves its device.
+    text = program.as_text()
+    assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", text)
+    other, other_labels, _ = run(settings, batch, seed=1)
+    assert (other_labels != labels).any((1, 2)).all()
+    assert (other != images).any((1, 2, 3)).all()
+
+
+def test_no_example_is_no_number_beyond_measure():
+    """Of size 0, and nothing but holes."""
+    images, labels, sizes = examples(32)
+    sizes[0], labels[1] = 0, 255
+    settings = config(**JITTER, short_side=30)
+    images, labels, _ = run(settings, (images, labels, sizes))
+    assert np.isfinite(images).all()
+    assert not images[0].any() and (labels[:2] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"canvas": [512]}, r"segmentation.canvas \[512\]: write height and width"),
+        ({"crop": [0, 64]}, "segmentation.crop"),
+        ({"crop": [64.0, 64.0]}, "segmentation.crop"),
+        ({"eval_size": [-1, 0]}, "segmentation.eval_size"),
+        ({"short_side": -1}, "segmentation.short_side -1"),
+        ({"scale_min": 0.0}, "segmentation.scale_min 0.0"),
+        ({"scale_min": 2.0, "scale_max": 1.0}, "no less than the first"),
+        ({"scale_max": float("inf")}, "scale_max inf"),
+        ({"max_class_share": 0.0}, "max_class_share 0.0"),
+        ({"max_class_share": 1.5}, "at most 1"),
+        ({"brightness": -0.1}, "segmentation.brightness -0.1"),
+        ({"saturation": float("nan")}, "segmentation.saturation nan"),
+        ({"hue": 0.6}, "from 0 to 0.5"),
+        ({"eval_scales": []}, "segmentation.eval_scales"),
+        ({"eval_scales": [1.0, 0]}, "segmentation.eval_scales"),
+        ({"eval_scales": ["1"]}, "write numbers over 0"),
+        ({"data__mixup": 0.2}, "data.mixup 0.2"),
+        ({"data__augment": "randaugment"}, "set it to none"),
+    ],
+)
+def test_impossible_settings_are_named(changes, message):
+    pairs.check_config(config())
+    with pytest.raises(UserError, match=message):
+        pairs.check_config(config(**changes))
+
+
+def test_the_defaults_are_possible():
+    pairs.check_config(default_config())

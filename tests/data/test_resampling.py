@@ -1,0 +1,345 @@
+"""Resampling by matrices against Pillow, PyTorch and the rule in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from vt_flax.data.augment import resampling, scaled
+from vt_flax.data.augment.resampling import (
+    linear_weights,
+    map_weights,
+    nearest_weights,
+    resample,
+    resized_size,
+    select,
+)
+from vt_flax.training.config import default_config
+
+CANVAS = (61, 75)
+# Sizes of sources in the canvas, and what they become: odd, both ways, and either way.
+SIZES = [
+    ((61, 75), (61, 75)),
+    ((61, 75), (30, 37)),
+    ((60, 75), (20, 25)),
+    ((33, 47), (71, 95)),
+    ((47, 33), (45, 70)),
+    ((13, 75), (70, 11)),
+    ((59, 61), (7, 5)),
+    ((40, 40), (80, 80)),
+    ((2, 3), (17, 64)),
+    ((1, 1), (5, 3)),
+    ((5, 61), (1, 1)),
+]
+OUT = (80, 95)
+
+
+LINEAR = jax.jit(linear_weights, static_argnames=("length", "extent", "antialias"))
+MAP = jax.jit(map_weights, static_argnames=("length", "cells", "extent"))
+
+
+@functools.partial(jax.jit, static_argnames=("antialias", "out"))
+def resize(
+    images, labels, sizes, resized, starts, mirrored=False, antialias=True, out=OUT
+):
+    def both(weights, **options):
+        return [
+            weights(
+                *(starts[:, i], resized[:, i], sizes[:, i], out[i]),
+                images.shape[1 + i],
+                mirrored=mirrored if i else False,
+                **options,
+            )
+            for i in range(2)
+        ]
+
+    linear = both(linear_weights, antialias=antialias)
+    return resample(images, *linear), select(labels, *both(nearest_weights))
+
+
+def in_canvas(arrays, size=CANVAS, fill=0):
+    """Puts arrays of any sizes in the corners of a batch of one."""
+    batch = np.full((len(arrays), *size, *arrays[0].shape[2:]), fill, np.uint8)
+    for whole, array in zip(batch, arrays, strict=True):
+        whole[: array.shape[0], : array.shape[1]] = array
+    return batch
+
+
+@pytest.fixture(scope="module")
+def sources():
+    """Noise, and masks of few classes with holes; rubbish beyond is to do nothing."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size, _ in SIZES]
+    labels = [
+        rng.choice([0, 7, 128, 254, 255], size).astype(np.uint8) for size, _ in SIZES
+    ]
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def resized(sources):
+    images, labels = sources
+    sizes, resized = np.asarray(SIZES, np.int32).swapaxes(0, 1)
+    return jax.device_get(
+        resize(
+            in_canvas(images, fill=200),
+            in_canvas(labels, fill=3),
+            *(sizes, resized, np.zeros_like(sizes)),
+        )
+    )
+
+
+def pillow(image, size, resample=Image.Resampling.BILINEAR):
+    return np.asarray(Image.fromarray(image).resize(size[::-1], resample))
+
+
+def test_images_are_what_pillow_makes(sources, resized):
+    for i, (_, (height, width)) in enumerate(SIZES):
+        found = resized[0][i]
+        expected = pillow(sources[0][i], (height, width))
+        # Pillow rounds after each axis.
+        assert np.abs(found[:height, :width] - expected).max() <= 1.01, SIZES[i]
+        assert not found[height:].any() and not found[:, width:].any()
+
+
+def ties(size, resized):
+    """Pixels whose place is a whole number, at which Pillow's sum falls either way."""
+    return (2 * np.arange(resized) + 1) * size % (2 * resized) == 0
+
+
+def test_masks_are_what_pillow_makes(sources, resized):
+    compared = 0
+    for i, (size, (height, width)) in enumerate(SIZES):
+        found = resized[1][i]
+        expected = pillow(sources[1][i], (height, width), Image.Resampling.NEAREST)
+        # Twice the size is exact in floating point as well.
+        exact = size[0] * 2 == height or (
+            ~ties(size[0], height)[:, None] & ~ties(size[1], width)
+        )
+        same = found[:height, :width] == expected
+        assert (same | ~np.asarray(exact)).all(), SIZES[i]
+        compared += np.broadcast_to(exact, same.shape).sum()
+        assert (found[height:] == 255).all() and (found[:, width:] == 255).all()
+    assert compared > 0.9 * sum(h * w for _, (h, w) in SIZES)
+
+
+def test_nearest_pixels_are_exact_in_whole_numbers():
+    """For every pair of lengths up to 40, ties and all."""
+    size, resized = (a.ravel() for a in np.mgrid[1:41, 1:41])
+    place = jnp.zeros_like(size)
+    nearest = jax.jit(functools.partial(nearest_weights, length=40, extent=40))
+    weights = nearest(place, resized, size)
+    for a, b, found in zip(size, resized, np.asarray(weights), strict=True):
+        expected = (2 * np.arange(b) + 1) * a // (2 * b)
+        np.testing.assert_array_equal(found[:b].argmax(1), expected)
+        np.testing.assert_array_equal(found.sum(1), np.arange(40) < b)
+
+
+def bilinear(length, size, resized, start, antialias, dtype=np.float64):
+    """The rule, pixel by pixel: weights of the source, (length, size)."""
+    weights = np.zeros((length, size), dtype)
+    widen = max(size / resized, 1) if antialias else 1
+    for i in range(length):
+        if 0 <= i + start < resized:
+            middle = (i + start + 0.5) * size / resized
+            for j in range(size):
+                weights[i, j] = max(0, 1 - abs(j + 0.5 - middle) / widen)
+            weights[i] /= weights[i].sum()
+    return weights
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_weights_in_float64(antialias):
+    """Long axes as well, of which float32 would not hold the places."""
+    cases = [
+        *((31, 17, 0), (17, 31, -5), (31, 31, 4), (3000, 1733, 900), (2999, 5000, 4980))
+    ]
+    for size, resized, start in cases:
+        found = LINEAR(
+            *(jnp.int32(start), jnp.int32(resized), jnp.int32(size), 40, 3000),
+            antialias=antialias,
+        )
+        expected = bilinear(40, size, resized, start, antialias)
+        np.testing.assert_allclose(found[:, :size], expected, atol=1e-6)
+        assert not np.asarray(found[:, size:]).any()
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_crops_are_cut_from_the_resized_image(sources, resized, mirrored):
+    """At every kind of place: within, over each border, and beyond."""
+    out = (23, 31)
+    starts = np.asarray([(3, 5), (-4, 2), (20, 30), (-30, 3)], np.int32)[
+        np.arange(len(SIZES)) % 4
+    ]
+    images, labels = (in_canvas(arrays) for arrays in sources)
+    sizes, targets = np.asarray(SIZES, np.int32).swapaxes(0, 1)
+    found = resize(images, labels, sizes, targets, starts, mirrored, out=out)
+    for whole, crops, fill in zip(resized, found, (0, 255), strict=True):
+        for i, (top, left) in enumerate(starts):
+            expected = np.full((300, 300, *whole.shape[3:]), fill, whole.dtype)
+            height, width = SIZES[i][1]
+            part = whole[i][:height, :width]
+            expected[100 : 100 + height, 100 : 100 + width] = part
+            expected = expected[100 + top :, 100 + left :][: out[0], : out[1]]
+            if mirrored:
+                expected = expected[:, ::-1]
+            np.testing.assert_allclose(crops[i], expected, atol=1e-4)
+
+
+def test_a_real_photograph(real_data):
+    """Down, up and to other proportions, of the canvas's size and smaller."""
+    file = sorted((real_data / "imagenet_samples").glob("*/*.JPEG"))[7]
+    photograph = Image.open(file).convert("RGB")
+    image = np.asarray(photograph)[:200, :301]
+    targets = np.asarray([(97, 143), (171, 299), (50, 300), (300, 40)], np.int32)
+    batch = np.broadcast_to(in_canvas([image], (200, 310)), (4, 200, 310, 3))
+    sizes = np.asarray([image.shape[:2]] * 4, np.int32)
+    zeros = np.zeros_like(sizes)
+    found, mask = resize(batch, batch[..., 0], sizes, targets, zeros, out=(300, 300))
+    for k, (height, width) in enumerate(targets):
+        gap = found[k][:height, :width] - pillow(image, (height, width))
+        assert np.abs(gap).max() <= 1.01
+        # Rounded, nine in ten are the very level.
+        assert (np.abs(gap) < 0.75).mean() > 0.9
+        levels = pillow(image[..., 0], (height, width), Image.Resampling.NEAREST)
+        kept = ~ties(200, height)[:, None] & ~ties(301, width)
+        assert (np.asarray(mask[k])[:height, :width] == levels)[kept].all()
+
+
+def test_masks_are_exact_in_bfloat16():
+    """All 256 values, picked by the one pass that TPUs take."""
+    labels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    same = np.eye(16, dtype=np.float32)[None]
+    with jax.default_matmul_precision("bfloat16"):
+        found = select(labels, same, same[:, ::-1])
+    np.testing.assert_array_equal(found, labels[:, :, ::-1])
+    assert float(jnp.asarray(255, jnp.bfloat16)) == 255
+
+
+def test_resized_sizes_are_those_of_pillow():
+    sizes = np.asarray([1, 2, 5, 7, 100, 333, 500, 2000], np.int32)
+    for scale in (0.001, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0):
+        found = resized_size(jnp.asarray(sizes), jnp.float32(scale))
+        expected = [max(round(int(size) * scale), 1) for size in sizes]
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_what_is_no_example_gives_zeros_and_no_label():
+    """Of size 0, as what fills the last batch of an evaluation."""
+    image = np.full((1, 4, 4, 3), 9, np.uint8)
+    none = np.zeros((1, 2), np.int32)
+    size = resized_size(none, 0.7)
+    images, labels = resize(image, image[..., 0], none, size, none, out=(4, 4))
+    assert not np.asarray(images).any() and (np.asarray(labels) == 255).all()
+    weights = MAP(none[:, 0], size[:, 0], 4, 2, 4)
+    assert not np.asarray(weights).any()
+
+
+MAPS = [(4, 16, 16), (5, 20, 33), (8, 8, 3), (15, 60, 7), (3, 16, 40), (1, 4, 9)]
+
+
+@pytest.mark.parametrize("cells,extent,own", MAPS)
+def test_maps_are_brought_back_as_by_interpolate(cells, extent, own):
+    """Where the example fills the input."""
+    values = np.random.default_rng(0).normal(size=(1, cells, cells, 2))
+    values = values.astype(np.float32)
+    weights = MAP(*(jnp.asarray([n]) for n in (own, extent)), own, cells, extent)
+    found = resample(values, weights, weights)
+    expected = jax.image.resize(values, (1, own, own, 2), "bilinear", antialias=False)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    torch = pytest.importorskip("torch")
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(values).permute(0, 3, 1, 2),
+        size=(own, own),
+        mode="bilinear",
+        align_corners=False,
+    )
+    np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_part_of_a_map_in_float64(mirrored):
+    """An example that fills part of the input, of another size than its own."""
+    cells, extent, length = 9, 35, 50
+    for own, valid in ((50, 35), (31, 22), (20, 34), (1, 1), (47, 3)):
+        expected = np.zeros((length, cells))
+        for i in range(own):
+            place = (i + 0.5) * valid / own
+            if mirrored:
+                place = valid - place
+            place = np.clip(place * cells / extent - 0.5, 0, cells - 1)
+            for j in range(cells):
+                expected[i, j] = max(0, 1 - abs(j - place))
+        found = MAP(
+            *(jnp.int32(own), jnp.int32(valid), length, cells, extent),
+            mirrored=mirrored,
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def evaluated(config, images, sizes, scale, flip):
+    """Goes through an input and back, with a network whose map is its input."""
+    inputs = scaled.eval_inputs(images, sizes, config, scale, flip)
+    shape = inputs.images.shape[1:3]
+    weights = scaled.eval_weights(inputs, sizes, shape, images.shape[1:3], flip)
+    return inputs, resample(inputs.images, *weights)
+
+
+def smooth(height, width):
+    """Levels that a resize hardly changes."""
+    y, x = np.mgrid[:height, :width]
+    planes = [255 * y / height, 255 * x / width, 127 + 0 * y]
+    return np.stack(planes, -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("scale", [0.75, 1.0])
+@pytest.mark.parametrize("short_side", [0, 24, 100])
+def test_evaluation_goes_there_and_back(short_side, scale, flip):
+    sizes = np.asarray([(40, 60), (60, 33), (20, 30), (0, 0)], np.int32)
+    images = in_canvas([smooth(*size) for size in sizes], (60, 60), fill=7)
+    config = default_config()
+    config.segmentation.update({"short_side": short_side, "eval_size": [50, 0]})
+    run = jax.jit(lambda x, n: evaluated(config, x, n, scale, flip))
+    inputs, back = jax.device_get(run(images, sizes))
+    height, width = -(-int(50 * scale * 4) // 4), int(60 * scale)
+    assert inputs.images.shape[1:3] == (height, width)
+    mean = 255 * np.asarray(config.data.mean)
+    for k, (h, w) in enumerate(sizes[:3].tolist()):
+        factor = scale * min(50 / h, 60 / w, (short_side or min(h, w)) / min(h, w))
+        a, b = inputs.lengths[k]
+        assert abs(a - h * factor) <= 0.5 and abs(b - w * factor) <= 0.5
+        expected = pillow(images[k, :h, :w], (a, b))
+        if flip:
+            expected = expected[:, ::-1]
+        found = inputs.images[k]
+        assert np.abs(found[:a, :b] - expected).max() <= 1.01
+        np.testing.assert_allclose(found[a:], np.broadcast_to(mean, found[a:].shape))
+        np.testing.assert_allclose(found[:, b:] - mean, 0, atol=1e-4)
+        # A step of the smooth image is 255 / 20 levels at most.
+        inner = np.s_[2 : h - 2, 2 : w - 2]
+        assert np.abs(back[k][:h, :w] - images[k, :h, :w])[inner].max() < 6
+        assert not back[k][h:].any() and not back[k][:, w:].any()
+    np.testing.assert_allclose(inputs.images[3] - mean, 0, atol=1e-4)
+    assert not back[3].any()
+
+
+def test_an_input_is_as_large_as_fits_what_is_scaled():
+    config = default_config()
+    config.segmentation.eval_size = [500, 33]
+    assert scaled.input_size((1, 1), config, 1.1) == [550, 37]
+    assert scaled.input_size((1, 1), config, 0.5) == [250, 17]
+    config.segmentation.eval_size = [0, 33]
+    assert scaled.input_size((70, 80), config, 1.0) == [70, 33]
+
+
+def test_the_index_stays_within_31_bits():
+    """A strip that is enlarged beyond all measure."""
+    size = jnp.asarray([4000, 2])
+    resized = resized_size(size, 400.0)
+    assert int(resized[1]) == 800 and int(resized[0]) * 2 * 4000 < 2**31
+    weights = resampling.nearest_weights(resized - 3, resized, size, 3, 4000)
+    np.testing.assert_array_equal(weights.argmax(-1), [[3999] * 3, [1] * 3])

@@ -1,0 +1,104 @@
+"""Colour jitter: brightness, contrast, saturation and hue of images that have borders.
+
+Levels stay in floating point: nothing is rounded between one operation and the next, as
+Pillow's, which `operations` repeats to the level for AutoAugment, does.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+# Of red, green and blue in grey: ITU-R 601, as Pillow's mode L.
+GREY = (0.299, 0.587, 0.114)
+
+# In the order in which they are applied, torchvision's without its shuffling.
+FACTORS = ("brightness", "contrast", "saturation")
+
+
+class Jitter(NamedTuple):
+    """What is drawn for each example, float32 (batch,).
+
+    Attributes:
+      brightness: factor; 1 is the image. So are the next two.
+      contrast: factor.
+      saturation: factor.
+      hue: share of the colour circle, -1/2 to 1/2; 0 is the image.
+    """
+
+    brightness: jax.Array
+    contrast: jax.Array
+    saturation: jax.Array
+    hue: jax.Array
+
+
+def draw_jitter(keys: jax.Array, config: ConfigDict) -> Jitter:
+    """Draws uniformly: factors from 1 - v to 1 + v, at least 0; hue from -v to v.
+
+    Args:
+      keys: (batch, 4) keys, one for each of Jitter's.
+      config: the section `segmentation`.
+    """
+    ranges = [(max(0.0, 1 - config[name]), 1 + config[name]) for name in FACTORS]
+    low, high = jnp.asarray([*ranges, (-config.hue, config.hue)]).T
+    shares = jax.vmap(jax.vmap(jax.random.uniform))(keys)
+    return Jitter(*jnp.unstack(low + (high - low) * shares, axis=1))
+
+
+def apply_jitter(
+    images: jax.Array, inside: jax.Array, jitter: Jitter, config: ConfigDict
+) -> jax.Array:
+    """Changes colours as ImageEnhance's Brightness, Contrast and Color, then the hue.
+
+    Args:
+      images: levels from 0 to 255, float32, (batch, H, W, 3).
+      inside: bool, (batch, H, W): the pixels that the mean grey is taken of.
+      jitter: what was drawn.
+      config: the section `segmentation`; what is 0 there is left out.
+    """
+    # Channels apart: accelerators pad the last axis, and three become 128.
+    levels = jnp.moveaxis(images, -1, 0)
+    if config.brightness:
+        levels = _blend(0.0, levels, jitter.brightness)
+    if config.contrast:
+        count = jnp.maximum(inside.sum((1, 2)), 1)
+        mean = jnp.where(inside, _grey(levels), 0).sum((1, 2)) / count
+        # In whole levels, as Pillow has it.
+        levels = _blend(jnp.floor(mean + 0.5)[:, None, None], levels, jitter.contrast)
+    if config.saturation:
+        levels = _blend(_grey(levels), levels, jitter.saturation)
+    if config.hue:
+        levels = jnp.stack(_turn_hue(*levels, jitter.hue[:, None, None]))
+    return jnp.moveaxis(levels, 0, -1)
+
+
+def _blend(start: jax.Array | float, levels: jax.Array, factor: jax.Array) -> jax.Array:
+    return jnp.clip(start + factor[:, None, None] * (levels - start), 0, 255)
+
+
+def _grey(levels: jax.Array) -> jax.Array:
+    return sum(share * level for share, level in zip(GREY, levels, strict=True))
+
+
+def _turn_hue(
+    red: jax.Array, green: jax.Array, blue: jax.Array, turn: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Adds `turn` to the hue in HSV; value and saturation stay."""
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+    safe = jnp.where(chroma > 0, chroma, 1)
+    # In sixths of the circle, from red.
+    hue = jnp.select(
+        [value == red, value == green],
+        [(green - blue) / safe, (blue - red) / safe + 2],
+        (red - green) / safe + 4,
+    )
+    hue = hue + 6 * turn
+
+    def channel(opposite: int) -> jax.Array:
+        """A channel is full within a sixth of its hue, and empty around the other."""
+        away = jnp.mod(hue + opposite, 6)
+        return value - chroma * jnp.clip(jnp.minimum(away, 4 - away), 0, 1)
+
+    return channel(5), channel(3), channel(1)
