@@ -1,20 +1,16 @@
 """Images and masks augmented together: aligned, exact, and drawn as configured."""
 
-import colorsys
 import functools
 import json as jsonlib
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image, ImageEnhance
-from test_policies import chi_square
+from PIL import Image
 
-from vt_flax.data.augment import crops, pairs
-from vt_flax.data.augment.jitter import Jitter, apply_jitter
+from vt_flax.data.augment import pairs
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import batch_sharding, make_mesh
 from vt_flax.training.config import default_config
@@ -74,12 +70,6 @@ def run(config, batch, seed=0, mirrored=()):
     """Returns images, labels, and what was drawn for them."""
     apply = compiled(config.to_json(), mirrored)
     return jax.device_get(apply(*batch, jax.random.key(seed)))
-
-
-def drawn(config, sizes):
-    """What is drawn for many examples of these sizes."""
-    keys = jax.random.split(jax.random.key(0), len(sizes))
-    return jax.device_get(jax.jit(lambda k, n: pairs.draw(k, n, config))(keys, sizes))
 
 
 def cut(array, start, fill):
@@ -191,39 +181,6 @@ def test_normalised():
     np.testing.assert_array_equal(labels, batch[1])
 
 
-def counted(labels, rows, columns, most):
-    """The two counts of each crop, pixel by pixel."""
-    found = np.zeros((2, *rows.shape[:2]))
-    for b, mask in enumerate(labels):
-        for k in range(rows.shape[1]):
-            weights = np.outer(rows[b, k], columns[b, k])[mask != 255]
-            counts = np.bincount(mask[mask != 255], weights, 256)
-            over = counts.max() > most * counts.sum()
-            found[:, b, k] = counts.sum(), counts.max() if over else -1
-    return found
-
-
-@pytest.mark.parametrize("most", [0.3, 0.5, 0.75])
-def test_counts_are_exact(most):
-    """Of masks that are rich in one class or another, rows taken 300 times."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 256, (6, 20, 30), dtype=np.uint8)
-    main = np.asarray([0, 254, 170, 85, 255, 3])[:, None, None]
-    share = np.asarray([0.9, 0.6, 0.3, 0.8, 0.7, 0.95])[:, None, None]
-    labels = np.where(rng.random(labels.shape) < share, main, labels).astype(np.uint8)
-    rows = rng.choice([0, 1, 2, 301], (6, 4, 20)).astype(np.float32)
-    columns = rng.choice([0, 1, 3], (6, 4, 30)).astype(np.float32)
-    rows[0, 0] = 0
-    count = jax.jit(functools.partial(crops.count_largest, most=most))
-    labelled, largest = jax.device_get(count(labels, rows, columns))
-    expected = counted(labels, rows, columns, most)
-    np.testing.assert_array_equal(labelled, expected[0])
-    over = expected[1] >= 0
-    assert 0 < over.sum() < over.size
-    np.testing.assert_array_equal(largest[over], expected[1][over])
-    assert (largest <= most * labelled)[~over].all()
-
-
 def of_one_scale(labels):
     """Augments masks in the whole canvas at their size, with a limit of 0.8."""
     batch = examples(32)[0], labels, np.full((32, 2), CANVAS, np.int32)
@@ -256,64 +213,6 @@ def test_a_crop_without_labels_is_not_taken():
     np.testing.assert_array_equal((mask != 255).any((1, 2)), possible)
 
 
-DRAWS = 20_000
-
-
-def is_uniform(shares, cells=50):
-    """Numbers from 0 to 1, by chi-square; deterministic for this seed."""
-    assert -1e-6 < shares.min() and shares.max() < 1 + 1e-6
-    counts = np.histogram(shares, cells, (0, 1))[0]
-    value, freedom = chi_square(counts, [len(shares) / cells] * cells)
-    # Beyond this in one run of a million.
-    return value < freedom + 5 * (2 * freedom) ** 0.5
-
-
-def test_scales_and_places_are_drawn_uniformly():
-    """Of crops within the image, and of images within the crop."""
-    sizes = np.full((DRAWS, 2), (1000, 1500), np.int32)
-    sizes[::2] = 10, 12
-    draw = drawn(config(scale_min=0.5, scale_max=2.0), sizes)
-    scale = draw.resized[1::2, 0] / 1000
-    assert (
-        scale.min() < 0.501 and scale.max() > 1.999 and is_uniform(scale / 1.5 - 1 / 3)
-    )
-    np.testing.assert_allclose(draw.resized[1::2, 1], 1500 * scale, atol=1.3)
-    # Whole numbers become uniform between them and the next.
-    spread = np.random.default_rng(0).random(draw.starts.shape)
-    rest = (draw.resized - CROP)[:, None]
-    assert (rest[::2] < 0).all() and (rest[1::2] > 0).all()
-    places = (np.abs(draw.starts) + spread) / (np.abs(rest) + 1)
-    assert (draw.starts * rest >= 0).all()
-    for first in (0, 1):
-        for i, j in ((0, 0), (0, 1), (9, 0), (9, 1)):
-            assert is_uniform(places[first::2, i, j])
-    # Neither the scale nor the other tries tell where a crop lies.
-    place = places[1::2, 0, 0]
-    for other in (scale, places[1::2, 1, 0], places[1::2, 0, 1], draw.mirrored[1::2]):
-        assert abs(np.corrcoef(place, other)[0, 1]) < 5 / len(place) ** 0.5
-    assert abs(draw.mirrored.mean() - 0.5) < 2.5 / DRAWS**0.5
-
-
-def test_the_short_side_is_what_is_scaled():
-    sizes = np.asarray([(300, 500), (50, 30), (400, 200), (7, 7)] * 500, np.int32)
-    resized = drawn(config(short_side=640), sizes).resized
-    assert is_uniform(resized.min(1) / 640 / 1.5 - 1 / 3)
-    ratio = resized.max(1) / resized.min(1)
-    np.testing.assert_allclose(ratio, sizes.max(1) / sizes.min(1), rtol=0.01)
-
-
-def test_colours_are_drawn_uniformly():
-    settings = config(brightness=0.3, contrast=1.5, hue=0.2)
-    jitter = drawn(settings, np.ones((DRAWS, 2), np.int32)).jitter
-    assert is_uniform((jitter.brightness - 0.7) / 0.6)
-    # Not from -0.5 on.
-    assert is_uniform(jitter.contrast / 2.5)
-    assert is_uniform((jitter.hue + 0.2) / 0.4)
-    assert (jitter.saturation == 1).all()
-    together = np.corrcoef([jitter.brightness, jitter.contrast, jitter.hue])
-    assert np.abs(together - np.eye(3)).max() < 5 / DRAWS**0.5
-
-
 def test_classes_change_sides_in_mirrored_images_alone():
     batch = examples(32)
     _, plain, draw = run(config(), batch)
@@ -327,95 +226,6 @@ def test_classes_change_sides_in_mirrored_images_alone():
 
 
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
-# Of images of 50 x 64.
-PIECE = (slice(3, 45), slice(2, 61))
-
-
-@functools.cache
-def jitter_of(names):
-    settings = config(**dict.fromkeys(names, 0.1)).segmentation
-    return jax.jit(lambda x, inside, values: apply_jitter(x, inside, values, settings))
-
-
-def jittered(images, **values):
-    """Applies jitter by given values to pieces of images; the rest is not looked at."""
-    names = tuple(values)
-    # What is configured as 0 is not applied, whatever is drawn for it.
-    values = {name: jnp.full(len(images), values.get(name, 0.3)) for name in JITTER}
-    inside = np.zeros(images.shape[:3], bool)
-    inside[:, *PIECE] = True
-    out = jitter_of(names)(images.astype(np.float32), inside, Jitter(**values))
-    return np.asarray(out)[:, *PIECE]
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    """Noise, smooth colours, and a grey one."""
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (50, 64, 3))
-    y, x = np.mgrid[:50, :64]
-    smooth = np.stack([5 * y, 4 * x, 255 - 5 * y], -1)
-    grey = np.repeat(noise[..., :1], 3, -1)
-    return np.stack([noise, smooth, grey, noise // 4]).astype(np.uint8)
-
-
-@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.7])
-@pytest.mark.parametrize(
-    "name,enhancer",
-    [
-        ("brightness", ImageEnhance.Brightness),
-        ("contrast", ImageEnhance.Contrast),
-        ("saturation", ImageEnhance.Color),
-    ],
-)
-def test_jitter_is_that_of_pillow(name, enhancer, factor, pictures):
-    found = jittered(pictures, **{name: factor})
-    for image, out in zip(pictures[:, *PIECE], found, strict=True):
-        expected = enhancer(Image.fromarray(image)).enhance(factor)
-        # Pillow cuts levels off to whole ones.
-        assert np.abs(np.floor(out + 1e-3) - np.asarray(expected)).max() <= 1
-
-
-def test_jitter_of_a_photograph(real_data):
-    """Brightness, then contrast, then saturation."""
-    file = sorted((real_data / "imagenet_samples").glob("*/*.JPEG"))[11]
-    photograph = Image.open(file).convert("RGB").resize((64, 50))
-    found = jittered(
-        np.asarray(photograph)[None], brightness=1.2, contrast=0.7, saturation=1.4
-    )[0]
-    expected = photograph.crop((2, 3, 61, 45))
-    for enhancer, factor in (
-        (ImageEnhance.Brightness, 1.2),
-        (ImageEnhance.Contrast, 0.7),
-        (ImageEnhance.Color, 1.4),
-    ):
-        expected = enhancer(expected).enhance(factor)
-    # What each rounds off, the next makes larger.
-    assert np.abs(np.floor(found) - np.asarray(expected)).max() <= 4
-    assert np.abs(np.floor(found) - np.asarray(expected)).mean() < 1
-
-
-@pytest.mark.parametrize("turn", [-0.5, -0.13, 0.0, 0.3])
-def test_hue_is_turned_as_by_colorsys(turn, pictures):
-    found = jittered(pictures, hue=turn).reshape(-1, 3)[::7]
-    pixels = pictures[:, *PIECE].reshape(-1, 3)[::7] / 255
-    expected = []
-    for pixel in pixels:
-        hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
-        expected.append(colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value))
-    np.testing.assert_allclose(found / 255, expected, atol=1e-4)
-
-
-def test_one_purpose_does_not_change_the_draws_of_another():
-    sizes = examples(32)[2]
-    everything = drawn(config(**JITTER), sizes)
-    less = drawn(config(**{**JITTER, "contrast": 0.0, "data__flip": False}), sizes)
-    for name in ("resized", "starts"):
-        np.testing.assert_array_equal(getattr(less, name), getattr(everything, name))
-    assert everything.mirrored.any() and not less.mirrored.any()
-    for name in JITTER:
-        same = getattr(less.jitter, name) == getattr(everything.jitter, name)
-        assert same.all() if name != "contrast" else not same.any()
 
 
 def test_the_result_does_not_depend_on_the_devices():

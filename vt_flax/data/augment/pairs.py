@@ -104,8 +104,10 @@ def augment_pairs(
 ) -> tuple[jax.Array, jax.Array]:
     """Resizes, crops and mirrors images with their masks, jitters colours, normalises.
 
-    A crop that is larger than the resized example holds it at a random place, and
-    around it the mean colour and no label.
+    Of the crops that are drawn the first is taken in which something is labelled, and
+    no class has more than `max_class_share` of what is; where none is such, the last. A
+    crop that is larger than the resized example holds it at a random place, and around
+    it the mean colour and no label.
 
     Args:
       images: uint8, (batch, H, W, 3), each example in the upper left corner.
@@ -126,13 +128,14 @@ def augment_pairs(
     drawn = draw(jax.random.split(key, len(images)), sizes, config)
     canvas = labels.shape[1:]
 
-    def matrices(weights, starts, resized, sizes, mirrored=False, **options):
-        for axis, reversed_ in enumerate((False, mirrored)):
+    def matrices(weights, starts, resized, sizes, flipped=False, **options):
+        """Yields those of the rows, which are not mirrored, and of the columns."""
+        for axis, mirrored in enumerate((False, flipped)):
             yield weights(
                 *(values[..., axis] for values in (starts, resized, sizes)),
                 settings.crop[axis],
                 canvas[axis],
-                mirrored=reversed_,
+                mirrored=mirrored,
                 **options,
             )
 

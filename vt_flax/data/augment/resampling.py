@@ -5,7 +5,8 @@ one for the columns. Sizes differ from example to example, shapes must not: the 
 depend on the sizes, and what is computed with them does not. TPUs gather slowly and
 multiply matrices fast, which is why these are dense although few of their elements are
 not zero. A crop of 512 x 512 of a canvas as large takes 0.8 G multiply-adds for the
-image and 0.3 G for the mask; a network's training step takes a hundred times that.
+image and 0.3 G for the mask; a training step of a VT-FPN takes nearly a hundred times
+that.
 
 Every function takes sizes as arrays (...) of any one shape, and gives matrices
 (..., length, extent): row i holds the weights of the source's pixels in output pixel i.
