@@ -51,7 +51,13 @@ def tfds_builder(name: str, data_dir: str = ""):
     tensorflow()  # quietly, before TFDS imports it
     import tensorflow_datasets as tfds
 
-    from vt_flax.data.builders import digits  # noqa: F401, registers the builder
+    from vt_flax.data.builders import (  # noqa: F401, registers the builders
+        ade20k,
+        coco_stuff,
+        digits,
+        image_mask_folder,
+        lip,
+    )
 
     where = f" in {data_dir}" if data_dir else ""
     try:
@@ -73,7 +79,12 @@ def tfds_builder(name: str, data_dir: str = ""):
     return builder
 
 
-def _open_tfds(name: str, split: str, data_dir: str) -> Source:
+def prepared_builder(name: str, data_dir: str = ""):
+    """Returns the builder of a prepared TFDS dataset; embedded ones are made first.
+
+    Raises:
+      UserError: if the dataset is not known, or not prepared.
+    """
     import tensorflow_datasets as tfds
 
     builder = tfds_builder(name, data_dir)
@@ -88,6 +99,13 @@ def _open_tfds(name: str, split: str, data_dir: str) -> Source:
         # A command's standard output is its result alone.
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare(file_format="array_record")
+    return builder
+
+
+def _open_tfds(name: str, split: str, data_dir: str) -> Source:
+    import tensorflow_datasets as tfds
+
+    builder = prepared_builder(name, data_dir)
     if split.partition("[")[0] not in builder.info.splits:
         splits = builder.info.splits
         raise UserError(

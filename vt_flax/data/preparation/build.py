@@ -8,6 +8,9 @@ from tensorflow_datasets.core import DatasetBuilder
 from tensorflow_datasets.core.download import DownloadConfig
 from tensorflow_datasets.core.file_adapters import FileFormat
 
+from vt_flax.data.builders.image_mask_folder import MADE_OF, made_of
+from vt_flax.data.builders.pairs import PairsBuilder
+from vt_flax.data.mask_labels import CLASS_NAMES
 from vt_flax.data.preparation import archives
 from vt_flax.data.preparation.workspace import (
     check_space,
@@ -52,12 +55,14 @@ def prepare(
         raise UserError(f"{name}: class folders need no preparing")
     builder = tfds_builder(name, data_dir)
     data_path = pathlib.Path(builder.data_path)
-    if is_ready(builder, name):
-        say(f"{builder.info.full_name} is already prepared in {data_path}")
-        return builder
     manual = epath.Path(
         manual_dir or pathlib.Path(data_dir, "downloads", "manual")
     ).expanduser()
+    if is_ready(builder, name):
+        if manual_dir:
+            _check_made_of(builder, manual)
+        say(f"{builder.info.full_name} is already prepared in {data_path}")
+        return builder
     _check_manual(builder, manual, bool(manual_dir))
     imagenet = builder.name == IMAGENET
     with (
@@ -66,6 +71,8 @@ def prepare(
     ):
         if imagenet:
             needed = round(archives.find(manual, checksums) * IMAGENET_SHARE)
+        elif isinstance(builder, PairsBuilder):
+            needed = builder.expected_bytes(manual)
         else:
             needed = _expected_bytes(builder)
         remove_interrupted_build(data_path)
@@ -138,17 +145,33 @@ def describe(builder: DatasetBuilder, name: str) -> str:
         f"{name} {split.num_examples:,}" for name, split in builder.info.splits.items()
     )
     size = sum(file.stat().st_size for file in check_complete(builder))
+    names = (builder.info.metadata or {}).get(CLASS_NAMES)
+    classes = f"{len(names)} classes, " if names else ""
     return (
         f"{builder.info.full_name} in {builder.data_path}: {splits} examples, "
-        f"{decimal(size)} of array_record\n"
+        f"{classes}{decimal(size)} of array_record\n"
         f"use it by --config.data.name={name} "
         f"--config.data.data_dir={data_dir_of(builder)}"
     )
 
 
+def _check_made_of(builder: DatasetBuilder, manual: epath.Path) -> None:
+    """Checks that a prepared dataset of the user's own files is of these ones.
+
+    Raises:
+      UserError: if it is of another folder.
+    """
+    source = (builder.info.metadata or {}).get(MADE_OF)
+    if source not in (None, made_of(manual)):
+        raise UserError(
+            f"{builder.data_path} is made of {source}, not of {manual}: name another "
+            "--data_dir, or move that dataset away"
+        )
+
+
 def _check_manual(builder: DatasetBuilder, manual: epath.Path, named: bool) -> None:
     """Checks the folder of manual files before TFDS would miss it."""
-    wanted = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+    wanted = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
     if (named or wanted) and not manual.is_dir():
         raise UserError(
             f"--manual_dir {manual}: there is no such folder"

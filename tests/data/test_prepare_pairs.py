@@ -1,0 +1,397 @@
+"""Datasets of images and masks from small folders in the real layouts."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from etils import epath
+from pair_trees import (
+    assert_same,
+    draw_image,
+    draw_labels,
+    stored,
+    with_palette,
+    write,
+)
+from PIL import Image
+
+from vt_flax.data.builders.coco_stuff import UNUSED
+from vt_flax.data.preparation import build
+from vt_flax.errors import UserError
+
+SPLITS = {"train": 5, "validation": 3}
+
+
+def metadata(builder):
+    return dict(builder.info.metadata)
+
+
+# ADE20K.
+
+
+def make_ade20k(root):
+    """Returns the expected labels by image of each split."""
+    root = root / "ADEChallengeData2016"
+    expected = {split: {} for split in SPLITS}
+    for split, count in SPLITS.items():
+        folder = {"train": "training", "validation": "validation"}[split]
+        for i in range(count):
+            name = f"ADE_{folder[:5]}_{i + 1:08}"
+            image = write(root / f"images/{folder}/{name}.jpg", draw_image(i, 40, 30))
+            values = draw_labels(i, 40, 30, range(151) if i == 0 else [0, 1, 9, 150])
+            write(root / f"annotations/{folder}/{name}.png", values)
+            labels = np.where(values == 0, 255, values.astype(int) - 1)
+            expected[split][image] = labels
+    lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
+    lines += [f"{i}\t0.1\t9\t9\t1\tname {i}, other, more " for i in range(1, 151)]
+    (root / "objectInfo150.txt").write_text("\n".join(lines) + "\n")
+    return expected
+
+
+def test_ade20k(tmp_path):
+    expected = make_ade20k(tmp_path / "manual")
+    builder = build.prepare("ade20k", str(tmp_path / "data"), str(tmp_path / "manual"))
+    for split in SPLITS:
+        assert_same(stored("ade20k", str(tmp_path / "data"), split), expected[split])
+    names = [f"name {i}" for i in range(1, 151)]
+    assert metadata(builder) == {"class_names": names}
+    told = build.describe(builder, "ade20k")
+    assert "train 5, validation 3 examples, 150 classes" in told
+    assert "--config.data.name=ade20k" in told
+
+
+def test_ade20k_names_that_are_not_150(tmp_path):
+    make_ade20k(tmp_path)
+    path = tmp_path / "ADEChallengeData2016" / "objectInfo150.txt"
+    path.write_text(path.read_text().replace("150\t", "151\t"))
+    with pytest.raises(UserError, match="objectInfo150.txt: expected .* 150 lines"):
+        build.prepare("ade20k", str(tmp_path / "data"), str(tmp_path))
+    path.unlink()
+    with pytest.raises(UserError, match="objectInfo150.txt: cannot be read"):
+        build.prepare("ade20k", str(tmp_path / "data"), str(tmp_path))
+
+
+# Look into Person.
+
+
+def make_lip(root, images="TrainVal_images", masks="TrainVal_parsing_annotations"):
+    expected = {split: {} for split in SPLITS}
+    for split, count in SPLITS.items():
+        short = {"train": "train", "validation": "val"}[split]
+        names = [f"{i}_{1000 + i}" for i in range(count)]
+        for i, name in enumerate(names):
+            file = root / images / f"{short}_images" / f"{name}.jpg"
+            image = write(file, draw_image(10 * count + i, 20, 45))
+            labels = draw_labels(i, 20, 45, [*range(20), 255] if i else [0, 14, 15])
+            file = root / masks / f"{short}_segmentations" / f"{name}.png"
+            write(file, with_palette(labels) if i % 2 else labels)
+            expected[split][image] = labels
+        listed = "".join(f"{name}\n" for name in names)
+        (root / images / f"{short}_id.txt").write_text(listed)
+    return expected
+
+
+@pytest.mark.parametrize(
+    "images, masks",
+    [
+        ("TrainVal_images", "TrainVal_parsing_annotations"),
+        # As an archive in an archive unpacks.
+        (
+            "TrainVal_images/TrainVal_images",
+            "TrainVal_parsing_annotations/TrainVal_parsing_annotations",
+        ),
+        (".", "."),
+    ],
+)
+def test_lip(tmp_path, images, masks):
+    root = tmp_path / "manual"
+    expected = make_lip(root, images, masks)
+    # What a Mac leaves in archives.
+    (root / masks / "train_segmentations" / "._0_1000.png").write_bytes(b"Mac OS X")
+    (root / "__MACOSX" / "train_images").mkdir(parents=True)
+    builder = build.prepare("lip", str(tmp_path / "data"), str(root))
+    for split in SPLITS:
+        assert_same(stored("lip", str(tmp_path / "data"), split), expected[split])
+    names, mirrored = metadata(builder)["class_names"], metadata(builder)["mirrored"]
+    assert len(names) == len(mirrored) == 20
+    for name, other in zip(names, mirrored, strict=True):
+        turned = (
+            name.replace("Left", "X").replace("Right", "Left").replace("X", "Right")
+        )
+        assert names[other] == turned
+    assert (names[0], names[4], names[14], names[19]) == (
+        *("Background", "Sunglasses", "Left-arm", "Right-shoe"),
+    )
+
+
+def test_lip_stored_grey_masks_are_the_files(tmp_path):
+    make_lip(tmp_path)
+    builder = build.prepare("lip", str(tmp_path / "data"), str(tmp_path))
+    skip = {"segmentation_label": tfds.decode.SkipDecoding()}
+    found = {
+        record["segmentation_label"]
+        for record in builder.as_data_source("train", decoders=skip)
+    }
+    folder = tmp_path / "TrainVal_parsing_annotations" / "train_segmentations"
+    files = {file.read_bytes() for file in folder.iterdir()}
+    # 0, 2 and 4 are grey; the others have a palette.
+    assert len(found & files) == 3
+
+
+def test_lip_follows_its_lists(tmp_path, capfd):
+    expected = make_lip(tmp_path)
+    path = tmp_path / "TrainVal_images" / "train_id.txt"
+    names = path.read_text().split()
+    path.write_text("\n".join(names[:-1]))
+    build.prepare("lip", str(tmp_path / "data"), str(tmp_path))
+    assert "train_id.txt does not list 1 images" in capfd.readouterr().err
+    left = stored("lip", str(tmp_path / "data"), "train")
+    assert len(left) == 4 and left.keys() < expected["train"].keys()
+
+    path.write_text("\n".join([*names, "7_7"]))
+    with pytest.raises(UserError, match="train_id.txt lists 7_7, but .*train_images"):
+        build.prepare("lip", str(tmp_path / "other"), str(tmp_path))
+    path.unlink()
+    build.prepare("lip", str(tmp_path / "third"), str(tmp_path))
+    assert_same(stored("lip", str(tmp_path / "third"), "train"), expected["train"])
+
+
+# COCO-Stuff.
+
+# Some categories of panoptic_train2017.json, in its order: id, name, is a thing.
+CATEGORIES = [
+    (1, "person", 1),
+    (3, "car", 1),
+    (92, "banner", 0),
+    (125, "gravel", 0),
+    (184, "tree-merged", 0),
+    (187, "sky-other-merged", 0),
+]
+
+
+def make_panoptic(root):
+    expected = {split: {} for split in SPLITS}
+    names = ["things", "banner", "gravel", "tree-merged", "sky-other-merged"]
+    for split, count in SPLITS.items():
+        folder = {"train": "train2017", "validation": "val2017"}[split]
+        annotations = []
+        for i in range(count):
+            name = f"{i + 1:012}"
+            image = write(root / folder / f"{name}.jpg", draw_image(i, 36, 27))
+            regions = draw_labels(i, 36, 27, range(7))
+            # Region 0 is no segment; two are persons, the second one a crowd.
+            categories = [None, 1, 1, 3, 92, 184, 187]
+            ids = [0, 7, 300, 65536 * 9, 256 * 200 + 1, 3226956, 16777215]
+            ids = np.asarray(ids) - np.asarray([0, *([i] * 6)])
+            pixels = ids[regions]
+            channels = [pixels % 256, pixels // 256 % 256, pixels // 65536]
+            mask = np.stack(channels, -1).astype(np.uint8)
+            write(root / f"annotations/panoptic_{folder}/{name}.png", mask)
+            segments = [
+                {
+                    "id": int(ids[j]),
+                    "category_id": categories[j],
+                    "iscrowd": int(j == 2),
+                }
+                for j in range(6, 0, -1)
+            ]
+            annotations.append(
+                {
+                    "image_id": i + 1,
+                    "file_name": f"{name}.png",
+                    "segments_info": segments,
+                }
+            )
+            by_region = [255, 0, 0, 0, *map(names.index, (names[1], *names[3:]))]
+            expected[split][image] = np.asarray(by_region)[regions]
+        content = {
+            "annotations": annotations,
+            "categories": [
+                {"id": number, "name": name, "isthing": thing, "supercategory": "x"}
+                for number, name, thing in CATEGORIES
+            ],
+        }
+        path = root / "annotations" / f"panoptic_{folder}.json"
+        path.write_text(json.dumps(content))
+    return names, expected
+
+
+def test_coco_stuff54(tmp_path):
+    names, expected = make_panoptic(tmp_path / "manual")
+    data, manual = str(tmp_path / "data"), str(tmp_path / "manual")
+    builder = build.prepare("coco_stuff", data, manual)
+    assert builder.info.full_name == "coco_stuff/stuff54/1.0.0"
+    for name in ("coco_stuff", "coco_stuff/stuff54"):
+        for split in SPLITS:
+            assert_same(stored(name, data, split), expected[split])
+    assert metadata(builder) == {"class_names": names}
+
+
+def test_coco_stuff54_bad_annotations(tmp_path):
+    make_panoptic(tmp_path)
+    path = tmp_path / "annotations" / "panoptic_val2017.json"
+    good = path.read_text()
+    data, manual = str(tmp_path / "data"), str(tmp_path)
+    for bad, message in (
+        (good[:99], "not COCO's panoptic annotations .JSONDecodeError"),
+        ("{}", "not COCO's panoptic annotations .KeyError"),
+        (good.replace('"category_id": 92', '"category_id": 93'), "KeyError: 93"),
+        (good.replace("banner", "flag"), "its categories are not those of"),
+        (good.replace("000000000002.png", "9.png"), "000000000002.jpg has no mask"),
+    ):
+        path.write_text(bad)
+        with pytest.raises(UserError, match=message):
+            build.prepare("coco_stuff", data, manual)
+    path.write_text(good)
+    (tmp_path / "val2017" / "000000000002.jpg").unlink()
+    with pytest.raises(UserError, match="000000000002.png has no image"):
+        build.prepare("coco_stuff", data, manual)
+
+
+def make_stuff_things(root, values):
+    masks = {split: {} for split in SPLITS}
+    for split, count in SPLITS.items():
+        folder = {"train": "train2017", "validation": "val2017"}[split]
+        for i in range(count):
+            name = f"{i + 1:012}"
+            image = write(root / folder / f"{name}.jpg", draw_image(i, 36, 27))
+            mask = draw_labels(i, 36, 27, values)
+            path = root / "stuffthingmaps_trainval2017" / folder / f"{name}.png"
+            write(path, mask)
+            masks[split][image] = mask
+    return masks
+
+
+def test_coco_stuff171(tmp_path):
+    used = [i for i in range(1, 183) if i not in UNUSED]
+    masks = make_stuff_things(tmp_path, [*(i - 1 for i in used), 255])
+    lines = [f"{i}: name of {i}\n" for i in range(183)]
+    (tmp_path / "labels.txt").write_text("".join(lines))
+    builder = build.prepare("coco_stuff/stuff171", str(tmp_path / "d"), str(tmp_path))
+    assert metadata(builder) == {"class_names": [f"name of {i}" for i in used]}
+    for split in SPLITS:
+        found = stored("coco_stuff/stuff171", str(tmp_path / "d"), split)
+        assert found.keys() == masks[split].keys()
+        for image, mask in masks[split].items():
+            for label in (0, 10, 11, 80, 170):
+                np.testing.assert_array_equal(
+                    found[image] == label, mask == used[label] - 1
+                )
+            np.testing.assert_array_equal(found[image] == 255, mask == 255)
+
+
+def test_coco_stuff171_has_the_classes_that_have_pixels(tmp_path):
+    # COCO's 80 things, by the ids that its detection annotations lack.
+    missing = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
+    assert missing == UNUSED and 182 - len(missing) == 171
+    masks = make_stuff_things(tmp_path, [0, 1, 11])
+    with pytest.raises(UserError, match="value 11 is none of the 171 classes"):
+        build.prepare("coco_stuff/stuff171", str(tmp_path / "d"), str(tmp_path))
+    assert masks
+
+
+def test_names_of_coco_stuff171_without_the_list(tmp_path):
+    make_stuff_things(tmp_path, [0, 91])
+    (tmp_path / "annotations").mkdir()
+    things = {"categories": [{"id": 1, "name": "person"}, {"id": 90, "name": "brush"}]}
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps(things))
+    builder = build.prepare("coco_stuff/stuff171", str(tmp_path / "d"), str(tmp_path))
+    names = metadata(builder)["class_names"]
+    assert (names[0], names[79], names[80]) == ("person", "brush", "category 92")
+    assert names[1] == "category 2" and len(set(names)) == 171
+
+
+def test_coco_stuff_tells_what_is_missing(tmp_path):
+    make_panoptic(tmp_path)
+    with pytest.raises(UserError, match="stuffthingmaps_trainval2017/train2017 is not"):
+        build.prepare("coco_stuff/stuff171", str(tmp_path / "d"), str(tmp_path))
+    shutil.rmtree(tmp_path / "annotations" / "panoptic_val2017")
+    with pytest.raises(UserError, match="panoptic_val2017 is not there; wanted is: tr"):
+        build.prepare("coco_stuff", str(tmp_path / "d"), str(tmp_path))
+
+
+# Anyone's own pairs.
+
+
+def make_folder(root, splits=("train", "val"), count=4):
+    expected = {split: {} for split in splits}
+    for split in splits:
+        for i in range(count):
+            place = pathlib.Path(split, "deep" if i == 3 else "", str(i))
+            suffix = ("jpg", "png", "JPEG", "bmp")[i]
+            file = root / "images" / f"{place}.{suffix}"
+            image = write(file, draw_image(len(split) + i, 19 + i, 23))
+            values = [0, 1, 2, 255] if split == splits[0] else [0, 3]
+            labels = draw_labels(i, 19 + i, 23, values)
+            write(root / "masks" / f"{place}.png", labels)
+            expected[split][image] = labels
+    return expected
+
+
+def test_folder_with_splits_and_names(tmp_path):
+    expected = make_folder(tmp_path / "manual")
+    (tmp_path / "manual" / "classes.txt").write_text("sky\ngrass \ncow\nfar away\n\n")
+    data, manual = str(tmp_path / "data"), tmp_path / "manual"
+    builder = build.prepare("image_mask_folder", data, str(manual))
+    for split in ("train", "val"):
+        assert_same(stored("image_mask_folder", data, split), expected[split])
+    assert metadata(builder)["class_names"] == ["sky", "grass", "cow", "far away"]
+    assert "mirrored" not in metadata(builder)
+    assert "4 classes" in build.describe(builder, "image_mask_folder")
+
+
+def test_folder_without_splits_and_names(tmp_path):
+    expected = make_folder(tmp_path / "manual", ("",), 3)
+    data, manual = str(tmp_path / "data"), str(tmp_path / "manual")
+    builder = build.prepare("image_mask_folder", data, manual)
+    assert_same(stored("image_mask_folder", data, "train"), expected[""])
+    assert_same(stored("image_mask_folder", data, "all"), expected[""])
+    assert metadata(builder)["class_names"] == ["class 0", "class 1", "class 2"]
+
+
+def test_folder_classes_are_counted_over_all_splits(tmp_path):
+    expected = make_folder(tmp_path)
+    builder = build.prepare("image_mask_folder", str(tmp_path / "d"), str(tmp_path))
+    assert metadata(builder)["class_names"] == [f"class {i}" for i in range(4)]
+    assert_same(
+        stored("image_mask_folder", str(tmp_path / "d"), "val"), expected["val"]
+    )
+
+
+def test_folder_that_is_another_one(tmp_path):
+    data = str(tmp_path / "data")
+    for name in ("one", "two"):
+        make_folder(tmp_path / name)
+    build.prepare("image_mask_folder", data, str(tmp_path / "one"))
+    build.prepare("image_mask_folder", data, str(tmp_path / "one") + "/")
+    build.prepare("image_mask_folder", data)
+    with pytest.raises(UserError, match="is made of .*/one, not of .*/two: name"):
+        build.prepare("image_mask_folder", data, str(tmp_path / "two"))
+
+
+def test_images_are_never_turned(tmp_path):
+    image = draw_image(0, 30, 20)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = write(tmp_path / "images" / "a.jpg", image, exif=exif.tobytes())
+    labels = draw_labels(0, 30, 20, [0, 1])
+    write(tmp_path / "masks" / "a.png", labels)
+    build.prepare("image_mask_folder", str(tmp_path / "d"), str(tmp_path))
+    found = stored("image_mask_folder", str(tmp_path / "d"), "train")
+    assert_same(found, {content: labels})
+
+
+def test_the_estimate_of_disk(tmp_path, capfd):
+    make_folder(tmp_path)
+    build.prepare("image_mask_folder", str(tmp_path / "d"), str(tmp_path))
+    assert "an unknown amount" not in capfd.readouterr().err
+    files = list((tmp_path / "d").rglob("*array_record*"))
+    size = sum(file.stat().st_size for file in files)
+    builder = build.tfds_builder("image_mask_folder", str(tmp_path / "e"))
+    estimate = builder.expected_bytes(epath.Path(tmp_path))
+    # Two files of 64 kB blocks; the estimate allows for three.
+    assert size < estimate < 8 * size

@@ -1,0 +1,156 @@
+"""Finds the images and masks of a folder and pairs them by name."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from vt_flax.data.folders import IMAGE_SUFFIXES
+from vt_flax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PairFiles:
+    """An image and its mask.
+
+    Attributes:
+      name: of the example, unique in its split.
+      image: a file of any kind that Pillow knows.
+      mask: a PNG file.
+      extra: what else it takes to read the mask.
+    """
+
+    name: str
+    image: epath.Path
+    mask: epath.Path
+    extra: Any = None
+
+
+def subfolder(manual: epath.Path, path: str, instructions: str) -> epath.Path:
+    """Returns a folder of the manual files.
+
+    Raises:
+      UserError: if it is not there; tells what should be.
+    """
+    folder = manual / path
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is not there; wanted is: {' '.join(instructions.split())}"
+        )
+    return folder
+
+
+def find_folder(manual: epath.Path, name: str, depth: int = 4) -> epath.Path | None:
+    """Finds a folder by its name wherever archives were unpacked, or None.
+
+    Args:
+      manual: where to look.
+      name: of the folder.
+      depth: how far down.
+    """
+    level = [manual]
+    for _ in range(depth):
+        folders = [folder for parent in level for folder in subfolders(parent)]
+        for folder in folders:
+            if folder.name == name:
+                return folder
+        level = folders
+    return None
+
+
+def subfolders(folder: epath.Path) -> list[epath.Path]:
+    """Returns the folders in a folder, sorted, without hidden ones."""
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        # There may be many images: they are not looked at one by one.
+        if not _is_hidden(entry) and not _is_image(entry) and entry.is_dir()
+    )
+
+
+def images_in(folder: epath.Path, deep: bool = False) -> dict[str, epath.Path]:
+    """Returns the image files of a folder by their paths in it, without suffixes.
+
+    Args:
+      folder: where to look.
+      deep: whether in its subfolders, too.
+
+    Raises:
+      UserError: if two files have the same name but for their suffixes.
+    """
+    found: dict[str, epath.Path] = {}
+    folders = [("", folder)]
+    while folders:
+        prefix, current = folders.pop()
+        for entry in sorted(current.iterdir()):
+            if _is_hidden(entry):
+                continue
+            if _is_image(entry):
+                name = prefix + entry.stem
+                if name in found:
+                    raise UserError(
+                        f"{entry} and {found[name].name} have one name: a mask could "
+                        "be either's; rename or remove one"
+                    )
+                found[name] = entry
+            elif deep and entry.is_dir():
+                folders.append((f"{prefix}{entry.name}/", entry))
+    return found
+
+
+def pair_up(
+    images: Mapping[str, epath.Path],
+    masks: Mapping[str, epath.Path],
+    image_folder: epath.Path,
+    mask_folder: epath.Path,
+) -> list[PairFiles]:
+    """Pairs images with masks of the same name.
+
+    Args:
+      images: files by name.
+      masks: files by name.
+      image_folder: where an image that is missing should be.
+      mask_folder: where a mask that is missing should be.
+
+    Raises:
+      UserError: if there are none, or a file has no other half.
+    """
+    if not images and not masks:
+        raise UserError(
+            f"no images in {image_folder}: expected files {', '.join(IMAGE_SUFFIXES)}"
+        )
+    for some, others, folder, what in (
+        (images, masks, mask_folder, "mask"),
+        (masks, images, image_folder, "image"),
+    ):
+        alone = sorted(some.keys() - others.keys())
+        if alone:
+            suffix = ".png" if what == "mask" else ".*"
+            more = f" ({len(alone) - 1:,} more have none)" if len(alone) > 1 else ""
+            raise UserError(
+                f"{some[alone[0]]} has no {what}: {folder / alone[0]}{suffix} is not "
+                f"there{more}"
+            )
+    return [PairFiles(name, images[name], masks[name]) for name in sorted(images)]
+
+
+def read_lines(path: epath.Path) -> list[str]:
+    """Returns the lines of a text file, stripped, without empty ones at the end.
+
+    Raises:
+      UserError: if it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from error
+
+
+def _is_hidden(path: epath.Path) -> bool:
+    # Archives made on a Mac have a folder of files that are no images.
+    return path.name.startswith((".", "__MACOSX"))
+
+
+def _is_image(path: epath.Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
