@@ -14,7 +14,7 @@ from vt_flax.errors import UserError, first_line, nearest
 
 FOLDER_PREFIX = "folder:"
 # Datasets that this package makes itself, without a download.
-EMBEDDED = ("digits",)
+EMBEDDED = ("digits", "shapes")
 
 
 def open_source(name: str, split: str, data_dir: str = "") -> Source:
@@ -57,6 +57,7 @@ def tfds_builder(name: str, data_dir: str = ""):
         digits,
         image_mask_folder,
         lip,
+        shapes,
     )
 
     where = f" in {data_dir}" if data_dir else ""
