@@ -1,13 +1,16 @@
 """Resized copies of datasets: pixels against jax.image, labels, order, stops."""
 
 import io
+import math
 import pathlib
 import shutil
+from fractions import Fraction
 
 import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from pair_trees import draw_image, draw_labels, stored, write
 from PIL import Image
 
 from vt_flax.data.builders import resized
@@ -15,6 +18,7 @@ from vt_flax.data.builders.resized import shrink
 from vt_flax.data.images import decode_with_pillow
 from vt_flax.data.preparation import build, workspace
 from vt_flax.data.preparation.resize import resize
+from vt_flax.data.segmentation_sources import TFDSPairs
 from vt_flax.data.sources import open_source, tfds_builder
 from vt_flax.errors import UserError
 
@@ -188,6 +192,123 @@ def test_a_damaged_image_is_named(prepared_imagenet, tmp_path, monkeypatch):
     source = tfds_builder("imagenet2012", prepared_imagenet)
     with pytest.raises(UserError, match="5.1.0 train, example 0: .* truncated"):
         resize(source, SIDE, str(tmp_path))
+
+
+def prepare_pairs(folder):
+    """Prepares pairs of five sizes and returns the labels by image."""
+    expected = {}
+    sizes = [(60, 40), (40, 61), (30, 30), (31, 90), (29, 29)]
+    for i, (width, height) in enumerate(sizes):
+        image = write(folder / "images" / f"{i}.png", draw_image(i, width, height))
+        labels = draw_labels(i, width, height, [0, 1, 2, 3, 255])
+        write(folder / "masks" / f"{i}.png", labels)
+        expected[image] = labels
+    (folder / "classes.txt").write_text("a\nb\nc\nd\n")
+    build.prepare("image_mask_folder", str(folder / "data"), str(folder))
+    return expected
+
+
+def nearest(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Returns the label in which the centre of each new pixel lies."""
+    rows, columns = (
+        [math.floor(Fraction(2 * i + 1, 2) * old / new) for i in range(new)]
+        for old, new in zip(labels.shape, shape, strict=True)
+    )
+    return labels[np.ix_(rows, columns)]
+
+
+def test_masks_are_resized_with_their_images(tmp_path):
+    expected = prepare_pairs(tmp_path)
+    data = str(tmp_path / "data")
+    builder = resize(tfds_builder("image_mask_folder", data), 30, data)
+    found = stored("image_mask_folder_30", data, "train")
+    images = {shrink(image, 30): labels for image, labels in expected.items()}
+    assert found.keys() == images.keys()
+    for image, labels in images.items():
+        width, height = Image.open(io.BytesIO(image)).size
+        assert min(width, height) == min(30, *labels.shape)
+        np.testing.assert_array_equal(found[image], nearest(labels, (height, width)))
+    assert builder.info.metadata["class_names"] == ["a", "b", "c", "d"]
+    source = TFDSPairs(
+        tfds_builder("image_mask_folder_30", data), "image_mask_folder_30", "train"
+    )
+    assert source.class_names == ("a", "b", "c", "d") and len(source) == 5
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_masks_of_other_datasets_are_resized_too(tmp_path, named):
+    shape = (20, 30)
+    labels = draw_labels(0, 30, 20, [1, 2, 3])
+    if named:
+        mask = tfds.features.LabeledImage(
+            labels=["a", "b", "c", "d"], shape=(*shape, 1), encoding_format="png"
+        )
+    else:
+        mask = tfds.features.Image(shape=(*shape, 1), encoding_format="png")
+    name = "roads" if named else "oxford_iiit_pet"
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=name,
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(*shape, 3)),
+                "segmentation_mask": mask,
+                "label": tfds.features.ClassLabel(num_classes=9),
+            }
+        ),
+        split_datasets={
+            "train": [
+                (
+                    0,
+                    {
+                        "image": encode(draw_image(0, 30, 20), "PNG"),
+                        "segmentation_mask": encode(Image.fromarray(labels), "PNG"),
+                        "label": 7,
+                    },
+                )
+            ]
+        },
+        data_dir=str(tmp_path),
+        file_format="array_record",
+    )
+    whole = tfds.builder_from_directory(str(tmp_path / name / "1.0.0"))
+    resize(whole, 10, str(tmp_path))
+    builder = tfds_builder(f"{name}_10", str(tmp_path))
+    (record,) = builder.as_data_source("train")
+    assert record["image"].shape == (10, 15, 3) and record["label"] == 7
+    np.testing.assert_array_equal(
+        record["segmentation_mask"][..., 0], nearest(labels, (10, 15))
+    )
+    source = TFDSPairs(builder, f"{name}_10", "train")
+    names = ("a", "b", "c", "d") if named else ("background", "pet")
+    assert source.class_names == names
+
+
+def test_a_mask_that_is_not_its_images_is_named(tmp_path):
+    prepare_pairs(tmp_path)
+    builder = tfds_builder("image_mask_folder", str(tmp_path / "data"))
+    one = Image.new("RGB", (50, 50)), Image.new("L", (40, 50))
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="roads",
+        version="1.0.0",
+        features=builder.info.features,
+        split_datasets={
+            "train": [
+                (
+                    0,
+                    {
+                        "image": encode(one[0], "PNG"),
+                        "segmentation_label": encode(one[1], "PNG"),
+                    },
+                )
+            ]
+        },
+        data_dir=str(tmp_path),
+        file_format="array_record",
+    )
+    message = "train, example 0: segmentation_label cannot .* 40 x 50 .* 50 x 50"
+    with pytest.raises(UserError, match=message):
+        resize(tfds_builder("roads", str(tmp_path)), 30, str(tmp_path))
 
 
 def test_a_dataset_without_images(tmp_path):

@@ -7,11 +7,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
 from vt_flax.data import images
+from vt_flax.data.mask_classes import mask_features
+from vt_flax.data.mask_labels import RESIZED_FROM, decode_mask, encode_mask
 from vt_flax.data.preparation.workspace import array_record_bytes
 from vt_flax.data.threads import ordered_map
 from vt_flax.errors import UserError
@@ -25,6 +28,14 @@ SHARD_EXAMPLES = 2048
 SAMPLE = 100
 
 
+def shrunk_shape(size: tuple[int, int], side: int) -> tuple[int, int] | None:
+    """Returns the size that an image is brought to, or None if it stays as it is."""
+    short = min(size)
+    if short <= side:
+        return None
+    return tuple(max(side, round(length * side / short)) for length in size)
+
+
 def shrink(encoded: bytes, side: int) -> bytes:
     """Brings an encoded image's short side down to `side` pixels.
 
@@ -36,10 +47,9 @@ def shrink(encoded: bytes, side: int) -> bytes:
       ValueError: if it is no image, or a damaged one.
     """
     image = images.decode_with_pillow(encoded)
-    short = min(image.size)
-    if short <= side:
+    shape = shrunk_shape(image.size, side)
+    if shape is None:
         return encoded
-    shape = tuple(max(side, round(length * side / short)) for length in image.size)
     image = image.resize(shape, Image.Resampling.BICUBIC)
     output = io.BytesIO()
     if Image.open(io.BytesIO(encoded)).format == "JPEG":
@@ -49,11 +59,42 @@ def shrink(encoded: bytes, side: int) -> bytes:
     return output.getvalue()
 
 
+def shrink_mask(
+    encoded: bytes, size: tuple[int, int], shape: tuple[int, int] | None
+) -> bytes:
+    """Brings an encoded mask to what its image was brought to.
+
+    Each pixel takes the value of the one that its centre lies in: values are never
+    mixed. A palette PNG's values are its indices.
+
+    Args:
+      encoded: an image of one channel, 8 bits.
+      size: width and height of its image.
+      shape: what they became; None if the image stayed as it was.
+
+    Raises:
+      ValueError: if it is no mask, a damaged one, or not of its image's size.
+    """
+    values = decode_mask(encoded, palettes=True)
+    height, width = values.shape
+    if (width, height) != size:
+        raise ValueError(
+            f"a mask of {width} x {height} pixels, its image has {size[0]} x {size[1]}"
+        )
+    if shape is None:
+        return encoded
+    # In integers: where a centre is between two pixels, Pillow takes either.
+    rows = (2 * np.arange(shape[1]) + 1) * height // (2 * shape[1])
+    columns = (2 * np.arange(shape[0]) + 1) * width // (2 * shape[0])
+    return encode_mask(values[np.ix_(rows, columns)])
+
+
 class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
     """The dataset NAME_SIDE: NAME with images of at most that short side.
 
-    Every other feature, the splits and the order of the examples are the source's, so
-    that a slice such as `train[:90%]` holds the same examples in both.
+    Masks of segmentation are brought to the same size as their images. Every other
+    feature, the splits and the order of the examples are the source's, so that a slice
+    such as `train[:90%]` holds the same examples in both.
     """
 
     def __init__(self, source: tfds.core.DatasetBuilder, side: int, data_dir: str):
@@ -80,6 +121,8 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
                 f"dataset {source.name!r} has no images to resize: its feature "
                 f"{self._image_key!r} is no Image"
             )
+        self._mask_keys = [k for k in mask_features(source) if k != self._image_key]
+        self._keys = (self._image_key, *self._mask_keys)
         super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -88,16 +131,20 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
         resized = tfds.features.Image(
             shape=(None, None, image.shape[-1]), encoding_format=image.encoding_format
         )
+        masks = {key: _of_any_size(source.features[key]) for key in self._mask_keys}
+        # Else a dataset that is known by its name would not be known again.
+        metadata = {RESIZED_FROM: self._source.name} | dict(source.metadata or {})
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{source.full_name} with images of at most {self._side} pixels"
             f" on the short side.\n\n{source.description}",
             features=tfds.features.FeaturesDict(
-                dict(source.features) | {self._image_key: resized}
+                dict(source.features) | masks | {self._image_key: resized}
             ),
             supervised_keys=source.supervised_keys,
             homepage=source.homepage,
             citation=source.citation,
+            metadata=tfds.core.MetadataDict(metadata),
         )
 
     def expected_bytes(self) -> int:
@@ -105,7 +152,8 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
         total = 0
         for split, data in self._splits().items():
             places = range(0, len(data), max(1, len(data) // SAMPLE))
-            sizes = [len(self._shrunk(split, data, i)[self._image_key]) for i in places]
+            shrunk = [self._shrunk(split, data, i) for i in places]
+            sizes = [sum(len(example[key]) for key in self._keys) for example in shrunk]
             # A tenth more, for names, labels and the sample's error.
             content = 1.1 * sum(sizes) / len(sizes) * len(data)
             shards = math.ceil(len(data) / SHARD_EXAMPLES)
@@ -113,7 +161,7 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
         return total
 
     def _splits(self) -> dict[str, Sequence]:
-        decoders = {self._image_key: tfds.decode.SkipDecoding()}
+        decoders = {key: tfds.decode.SkipDecoding() for key in self._keys}
         return {
             split: self._source.as_data_source(split, decoders=decoders)
             for split in self._source.info.splits
@@ -155,11 +203,34 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _shrunk(self, split: str, data: Sequence, i: int) -> dict:
         example = data[i]
+        place = f"{self._source.info.full_name} {split}, example {i}"
+        encoded = example[self._image_key]
         try:
-            image = shrink(example[self._image_key], self._side)
+            image = shrink(encoded, self._side)
         except ValueError as error:
             raise UserError(
-                f"{self._source.info.full_name} {split}, example {i}: not a readable "
-                f"image ({error}); build that dataset again"
+                f"{place}: not a readable image ({error}); build that dataset again"
             ) from error
-        return example | {self._image_key: image}
+        result = example | {self._image_key: image}
+        if self._mask_keys:
+            size = Image.open(io.BytesIO(encoded)).size
+            shape = shrunk_shape(size, self._side)
+        for key in self._mask_keys:
+            try:
+                result[key] = shrink_mask(example[key], size, shape)
+            except ValueError as error:
+                raise UserError(
+                    f"{place}: {key} cannot be resized with its image ({error})"
+                ) from error
+        return result
+
+
+def _of_any_size(mask: tfds.features.Image) -> tfds.features.Image:
+    """Returns a mask's feature for masks of any size."""
+    if isinstance(mask, tfds.features.LabeledImage) and mask.num_classes:
+        return tfds.features.LabeledImage(
+            labels=list(mask.names), shape=(None, None, 1), encoding_format="png"
+        )
+    return tfds.features.Image(
+        shape=(None, None, 1), encoding_format="png", use_colormap=True
+    )

@@ -1,0 +1,419 @@
+"""TFDS datasets with masks: features, classes, label maps, records."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from pair_trees import draw_image, draw_labels, with_palette
+from PIL import Image
+from test_prepare_pairs import make_lip
+
+from vt_flax.data.known_masks import CITYSCAPES
+from vt_flax.data.preparation import build
+from vt_flax.data.preparation.convert import convert
+from vt_flax.data.segmentation_sources import TFDSPairs
+from vt_flax.data.source import cached
+from vt_flax.data.sources import prepared_builder, tfds_builder
+from vt_flax.errors import UserError
+
+WIDTH, HEIGHT, COUNT = 24, 16, 6
+IMAGE = tfds.features.Image(shape=(HEIGHT, WIDTH, 3), encoding_format="png")
+MASK = tfds.features.Image(shape=(HEIGHT, WIDTH, 1), encoding_format="png")
+
+
+def encode(image, form="PNG"):
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    output = io.BytesIO()
+    image.save(output, form)
+    return output.getvalue()
+
+
+def example(seed, keys, values=(0, 1, 2, 255)):
+    """Returns an encoded example: `image*` are images, all other features masks."""
+    return {
+        key: encode(
+            draw_image(seed, WIDTH, HEIGHT)
+            if key.startswith("image")
+            else draw_labels(seed, WIDTH, HEIGHT, values)
+        )
+        for key in keys
+    }
+
+
+def store(folder, features, examples=None, name="roads", file_format="array_record"):
+    """Stores a dataset without code or names, and returns its builder and examples."""
+    if examples is None:
+        examples = [example(i, features) for i in range(COUNT)]
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=name,
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={"train": list(enumerate(examples)), "test": [(0, examples[0])]},
+        data_dir=str(folder),
+        file_format=file_format,
+    )
+    return tfds_builder(name, str(folder)), examples
+
+
+def decoded(encoded):
+    return np.asarray(Image.open(io.BytesIO(encoded)))
+
+
+# Records.
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A dataset whose features say image and mask, and nothing of classes."""
+    folder = tmp_path_factory.mktemp("plain")
+    return store(folder, {"image": IMAGE, "mask": MASK})
+
+
+def test_records(plain):
+    builder, examples = plain
+    source = TFDSPairs(builder, "roads", "train", num_classes=3)
+    assert len(source) == COUNT
+    pairs = source.read(range(COUNT))
+    expected = {(one["image"], one["mask"]) for one in examples}
+    assert {(pair.image, pair.mask) for pair in pairs} == expected
+    order = [4, 0, 4]
+    assert source.read(order) == [pairs[i] for i in order]
+    assert source.describe(4) == "roads train, example 4"
+    sizes = sum(len(pair.image) + len(pair.mask) for pair in pairs)
+    assert source.stored_bytes() == sizes
+
+
+def test_records_in_tensorflow(plain):
+    source = TFDSPairs(plain[0], "roads", "train", num_classes=3)
+    indices = [3, 1, 5]
+    for kept in (source, cached(source)):
+        records, labels = kept.fetch(indices)
+        for pair, record, label in zip(
+            source.read(indices), records, labels, strict=True
+        ):
+            image, mask = tf.function(source.parse)(record, label)
+            assert image.shape == mask.shape == ()
+            assert (image.numpy(), mask.numpy()) == (pair.image, pair.mask)
+
+
+def test_slices(plain):
+    def names(split):
+        source = TFDSPairs(plain[0], "roads", split, num_classes=3)
+        return [pair.mask for pair in source.read(range(len(source)))]
+
+    assert names("train[:50%]") + names("train[3:]") == names("train")
+    assert len(names("train[:50%]")) == 3
+    assert len(names("all")) == COUNT + 1
+
+
+@pytest.mark.parametrize(
+    "split, words",
+    [
+        ("tarin", "has no split 'tarin'.*did you mean train"),
+        ("validation", "has no split 'validation'.*test, train"),
+        ("train[:0]", "is empty"),
+        ("train[", "train\\[. of .roads.: Error parsing"),
+        ("train[:x]", "train.*x"),
+        ("all[:50%]", "'all' has no slices; choose one of train, test"),
+    ],
+)
+def test_bad_splits(plain, split, words):
+    with pytest.raises(UserError, match=words):
+        TFDSPairs(plain[0], "roads", split, num_classes=3)
+
+
+def test_a_damaged_record(plain, tmp_path):
+    folder = plain[0].data_path.parent
+    shutil.copytree(folder, tmp_path / "roads")
+    builder = tfds_builder("roads", str(tmp_path))
+    source = TFDSPairs(builder, "roads", "train", num_classes=3)
+    (file,) = (tmp_path / "roads").rglob("*train.array_record*")
+    file.write_bytes(b"\0" * file.stat().st_size)
+    with pytest.raises(UserError, match="roads train, example 3: cannot be read"):
+        source.read([3])
+
+
+def test_other_formats_are_to_be_converted(tmp_path):
+    features = {"image": IMAGE, "mask": MASK}
+    builder, examples = store(tmp_path, features, file_format="tfrecord")
+    message = "as tfrecord.*prepare_data convert roads --data_dir " + str(tmp_path)
+    with pytest.raises(UserError, match=message):
+        TFDSPairs(builder, "roads", "train", num_classes=3)
+    source = TFDSPairs(convert("roads", str(tmp_path)), "roads", "train", num_classes=3)
+    assert {pair.image for pair in source.read(range(COUNT))} == {
+        one["image"] for one in examples
+    }
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        with_palette(draw_labels(0, WIDTH, HEIGHT, [0, 1])),
+        Image.fromarray(draw_labels(0, WIDTH, HEIGHT, [0, 1]) > 0),
+    ],
+    ids=["palette", "1 bit"],
+)
+def test_masks_that_tensorflow_would_misread(tmp_path, mask):
+    # What TensorFlow makes of them is not what they store.
+    read = tf.io.decode_png(encode(mask), 1).numpy()[..., 0]
+    assert (read != np.asarray(mask)).any()
+    one = {"image": encode(draw_image(0, WIDTH, HEIGHT)), "mask": encode(mask)}
+    builder, _ = store(tmp_path, {"image": IMAGE, "mask": MASK}, [one])
+    with pytest.raises(UserError, match="'mask' is not stored as 8-bit grey PNGs"):
+        TFDSPairs(builder, "roads", "train", num_classes=3)
+
+
+# Features.
+
+
+def test_masks_are_found(tmp_path):
+    features = {
+        "picture": IMAGE,
+        "trimap": MASK,
+        "label": tfds.features.ClassLabel(num_classes=3),
+        "depth": tfds.features.Image(
+            shape=(None, None, 1), dtype=np.uint16, encoding_format="png"
+        ),
+    }
+    one = example(0, ["image", "trimap"])
+    depth = encode(Image.fromarray(np.zeros((9, 9), np.uint16)))
+    one = {"picture": one["image"], "trimap": one["trimap"], "label": 1, "depth": depth}
+    builder, _ = store(tmp_path, features, [one])
+    (pair,) = TFDSPairs(builder, "roads", "train", num_classes=3).read([0])
+    assert (pair.image, pair.mask) == (one["picture"], one["trimap"])
+    with pytest.raises(UserError, match="no masks in a feature 'depth'.*: trimap$"):
+        TFDSPairs(builder, "roads", "train", "depth", num_classes=3)
+
+
+def test_several_masks_must_be_chosen_from(tmp_path):
+    features = {"image": IMAGE, "image_mask": MASK, "parts": MASK}
+    examples = [example(0, ["image", "parts"]) | example(1, ["parts2"])]
+    examples[0]["image_mask"] = examples[0].pop("parts2")
+    builder, _ = store(tmp_path, features, examples)
+    with pytest.raises(UserError, match="name the feature .*: image_mask, parts$"):
+        TFDSPairs(builder, "roads", "train", num_classes=3)
+    for key in ("image_mask", "parts"):
+        source = TFDSPairs(builder, "roads", "train", key, num_classes=3)
+        assert source.read([0])[0].mask == examples[0][key]
+    with pytest.raises(UserError, match="no masks in a feature 'image'.*image_mask"):
+        TFDSPairs(builder, "roads", "train", "image", num_classes=3)
+
+
+def test_no_masks(digits):
+    with pytest.raises(UserError, match="'digits': name the .*: there is none"):
+        TFDSPairs(tfds_builder("digits", digits), "digits", "train")
+
+
+def test_no_image(tmp_path):
+    features = {"image_left": IMAGE, "image_right": IMAGE, "mask": MASK}
+    builder, _ = store(tmp_path, features)
+    message = "no feature 'image', and 2 others .*: image_left, image_right"
+    with pytest.raises(UserError, match=message):
+        TFDSPairs(builder, "roads", "train", num_classes=3)
+
+
+# Classes.
+
+
+def as_stored(mask, label_map):
+    """Returns what a mask becomes, value by value."""
+    return np.vectorize(lambda value: label_map[value])(mask)
+
+
+def test_a_number_of_classes(plain):
+    source = TFDSPairs(plain[0], "roads", "train", num_classes=3)
+    assert source.class_names == ("class 0", "class 1", "class 2")
+    assert source.mirrored == ()
+    assert source.label_map.dtype == np.uint8
+    assert source.label_map.tolist() == [0, 1, 2, *[254] * 252, 255]
+
+
+def test_a_number_of_classes_is_needed(plain):
+    with pytest.raises(UserError, match="'roads' does not tell how many classes"):
+        TFDSPairs(plain[0], "roads", "train")
+
+
+@pytest.mark.parametrize("number", [1, 255, 1000])
+def test_too_few_and_too_many_classes(plain, number):
+    with pytest.raises(UserError, match=f"has {number} classes; 2 to 254 are possible"):
+        TFDSPairs(plain[0], "roads", "train", num_classes=number)
+
+
+def test_most_classes(plain):
+    source = TFDSPairs(plain[0], "roads", "train", num_classes=254)
+    # 254 as a stored value is no class: classes are 0 to 253.
+    assert source.label_map.tolist() == [*range(254), 254, 255]
+
+
+def test_labeled_images_have_names(tmp_path):
+    mask = tfds.features.LabeledImage(
+        labels=["sky", "road", "car"], shape=(HEIGHT, WIDTH, 1), encoding_format="png"
+    )
+    builder, _ = store(tmp_path, {"image": IMAGE, "mask": mask})
+    source = TFDSPairs(builder, "roads", "train")
+    assert source.class_names == ("sky", "road", "car")
+    assert source.label_map.tolist() == [0, 1, 2, *[254] * 252, 255]
+    assert TFDSPairs(builder, "roads", "train", num_classes=3).class_names[0] == "sky"
+    with pytest.raises(UserError, match="has 3 classes, not 4 .num_classes."):
+        TFDSPairs(builder, "roads", "train", num_classes=4)
+    source = TFDSPairs(builder, "roads", "train", label_map=(1, 0, 0))
+    assert source.class_names == ("road/car", "sky")
+
+
+def test_label_maps(plain):
+    source = TFDSPairs(plain[0], "roads", "train", label_map=(255, 1, 0))
+    assert source.class_names == ("class 0", "class 1")
+    assert source.label_map.tolist() == [255, 1, 0, *[254] * 252, 255]
+    source = TFDSPairs(plain[0], "roads", "train", label_map=(0, 2), num_classes=4)
+    assert len(source.class_names) == 4
+    whole = (*range(2), *[0] * 253, 1)
+    source = TFDSPairs(plain[0], "roads", "train", label_map=whole)
+    assert source.label_map.tolist() == list(whole)
+
+
+@pytest.mark.parametrize(
+    "label_map, number, words",
+    [
+        ((0, 254), 0, "254 is no class .0 to 253., nor 255"),
+        ((0, -1), 0, "-1 is no class"),
+        ((0, 300), 0, "300 is no class"),
+        ((0, 1, 3), 0, "no value becomes class 2"),
+        ((0, 1, 2), 2, "class 2 is beyond num_classes 2"),
+        ((0, 0), 0, "has 1 classes; 2 to 254"),
+        ((255, 255), 0, "has 0 classes; 2 to 254"),
+        ((0, 1) * 129, 0, "has 258 entries; 256"),
+    ],
+)
+def test_bad_label_maps(plain, label_map, number, words):
+    with pytest.raises(UserError, match=words):
+        TFDSPairs(plain[0], "roads", "train", label_map=label_map, num_classes=number)
+
+
+# Our own builders.
+
+
+@pytest.fixture(scope="module")
+def lip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lip")
+    make_lip(folder)
+    build.prepare("lip", str(folder / "data"), str(folder))
+    return prepared_builder("lip", str(folder / "data"))
+
+
+def test_our_builders_tell_their_classes(lip):
+    source = TFDSPairs(lip, "lip", "validation")
+    assert len(source) == 3
+    assert source.class_names[:2] == ("Background", "Hat")
+    assert source.mirrored[13:] == (13, 15, 14, 17, 16, 19, 18)
+    assert source.label_map.tolist() == [*range(20), *[254] * 235, 255]
+
+
+def test_mirrored_classes_of_a_label_map(lip):
+    # Clothes, left limbs, right limbs, the rest.
+    parts = [0] * 14 + [1, 2, 1, 2, 1, 2]
+    source = TFDSPairs(lip, "lip", "train", label_map=parts)
+    assert source.mirrored == (0, 2, 1)
+    assert source.class_names[1] == "Left-arm/Left-leg/Left-shoe"
+    limbs = [0] * 14 + [1] * 6
+    assert TFDSPairs(lip, "lip", "train", label_map=limbs).mirrored == ()
+    uneven = [0] * 14 + [1, 2, 1, 0, 1, 2]
+    with pytest.raises(UserError, match="mirrored, class 0 .* 0 and 1: map what is le"):
+        TFDSPairs(lip, "lip", "train", label_map=uneven)
+
+
+def test_an_embedded_dataset_is_made_when_first_used(tmp_path, monkeypatch):
+    from vt_flax.data.builders import shapes
+
+    monkeypatch.setattr(shapes, "TRAIN_EXAMPLES", 3)
+    monkeypatch.setattr(shapes, "TEST_EXAMPLES", 2)
+    source = TFDSPairs(prepared_builder("shapes", str(tmp_path)), "shapes", "train")
+    assert len(source) == 3 and source.class_names[0] == "background"
+    with pytest.raises(UserError, match="'ade20k' is not prepared"):
+        prepared_builder("ade20k", str(tmp_path))
+
+
+# Datasets that others made.
+
+
+def known(tmp_path, name, features, values):
+    """Returns a dataset that has the name of one of TFDS's, and its examples."""
+    examples = [example(i, features, values) for i in range(3)]
+    data = tmp_path / "made"
+    store(data, features, examples, name=name.partition("/")[0])
+    if "/" in name:
+        # As one of TFDS's configurations.
+        base, config = name.split("/")
+        folder = data / base / config
+        shutil.move(data / base / "1.0.0", folder / "1.0.0")
+        path = folder / "1.0.0" / "dataset_info.json"
+        info = json.loads(path.read_text()) | {"configName": config}
+        path.write_text(json.dumps(info))
+    return tfds.builder_from_directory(
+        str(next(data.rglob("dataset_info.json")).parent)
+    ), examples
+
+
+def test_oxford_pets(tmp_path):
+    features = {"image": IMAGE, "segmentation_mask": MASK}
+    builder, _ = known(tmp_path, "oxford_iiit_pet", features, [1, 2, 3])
+    source = TFDSPairs(builder, "oxford_iiit_pet", "train")
+    assert source.class_names == ("background", "pet")
+    meaning = {1: 1, 2: 0, 3: 255}
+    for pair in source.read(range(3)):
+        mask = decoded(pair.mask)
+        np.testing.assert_array_equal(source.label_map[mask], as_stored(mask, meaning))
+    assert source.label_map[0] == source.label_map[4] == 254
+    # The border as a class of its own, as some have it.
+    source = TFDSPairs(builder, "pets", "train", label_map=(255, 1, 0, 2))
+    assert len(source.class_names) == 3
+
+
+def test_cityscapes(tmp_path):
+    features = {
+        "image_left": IMAGE,
+        "image_right": IMAGE,
+        "segmentation_label": MASK,
+        "disparity_map": MASK,
+    }
+    name = "cityscapes/semantic_segmentation"
+    builder, examples = known(tmp_path, name, features, range(34))
+    source = TFDSPairs(builder, "cityscapes", "train")
+    pairs = {(pair.image, pair.mask) for pair in source.read(range(3))}
+    assert pairs == {(one["image_left"], one["segmentation_label"]) for one in examples}
+    assert len(source.class_names) == 19
+    # Order and ids as the benchmark's overview of classes has them.
+    assert source.class_names[:3] == ("road", "sidewalk", "building")
+    assert source.class_names[-3:] == ("train", "motorcycle", "bicycle")
+    classes = sorted(CITYSCAPES)
+    for value in range(256):
+        label = source.label_map[value]
+        if value in CITYSCAPES:
+            assert label == classes.index(value)
+            assert source.class_names[label] == CITYSCAPES[value]
+        else:
+            assert label == (255 if value < 34 or value == 255 else 254)
+
+
+def test_cityscapes_without_labels(tmp_path):
+    features = {"image_left": IMAGE, "image_right": IMAGE, "disparity_map": MASK}
+    builder, _ = known(tmp_path, "cityscapes/stereo_disparity", features, [0, 1])
+    with pytest.raises(
+        UserError, match="stereo_disparity' has no masks: 'segmentation"
+    ):
+        TFDSPairs(builder, "cityscapes/stereo_disparity", "train")
+
+
+def test_camvid(real_data):
+    builder = prepared_builder("camvid", str(real_data))
+    source = TFDSPairs(builder, "camvid", "validation", num_classes=11)
+    assert len(source) == 101 and source.class_names[10] == "class 10"
+    for pair in source.read([0, 50]):
+        labels = source.label_map[decoded(pair.mask)]
+        assert labels.shape == decoded(pair.image).shape[:2] == (360, 480)
+        assert set(np.unique(labels)) <= {*range(11), 255}
+    with pytest.raises(UserError, match="'camvid' does not tell how many classes"):
+        TFDSPairs(builder, "camvid", "train")

@@ -1,0 +1,167 @@
+"""TFDS datasets of images and masks, read by random access."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from vt_flax.data.host import tensorflow
+from vt_flax.data.mask_classes import find_classes, find_features
+from vt_flax.data.mask_labels import is_grey_png
+from vt_flax.data.source import RandomAccessSource
+from vt_flax.data.tfds_sources import data_dir_of
+from vt_flax.errors import UserError, first_line, nearest
+
+# TFDS's name for all splits together.
+ALL = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One stored example.
+
+    Attributes:
+      image: the encoded file.
+      mask: the encoded file: an image of one channel, 8 bits, of stored values.
+    """
+
+    image: bytes
+    mask: bytes
+
+
+class TFDSPairs(RandomAccessSource):
+    """A split of a TFDS dataset of images and masks, in array_record.
+
+    Args:
+      builder: of a prepared dataset, from `sources.prepared_builder`.
+      name: of the dataset, as the user wrote it.
+      split: name of the split, or a slice of it.
+      mask_feature: the feature that holds the masks; empty for the only one.
+      label_map: stored value i becomes label_map[i]: a class, or 255, which means no
+        label. Empty for what is known of the dataset: classes as they are stored, or
+        the map in `known_masks`.
+      num_classes: number of classes; 0 for as many as the dataset has names for, or the
+        label map has classes.
+
+    Attributes:
+      class_names: a name for each class.
+      mirrored: the class that each class becomes in a mirrored image; empty if none
+        changes.
+      label_map: (256,), uint8: what stored values become. Those that must not occur
+        become 254, which is never a class, so that they can be found.
+
+    Raises:
+      UserError: if the dataset is no such one, its format has no random access, or
+        something is not given that it does not tell.
+    """
+
+    def __init__(
+        self,
+        builder: Any,
+        name: str,
+        split: str,
+        mask_feature: str = "",
+        label_map: Sequence[int] = (),
+        num_classes: int = 0,
+    ):
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core.file_adapters import FileFormat
+
+        self.name = f"{name} {split}"
+        self._keys = find_features(builder, mask_feature)
+        classes = find_classes(builder, self._keys[1], label_map, num_classes)
+        self.class_names = classes.names
+        self.mirrored = classes.mirrored
+        self.label_map = classes.table
+        if FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+            raise UserError(
+                f"dataset {name!r} is stored as {builder.info.file_format.value}, and "
+                "segmentation needs random access: run `python -m vt_flax.prepare_data "
+                f"convert {name} --data_dir {data_dir_of(builder)}`"
+            )
+        _check_split(builder, name, split)
+        self._data = builder.as_data_source(
+            split,
+            decoders={
+                key: tfds.decode.SkipDecoding()
+                for key, feature in builder.info.features.items()
+                if isinstance(feature, tfds.features.Image)
+            },
+        )
+        # Threads hide a network's latency; on a disk they cost more than they bring.
+        self._remote = "://" in str(builder.data_path)
+        if not is_grey_png(self.read([0])[0].mask):
+            raise UserError(
+                f"dataset {name!r}: {self._keys[1]!r} is not stored as 8-bit grey PNGs,"
+                " and TensorFlow would read other values than it has, such as a "
+                "palette's colours; make an image_mask_folder of its images and masks"
+            )
+
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+        return len(self._data)
+
+    def read(self, indices: Sequence[int]) -> list[Pair]:
+        """Returns the examples at some indices, still encoded.
+
+        Raises:
+          UserError: for one that cannot be read.
+        """
+        pairs = []
+        for index in indices:
+            try:
+                record = self._data[int(index)]
+            except (
+                Exception
+            ) as error:  # whatever a damaged file makes the library raise
+                reason = first_line(error)[:200]
+                raise UserError(
+                    f"{self.describe(index)}: cannot be read ({reason})"
+                ) from error
+            image, mask = (record[key] for key in self._keys)
+            # Of a file that was cut off since it was opened, empty records are read.
+            if image is None or mask is None:
+                raise UserError(f"{self.describe(index)}: cannot be read (it is empty)")
+            pairs.append(Pair(image, mask))
+        return pairs
+
+    def stored_bytes(self) -> int:
+        """Returns about how many bytes the encoded split takes, from a sample."""
+        sample = range(0, len(self), max(1, len(self) // 100))
+        read = sum(len(pair.image) + len(pair.mask) for pair in self.read(sample))
+        return read * len(self) // len(sample)
+
+    def fetch(self, indices: Sequence[int]) -> tuple[list[bytes], list[int]]:
+        """Returns serialized examples, which `parse` takes apart, and as many zeros."""
+        records = self._data.data_source
+        if self._remote:
+            return list(records.__getitems__(indices)), [0] * len(indices)
+        return [records[index] for index in indices], [0] * len(indices)
+
+    def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
+        """Returns image file and mask file, scalar tensors, of a serialized example."""
+        del label  # the mask is in the record
+        tf = tensorflow()
+        parsed = tf.io.parse_single_example(
+            record, {key: tf.io.FixedLenFeature((), tf.string) for key in self._keys}
+        )
+        return tuple(parsed[key] for key in self._keys)
+
+
+def _check_split(builder: Any, name: str, split: str) -> None:
+    splits = builder.info.splits
+    base = split.partition("[")[0]
+    if base not in splits and base != ALL:
+        raise UserError(
+            f"dataset {name!r} has no split {split!r}{nearest(base, splits)}"
+        )
+    try:
+        count = splits[split].num_examples
+    except NotImplementedError:
+        raise UserError(
+            f"split {split!r} of dataset {name!r}: {ALL!r} has no slices; choose one "
+            f"of {', '.join(splits)}"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"split {split!r} of {name!r}: {first_line(error)}") from error
+    if not count:
+        raise UserError(f"split {split!r} of dataset {name!r} is empty")
