@@ -6,6 +6,12 @@ python -m vt_flax.prepare_data imagenet2012 --data_dir DATA --resize 256
     makes imagenet2012_256 of it: short side at most 256, smaller images as they are
 python -m vt_flax.prepare_data cifar10 --data_dir DATA
     any dataset that TFDS knows; downloads it where TFDS can
+python -m vt_flax.prepare_data coco_stuff --manual_dir FILES --data_dir DATA
+    segmentation, of images and masks in FILES: also coco_stuff/stuff171, lip, ade20k;
+    each tells what it needs if it is not there; --resize brings masks along
+python -m vt_flax.prepare_data image_mask_folder --manual_dir FILES --data_dir DATA
+    your own: FILES/images/SPLIT/NAME.jpg, FILES/masks/SPLIT/NAME.png (8-bit grey: class
+    indices, 255 for no label) and, for the names of the classes, FILES/classes.txt
 python -m vt_flax.prepare_data convert NAME --data_dir DATA
     adds array_record to a dataset that TFDS has stored as TFRecord
 

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 import requests
+from pair_trees import assert_same, stored
 from test_bad_input import refusal
+from test_prepare_pairs import make_lip
 
 from vt_flax import cli, prepare_data, train
 
@@ -74,6 +76,35 @@ def test_a_download_without_a_network(tmp_path, monkeypatch, capsys):
     assert line.startswith("error: building cifar10/3.0.2: cannot download https://")
     assert "check the network and run again" in line
     assert not list((tmp_path / "cifar10").glob("*3.0.2"))
+
+
+def test_images_and_masks(tmp_path, monkeypatch, capsys):
+    expected = make_lip(tmp_path / "files")
+    data = str(tmp_path / "data")
+    arguments = ["lip", "--manual_dir", str(tmp_path / "files"), "--data_dir", data]
+    whole = run(prepare_data.main, arguments, monkeypatch, capsys)
+    again = run(prepare_data.main, ["lip", *arguments[3:]], monkeypatch, capsys)
+    assert again == whole
+    first, last = whole.strip().splitlines()
+    assert "lip/1.0.0 in" in first
+    assert re.search("train 5, validation 3 examples, 20 classes, [0-9.]+ kB", first)
+    assert last == f"use it by --config.data.name=lip --config.data.data_dir={data}"
+    small = run(prepare_data.main, [*arguments, "--resize", "12"], monkeypatch, capsys)
+    assert "lip_12/1.0.0 in" in small and "20 classes" in small
+    assert_same(stored("lip", data, "train"), expected["train"])
+    assert {mask.shape for mask in stored("lip_12", data, "train").values()} == {
+        (27, 12)
+    }
+
+
+def test_what_segmentation_needs_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "readme").write_text("")
+    for name in ("ade20k", "lip", "coco_stuff/stuff171", "image_mask_folder"):
+        arguments = [name, "--manual_dir", str(tmp_path / "files")]
+        arguments += ["--data_dir", str(tmp_path / "data")]
+        line = refusal(prepare_data.main, arguments, monkeypatch, capsys)
+        assert "is not there; wanted is: " in line and "  " not in line
 
 
 def test_training_on_what_the_last_line_names(
