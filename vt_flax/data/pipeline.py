@@ -1,14 +1,15 @@
-"""Batches of uint8 images, read and decoded by tf.data ahead of the devices."""
+"""Batches of examples, read and decoded by tf.data ahead of the devices."""
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from vt_flax.data import images, order
-from vt_flax.data.assembly import Item, assemble
+from vt_flax.data.assembly import assemble
+from vt_flax.data.decoders import ClassDecoder, Decoder, Item
 from vt_flax.data.readers import Reader, StreamReader
 from vt_flax.data.source import Source, StreamSource
 from vt_flax.errors import UserError, nearest
@@ -81,6 +82,7 @@ def train_batches(
     part: int = 0,
     parts: int = 1,
     own: np.ndarray | None = None,
+    decoder: Decoder | None = None,
 ) -> Iterator[Batch]:
     """Yields this process's share of the training batches.
 
@@ -100,17 +102,19 @@ def train_batches(
       parts: number of processes.
       own: rows of each batch that this process reads, batch / parts of them in rising
         order; by default its part-th run of rows.
+      decoder: what is made of an example; by default a crop and its class.
 
     Yields:
-      `image` (batch / parts, size, size, 3) uint8, `label` (batch / parts,) int32, and
-      `bad` (batch / parts,) bool, True where an example stands for an unreadable one.
+      The decoder's fields, by default `image` (batch / parts, size, size, 3) uint8 and
+      `label` (batch / parts,) int32; and `bad` (batch / parts,) bool, True where an
+      example stands for an unreadable one.
 
     Raises:
       UserError: for an example that cannot be read, unless `config.on_error` is skip.
     """
     own = order.own_part(batch, part, parts) if own is None else own
     share = len(own)
-    crop = images.train_crop(config)
+    decoder = decoder or ClassDecoder(source, config, train=True)
 
     def rows(places: np.ndarray) -> np.ndarray:
         """Returns the rows of the run that stand at some places of this process's."""
@@ -120,12 +124,12 @@ def train_batches(
     if isinstance(source, StreamSource):
         # A restart cannot go on within the shuffled stream: it takes another one.
         stream, _ = source.stream(seed + first, part, parts, config.shuffle_buffer)
-        reader = StreamReader(source, config, crop, seed, stream, rows)
+        reader = StreamReader(source, config, decoder, seed, stream, rows)
     else:
         reader = Reader(
             source,
             config,
-            crop,
+            decoder,
             seed,
             rows,
             lambda rows: order.locate(rows, len(source), seed),
@@ -133,10 +137,8 @@ def train_batches(
         )
     steps = (step * batch + own for step in range(first, last))
     with contextlib.closing(reader.pieces(share)) as pieces:
-        for items in assemble(
-            pieces, steps, source.are_classes, reader.mend, config.image_size
-        ):
-            yield {key: items[key] for key in ("image", "label", "bad")}
+        for items in assemble(pieces, steps, decoder, reader.mend):
+            yield {key: items[key] for key in (*decoder.fields, "bad")}
 
 
 def eval_batches(
@@ -147,6 +149,7 @@ def eval_batches(
     part: int = 0,
     parts: int = 1,
     own: np.ndarray | None = None,
+    decoder: Decoder | None = None,
 ) -> Iterator[Batch]:
     """Yields this process's share of an evaluation: every example exactly once.
 
@@ -160,9 +163,10 @@ def eval_batches(
       part: which process.
       parts: number of processes.
       own: see `train_batches`.
+      decoder: see `train_batches`.
 
     Yields:
-      `image` and `label` as in training; `mask` (batch / parts,) bool, False where a
+      The decoder's fields as in training; `mask` (batch / parts,) bool, False where a
       place was filled up; and `bad`, where it was because an example is unreadable.
 
     Raises:
@@ -170,11 +174,11 @@ def eval_batches(
     """
     own = order.own_part(batch, part, parts) if own is None else own
     share = len(own)
-    crop = images.eval_crop(config)
+    decoder = decoder or ClassDecoder(source, config, train=False)
     count = len(source)
     if isinstance(source, StreamSource):
         stream, size = source.stream(None, part, parts, config.shuffle_buffer)
-        reader = StreamReader(source, config, crop, 0, stream, lambda places: places)
+        reader = StreamReader(source, config, decoder, 0, stream, lambda places: places)
         steps = (
             np.arange(start, max(start, min(start + share, size)))
             for start in range(0, -(-count // parts), share)
@@ -187,24 +191,28 @@ def eval_batches(
             return found[found < count]
 
         reader = Reader(
-            source, config, crop, 0, rows, lambda rows: rows, -(-count // batch) * share
+            source,
+            config,
+            decoder,
+            0,
+            rows,
+            lambda rows: rows,
+            -(-count // batch) * share,
         )
         steps = (start + own[start + own < count] for start in range(0, count, batch))
     mend = functools.partial(reader.mend, replace=False)
     with contextlib.closing(reader.pieces(share)) as pieces:
-        for items in assemble(
-            pieces, steps, source.are_classes, mend, config.image_size
-        ):
-            yield _filled_up(items, share)
+        for items in assemble(pieces, steps, decoder, mend):
+            yield _filled_up(items, share, (*decoder.fields, "bad"))
 
 
-def _filled_up(items: Item, size: int) -> Batch:
+def _filled_up(items: Item, size: int, keys: Sequence[str]) -> Batch:
     """Adds a mask to an evaluation's examples, and zeros up to a batch's size."""
     count = len(items["bad"])
     mask = np.arange(size) < count
     mask[:count] &= ~items["bad"]
     batch = {"mask": mask}
-    for key in ("image", "label", "bad"):
+    for key in keys:
         value = items[key]
         if count < size:
             value = np.zeros((size, *value.shape[1:]), value.dtype)

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vt_flax.data import images
-from vt_flax.data.assembly import Item
+from vt_flax.data.decoders import Decoder, Item
 from vt_flax.data.feed import Chunk, Feed
 from vt_flax.data.host import tensorflow
-from vt_flax.data.source import RandomAccessSource, StreamSource
+from vt_flax.data.source import Example, RandomAccessSource, StreamSource
 from vt_flax.data.threads import ordered_map
 from vt_flax.errors import UserError
 
@@ -31,8 +30,8 @@ class Reader:
     Args:
       source: where they are.
       config: the section `data`.
-      crop: makes an image of a file and a seed.
-      seed: of the crops.
+      decoder: makes arrays of a file, a label and a seed.
+      seed: of what is drawn.
       rows: gives the rows at some places of the process's sequence.
       locate: gives the examples at some rows.
       places: length of the sequence.
@@ -42,14 +41,14 @@ class Reader:
         self,
         source: RandomAccessSource,
         config: ConfigDict,
-        crop: images.Crop,
+        decoder: Decoder,
         seed: int,
         rows: Callable[[np.ndarray], np.ndarray],
         locate: Callable[[np.ndarray], np.ndarray],
         places: int,
     ):
         self._source, self._config = source, config
-        self._crop, self._seed = crop, seed
+        self._decoder, self._seed = decoder, seed
         self._rows, self._locate, self._places = rows, locate, places
         self._block = functools.lru_cache(maxsize=4)(self._make_block)
 
@@ -58,7 +57,7 @@ class Reader:
         return _decode(
             self._chunks(),
             self._source.parse,
-            self._crop,
+            self._decoder,
             self._seed,
             size,
             self._config,
@@ -93,9 +92,8 @@ class Reader:
     def _decode_one(self, index: int, row: int, bad: bool) -> Item:
         (example,) = self._source.read([index])
         name = self._source.describe(index)
-        self._source.check_label(example.label, name)
-        image = _decode_alone(example.image, self._crop, self._seed, row, name)
-        return {"image": image, "label": example.label, "bad": bad}
+        item = self._decoder.decode_alone(example, self._seed, row, name)
+        return {**item, "bad": bad}
 
     def _chunks(self) -> Iterator[Chunk]:
         """Yields the sequence's records, read by threads some chunks ahead."""
@@ -136,13 +134,13 @@ class StreamReader:
         self,
         source: StreamSource,
         config: ConfigDict,
-        crop: images.Crop,
+        decoder: Decoder,
         seed: int,
         stream: Any,
         rows: Callable[[np.ndarray], np.ndarray],
     ):
         self._source, self._config = source, config
-        self._crop, self._seed = crop, seed
+        self._decoder, self._seed = decoder, seed
         self._stream, self._rows = stream, rows
         # What was read and not yet asked for, since a stream cannot be read again.
         self._read: dict[int, list[Any]] = {}
@@ -152,7 +150,7 @@ class StreamReader:
         pieces = _decode(
             self._chunks(),
             lambda record, label: (record, label),
-            self._crop,
+            self._decoder,
             self._seed,
             size,
             self._config,
@@ -172,9 +170,9 @@ class StreamReader:
             try:
                 name, record, label = self._read[other]
                 name = f"{self._source.name}, example {name.decode()}"
-                self._source.check_label(label, name)
-                image = _decode_alone(record, self._crop, self._seed, row, name)
-                return {"image": image, "label": label, "bad": other != row}
+                example = Example(record, label)
+                item = self._decoder.decode_alone(example, self._seed, row, name)
+                return {**item, "bad": other != row}
             except UserError as error:
                 if self._config.on_error == "raise":
                     raise
@@ -197,7 +195,7 @@ class StreamReader:
 def _decode(
     chunks: Iterator[Chunk],
     parse: Callable[[Any, Any], tuple[Any, Any]],
-    crop: images.Crop,
+    decoder: Decoder,
     seed: int,
     size: int,
     config: ConfigDict,
@@ -207,9 +205,8 @@ def _decode(
     workers = config.workers or os.cpu_count() or 1
 
     def one(row: Any, record: Any, label: Any) -> dict[str, Any]:
-        encoded, label = parse(record, label)
-        image = crop(encoded, tf.stack([tf.constant(seed, tf.int64), row]))
-        return {"row": row, "image": image, "label": tf.cast(label, tf.int32)}
+        seeds = tf.stack([tf.constant(seed, tf.int64), row])
+        return {"row": row, **decoder.decode(*parse(record, label), seeds)}
 
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -235,16 +232,3 @@ def _decode(
         # for ever; its end cancels whatever it waits for.
         del pieces
         feed.close()
-
-
-def _decode_alone(
-    encoded: bytes, crop: images.Crop, seed: int, row: int, name: str
-) -> np.ndarray:
-    tf = tensorflow()
-    try:
-        return crop(tf.constant(encoded), tf.constant([seed, row], tf.int64)).numpy()
-    except (tf.errors.OpError, ValueError) as error:
-        raise UserError(
-            f"{name}: not a readable image ({images.why_unreadable(encoded, error)}); "
-            "mend or remove it, or set data.on_error to skip"
-        ) from error
