@@ -191,16 +191,31 @@ def _text(value: Any) -> str:
 
 
 def print_results(results: dict[str, dict[str, float]], form: str, split: str) -> None:
-    """Prints an evaluation: one record for each set of weights."""
+    """Prints an evaluation: one record for each set of weights.
+
+    Of results `KIND/CLASS` the table form makes a second table, a row for each class.
+    """
     rows = [
-        {
-            "weights": name,
-            "examples": int(result["examples"]),
-            "skipped": int(result["skipped"]),
-            "top1": round(result["top1"], 3),
-            "top5": round(result["top5"], 3),
-            "loss": round(result["loss"], 5),
-        }
+        {"weights": name} | {key: _rounded(key, value) for key, value in result.items()}
         for name, result in results.items()
     ]
-    print_rows(rows, form, f"Evaluation on {split} (top-1 and top-5 in percent)")
+    if form == "json":
+        print_rows(rows, form)
+        return
+    print_rows(
+        [{k: v for k, v in row.items() if "/" not in k} for row in rows],
+        form,
+        f"Evaluation on {split} (in percent, but for the loss)",
+    )
+    classes = []
+    for key in rows[0]:
+        kind, slash, name = key.partition("/")
+        if slash:
+            found = {f"{row['weights']} {kind}": row[key] for row in rows}
+            classes.append({"class": name, **found})
+    if classes:
+        print_rows(classes, form)
+
+
+def _rounded(key: str, value: float | None) -> float | None:
+    return value if value is None else round(value, 5 if key == "loss" else 3)

@@ -43,8 +43,8 @@ def main(argv: Sequence[str]) -> None:
     stream = sys.stderr if args.format == "json" else sys.stdout
     print(f"{processes.banner()}, {axes(run.mesh)}", file=stream, flush=True)
     if args.format == "table" and jax.process_index() == 0:
-        size = config.data.image_size
-        counts = count(run.model, (size, size))
+        height, width = size = run.task.input_size(config)
+        counts = count(run.model, size)
         cli.print_rows(
             [
                 {"part": part, "MACs": counts.macs[part], "params": counts.params[part]}
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
                 }
             ],
             args.format,
-            f"{config.model.name}, {run.model.num_classes} classes, {size} x {size}",
+            f"{config.model.name}, {run.model.num_classes} classes, {height} x {width}",
         )
     if jax.default_backend() == "tpu":
         heed_notices()

@@ -26,6 +26,7 @@ from vt_flax.training.step import (
     make_eval_step,
     make_train_step,
 )
+from vt_flax.training.tasks.classification import Classification
 
 # A network that compiles in seconds.
 TINY = {
@@ -56,6 +57,7 @@ def test_one_against_eight_devices(span, preset):
         survival_probability=0.8,
         norm_span=span,
     )
+    task = Classification(config, [""] * 10)
     optimizer = optax.sgd(1.0)
     generator = np.random.default_rng(0)
     batch = {
@@ -68,11 +70,11 @@ def test_one_against_eight_devices(span, preset):
         batch["request"] = np.where(np.arange(count) == count - 1, 2, 0)
         mesh = make_mesh(jax.devices()[:count])
         state = jax.jit(
-            lambda: create_state(model, optimizer, 16, 0, ema=True),
+            lambda: create_state(model, optimizer, (16, 16), 0, ema=True),
             out_shardings=replicated(mesh),
         )()
         step = jax.jit(
-            make_train_step(model, optimizer, lambda step: 1.0, config, mesh),
+            make_train_step(model, task, optimizer, lambda step: 1.0, config, mesh),
             out_shardings=replicated(mesh),
         )
         after, metrics = step(state, to_global(batch, mesh))
@@ -82,7 +84,7 @@ def test_one_against_eight_devices(span, preset):
             state.params,
             after.params,
         )
-        counts = jax.jit(make_eval_step(model, config))(
+        counts = jax.jit(make_eval_step(model, task))(
             after.ema_params,
             after.ema_batch_stats,
             to_global(batch | {"mask": np.arange(32) < 29}, mesh),
@@ -127,16 +129,19 @@ def test_accumulated_parts_are_groups_of_a_whole_batch(fsdp):
         values = {"accumulation": accumulation, "data": {"flip": False}}
         config = resolve(ConfigDict({**values, "ema": {"decay": 0.0}}))
         model = create_model(**TINY, norm_span=span)
+        task = Classification(config, [""] * 10)
         mesh = make_mesh(jax.devices()[:4], fsdp)
         optimizer = optax.sgd(1.0)
-        create = functools.partial(create_state, model, optimizer, 16, 0, ema=False)
+        create = functools.partial(
+            create_state, model, optimizer, (16, 16), 0, ema=False
+        )
         shapes = jax.eval_shape(create)
         state = jax.jit(create, out_shardings=state_sharding(mesh, shapes))()
         copies = [x.is_fully_replicated for x in jax.tree.leaves(state.params)]
         assert all(copies) == (fsdp == 1)
         old = jax.device_get(state.params)
         step = compile_train_step(
-            model, optimizer, lambda step: 1.0, config, mesh, shapes
+            model, task, optimizer, lambda step: 1.0, config, mesh, shapes
         )
         request = {"request": np.zeros(4, np.int32)}
         given = to_global({k: v[place] for k, v in rows.items()} | request, mesh)

@@ -29,6 +29,7 @@ from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.run import model_for
 from vt_flax.training.state import create_state
 from vt_flax.training.step import compile_train_step
+from vt_flax.training.tasks import task_of
 
 # Classes where the configuration leaves them to a dataset, which is not opened here.
 CLASSES = 1000
@@ -55,16 +56,21 @@ class Step:
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh, batch: int):
-        self._mesh, self._size, self._batch = mesh, config.data.image_size, batch
+        self._mesh, self._batch = mesh, batch
         model = model_for(config, CLASSES)
+        self._task = task_of(config)(config, [""] * model.num_classes)
         # The rate is no part of what a step costs.
         optimizer = make_optimizer(config.optimizer, lambda step: 1e-3)
         self._create = lambda: create_state(
-            model, optimizer, self._size, config.seed, ema=bool(config.ema.decay)
+            model,
+            optimizer,
+            self._task.input_size(config),
+            config.seed,
+            ema=bool(config.ema.decay),
         )
         self._shapes = jax.eval_shape(self._create)
         self._step = compile_train_step(
-            model, optimizer, lambda step: 1e-3, config, mesh, self._shapes
+            model, self._task, optimizer, lambda step: 1e-3, config, mesh, self._shapes
         )
 
     def compile(self) -> Any:
@@ -93,11 +99,8 @@ class Step:
         return time.perf_counter() - begin
 
     def _noise(self) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(0)
-        shape = (self._batch, self._size, self._size, 3)
         return {
-            "image": rng.integers(0, 256, shape, dtype=np.uint8),
-            "label": np.zeros(self._batch, np.int32),
+            **self._task.noise(self._batch),
             "bad": np.zeros(self._batch, bool),
             "request": np.zeros(self._mesh.size, np.int32),
         }

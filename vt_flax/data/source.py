@@ -17,24 +17,27 @@ class Example:
 
     Attributes:
       image: the encoded file.
-      label: class index from 0.
+      label: class index from 0; or the encoded file of a mask of them.
     """
 
     image: bytes
-    label: int
+    label: int | bytes
 
 
 class Source(abc.ABC):
-    """One split of a classification dataset.
+    """One split of a dataset.
 
     Attributes:
       name: dataset and split, for messages.
       class_names: a name for each class index.
+      mirrored: the class that each becomes in a mirrored image, as a left arm becomes a
+        right one; empty: all stay what they are.
       notes: what a user should know of it before a run starts.
     """
 
     name: str
     class_names: Sequence[str]
+    mirrored: Sequence[int] = ()
     notes: Sequence[str] = ()
 
     @abc.abstractmethod
@@ -76,19 +79,26 @@ class RandomAccessSource(Source):
     def stored_bytes(self) -> int:
         """Returns about how many bytes the encoded split takes, from a sample."""
         sample = range(0, len(self), max(1, len(self) // 100))
-        read = sum(len(example.image) for example in self.read(sample))
+        read = sum(
+            len(example.image)
+            + (len(example.label) if isinstance(example.label, bytes) else 0)
+            for example in self.read(sample)
+        )
         return read * len(self) // len(sample)
 
     # What the pipeline reads by. Records go from the storage to TensorFlow as they are,
     # where that is faster than to take them apart in Python.
 
     def fetch(self, indices: Sequence[int]) -> tuple[list[bytes], list[int]]:
-        """Returns the records at some indices, and labels where they are apart."""
+        """Returns the records at some indices, and classes where they are apart.
+
+        A source of masks has them in its records, and overrides this and `parse`.
+        """
         examples = self.read(indices)
         return [e.image for e in examples], [e.label for e in examples]
 
     def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
-        """Returns file and label, scalar tensors, of a record and label of `fetch`."""
+        """Returns file and label, scalar tensors, of a record and class of `fetch`."""
         return record, label
 
 
@@ -143,6 +153,7 @@ class CachedSource(RandomAccessSource):
         if size > free:
             raise UserError(f"{told}: set data.cache to False")
         self.name, self.class_names = source.name, source.class_names
+        self.mirrored = source.mirrored
         self.notes = (*source.notes, told)
         self._source = source
         self._kept: dict[int, tuple[bytes, int]] = {}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -14,6 +15,7 @@ from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import own_rows, to_global
 from vt_flax.training.requests import STOP, Requests
+from vt_flax.training.tasks import Task
 
 
 def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
@@ -25,6 +27,7 @@ def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
 def evaluate(
     eval_step: Callable[[Any, Any, dict], dict],
     weights: dict[str, tuple[Any, Any]],
+    task: Task,
     source: Source,
     config: ConfigDict,
     requests: Requests,
@@ -34,6 +37,7 @@ def evaluate(
     Args:
       eval_step: see `step.make_eval_step`, compiled.
       weights: parameters and batch statistics, by a name such as `raw` or `ema`.
+      task: that the step evaluates.
       source: the split.
       config: the whole configuration.
       requests: of this process; a stop cuts the evaluation off, on all processes after
@@ -41,14 +45,14 @@ def evaluate(
 
     Returns:
       None if it was cut off. Else for each name `examples`, `skipped` (those that are
-      unreadable, which count for nothing), `top1` and `top5` in percent, and `loss`.
+      unreadable, which count for nothing), and the task's results.
 
     Raises:
       UserError: for an unreadable example, unless `config.data.on_error` is skip.
       RuntimeError: if another number of examples was counted than the split has.
     """
     mesh = requests.mesh
-    totals: dict[str, dict[str, float]] = {name: {} for name in weights}
+    totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in weights}
     held: list[tuple[str, dict]] = []
 
     def add() -> bool:
@@ -59,7 +63,9 @@ def evaluate(
             counts = jax.device_get(counts)
             stop |= counts.pop("request").item() == STOP
             for key, value in counts.items():
-                totals[name][key] = totals[name].get(key, 0) + value.item()
+                # Wide enough for the pixels of a whole split.
+                wide = np.int64 if value.dtype.kind == "i" else np.float64
+                totals[name][key] = totals[name].get(key, 0) + value.astype(wide)
         return stop
 
     size = eval_batch_size(config, mesh)
@@ -70,6 +76,7 @@ def evaluate(
         part=jax.process_index(),
         parts=jax.process_count(),
         own=own_rows(mesh, size),
+        decoder=task.decoder(source, train=False),
     )
     with contextlib.closing(batches):
         processes.report("evaluating: waiting for its examples")
@@ -89,7 +96,7 @@ def evaluate(
 
     results = {}
     for name, total in totals.items():
-        examples, skipped = total["examples"], total["skipped"]
+        examples, skipped = total["examples"].item(), total["skipped"].item()
         if examples + skipped != len(source):
             raise RuntimeError(
                 f"evaluated {examples} and skipped {skipped} of the {len(source)} "
@@ -100,8 +107,6 @@ def evaluate(
         results[name] = {
             "examples": examples,
             "skipped": skipped,
-            "top1": 100 * total["top1"] / examples,
-            "top5": 100 * total["top5"] / examples,
-            "loss": total["loss"] / examples,
+            **task.results({**total, "examples": examples}),
         }
     return results

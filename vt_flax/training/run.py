@@ -9,10 +9,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vt_flax.data import augment
 from vt_flax.data.pipeline import check_config, check_source
 from vt_flax.data.source import Source
-from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.nn.norm import parse_span
@@ -22,6 +20,7 @@ from vt_flax.training.checkpoint import abstract_like
 from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.schedule import duration_steps, make_schedule
 from vt_flax.training.state import TrainState, create_state
+from vt_flax.training.tasks import Task, make_task, task_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Run:
       mesh: the devices.
       train_source: the training split.
       eval_source: the evaluation split.
+      task: what is trained for.
       model: the network.
       schedule: learning rate by step.
       optimizer: the optimizer.
@@ -43,6 +43,7 @@ class Run:
     mesh: Mesh
     train_source: Source
     eval_source: Source
+    task: Task
     model: nn.Module
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -68,7 +69,7 @@ class Run:
             return create_state(
                 self.model,
                 self.optimizer,
-                config.data.image_size,
+                self.task.input_size(config),
                 config.seed,
                 ema=bool(config.ema.decay),
             )
@@ -113,7 +114,8 @@ def prepare(config: ConfigDict) -> Run:
         )
     data = config.data
     check_config(data)
-    augment.check_config(data, part)
+    kind = task_of(config)
+    kind.check_config(config, part)
     for key, value in (
         ("ema.decay", config.ema.decay),
         ("loss.label_smoothing", config.loss.label_smoothing),
@@ -139,8 +141,8 @@ def prepare(config: ConfigDict) -> Run:
     # Process 0 first: a dataset that this package makes itself is made by one.
     if jax.process_index():
         processes.gather("data", None)
-    train_source = open_source(data.name, data.train_split, data.data_dir)
-    eval_source = open_source(data.name, data.eval_split, data.data_dir)
+    train_source = kind.open_source(config, data.train_split)
+    eval_source = kind.open_source(config, data.eval_split)
     if jax.process_index() == 0:
         processes.gather("data", None)
     if train_source.class_names != eval_source.class_names:
@@ -158,5 +160,13 @@ def prepare(config: ConfigDict) -> Run:
     )
     optimizer = make_optimizer(config.optimizer, schedule)
     return Run(
-        config, mesh, train_source, eval_source, model, schedule, optimizer, total
+        config,
+        mesh,
+        train_source,
+        eval_source,
+        make_task(config, train_source),
+        model,
+        schedule,
+        optimizer,
+        total,
     )

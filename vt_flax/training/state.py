@@ -35,7 +35,7 @@ class TrainState:
 def create_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    image_size: int,
+    image_size: tuple[int, int],
     seed: int,
     *,
     ema: bool,
@@ -45,12 +45,12 @@ def create_state(
     Args:
       model: called as `model(images, train=False)`.
       optimizer: whose state to start.
-      image_size: side in pixels.
+      image_size: height and width in pixels.
       seed: of the parameters and of the run's noise.
       ema: whether moving averages are kept.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    images = jnp.zeros((1, *image_size, 3), jnp.float32)
     variables = model.init(init_key, images)
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})

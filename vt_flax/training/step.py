@@ -10,22 +10,25 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from vt_flax.data import augment
 from vt_flax.parallel.mesh import (
     BATCH_AXES,
     batch_sharding,
     replicated,
     state_sharding,
 )
-from vt_flax.training import tasks
 from vt_flax.training.ema import update_ema
 from vt_flax.training.state import TrainState
+from vt_flax.training.tasks import Task
 
 Metrics = dict[str, jax.Array]
+
+# What a batch holds beside its examples.
+ASIDE = ("bad", "request")
 
 
 def make_train_step(
     model: nn.Module,
+    task: Task,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: ConfigDict,
@@ -33,13 +36,12 @@ def make_train_step(
 ) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
     """Returns `train_step(state, batch) -> state, metrics`.
 
-    `batch` is spread over the mesh and holds `image`, uint8 (batch, H, W, 3), `label`,
-    int32 (batch,), `bad`, bool (batch,), True where an example stands for an unreadable
-    one, and `request`, int32 (devices,): see `requests`. The metrics are scalars of
-    this batch: `loss`, `top1` (share; of mixed examples the weight of the label that
-    comes first), `rate`, `grad_norm`, `skipped` (number of unreadable examples),
-    `request`, and `finite`, False if the loss, a gradient or a batch statistic is not a
-    finite number.
+    `batch` is spread over the mesh and holds the fields of the task's decoder, (batch,
+    ...) each, `bad`, bool (batch,), True where an example stands for an unreadable one,
+    and `request`, int32 (devices,): see `requests`. The metrics are scalars of this
+    batch: `loss`, the task's own, `rate`, `grad_norm`, `skipped` (number of unreadable
+    examples), `request`, and `finite`, False if the loss, a gradient or a batch
+    statistic is not a finite number.
     All noise comes from the state's key and step.
 
     With `config.accumulation` of n > 1 the batch is computed in n parts, one after the
@@ -58,13 +60,7 @@ def make_train_step(
         params: Any, batch_stats: Any, batch: dict, key: jax.Array
     ) -> tuple[Any, Any, Metrics]:
         augment_key, model_key = jax.random.split(key)
-        images, targets = augment.augment(
-            batch["image"],
-            batch["label"],
-            config.data,
-            augment_key,
-            batch_sharding(mesh),
-        )
+        images, targets = task.train_inputs(batch, augment_key, batch_sharding(mesh))
 
         def compute_loss(params):
             logits, updates = model.apply(
@@ -74,16 +70,15 @@ def make_train_step(
                 rngs={"dropout": model_key},
                 mutable=["batch_stats"],
             )
-            losses = tasks.mixed_loss(logits, targets, config.loss)
-            return jnp.mean(losses), (logits, updates.get("batch_stats", {}))
+            loss, found = task.loss(logits, targets)
+            return loss, (found, updates.get("batch_stats", {}))
 
-        (loss, (logits, new_stats)), grads = jax.value_and_grad(
+        (loss, (found, new_stats)), grads = jax.value_and_grad(
             compute_loss, has_aux=True
         )(params)
         if spread:
             grads = jax.lax.with_sharding_constraint(grads, state_sharding(mesh, grads))
-        found = {"loss": loss, "top1": jnp.mean(tasks.mixed_top1(logits, targets))}
-        return grads, new_stats, found
+        return grads, new_stats, {"loss": loss, **found}
 
     def accumulated(
         params: Any, batch_stats: Any, batch: dict, key: jax.Array
@@ -93,7 +88,7 @@ def make_train_step(
             grads, stats, found = gradients(params, stats, *part)
             return (jax.tree.map(jnp.add, total, grads), stats), found
 
-        examples = {name: batch[name] for name in ("image", "label")}
+        examples = {name: x for name, x in batch.items() if name not in ASIDE}
         zeros = jax.tree.map(jnp.zeros_like, params)
         if spread:
             zeros = jax.lax.with_sharding_constraint(zeros, state_sharding(mesh, zeros))
@@ -159,6 +154,7 @@ def _in_parts(batch: dict, parts: int, mesh: Mesh) -> dict:
 
 def compile_train_step(
     model: nn.Module,
+    task: Task,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: ConfigDict,
@@ -171,6 +167,7 @@ def compile_train_step(
 
     Args:
       model: the network, as in all that follow see `make_train_step`.
+      task: what it is trained for.
       optimizer: the optimizer.
       schedule: learning rate by step.
       config: the whole configuration.
@@ -178,31 +175,27 @@ def compile_train_step(
       state: a state, or its shapes: where the next ones lie follows from them.
     """
     return jax.jit(
-        make_train_step(model, optimizer, schedule, config, mesh),
+        make_train_step(model, task, optimizer, schedule, config, mesh),
         donate_argnums=0,
         out_shardings=(state_sharding(mesh, state), replicated(mesh)),
     )
 
 
-def make_eval_step(
-    model: nn.Module, config: ConfigDict
-) -> Callable[[Any, Any, dict], Metrics]:
+def make_eval_step(model: nn.Module, task: Task) -> Callable[[Any, Any, dict], Metrics]:
     """Returns `eval_step(params, batch_stats, batch) -> counts`.
 
-    `batch` holds `image`, `label`, `mask` and `bad`, see `pipeline.eval_batches`, and
-    `request`. Adds `skipped`, the number of unreadable examples, and `request` to
-    `tasks.classification_counts`.
+    `batch` is one of `pipeline.eval_batches`, and `request`. The counts are the task's,
+    `examples`, `skipped`, the number of unreadable examples, and `request`.
     """
 
     def eval_step(params: Any, batch_stats: Any, batch: dict) -> Metrics:
-        logits = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            augment.normalise(batch["image"], config.data),
-            train=False,
+        variables = {"params": params, "batch_stats": batch_stats}
+        counts = task.counts(
+            lambda images: model.apply(variables, images, train=False), batch
         )
-        counts = tasks.classification_counts(logits, batch["label"], batch["mask"])
         return {
             **counts,
+            "examples": jnp.sum(batch["mask"], dtype=jnp.int32),
             "skipped": jnp.sum(batch["bad"], dtype=jnp.int32),
             "request": jnp.max(batch["request"]),
         }

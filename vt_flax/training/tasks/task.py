@@ -1,0 +1,125 @@
+"""What a task is."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from vt_flax.data.decoders import Decoder
+from vt_flax.data.source import Source
+
+Batch = dict[str, jax.Array]
+Apply = Callable[[jax.Array], jax.Array]
+
+
+class Task(abc.ABC):
+    """What a network is trained for: inputs, loss and metrics, not its architecture.
+
+    Args:
+      config: the whole configuration.
+      class_names: of the dataset.
+      mirrored: the class that each becomes in a mirrored image; empty: itself.
+
+    Attributes:
+      metric: the result by which the best checkpoint is kept; the greater the better.
+      train_metric: what `loss` returns beside the loss, a share from 0 to 1.
+      titles: what people read instead of a result's name; these are in percent.
+    """
+
+    metric: str
+    train_metric: str
+    titles: dict[str, str]
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        class_names: Sequence[str],
+        mirrored: Sequence[int] = (),
+    ):
+        self.config, self.class_names = config, tuple(class_names)
+        self.mirrored = tuple(mirrored)
+
+    @staticmethod
+    @abc.abstractmethod
+    def check_config(config: ConfigDict, part: int) -> None:
+        """Checks what the task reads of a configuration.
+
+        Args:
+          config: the whole configuration.
+          part: examples that are computed at once.
+
+        Raises:
+          UserError: for a value that nothing can be done with.
+        """
+
+    @staticmethod
+    @abc.abstractmethod
+    def open_source(config: ConfigDict, split: str) -> Source:
+        """Opens a split of the configured dataset.
+
+        Raises:
+          UserError: if it is not there, or not for this task.
+        """
+
+    @staticmethod
+    @abc.abstractmethod
+    def input_size(config: ConfigDict) -> tuple[int, int]:
+        """Returns height and width of the images that are trained on."""
+
+    @abc.abstractmethod
+    def decoder(self, source: Source, *, train: bool) -> Decoder:
+        """Returns what makes examples of a source."""
+
+    @abc.abstractmethod
+    def noise(self, batch: int) -> dict[str, np.ndarray]:
+        """Returns examples without a meaning, as they reach the device in training."""
+
+    @abc.abstractmethod
+    def train_inputs(
+        self, batch: Batch, key: jax.Array, sharding: NamedSharding | None
+    ) -> tuple[jax.Array, Any]:
+        """Augments a training batch, inside the step.
+
+        Args:
+          batch: the decoder's fields.
+          key: one key for the batch.
+          sharding: how it lies on the devices; None for a single one.
+
+        Returns:
+          Images, float32 (batch, H, W, 3), and what `loss` takes them for.
+        """
+
+    @abc.abstractmethod
+    def loss(
+        self, logits: jax.Array, targets: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the loss of a batch, and the metric of training, scalars."""
+
+    @abc.abstractmethod
+    def counts(self, apply: Apply, batch: Batch) -> dict[str, jax.Array]:
+        """Returns sums over a batch, from which `results` makes those of a split.
+
+        Args:
+          apply: maps normalised images to logits.
+          batch: the decoder's fields, and `mask` (batch,), False for places that hold
+            no example.
+        """
+
+    @abc.abstractmethod
+    def results(self, totals: dict[str, Any]) -> dict[str, float]:
+        """Returns the results of a split.
+
+        Args:
+          totals: the sums of `counts` over the split, NumPy, and `examples`.
+        """
+
+    def told(self, results: dict[str, float]) -> str:
+        """Returns results as a person reads them."""
+        shares = " ".join(
+            f"{title} {results[name]:.2f} %" for name, title in self.titles.items()
+        )
+        return f"{shares} loss {results['loss']:.4f}"
