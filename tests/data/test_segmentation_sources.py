@@ -79,11 +79,11 @@ def test_records(plain):
     assert len(source) == COUNT
     pairs = source.read(range(COUNT))
     expected = {(one["image"], one["mask"]) for one in examples}
-    assert {(pair.image, pair.mask) for pair in pairs} == expected
+    assert {(pair.image, pair.label) for pair in pairs} == expected
     order = [4, 0, 4]
     assert source.read(order) == [pairs[i] for i in order]
     assert source.describe(4) == "roads train, example 4"
-    sizes = sum(len(pair.image) + len(pair.mask) for pair in pairs)
+    sizes = sum(len(pair.image) + len(pair.label) for pair in pairs)
     assert source.stored_bytes() == sizes
 
 
@@ -97,13 +97,13 @@ def test_records_in_tensorflow(plain):
         ):
             image, mask = tf.function(source.parse)(record, label)
             assert image.shape == mask.shape == ()
-            assert (image.numpy(), mask.numpy()) == (pair.image, pair.mask)
+            assert (image.numpy(), mask.numpy()) == (pair.image, pair.label)
 
 
 def test_slices(plain):
     def names(split):
         source = TFDSPairs(plain[0], "roads", split, num_classes=3)
-        return [pair.mask for pair in source.read(range(len(source)))]
+        return [pair.label for pair in source.read(range(len(source)))]
 
     assert names("train[:50%]") + names("train[3:]") == names("train")
     assert len(names("train[:50%]")) == 3
@@ -184,7 +184,7 @@ def test_masks_are_found(tmp_path):
     one = {"picture": one["image"], "trimap": one["trimap"], "label": 1, "depth": depth}
     builder, _ = store(tmp_path, features, [one])
     (pair,) = TFDSPairs(builder, "roads", "train", num_classes=3).read([0])
-    assert (pair.image, pair.mask) == (one["picture"], one["trimap"])
+    assert (pair.image, pair.label) == (one["picture"], one["trimap"])
     with pytest.raises(UserError, match="no masks in a feature 'depth'.*: trimap$"):
         TFDSPairs(builder, "roads", "train", "depth", num_classes=3)
 
@@ -198,7 +198,7 @@ def test_several_masks_must_be_chosen_from(tmp_path):
         TFDSPairs(builder, "roads", "train", num_classes=3)
     for key in ("image_mask", "parts"):
         source = TFDSPairs(builder, "roads", "train", key, num_classes=3)
-        assert source.read([0])[0].mask == examples[0][key]
+        assert source.read([0])[0].label == examples[0][key]
     with pytest.raises(UserError, match="no masks in a feature 'image'.*image_mask"):
         TFDSPairs(builder, "roads", "train", "image", num_classes=3)
 
@@ -258,7 +258,7 @@ def test_labeled_images_have_names(tmp_path):
     assert source.class_names == ("sky", "road", "car")
     assert source.label_map.tolist() == [0, 1, 2, *[254] * 252, 255]
     assert TFDSPairs(builder, "roads", "train", num_classes=3).class_names[0] == "sky"
-    with pytest.raises(UserError, match="has 3 classes, not 4 .num_classes."):
+    with pytest.raises(UserError, match="has 3 classes, not 4 .model.num_classes."):
         TFDSPairs(builder, "roads", "train", num_classes=4)
     source = TFDSPairs(builder, "roads", "train", label_map=(1, 0, 0))
     assert source.class_names == ("road/car", "sky")
@@ -282,7 +282,7 @@ def test_label_maps(plain):
         ((0, -1), 0, "-1 is no class"),
         ((0, 300), 0, "300 is no class"),
         ((0, 1, 3), 0, "no value becomes class 2"),
-        ((0, 1, 2), 2, "class 2 is beyond num_classes 2"),
+        ((0, 1, 2), 2, "class 2 is beyond model.num_classes 2"),
         ((0, 0), 0, "has 1 classes; 2 to 254"),
         ((255, 255), 0, "has 0 classes; 2 to 254"),
         ((0, 1) * 129, 0, "has 258 entries; 256"),
@@ -364,7 +364,7 @@ def test_oxford_pets(tmp_path):
     assert source.class_names == ("background", "pet")
     meaning = {1: 1, 2: 0, 3: 255}
     for pair in source.read(range(3)):
-        mask = decoded(pair.mask)
+        mask = decoded(pair.label)
         np.testing.assert_array_equal(source.label_map[mask], as_stored(mask, meaning))
     assert source.label_map[0] == source.label_map[4] == 254
     # The border as a class of its own, as some have it.
@@ -382,7 +382,7 @@ def test_cityscapes(tmp_path):
     name = "cityscapes/semantic_segmentation"
     builder, examples = known(tmp_path, name, features, range(34))
     source = TFDSPairs(builder, "cityscapes", "train")
-    pairs = {(pair.image, pair.mask) for pair in source.read(range(3))}
+    pairs = {(pair.image, pair.label) for pair in source.read(range(3))}
     assert pairs == {(one["image_left"], one["segmentation_label"]) for one in examples}
     assert len(source.class_names) == 19
     # Order and ids as the benchmark's overview of classes has them.
@@ -412,7 +412,7 @@ def test_camvid(real_data):
     source = TFDSPairs(builder, "camvid", "validation", num_classes=11)
     assert len(source) == 101 and source.class_names[10] == "class 10"
     for pair in source.read([0, 50]):
-        labels = source.label_map[decoded(pair.mask)]
+        labels = source.label_map[decoded(pair.label)]
         assert labels.shape == decoded(pair.image).shape[:2] == (360, 480)
         assert set(np.unique(labels)) <= {*range(11), 255}
     with pytest.raises(UserError, match="'camvid' does not tell how many classes"):

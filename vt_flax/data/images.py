@@ -101,7 +101,7 @@ def random_resized_crop(
         size=[size, size],
         half_pixel_centers=True,
     )
-    return tf.ensure_shape(_to_uint8(image[0]), (size, size, 3))
+    return tf.ensure_shape(to_uint8(image[0]), (size, size, 3))
 
 
 def random_box(shape: Tensor, min_area: float, seed: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def centre_crop(encoded: Tensor, size: int, resize: int) -> Tensor:
             kernel_type="triangle",
             antialias=True,
         )
-        return _to_uint8(result[0])
+        return to_uint8(result[0])
 
     crop = tf.cond(tf.equal(short, resize), cut, resized)
     return tf.ensure_shape(crop, (size, size, 3))
@@ -267,7 +267,7 @@ def _decode_with_pillow(encoded: bytes | np.ndarray) -> np.ndarray:
         return np.zeros((0, 0, 3), np.uint8)
 
 
-def _to_uint8(image: Tensor) -> Tensor:
+def to_uint8(image: Tensor) -> Tensor:
     """Rounds levels that are not negative, and at most 255."""
     tf = tensorflow()
     return tf.cast(image + 0.5, tf.uint8)

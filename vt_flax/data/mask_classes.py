@@ -133,12 +133,13 @@ def find_classes(
     else:
         raise UserError(
             f"dataset {name!r} does not tell how many classes its masks have: set "
-            "their number (num_classes), or what each value means (label_map)"
+            "their number (model.num_classes), or what each value means "
+            "(segmentation.label_map)"
         )
     if num_classes and num_classes != len(classes.names):
         raise UserError(
             f"dataset {name!r} has {len(classes.names)} classes, not {num_classes} "
-            "(num_classes): leave it 0, or give a label_map"
+            "(model.num_classes): leave it 0, or give a segmentation.label_map"
         )
     if not 2 <= len(classes.names) <= MOST_CLASSES:
         raise UserError(
@@ -177,22 +178,27 @@ def _mapped(
 ) -> Classes:
     """Returns the classes that a user's label map makes of the stored values."""
     if len(label_map) > 256:
-        raise UserError(f"label_map has {len(label_map)} entries; 256 values exist")
+        raise UserError(
+            f"segmentation.label_map has {len(label_map)} entries; 256 values exist"
+        )
     wrong = [i for i in label_map if not (0 <= i < MOST_CLASSES or i == IGNORE)]
     if wrong:
         raise UserError(
-            f"label_map: {wrong[0]} is no class (0 to {MOST_CLASSES - 1}), nor "
-            f"{IGNORE} for no label"
+            f"segmentation.label_map: {wrong[0]} is no class (0 to {MOST_CLASSES - 1}),"
+            f" nor {IGNORE} for no label"
         )
     used = sorted(set(label_map) - {IGNORE})
     count = num_classes or (used[-1] + 1 if used else 0)
     if used and used[-1] >= count:
-        raise UserError(f"label_map: class {used[-1]} is beyond num_classes {count}")
+        raise UserError(
+            f"segmentation.label_map: class {used[-1]} is beyond model.num_classes "
+            f"{count}"
+        )
     if not num_classes and len(used) < count:
         missing = min(set(range(count)) - set(used))
         raise UserError(
-            f"label_map: no value becomes class {missing}, but one class "
-            f"{used[-1]}; if that is meant, set num_classes"
+            f"segmentation.label_map: no value becomes class {missing}, but one class "
+            f"{used[-1]}; if that is meant, set model.num_classes"
         )
     sources = [
         [i for i, j in enumerate(label_map[: len(stored)]) if j == label]
@@ -222,9 +228,9 @@ def _mirror(
         images = {int(table[mirrored[i]]) for i in values} or {label}
         if len(images) > 1 or max(images) >= len(sources):
             raise UserError(
-                f"label_map: mirrored, class {label} of dataset {name!r} would be "
-                f"{' and '.join(map(str, sorted(images)))}: map what is left and what "
-                "is right alike"
+                f"segmentation.label_map: mirrored, class {label} of dataset {name!r} "
+                f"would be {' and '.join(map(str, sorted(images)))}: map what is left "
+                "and what is right alike"
             )
         result += images
     return tuple(result) if result != list(range(len(sources))) else ()

@@ -18,6 +18,9 @@ CLASS_NAMES, MIRRORED, RESIZED_FROM = "class_names", "mirrored", "resized_from"
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 GREY, PALETTE = 0, 3
+# First byte and number of those that hold depth and colour type, and what they hold in
+# a mask.
+GREY_PLACE, GREY_8_BITS = (24, 2), bytes((8, GREY))
 COLOUR_TYPES = {GREY: "grey", 2: "RGB", PALETTE: "palette", 4: "grey+alpha", 6: "RGBA"}
 
 HOW_TO_MEND = {
@@ -96,7 +99,9 @@ def decode_mask(encoded: bytes, palettes: bool = False) -> np.ndarray:
 
 def is_grey_png(encoded: bytes) -> bool:
     """Tells whether a file is an 8-bit grey PNG."""
-    return encoded.startswith(PNG_START) and encoded[24:26] == bytes((8, GREY))
+    first, count = GREY_PLACE
+    found = encoded[first : first + count]
+    return encoded.startswith(PNG_START) and found == GREY_8_BITS
 
 
 def encode_mask(labels: np.ndarray) -> bytes:

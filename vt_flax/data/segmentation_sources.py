@@ -1,31 +1,17 @@
 """TFDS datasets of images and masks, read by random access."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from vt_flax.data.host import tensorflow
 from vt_flax.data.mask_classes import find_classes, find_features
 from vt_flax.data.mask_labels import is_grey_png
-from vt_flax.data.source import RandomAccessSource
+from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.data.tfds_sources import data_dir_of
 from vt_flax.errors import UserError, first_line, nearest
 
 # TFDS's name for all splits together.
 ALL = "all"
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """One stored example.
-
-    Attributes:
-      image: the encoded file.
-      mask: the encoded file: an image of one channel, 8 bits, of stored values.
-    """
-
-    image: bytes
-    mask: bytes
 
 
 class TFDSPairs(RandomAccessSource):
@@ -89,7 +75,7 @@ class TFDSPairs(RandomAccessSource):
         )
         # Threads hide a network's latency; on a disk they cost more than they bring.
         self._remote = "://" in str(builder.data_path)
-        if not is_grey_png(self.read([0])[0].mask):
+        if not is_grey_png(self.read([0])[0].label):
             raise UserError(
                 f"dataset {name!r}: {self._keys[1]!r} is not stored as 8-bit grey PNGs,"
                 " and TensorFlow would read other values than it has, such as a "
@@ -100,7 +86,7 @@ class TFDSPairs(RandomAccessSource):
         """Returns the number of examples."""
         return len(self._data)
 
-    def read(self, indices: Sequence[int]) -> list[Pair]:
+    def read(self, indices: Sequence[int]) -> list[Example]:
         """Returns the examples at some indices, still encoded.
 
         Raises:
@@ -121,14 +107,8 @@ class TFDSPairs(RandomAccessSource):
             # Of a file that was cut off since it was opened, empty records are read.
             if image is None or mask is None:
                 raise UserError(f"{self.describe(index)}: cannot be read (it is empty)")
-            pairs.append(Pair(image, mask))
+            pairs.append(Example(image, mask))
         return pairs
-
-    def stored_bytes(self) -> int:
-        """Returns about how many bytes the encoded split takes, from a sample."""
-        sample = range(0, len(self), max(1, len(self) // 100))
-        read = sum(len(pair.image) + len(pair.mask) for pair in self.read(sample))
-        return read * len(self) // len(sample)
 
     def fetch(self, indices: Sequence[int]) -> tuple[list[bytes], list[int]]:
         """Returns serialized examples, which `parse` takes apart, and as many zeros."""

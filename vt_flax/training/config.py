@@ -27,6 +27,8 @@ def default_config() -> ConfigDict:
             "duration": "90 epochs",
             # Parts of a batch that are computed one after the other, for less memory.
             "accumulation": 1,
+            # A workdir, or a checkpoint's folder, whose weights a new run starts from.
+            "init_from": "",
             "model": {"name": "vt_resnet18"},
             "data": {
                 "name": "digits",  # a TFDS dataset, or folder:PATH
@@ -56,11 +58,16 @@ def default_config() -> ConfigDict:
                 "cache": False,  # keep the encoded training split in memory
                 "shuffle_buffer": 16384,  # examples; of data without random access
             },
-            # Read for models that give a class to every pixel; sizes in pixels.
+            # Read for models that give a class to every pixel; of `data` only the keys
+            # of datasets and reading, `flip`, `mean` and `std` are, then.
             "segmentation": {
-                # Height and width of the host's arrays. What is larger is shrunk in
-                # training, and refused in evaluation.
+                "mask_feature": "",  # of the TFDS dataset; empty: the only one
+                # Stored value i is class label_map[i], or 255: none. Empty: as known.
+                "label_map": [],
+                # Height and width of the arrays in which the host hands over examples.
+                # Larger ones are shrunk in training, and refused in evaluation.
                 "canvas": [512, 512],
+                "eval_canvas": [0, 0],  # the same in evaluation; 0: the canvas
                 "crop": [512, 512],  # height and width that is trained on
                 "short_side": 0,  # what it is brought to first; 0: an example's own
                 "scale_min": 0.5,  # times that, drawn uniformly
@@ -70,21 +77,22 @@ def default_config() -> ConfigDict:
                 "contrast": 0.0,
                 "saturation": 0.0,
                 "hue": 0.0,  # turned by at most this share of the colour circle
-                "eval_size": [0, 0],  # of the network's input; 0: the canvas
+                "eval_size": [0, 0],  # of the network's input; 0: eval_canvas
                 "eval_scales": [1.0],  # over which predictions are averaged
                 "eval_flip": False,  # over mirrored images as well
             },
             "optimizer": {
-                "name": "rmsprop_tf",  # rmsprop_tf, rmsprop_torch or sgd
+                "name": "rmsprop_tf",  # rmsprop_tf, rmsprop_torch, sgd or adamw
                 "momentum": 0.9,
-                "nesterov": False,
-                "decay": 0.9,  # rmsprop: of the squared gradients' average
-                "epsilon": 1e-3,  # rmsprop
+                "nesterov": False,  # but for adamw
+                # Of the squared gradients' average, but for sgd; adamw wants 0.999,
+                "decay": 0.9,
+                "epsilon": 1e-3,  # and 1e-8
                 "weight_decay": 1e-5,
                 "clip_norm": 0.0,  # of the whole gradient; 0: no clipping
             },
             "schedule": {
-                "name": "exponential",  # exponential, step, cosine or constant
+                "name": "exponential",  # exponential, step, cosine, poly or constant
                 "rate": 0.16,
                 "warmup": "5 epochs",
                 "warmup_rate": 0.01,  # at step 0
@@ -92,6 +100,7 @@ def default_config() -> ConfigDict:
                 "decay_every": "1 epochs",  # exponential
                 "staircase": True,  # exponential: at once, or smoothly
                 "boundaries": ["30 epochs", "60 epochs", "80 epochs"],  # step
+                "power": 0.9,  # poly
             },
             "loss": {"label_smoothing": 0.1},
             "ema": {
@@ -106,7 +115,7 @@ def default_config() -> ConfigDict:
                 "every": "1 epochs",
                 "minutes": 15.0,  # at the latest after so many; 0: never for that
                 "keep": 2,  # the newest
-                "keep_best": 1,  # by top-1 in evaluation, of the averages if kept
+                "keep_best": 1,  # by top-1 or mIoU, of the averages if kept
             },
             "log": {"every": "50 steps", "tensorboard": True},
             "parallel": {

@@ -51,7 +51,12 @@ def check_config(config: ConfigDict) -> None:
       UserError: for a value that nothing can be done with.
     """
     settings = config.segmentation
-    for key, least in (("canvas", 1), ("crop", 1), ("eval_size", 0)):
+    for key, least in (
+        ("canvas", 1),
+        ("crop", 1),
+        ("eval_canvas", 0),
+        ("eval_size", 0),
+    ):
         sides = settings[key]
         if len(sides) != 2 or not all(type(n) is int and n >= least for n in sides):
             raise UserError(
@@ -61,6 +66,14 @@ def check_config(config: ConfigDict) -> None:
     if settings.short_side < 0:
         raise UserError(
             f"segmentation.short_side {settings.short_side}: must be at least 0"
+        )
+    whole = [a or b for a, b in zip(settings.eval_canvas, settings.canvas, strict=True)]
+    sides = [a or b for a, b in zip(settings.eval_size, whole, strict=True)]
+    if settings.short_side > min(sides):
+        raise UserError(
+            f"segmentation.short_side {settings.short_side} does not fit the "
+            f"{sides[0]} x {sides[1]} pixels that the network gets in evaluation: "
+            "raise segmentation.eval_size"
         )
     low, high = settings.scale_min, settings.scale_max
     if not 0 < low <= high < math.inf:

@@ -1,0 +1,230 @@
+"""Predictions over scales beside Pillow, exact counts, gradients, refused settings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from vt_flax.errors import UserError
+from vt_flax.training.config import default_config
+from vt_flax.training.tasks.segmentation import Segmentation, count_pairs, scores
+
+CLASSES = 4
+NAMES = ("sky", "road", "left arm", "right arm")
+# Neither sides of it nor of the examples are multiples of 4 or ROWS.
+CANVAS = (37, 45)
+SIZES = [(37, 45), (21, 30), (33, 9), (1, 1)]
+WEIGHTS = np.random.default_rng(5).normal(size=(3, CLASSES)).astype(np.float32)
+
+
+def make_task(mirrored=(), smoothing=0.0, **changes):
+    config = default_config()
+    config.loss.label_smoothing = smoothing
+    config.data.update({"mean": [0.4, 0.5, 0.3], "std": [0.2, 0.25, 0.3]})
+    config.segmentation.update({"canvas": list(CANVAS), **changes})
+    return Segmentation(config, NAMES, mirrored)
+
+
+def draw_labels(generator, shape):
+    labels = generator.integers(0, CLASSES, shape)
+    return np.where(generator.random(shape) < 0.25, 255, labels).astype(np.uint8)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_and_gradient_are_pytorchs(smoothing):
+    torch = pytest.importorskip("torch", reason="needs `pip install -e .[torch]`")
+    functional = torch.nn.functional
+    generator = np.random.default_rng(1)
+    logits = (2 * generator.normal(size=(2, 9, 11, CLASSES))).astype(np.float32)
+    labels = draw_labels(generator, (2, 33, 41))
+    task = make_task(smoothing=smoothing)
+    run = jax.jit(jax.value_and_grad(lambda x: task.loss(x, labels)[0]))
+    loss, gradient = run(jnp.asarray(logits))
+    given = torch.from_numpy(logits.astype(np.float64)).requires_grad_()
+    large = functional.interpolate(
+        given.permute(0, 3, 1, 2), (33, 41), mode="bilinear", align_corners=False
+    )
+    expected = functional.cross_entropy(
+        large,
+        torch.from_numpy(labels.astype(np.int64)),
+        ignore_index=255,
+        label_smoothing=smoothing,
+    )
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, given.grad.numpy(), rtol=1e-3, atol=1e-6)
+
+
+def test_counts_are_exact_and_of_classes_alone():
+    """More of one pair than 16-bit floats count to, and no multiple of ROWS."""
+    labels = np.zeros((1, 90, 801), np.uint8)
+    found = count_pairs(labels, labels, 2)
+    np.testing.assert_array_equal(found, [[[90 * 801, 0], [0, 0]]])
+    labels = np.asarray([[[0, 1, 200, 255, 0]]], np.uint8)
+    predicted = np.asarray([[[0, 0, 1, 1, 255]]], np.uint8)
+    np.testing.assert_array_equal(count_pairs(labels, predicted, 2), [[[1, 0], [1, 0]]])
+
+
+def test_scores_by_hand():
+    # Class 2 is predicted and never labelled; class 3 is nowhere.
+    confusion = np.asarray([[6, 1, 1, 0], [2, 4, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    found = scores(confusion, NAMES)
+    shares = {
+        "miou": (6 / 10 + 4 / 9 + 0) / 3,
+        "fwiou": 8 / 16 * 6 / 10 + 8 / 16 * 4 / 9,
+        "pixel_accuracy": 10 / 16,
+        "mean_accuracy": (6 / 8 + 4 / 8) / 2,
+        "iou/sky": 6 / 10,
+        "iou/road": 4 / 9,
+        "iou/left arm": 0.0,
+    }
+    assert found.pop("iou/right arm") is None
+    assert found == pytest.approx({k: 100 * v for k, v in shares.items()}, rel=1e-12)
+
+
+def network(images, xp=jnp):
+    """A network at stride 4: mean colours times a matrix, and where they are."""
+    height, width = images.shape[1:3]
+    x = xp.pad(images, ((0, 0), (0, -height % 4), (0, -width % 4), (0, 0)))
+    x = x.reshape(len(x), x.shape[1] // 4, 4, x.shape[2] // 4, 4, 3).mean((2, 4))
+    across = xp.arange(x.shape[2])[:, None] * xp.asarray([0.2, 0, 0.1, -0.1])
+    return 2 * x @ WEIGHTS + across
+
+
+def brought_back(values, own, valid, extent, axis):
+    """Values of cells at an example's pixels, linear between the cells' centres."""
+    cells = values.shape[axis]
+    at = (np.arange(own) + 0.5) * (valid / own) * (cells / extent) - 0.5
+    return np.apply_along_axis(
+        lambda line: np.interp(at, np.arange(cells), line), axis, values
+    )
+
+
+def alone(task, image, scale, flip):
+    """Probabilities (h, w, classes), float64, of one image at one scale."""
+    mean, std = (np.asarray(task.config.data[key]) for key in ("mean", "std"))
+    h, w = image.shape[:2]
+    a, b = (max(1, round(side * scale)) for side in (h, w))
+    planes = [
+        np.asarray(Image.fromarray(p).resize((b, a), Image.Resampling.BILINEAR))
+        for p in np.moveaxis(image.astype(np.float32), -1, 0)
+    ]
+    small = (np.stack(planes, -1) / 255 - mean) / std
+    height, width = (int(np.ceil(side * scale)) for side in CANVAS)
+    canvas = np.zeros((1, height, width, 3))
+    canvas[0, :a, :b] = small[:, ::-1] if flip else small
+    maps = network(canvas, np)[0]
+    maps = brought_back(brought_back(maps, h, a, height, 0), w, b, width, 1)
+    if flip:
+        maps = maps[:, ::-1]
+        if task.mirrored:
+            maps = maps[..., list(task.mirrored)]
+    powers = np.exp(maps - maps.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "scales, flip, mirrored",
+    [
+        ([1.0], False, ()),
+        ([0.5, 1.0], True, ()),
+        ([1.0], True, (0, 1, 3, 2)),
+    ],
+)
+def test_predictions_and_their_counts(scales, flip, mirrored):
+    task = make_task(mirrored, eval_scales=scales, eval_flip=flip)
+    generator = np.random.default_rng(0)
+    images = np.full((len(SIZES), *CANVAS, 3), 77, np.uint8)
+    labels = np.full((len(SIZES), *CANVAS), 255, np.uint8)
+    for image, label, (h, w) in zip(images, labels, SIZES, strict=True):
+        small = generator.integers(0, 256, (h // 4 + 1, w // 4 + 1, 3), np.uint8)
+        image[:h, :w] = small.repeat(4, 0).repeat(4, 1)[:h, :w]
+        label[:h, :w] = draw_labels(generator, (h, w))
+    mask = np.asarray([True, True, False, True])
+    sizes = np.asarray(SIZES, np.int32)
+    batch = {"image": images, "label": labels, "size": sizes, "mask": mask}
+
+    @jax.jit
+    def run(batch):
+        inputs = (batch[key] for key in ("image", "size", "label"))
+        return task.counts(network, batch), *task.predict(network, *inputs)
+
+    counts, predicted, losses = jax.device_get(run(batch))
+    expected_losses, all_sure = [], []
+    for k, (h, w) in enumerate(SIZES):
+        views = [
+            alone(task, images[k, :h, :w], scale, flipped)
+            for scale in scales
+            for flipped in ((False, True) if flip else (False,))
+        ]
+        mean = np.mean(views, 0)
+        first, second = np.sort(mean, -1)[..., :-3:-1].transpose(2, 0, 1)
+        sure = first - second > 1e-4
+        all_sure.append(sure.ravel())
+        found = predicted[k, :h, :w]
+        np.testing.assert_array_equal(found[sure], mean.argmax(-1)[sure])
+        assert (predicted[k, h:] == 255).all() and (predicted[k, :, w:] == 255).all()
+        label = labels[k, :h, :w]
+        own = np.take_along_axis(mean, np.minimum(label, 3)[..., None], -1)[..., 0]
+        expected_losses.append(-np.log(own)[label != 255].sum())
+    assert np.concatenate(all_sure).mean() > 0.95
+    assert len(np.unique(predicted)) > 3
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(counts["loss"], losses[mask].sum(), rtol=1e-5)
+
+    known = (labels != 255) & mask[:, None, None]
+    truth, told = labels[known], predicted[known]
+    confusion = np.zeros((CLASSES, CLASSES), np.int64)
+    np.add.at(confusion, (truth, told), 1)
+    np.testing.assert_array_equal(counts["confusion"], confusion)
+    ious = [
+        ((truth == c) & (told == c)).sum() / ((truth == c) | (told == c)).sum()
+        for c in range(CLASSES)
+    ]
+    results = task.results(counts)
+    assert results["miou"] == pytest.approx(100 * np.mean(ious), abs=1e-9)
+    assert results["loss"] == pytest.approx(counts["loss"] / len(truth), rel=1e-6)
+
+
+def test_no_labelled_pixel_in_a_split():
+    totals = {"confusion": np.zeros((CLASSES, CLASSES), int), "loss": np.zeros(())}
+    with pytest.raises(UserError, match="no pixel of the evaluation split is labelled"):
+        make_task().results(totals)
+
+
+def test_the_default_configuration_is_good():
+    Segmentation.check_config(default_config(), 8)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("canvas", [0, 512]),
+        ("canvas", [512.0, 512]),
+        ("crop", [512, -1]),
+        ("crop", [1, 2, 3]),
+        ("eval_canvas", [-1, 0]),
+        ("eval_size", [0, 0, 0]),
+        ("short_side", -1),
+        ("scale_min", 0.0),
+        ("scale_min", 3.0),
+        ("scale_max", float("inf")),
+        ("scale_max", float("nan")),
+        ("max_class_share", 0.0),
+        ("max_class_share", 1.5),
+        ("brightness", -0.1),
+        ("contrast", float("nan")),
+        ("hue", 0.6),
+        ("eval_scales", []),
+        ("eval_scales", [1.0, 0]),
+        ("eval_scales", ["1"]),
+        ("eval_scales", [True]),
+    ],
+)
+def test_nonsense_is_refused(key, value):
+    config = default_config()
+    config.segmentation[key] = value
+    with pytest.raises(UserError, match=f"segmentation.*{key}") as caught:
+        Segmentation.check_config(config, 8)
+    assert "\n" not in str(caught.value)

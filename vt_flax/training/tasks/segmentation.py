@@ -1,0 +1,306 @@
+"""Semantic segmentation: cross-entropy and mIoU, each pixel a class."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from vt_flax.data.augment import normalise, pairs
+from vt_flax.data.augment.scaled import eval_inputs, eval_weights
+from vt_flax.data.mask_labels import IGNORE
+from vt_flax.data.pair_decoder import PairDecoder
+from vt_flax.data.segmentation_sources import TFDSPairs
+from vt_flax.data.sources import FOLDER_PREFIX, prepared_builder
+from vt_flax.errors import UserError
+from vt_flax.nn.layers import resize
+from vt_flax.training.tasks.task import Apply, Batch, Task
+
+# Rows of an image whose classes are told at once: the probabilities of all its pixels
+# would take gigabytes.
+ROWS = 32
+
+
+class Segmentation(Task):
+    """A class for each pixel; those that are labelled IGNORE count for nothing."""
+
+    metric = "miou"
+    train_metric = "pixel_accuracy"
+    titles = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+
+    @staticmethod
+    def check_config(config: ConfigDict, part: int) -> None:
+        """Checks what the task reads of a configuration; see `Task`."""
+        del part
+        pairs.check_config(config)
+
+    @staticmethod
+    def open_source(config: ConfigDict, split: str) -> TFDSPairs:
+        """Opens a split of the configured dataset; see `Task`."""
+        data, settings = config.data, config.segmentation
+        if data.name.startswith(FOLDER_PREFIX):
+            raise UserError(
+                f"data.name {data.name}: class folders have no masks; make a dataset "
+                "of images and masks by `prepare_data image_mask_folder`"
+            )
+        return TFDSPairs(
+            prepared_builder(data.name, data.data_dir),
+            data.name,
+            split,
+            settings.mask_feature,
+            settings.label_map,
+            config.model.num_classes,
+        )
+
+    @staticmethod
+    def input_size(config: ConfigDict) -> tuple[int, int]:
+        """Returns height and width of the crops that are trained on."""
+        height, width = config.segmentation.crop
+        return height, width
+
+    def decoder(self, source: TFDSPairs, *, train: bool) -> PairDecoder:
+        """Returns what makes examples of a source."""
+        settings = self.config.segmentation
+        canvas = settings.canvas if train else eval_canvas(self.config)
+        return PairDecoder(source, canvas, shrink=train)
+
+    def noise(self, batch: int) -> dict[str, np.ndarray]:
+        """Returns examples without a meaning."""
+        canvas = tuple(self.config.segmentation.canvas)
+        generator = np.random.default_rng(0)
+        classes = len(self.class_names)
+        return {
+            "image": generator.integers(0, 256, (batch, *canvas, 3), np.uint8),
+            "label": generator.integers(0, classes, (batch, *canvas), np.uint8),
+            "size": np.tile(np.asarray(canvas, np.int32), (batch, 1)),
+        }
+
+    def train_inputs(
+        self, batch: Batch, key: jax.Array, sharding: NamedSharding | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Augments a training batch; see `pairs.augment_pairs`."""
+        del sharding  # whose examples it leaves where they are
+        return pairs.augment_pairs(
+            batch["image"],
+            batch["label"],
+            batch["size"],
+            self.config,
+            key,
+            self.mirrored,
+        )
+
+    def loss(
+        self, logits: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the mean cross-entropy of the labelled pixels, and their accuracy.
+
+        Args:
+          logits: (batch, h, w, classes); brought to the labels' size bilinearly.
+          targets: labels (batch, H, W), uint8.
+        """
+        logits = resize(logits.astype(jnp.float32), *targets.shape[1:])
+        known = targets != IGNORE
+        count = jnp.maximum(jnp.sum(known), 1)
+        losses = cross_entropy(logits, targets, self.config.loss.label_smoothing)
+        right = known & (jnp.argmax(logits, -1) == targets)
+        return jnp.sum(jnp.where(known, losses, 0.0)) / count, {
+            "pixel_accuracy": jnp.sum(right) / count
+        }
+
+    def counts(self, apply: Apply, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the confusion matrix of a batch, and the sum of its losses.
+
+        Returns:
+          `confusion`: int32 (classes, classes), pixels by label (row) and prediction;
+          `loss`: summed cross-entropy of the labelled pixels.
+        """
+        labels = jnp.where(batch["mask"][:, None, None], batch["label"], IGNORE)
+        predicted, losses = self.predict(apply, batch["image"], batch["size"], labels)
+        confusion = count_pairs(labels, predicted, len(self.class_names))
+        return {"confusion": jnp.sum(confusion, 0), "loss": jnp.sum(losses)}
+
+    def predict(
+        self,
+        apply: Apply,
+        images: jax.Array,
+        sizes: jax.Array,
+        labels: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Tells the class of each pixel, at each image's own size.
+
+        The mean of the probabilities over the configured scales and mirrorings, each
+        brought to the image's size before the softmax.
+
+        Args:
+          apply: maps normalised images to logits.
+          images: uint8, (batch, H, W, 3), each in the upper left corner of its canvas.
+          sizes: int32, (batch, 2): height and width of each.
+          labels: uint8, (batch, H, W); none where there are none.
+
+        Returns:
+          The classes, uint8 (batch, H, W), IGNORE beyond an image; and the sum of the
+          labelled pixels' losses, (batch,), 0 without labels.
+        """
+        settings = self.config.segmentation
+        height, width = images.shape[1:3]
+        if labels is None:
+            labels = jnp.full(images.shape[:3], IGNORE, jnp.uint8)
+        rows, columns = [], []
+        for scale in settings.eval_scales:
+            for flip in (False, True) if settings.eval_flip else (False,):
+                view = eval_inputs(images, sizes, self.config, scale, flip)
+                logits = apply(normalise(view.images, self.config.data))
+                logits = logits.astype(jnp.float32)
+                down, across = eval_weights(
+                    view, sizes, logits.shape[1:3], (height, width), flip
+                )
+                if flip and self.mirrored:
+                    logits = logits[..., jnp.asarray(self.mirrored)]
+                rows.append(down)
+                # Once for all blocks of rows.
+                columns.append(_product("bxm,bnmc->bnxc", across, logits))
+        blocks = -(-height // ROWS)
+
+        def by_block(x: jax.Array, value: int) -> jax.Array:
+            """Cuts (batch, H, ...) into (blocks, batch, ROWS, ...)."""
+            room = [(0, 0), (0, blocks * ROWS - height)] + [(0, 0)] * (x.ndim - 2)
+            x = jnp.pad(x, room, constant_values=value)
+            return x.reshape(len(x), blocks, ROWS, *x.shape[2:]).swapaxes(0, 1)
+
+        def one(total: jax.Array, block: tuple) -> tuple[jax.Array, jax.Array]:
+            *downs, labels = block
+            probabilities = sum(
+                jax.nn.softmax(_product("byn,bnxc->byxc", down, wide))
+                for down, wide in zip(downs, columns, strict=True)
+            ) / len(downs)
+            known = labels != IGNORE
+            # A probability that is rounded to 0 has no logarithm.
+            logs = jnp.log(jnp.maximum(probabilities, 1e-30))
+            losses = jnp.where(known, -_own(logs, labels), 0.0)
+            classes = jnp.argmax(probabilities, -1).astype(jnp.uint8)
+            return total + jnp.sum(losses, (1, 2)), classes
+
+        cut = [by_block(x, 0) for x in rows] + [by_block(labels, IGNORE)]
+        losses, classes = jax.lax.scan(one, jnp.zeros(len(images)), cut)
+        classes = classes.swapaxes(0, 1).reshape(len(images), blocks * ROWS, width)
+        inside = (jnp.arange(height)[:, None] < sizes[:, 0, None, None]) & (
+            jnp.arange(width) < sizes[:, 1, None, None]
+        )
+        return jnp.where(inside, classes[:, :height], IGNORE), losses
+
+    def results(self, totals: dict[str, Any]) -> dict[str, float | None]:
+        """Returns `scores`, and the mean `loss` of the labelled pixels."""
+        pixels = totals["confusion"].sum()
+        if not pixels:
+            raise UserError("no pixel of the evaluation split is labelled")
+        return {
+            **scores(totals["confusion"], self.class_names),
+            "loss": totals["loss"].item() / pixels.item(),
+        }
+
+
+def eval_canvas(config: ConfigDict) -> tuple[int, int]:
+    """Returns height and width of the host's arrays in evaluation."""
+    settings = config.segmentation
+    own, other = settings.eval_canvas, settings.canvas
+    return own[0] or other[0], own[1] or other[1]
+
+
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
+) -> jax.Array:
+    """Returns the cross-entropy of each pixel with label smoothing.
+
+    Args:
+      logits: (..., classes), float32.
+      labels: (...); of a pixel without a class the loss means nothing.
+      smoothing: share of the target that all classes have alike.
+
+    Returns:
+      (...), float32.
+    """
+    logs = jax.nn.log_softmax(logits)
+    return -(1 - smoothing) * _own(logs, labels) - smoothing * jnp.mean(logs, -1)
+
+
+def _own(values: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns each pixel's value of its label; 0 where that is no class.
+
+    A sum that the compiler fuses: TPUs gather slowly.
+    """
+    classes = jnp.arange(values.shape[-1])
+    return jnp.sum(jnp.where(classes == labels[..., None], values, 0.0), -1)
+
+
+def count_pairs(labels: jax.Array, predicted: jax.Array, classes: int) -> jax.Array:
+    """Counts pixels by label and prediction.
+
+    As products of ones and zeros, exact in any type: TPUs scatter slowly.
+
+    Args:
+      labels: uint8, (batch, H, W); those that are no class are not counted.
+      predicted: uint8, (batch, H, W).
+      classes: number of classes.
+
+    Returns:
+      int32, (batch, classes, classes), label by prediction.
+    """
+    height = labels.shape[1]
+    room = [(0, 0), (0, -height % ROWS), (0, 0)]
+
+    def blocks(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, room, constant_values=IGNORE)
+        return x.reshape(len(x), -1, ROWS * x.shape[2]).swapaxes(0, 1)
+
+    def one(total: jax.Array, block: tuple) -> tuple[jax.Array, None]:
+        label, prediction = (
+            jax.nn.one_hot(x, classes, dtype=jnp.bfloat16) for x in block
+        )
+        found = jnp.einsum(
+            "bpl,bpq->blq", label, prediction, preferred_element_type=jnp.float32
+        )
+        return total + found.astype(jnp.int32), None
+
+    start = jnp.zeros((len(labels), classes, classes), jnp.int32)
+    return jax.lax.scan(one, start, (blocks(labels), blocks(predicted)))[0]
+
+
+def scores(confusion: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns what a confusion matrix says, in percent.
+
+    Args:
+      confusion: pixels by label (row) and prediction.
+      class_names: of its rows.
+
+    Returns:
+      `miou`: the mean intersection over union of the classes that are labelled or
+      predicted anywhere; `fwiou`: that of all, weighted by their labelled pixels;
+      `pixel_accuracy`; `mean_accuracy`: the mean share of a labelled class's pixels
+      that are told right; and `iou/CLASS` of each class, None if it is nowhere.
+
+    Source: Long et al., 2015, section 5.
+    """
+    confusion = confusion.astype(np.float64)
+    right = np.diag(confusion)
+    labelled, predicted = confusion.sum(1), confusion.sum(0)
+    union = labelled + predicted - right
+    there = union > 0
+    iou = np.where(there, right / np.maximum(union, 1), 0.0)
+    known = labelled > 0
+    total = labelled.sum()
+    shares = {
+        "miou": iou[there].mean(),
+        "fwiou": (labelled * iou).sum() / total,
+        "pixel_accuracy": right.sum() / total,
+        "mean_accuracy": (right[known] / labelled[known]).mean(),
+    }
+    return {name: 100 * share.item() for name, share in shares.items()} | {
+        f"iou/{name}": 100 * iou[i].item() if there[i] else None
+        for i, name in enumerate(class_names)
+    }
+
+
+def _product(equation: str, weights: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, weights, values, precision=jax.lax.Precision.HIGHEST)
