@@ -84,6 +84,23 @@ def test_rmsprop_torch(momentum, weight_decay):
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+def test_adamw(weight_decay):
+    expected = run_torch(
+        lambda optim, params: optim.AdamW(
+            params, betas=(0.8, 0.95), eps=1e-4, weight_decay=weight_decay
+        )
+    )
+    config = settings(
+        name="adamw",
+        momentum=0.8,
+        decay=0.95,
+        epsilon=1e-4,
+        weight_decay=weight_decay,
+    )
+    check(run(config), expected)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
 @pytest.mark.parametrize("momentum,nesterov", [(0.0, False), (0.9, False), (0.9, True)])
 def test_sgd(momentum, nesterov, weight_decay):
     expected = run_torch(

@@ -212,6 +212,15 @@ def test_cosine(warmup):
     assert found[0] == pytest.approx(0.16) and found[-1] == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.parametrize("power", [0.9, 2.0])
+@pytest.mark.parametrize("warmup", [0, 40])
+def test_poly(warmup, power):
+    steps = np.arange(warmup, 1001)
+    found = rates(steps, name="poly", power=power, warmup=f"{warmup} steps")
+    left = 1 - (steps - warmup) / (1000 - warmup)
+    np.testing.assert_allclose(found, 0.16 * left**power, rtol=1e-4, atol=1e-6)
+
+
 def test_constant():
     steps = [0, 10, 20, 21, 999]
     found = rates(steps, name="constant", rate=0.3, warmup="2 %", warmup_rate=0.1)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError, nearest
 
-NAMES = ("rmsprop_tf", "rmsprop_torch", "sgd")
+NAMES = ("rmsprop_tf", "rmsprop_torch", "sgd", "adamw")
 
 
 def decayed(params: Any) -> Any:
@@ -23,7 +23,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the optimizer.
 
-    Weight decay is L2: it is added to the gradient, before anything else.
+    Weight decay is L2: it is added to the gradient, before anything else; but for
+    `adamw`, in which it is a step of its own.
 
     `rmsprop_tf` is TensorFlow's: the average of squared gradients starts at 1, epsilon
     is inside the root, and momentum gathers steps already scaled by the rate,
@@ -34,6 +35,11 @@ def make_optimizer(
     v = a v + (1 - a) g^2;  m = mu m + g / (sqrt(v) + eps);  p = p - rate m.
 
     `sgd` is PyTorch's: m = mu m + g;  p = p - rate m.
+
+    `adamw` (Loshchilov and Hutter, 2017) averages gradients by `momentum` and their
+    squares by `decay`, both corrected for starting at 0,
+    m = mu m + (1 - mu) g;  v = a v + (1 - a) g^2;
+    p = p - rate (m / (1 - mu^t) / (sqrt(v / (1 - a^t)) + eps) + weight_decay p).
 
     Args:
       config: the section `optimizer`.
@@ -60,6 +66,9 @@ def make_optimizer(
         return optax.chain(clip, decay, scale, momentum, rate)
     if config.name == "sgd":
         return optax.chain(clip, decay, momentum, rate)
+    if config.name == "adamw":
+        scale = optax.scale_by_adam(config.momentum, config.decay, config.epsilon)
+        return optax.chain(clip, scale, decay, rate)
     raise UserError(
         f"optimizer.name {config.name!r} is not known{nearest(config.name, NAMES)}"
     )

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError, nearest
 
-NAMES = ("exponential", "step", "cosine", "constant")
+NAMES = ("exponential", "step", "cosine", "poly", "constant")
 
 
 def duration_steps(
@@ -44,7 +44,8 @@ def make_schedule(
     `exponential` multiplies by `decay_factor` every `decay_every`, counted from the end
     of the warm-up, at once (`staircase`) or smoothly; `step` multiplies by
     `decay_factor` at each of `boundaries`, counted from the start of the run; `cosine`
-    falls to 0 at the end of the run.
+    and `poly` fall to 0 at the end of the run, the second with the share of the run
+    that is left, to the power of `power`.
 
     Args:
       config: the section `schedule`.
@@ -64,6 +65,12 @@ def make_schedule(
         after = optax.constant_schedule(config.rate)
     elif config.name == "cosine":
         after = optax.cosine_decay_schedule(config.rate, max(1, total - warmup))
+    elif config.name == "poly":
+        if config.power <= 0:
+            raise UserError(f"schedule.power {config.power}: must be over 0")
+        after = optax.polynomial_schedule(
+            config.rate, 0.0, config.power, max(1, total - warmup)
+        )
     elif config.name == "exponential":
         # An exact fraction: an epoch need not be a whole number of steps, and rounding
         # would add up over hundreds of them.
