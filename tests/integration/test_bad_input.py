@@ -90,7 +90,7 @@ def test_a_workdir_of_another_model_is_left_alone(
 ):
     arguments = ["--config", QUICKSTART, "--workdir", str(tmp_path)]
     arguments.append(f"--config.data.data_dir={digits}")
-    write_config(tmp_path, load_config(QUICKSTART))
+    write_config(tmp_path, load_config(QUICKSTART), [], [])
     before = (tmp_path / "config.json").read_bytes()
     line = refusal(
         train.main,
@@ -116,7 +116,7 @@ def test_a_workdir_that_cannot_be_written(digits, tmp_path, monkeypatch, capsys)
 def test_evaluate_refuses(digits, tmp_path, monkeypatch, capsys):
     arguments = ["--workdir", str(tmp_path)]
     assert "holds no run" in refusal(evaluate.main, arguments, monkeypatch, capsys)
-    write_config(tmp_path, load_config(QUICKSTART))
+    write_config(tmp_path, load_config(QUICKSTART), [], [])
     arguments.append(f"--config.data.data_dir={digits}")
     line = refusal(evaluate.main, arguments, monkeypatch, capsys)
     assert "holds no checkpoint" in line

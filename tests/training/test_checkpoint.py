@@ -21,6 +21,7 @@ from vt_flax.training.checkpoint import (
     host_fingerprint,
     locked,
     read_config,
+    read_run,
     write_config,
 )
 from vt_flax.training.config import default_config
@@ -155,11 +156,13 @@ def test_all_are_damaged(written, tmp_path):
 
 
 def test_a_workdir_of_another_format_is_refused(tmp_path):
-    write_config(tmp_path, default_config())
+    write_config(tmp_path, default_config(), ["a", "b"], [1, 0])
     assert read_config(tmp_path) == default_config().to_dict()
+    assert read_run(tmp_path)["class_names"] == ["a", "b"]
+    assert read_run(tmp_path)["mirrored"] == [1, 0]
     file = tmp_path / CONFIG_FILE
-    file.write_text(file.read_text().replace('"format": 3', '"format": 1'))
-    with pytest.raises(UserError, match="format 1; this version reads 3: choose anoth"):
+    file.write_text(file.read_text().replace('"format": 4', '"format": 1'))
+    with pytest.raises(UserError, match="format 1; this version reads 4: choose anoth"):
         read_config(tmp_path)
 
 

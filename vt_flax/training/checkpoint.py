@@ -13,7 +13,7 @@ import pathlib
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,14 +29,15 @@ from vt_flax.training.state import TrainState
 from vt_flax.version import __version__
 
 # 2: a fingerprint beside the state; the order of the examples is another. 3: the
-# metrics that are not reported yet beside both.
-FORMAT = 3
+# metrics that are not reported yet beside both. 4: the best by whatever metric;
+# the classes beside the configuration.
+FORMAT = 4
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
 # Where checkpoints go that cannot be restored, for whoever wants to look into it.
 DAMAGED = "damaged"
-# By which the best are kept: of the averaged weights, if there are any.
-METRIC = "top1"
+# By which the best are kept, in Orbax's record of a checkpoint.
+METRIC = "metric"
 
 # The metrics of some steps, by name.
 Window = list[dict[str, float]]
@@ -81,7 +82,7 @@ class Checkpoints:
         best: bool = False,
     ):
         _hush()
-        self.workdir, self._keep = workdir, keep
+        self.workdir, self._keep, self._best = workdir, keep, best
         self.folder = workdir / ("best" if best else "checkpoints")
         options: dict[str, Any] = {"create": not read_only, "read_only": read_only}
         if best:
@@ -106,6 +107,24 @@ class Checkpoints:
         """Returns the step of the best, if any; of equals the first."""
         values = self._values()
         return max(values, key=lambda step: (values[step], -step), default=None)
+
+    def choose(self, step: int | None) -> int:
+        """Returns a step that is there: the one asked for, the best or the newest.
+
+        Raises:
+          UserError: if there is none, or not that one.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"{self.folder} holds no checkpoint yet")
+        if step is None:
+            return self.best_step() if self._best else steps[-1]
+        if step not in steps:
+            raise UserError(
+                f"{self.folder} has no checkpoint of step {step}: choose from "
+                f"{', '.join(map(str, steps))}"
+            )
+        return step
 
     def save(
         self, step: int, state: TrainState, window: Window = (), metric: float = 0.0
@@ -160,7 +179,7 @@ class Checkpoints:
 
         def read() -> Restored:
             items = self._manager.restore(step, args=_wanted(like))
-            wrong = _changes(fingerprint(items.state), items.record["fingerprint"])
+            wrong = changes(fingerprint(items.state), items.record["fingerprint"])
             return wrong or Restored(items.state, items.record["window"], {})
 
         found = self._attempt(read)
@@ -216,7 +235,7 @@ class Checkpoints:
                 folder = (self.folder / str(step)).absolute()
                 items = checkpointer.restore(folder, args=_wanted(wanted))
             found = host_fingerprint(items.state)
-            return _changes(found, items.record["fingerprint"])
+            return changes(found, items.record["fingerprint"])
 
         reason = self._attempt(read) if jax.process_index() == 0 else ""
         reason = processes.gather(f"checkpoint {step}", reason)[0]
@@ -225,7 +244,7 @@ class Checkpoints:
 
     def _attempt(self, read: Callable[[], Any]) -> Any:
         """Returns what is read, or why nothing can be, in words."""
-        with _quiet():
+        with quiet():
             try:
                 return read()
             # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
@@ -380,7 +399,7 @@ def _sums(arrays: list[jax.Array]) -> list[jax.Array]:
     return [one(array) for array in arrays]
 
 
-def _changes(now: dict[str, int], saved: dict[str, int]) -> str:
+def changes(now: dict[str, int], saved: dict[str, int]) -> str:
     """Says which arrays are others than those that were saved, if any.
 
     Files hold no sum over their arrays' content: a bit that has flipped on the disk
@@ -391,7 +410,7 @@ def _changes(now: dict[str, int], saved: dict[str, int]) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Drops the tracebacks of what goes on in the background while restoring fails.
 
     Orbax reads arrays side by side. When one fails, the others still report to whoever
@@ -457,11 +476,28 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes the resolved configuration and the formats' versions to the workdir."""
-    text = json.dumps(
-        {"format": FORMAT, "vt_flax": __version__, "config": config.to_dict()}, indent=2
-    )
+def write_config(
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    class_names: Sequence[str],
+    mirrored: Sequence[int],
+) -> None:
+    """Writes what a run is to its workdir.
+
+    Args:
+      workdir: folder of the run.
+      config: the resolved configuration.
+      class_names: of the dataset, for those who use the network without it.
+      mirrored: see `Source`.
+    """
+    content = {
+        "format": FORMAT,
+        "vt_flax": __version__,
+        "config": config.to_dict(),
+        "class_names": list(class_names),
+        "mirrored": list(mirrored),
+    }
+    text = json.dumps(content, indent=2)
     file = workdir / CONFIG_FILE
     partial = file.with_suffix(".tmp")
     partial.write_text(text + "\n")
@@ -469,15 +505,20 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns the configuration of the run in a workdir.
+    """Returns the configuration of the run in a workdir; see `read_run`."""
+    return read_run(workdir)["config"]
+
+
+def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns what `write_config` wrote to a workdir.
 
     Raises:
-      UserError: if there is none, or not one that this version reads.
+      UserError: if there is nothing, or nothing that this version reads.
     """
     file = workdir / CONFIG_FILE
     try:
         content = json.loads(file.read_text())
-        form, config = content["format"], content["config"]
+        form, _ = content["format"], content["config"]
     except FileNotFoundError:
         raise UserError(f"{workdir} holds no run ({CONFIG_FILE} is missing)") from None
     except (json.JSONDecodeError, KeyError, TypeError, OSError) as error:
@@ -487,7 +528,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
             f"{file} has format {form}; this version reads {FORMAT}: choose another "
             "workdir, or the version of vt_flax that wrote this one"
         )
-    return config
+    return content
 
 
 def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:

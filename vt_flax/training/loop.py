@@ -17,7 +17,6 @@ from vt_flax.parallel import processes
 from vt_flax.parallel.agreement import check_shared
 from vt_flax.parallel.mesh import batch_sharding, describe, own_rows, to_global
 from vt_flax.training.checkpoint import (
-    METRIC,
     Checkpoints,
     Window,
     check_same_run,
@@ -25,6 +24,7 @@ from vt_flax.training.checkpoint import (
     write_config,
 )
 from vt_flax.training.evaluation import evaluate
+from vt_flax.training.initial import initialise
 from vt_flax.training.logging import Clock, RunLogger, memory, read_metrics
 from vt_flax.training.profiling import Profile
 from vt_flax.training.requests import NONE, SAVE, STOP, Requests, Stopped
@@ -91,17 +91,20 @@ def _train(
         raise _unwritable(workdir, error) from error
     stack.enter_context(locked(workdir))
 
-    # State: from the workdir, or from scratch.
+    # State: from the workdir, from another run's weights, or from scratch.
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     stack.callback(checkpoints.close)
     window: Window = []
     damaged: dict[int, str] = {}
+    taken: list[str] = []
     saved = processes.gather("saved", checkpoints.steps())[0]
     if saved:
         restored = checkpoints.restore_newest(run.abstract_state())
         state, window, damaged = restored.state, restored.window, restored.damaged
     else:
         state = run.initial_state()
+        if config.init_from:
+            state, taken = initialise(state, config.init_from)
     first = int(state.step)
     if first > total:
         raise UserError(
@@ -117,7 +120,7 @@ def _train(
         stack.callback(best.close)
     try:
         if jax.process_index() == 0:
-            write_config(workdir, config)
+            write_config(workdir, config, run.task.class_names, run.task.mirrored)
         aside = {step: checkpoints.set_aside(step) for step in damaged}
     except OSError as error:
         raise _unwritable(workdir, error) from error
@@ -129,14 +132,16 @@ def _train(
         logger.say(f"configuration changed: {line}")
     for step, place in aside.items():
         logger.say(f"warning: {damaged[step]}: kept as {place}")
+    for line in taken:
+        logger.say(f"init_from: {line}")
     if saved:
         logger.say(f"going on from step {first:,} of {total:,} in {workdir}")
 
     # Programs: one for a step, one for evaluation.
     train_step = compile_train_step(
-        run.model, run.optimizer, run.schedule, config, mesh, state
+        run.model, run.task, run.optimizer, run.schedule, config, mesh, state
     )
-    eval_step = jax.jit(make_eval_step(run.model, config))
+    eval_step = jax.jit(make_eval_step(run.model, run.task))
     requests = Requests(mesh)
 
     def evaluates(step: int) -> bool:
@@ -144,23 +149,20 @@ def _train(
 
     def evaluation(state: TrainState, step: int) -> dict[str, dict[str, float]] | None:
         results = evaluate(
-            eval_step, weights_of(state), run.eval_source, config, requests
+            eval_step, weights_of(state), run.task, run.eval_source, config, requests
         )
         if results is None:
             return None
         # Before the record, after which a restart has nothing left to do.
         if best:
-            best.save_if_best(step, state, list(results.values())[-1][METRIC])
+            # Of the averages, if there are any.
+            best.save_if_best(step, state, list(results.values())[-1][run.task.metric])
         logger.write(
             step,
             {f"{name}_{k}": v for name, r in results.items() for k, v in r.items()},
             "eval",
         )
-        told = ", ".join(
-            f"{name} top-1 {r['top1']:.2f} % top-5 {r['top5']:.2f} % "
-            f"loss {r['loss']:.4f}"
-            for name, r in results.items()
-        )
+        told = ", ".join(f"{name} {run.task.told(r)}" for name, r in results.items())
         skipped = next(iter(results.values()))["skipped"]
         if skipped:
             told += f"; {skipped} unreadable examples skipped"
@@ -237,13 +239,15 @@ def _train(
         skipped = mean["skipped"] = sum(v["skipped"] for v in window)
         window.clear()
         mean["epoch"] = step * config.batch_size / len(run.train_source)
+        shown = run.task.train_metric
         speed = clock.lap(step)
         if speed is not None:
             mean["images_per_second"] = speed
         logger.write(step, mean | memory(), "train")
         logger.say(
             f"step {step:,}/{total:,} ({step / total:.1%}) epoch {mean['epoch']:.2f}: "
-            f"loss {mean['loss']:.4f}, top-1 {100 * mean['top1']:.1f} %, rate "
+            f"loss {mean['loss']:.4f}, {run.task.titles[shown]} "
+            f"{100 * mean[shown]:.1f} %, rate "
             f"{mean['rate']:.3g}, "
             + (f"{speed:,.0f} images/s, " if speed is not None else "")
             + (f"{skipped} unreadable examples skipped, " if skipped else "")
@@ -315,6 +319,8 @@ def _device_batches(
         part=jax.process_index(),
         parts=jax.process_count(),
         own=own_rows(run.mesh, run.config.batch_size),
+        # Of the split itself, which may be kept in memory by now.
+        decoder=run.task.decoder(run.train_source, train=True),
     )
     ahead: collections.deque = collections.deque()
     with contextlib.closing(batches):

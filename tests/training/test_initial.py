@@ -1,0 +1,120 @@
+"""Starting from another run's weights: what is taken, what is not, and what is told."""
+
+import pathlib
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+
+from vt_flax.errors import UserError
+from vt_flax.models import create_model
+from vt_flax.training.checkpoint import Checkpoints
+from vt_flax.training.initial import initialise
+from vt_flax.training.state import create_state
+
+BACKBONE = {"stem": "small", "stage_sizes": (1, 1, 1, 1), "width": 4}
+
+
+def make_state(name, *, ema=True, seed=0, **options):
+    model = create_model(name, **BACKBONE, **options)
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    return jax.jit(lambda: create_state(model, optimizer, (16, 16), seed, ema=ema))()
+
+
+def flat(tree):
+    return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree).items()}
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["averages", "raw"])
+def saved(request, tmp_path_factory):
+    """A classifier's checkpoint of which no two arrays are alike, and its weights."""
+    workdir = tmp_path_factory.mktemp("classifier")
+    state = make_state("resnet18", ema=request.param, num_classes=5)
+    rng = np.random.default_rng(0)
+
+    def other(x):
+        return jax.numpy.asarray(rng.uniform(0.5, 2, x.shape), x.dtype)
+
+    parts = ("params", "batch_stats", "ema_params", "ema_batch_stats")
+    state = state.replace(**{p: jax.tree.map(other, getattr(state, p)) for p in parts})
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(7, state)
+    checkpoints.close()
+    if request.param:
+        return workdir, "ema", flat(state.ema_params), flat(state.ema_batch_stats)
+    return workdir, "raw", flat(state.params), flat(state.batch_stats)
+
+
+def test_a_backbone_comes_from_a_classifier(saved):
+    workdir, name, params, stats = saved
+    options = {"fpn_channels": 8, "head_channels": 8, "num_classes": 3}
+    start = make_state("fpn_resnet18", seed=1, **options)
+    state, lines = initialise(start, str(workdir))
+    fresh = flat(start.params)
+    for part, taken in (("params", params), ("batch_stats", stats)):
+        own, average = flat(getattr(state, part)), flat(getattr(state, f"ema_{part}"))
+        for path, array in own.items():
+            np.testing.assert_array_equal(array, average[path])
+            if path[0] not in ("fpn", "head"):
+                np.testing.assert_array_equal(array, taken[path], err_msg=str(path))
+            elif part == "params":
+                np.testing.assert_array_equal(array, fresh[path])
+    assert state.step == 0
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, start.opt_state)
+    # Nothing is held twice: a state is donated.
+    buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
+    assert len(buffers) == len(set(buffers))
+    count = sum(path[0] != "head" for path in (*params, *stats))
+    folder = workdir / "checkpoints" / "7"
+    assert lines == [
+        f"{count} arrays from {folder} ({name} weights)",
+        "not in there, so made anew: fpn, head",
+        "of no use here: head",
+    ]
+
+
+@pytest.mark.parametrize("classes, fresh", [(5, False), (4, True)])
+def test_of_other_classes_only_the_head_is_new(classes, fresh, saved):
+    workdir, _, params, _ = saved
+    start = make_state("resnet18", num_classes=classes, seed=2)
+    state, lines = initialise(start, str(workdir / "checkpoints" / "7"))
+    found = flat(state.params)
+    own = flat(start.params)
+    assert ("made anew: head" in " ".join(lines)) == fresh
+    for path, array in found.items():
+        expected = own if fresh and path[0] == "head" else params
+        np.testing.assert_array_equal(array, expected[path])
+
+
+def test_what_does_not_fit_is_one_line(saved, tmp_path):
+    workdir = saved[0]
+    wide = {**BACKBONE, "width": 8}
+    model = create_model("resnet18", **wide)
+    state = create_state(model, optax.sgd(0.1), (16, 16), 0, ema=False)
+    with pytest.raises(UserError, match="has shape .* there, .* here: choose the same"):
+        initialise(state, str(workdir))
+    state = make_state("resnet18", num_classes=5)
+    with pytest.raises(UserError, match="no checkpoint is there; name a workdir"):
+        initialise(state, str(tmp_path))
+    nothing = state.replace(params={"other": {"kernel": state.params["head"]["bias"]}})
+    with pytest.raises(UserError, match="not one array fits; it holds .*stage2"):
+        initialise(nothing.replace(batch_stats={}), str(workdir))
+
+
+def test_a_damaged_checkpoint_is_one_line(saved, tmp_path):
+    import shutil
+
+    folder = tmp_path / "7"
+    shutil.copytree(saved[0] / "checkpoints" / "7", folder)
+    files = [p for p in (folder / "state").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    for i in range(len(content) // 3, len(content) // 2):
+        content[i] ^= 0xFF
+    pathlib.Path(largest).write_bytes(bytes(content))
+    state = make_state("resnet18", num_classes=5)
+    with pytest.raises(UserError, match="cannot be read") as error:
+        initialise(state, str(folder))
+    assert "\n" not in str(error.value)
