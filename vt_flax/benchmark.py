@@ -25,12 +25,16 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from vt_flax import cli
-from vt_flax.data import augment
 from vt_flax.data.pipeline import check_config
 from vt_flax.data.source import RandomAccessSource, Source
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
+from vt_flax.models import model_task
 from vt_flax.training.config import load_config
+from vt_flax.training.tasks import task_of
+
+# The task that `input` and `step` know.
+CLASSES = "classification"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -72,7 +76,12 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--{option} {value}: must be {least}")
     config = load_config(args.config, overrides)
     check_config(config.data)
-    augment.check_config(config.data, config.batch_size)
+    task_of(config).check_config(config, config.batch_size)
+    if args.command in ("input", "step") and model_task(config.model.name) != CLASSES:
+        raise UserError(
+            f"benchmark {args.command} measures crops and augmentation of {CLASSES}; "
+            f"{config.model.name} is for {model_task(config.model.name)}"
+        )
     measure = {
         "input": _input,
         "step": _step,

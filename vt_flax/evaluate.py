@@ -3,6 +3,7 @@
 python -m vt_flax.evaluate --workdir runs/quickstart
 python -m vt_flax.evaluate --workdir runs/quickstart --step 500 --format json
 python -m vt_flax.evaluate --workdir runs/quickstart --token_picture tokens.png
+python -m vt_flax.evaluate --workdir runs/shapes --page page.html
 
 --best takes the checkpoint that was best in evaluation while the run went on. On
 several machines, start the same command on each; see below.
@@ -11,7 +12,9 @@ The configuration is the workdir's; --config.k=v changes it, as in
 --config.data.data_dir=... on another machine, or --config.data.eval_split=train.
 """
 
+import functools
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -27,6 +30,7 @@ from vt_flax.training.loop import weights_of
 from vt_flax.training.requests import Requests
 from vt_flax.training.run import prepare
 from vt_flax.training.step import make_eval_step
+from vt_flax.training.tasks.segmentation import Segmentation
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,51 +46,68 @@ def main(argv: Sequence[str]) -> None:
         metavar="FILE.png",
         help="also draw the token coefficients over a few images",
     )
+    parser.add_argument(
+        "--page",
+        metavar="FILE.html",
+        help="segmentation: also write the images that went best and worst",
+    )
     parser.add_argument("--format", choices=("table", "json"), default="table")
     cli.add_process_arguments(parser)
     args, overrides = parser.parse_known_args(argv)
 
     workdir = cli.local_folder("--workdir", args.workdir)
     cli.join_processes(args)
-    if args.token_picture and processes.several():
-        raise UserError("--token_picture is drawn by one process: add --processes 1")
+    if (args.token_picture or args.page) and processes.several():
+        raise UserError("pictures are drawn by one process: add --processes 1")
     config = resolve(ConfigDict(read_config(workdir)), overrides)
     cli.agree("evaluate", config)
     run = prepare(config)
+    segments = isinstance(run.task, Segmentation)
+    if args.page and not segments:
+        raise UserError(f"--page: {config.model.name} does not segment")
+    if args.token_picture and segments:
+        raise UserError("--token_picture: see `predict --tokens` for segmentation")
     checkpoints = Checkpoints(workdir, read_only=True, best=args.best)
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"{checkpoints.folder} holds no checkpoint yet")
-    newest = checkpoints.best_step() if args.best else steps[-1]
-    step = newest if args.step is None else args.step
-    if step not in steps:
-        raise UserError(
-            f"{workdir} has no checkpoint of step {step}: choose from "
-            f"{', '.join(map(str, steps))}"
-        )
+    step = checkpoints.choose(args.step)
     try:
         state = checkpoints.restore(run.abstract_state(), step).state
     except UserError as error:
-        raise UserError(
-            f"{error}; name another of {', '.join(map(str, steps))} by --step"
-        ) from error
+        steps = ", ".join(map(str, checkpoints.steps()))
+        raise UserError(f"{error}; name another of {steps} by --step") from error
     finally:
         checkpoints.close()
 
-    eval_step = jax.jit(make_eval_step(run.model, config))
+    eval_step = jax.jit(make_eval_step(run.model, run.task))
     weights = weights_of(state)
     requests = Requests(run.mesh)
-    results = evaluate(eval_step, weights, run.eval_source, config, requests)
+    results = evaluate(eval_step, weights, run.task, run.eval_source, config, requests)
     if jax.process_index():
         return
     cli.print_results(
         results, args.format, f"{run.eval_source.name}, step {step:,} of {workdir}"
     )
+    params, batch_stats = weights["ema" if "ema" in weights else "raw"]
+    # matplotlib takes a while to import: only who wants a picture waits for it.
+    if args.page:
+        from vt_flax.analysis.extremes import draw_extremes
+
+        variables = {"params": params, "batch_stats": batch_stats}
+
+        @jax.jit
+        def predict(variables, images, sizes):
+            apply = functools.partial(run.model.apply, variables, train=False)
+            return run.task.predict(apply, images, sizes)[0]
+
+        try:
+            draw_extremes(
+                pathlib.Path(args.page), run, functools.partial(predict, variables)
+            )
+        except OSError as error:
+            raise UserError(f"--page {args.page}: {error.strerror or error}") from error
+        print(f"wrote {args.page}", file=sys.stderr)
     if args.token_picture:
-        # matplotlib takes a while to import: only who wants a picture waits for it.
         from vt_flax.analysis.plots import draw_tokens
 
-        params, batch_stats = weights["ema" if "ema" in weights else "raw"]
         draw_tokens(
             pathlib.Path(args.token_picture),
             run.model,

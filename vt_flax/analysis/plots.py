@@ -1,8 +1,10 @@
 """Pictures of what the tokens look at."""
 
 import contextlib
+import dataclasses
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -50,8 +52,9 @@ def token_coefficients(
             coefficients = np.asarray(coefficients, np.float32)
             if coefficients.ndim == 5:
                 coefficients = coefficients.mean(axis=1)
-            module = next((part for part in path if part.startswith("module")), "stage")
-            maps[module] = coefficients
+            # `module2`, or `level3` of `level3_tokenizer`.
+            named = (p for p in path if p.startswith(("module", "level")))
+            maps[next(named, "stage").partition("_")[0]] = coefficients
     return maps
 
 
@@ -71,8 +74,7 @@ def draw_tokens(
 ) -> None:
     """Draws each token's coefficients over the first images of different classes.
 
-    A row is an image in a module; a column is a token. Each map is stretched to its own
-    range: bright is where the token looks most.
+    A row is an image in a module: see `draw_rows`.
 
     Args:
       path: PNG file to write.
@@ -91,36 +93,71 @@ def draw_tokens(
     maps = token_coefficients(model, variables, augment.normalise(images, config.data))
     if not maps:
         raise UserError("--token_picture: this model has no token coefficients")
-    columns = 1 + max(m.shape[1] for m in maps.values())
-    rows = len(images) * len(maps)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(columns, 1.1 * rows), squeeze=False
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    row = 0
-    for i, image in enumerate(images):
-        for module, coefficients in maps.items():
-            axes[row, 0].imshow(image)
-            axes[row, 0].set_title(
-                f"{source.class_names[labels[i]]}, {module}", fontsize=7, pad=2
-            )
-            # Half replacement puts its new tokens behind the kept ones.
-            first = columns - len(coefficients[i])
-            for token, map_ in enumerate(coefficients[i], first):
-                axes[row, token].imshow(_overlay(image, map_))
-                if row < len(maps):
-                    axes[row, token].set_title(f"token {token}", fontsize=7, pad=2)
-            row += 1
-    figure.tight_layout(pad=0.3)
+    rows = [
+        TokenRow(
+            f"{source.class_names[label]}, {module}",
+            image,
+            coefficients[i],
+            "token {}" if i == 0 else "",
+        )
+        for i, (image, label) in enumerate(zip(images, labels, strict=True))
+        for module, coefficients in maps.items()
+    ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        draw_rows(path, rows)
     except OSError as error:
         raise UserError(f"--token_picture {path}: {error.strerror or error}") from error
+    print(f"wrote {path}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRow:
+    """A row of a picture of tokens.
+
+    Attributes:
+      title: over the image.
+      image: (H, W, 3), uint8.
+      maps: (L, h, w), each token's coefficients over the image.
+      heading: over each token, with its number; empty for none.
+    """
+
+    title: str
+    image: np.ndarray
+    maps: np.ndarray
+    heading: str = ""
+
+
+def draw_rows(path: pathlib.Path, rows: Sequence[TokenRow]) -> None:
+    """Draws tokens: an image and its maps in a row, a token in a column.
+
+    Each map is stretched to its own range: bright is where the token looks most.
+
+    Raises:
+      OSError: if the file cannot be written.
+    """
+    columns = 1 + max(len(row.maps) for row in rows)
+    height, width = rows[0].image.shape[:2]
+    each = 1.1 * min(max(height / width, 0.5), 2)
+    figure, grid = pyplot.subplots(
+        len(rows), columns, figsize=(columns, (each * len(rows))), squeeze=False
+    )
+    for axes in grid.flat:
+        axes.axis("off")
+    for row, axes in zip(rows, grid, strict=True):
+        axes[0].imshow(row.image)
+        axes[0].set_title(row.title, fontsize=7, pad=2)
+        # Half replacement puts its new tokens behind the kept ones.
+        first = columns - len(row.maps)
+        for token, map_ in enumerate(row.maps, first):
+            axes[token].imshow(_overlay(row.image, map_))
+            if row.heading:
+                axes[token].set_title(row.heading.format(token), fontsize=7, pad=2)
+    figure.tight_layout(pad=0.3)
+    try:
+        figure.savefig(path, dpi=110)
     finally:
         pyplot.close(figure)
-    print(f"wrote {path}")
 
 
 def _pick(
