@@ -6,15 +6,14 @@ from typing import Any
 from vt_flax.data.host import tensorflow
 from vt_flax.data.mask_classes import find_classes, find_features
 from vt_flax.data.mask_labels import is_grey_png
-from vt_flax.data.source import Example, RandomAccessSource
-from vt_flax.data.tfds_sources import data_dir_of
+from vt_flax.data.tfds_sources import TFDSRecords, data_dir_of
 from vt_flax.errors import UserError, first_line, nearest
 
 # TFDS's name for all splits together.
 ALL = "all"
 
 
-class TFDSPairs(RandomAccessSource):
+class TFDSPairs(TFDSRecords):
     """A split of a TFDS dataset of images and masks, in array_record.
 
     Args:
@@ -53,8 +52,8 @@ class TFDSPairs(RandomAccessSource):
         from tensorflow_datasets.core.file_adapters import FileFormat
 
         self.name = f"{name} {split}"
-        self._keys = find_features(builder, mask_feature)
-        classes = find_classes(builder, self._keys[1], label_map, num_classes)
+        keys = find_features(builder, mask_feature)
+        classes = find_classes(builder, keys[1], label_map, num_classes)
         self.class_names = classes.names
         self.mirrored = classes.mirrored
         self.label_map = classes.table
@@ -65,66 +64,23 @@ class TFDSPairs(RandomAccessSource):
                 f"convert {name} --data_dir {data_dir_of(builder)}`"
             )
         _check_split(builder, name, split)
-        self._data = builder.as_data_source(
-            split,
-            decoders={
-                key: tfds.decode.SkipDecoding()
-                for key, feature in builder.info.features.items()
-                if isinstance(feature, tfds.features.Image)
-            },
-        )
-        # Threads hide a network's latency; on a disk they cost more than they bring.
-        self._remote = "://" in str(builder.data_path)
+        images = [
+            key
+            for key, feature in builder.info.features.items()
+            if isinstance(feature, tfds.features.Image)
+        ]
+        super().__init__(builder, split, keys, images)
         if not is_grey_png(self.read([0])[0].label):
             raise UserError(
-                f"dataset {name!r}: {self._keys[1]!r} is not stored as 8-bit grey PNGs,"
+                f"dataset {name!r}: {keys[1]!r} is not stored as 8-bit grey PNGs,"
                 " and TensorFlow would read other values than it has, such as a "
                 "palette's colours; make an image_mask_folder of its images and masks"
             )
 
-    def __len__(self) -> int:
-        """Returns the number of examples."""
-        return len(self._data)
-
-    def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some indices, still encoded.
-
-        Raises:
-          UserError: for one that cannot be read.
-        """
-        pairs = []
-        for index in indices:
-            try:
-                record = self._data[int(index)]
-            except (
-                Exception
-            ) as error:  # whatever a damaged file makes the library raise
-                reason = first_line(error)[:200]
-                raise UserError(
-                    f"{self.describe(index)}: cannot be read ({reason})"
-                ) from error
-            image, mask = (record[key] for key in self._keys)
-            # Of a file that was cut off since it was opened, empty records are read.
-            if image is None or mask is None:
-                raise UserError(f"{self.describe(index)}: cannot be read (it is empty)")
-            pairs.append(Example(image, mask))
-        return pairs
-
-    def fetch(self, indices: Sequence[int]) -> tuple[list[bytes], list[int]]:
-        """Returns serialized examples, which `parse` takes apart, and as many zeros."""
-        records = self._data.data_source
-        if self._remote:
-            return list(records.__getitems__(indices)), [0] * len(indices)
-        return [records[index] for index in indices], [0] * len(indices)
-
-    def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
-        """Returns image file and mask file, scalar tensors, of a serialized example."""
-        del label  # the mask is in the record
+    def label_feature(self) -> Any:
+        """Returns how TensorFlow reads the mask of a record."""
         tf = tensorflow()
-        parsed = tf.io.parse_single_example(
-            record, {key: tf.io.FixedLenFeature((), tf.string) for key in self._keys}
-        )
-        return tuple(parsed[key] for key in self._keys)
+        return tf.io.FixedLenFeature((), tf.string)
 
 
 def _check_split(builder: Any, name: str, split: str) -> None:

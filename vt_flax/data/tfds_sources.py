@@ -1,6 +1,7 @@
 """TFDS datasets: by random access in array_record, as a stream in other formats."""
 
-from collections.abc import Sequence
+import abc
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from etils import epath
@@ -19,38 +20,45 @@ def data_dir_of(builder: Any) -> epath.Path:
     return epath.Path(builder.data_path).parents[builder.info.full_name.count("/")]
 
 
-class TFDSSource(RandomAccessSource):
+class TFDSRecords(RandomAccessSource):
     """A split of a TFDS dataset in a format with random access: array_record.
 
     Args:
       builder: a prepared `tfds.core.DatasetBuilder`.
-      name: of the dataset, as the user wrote it.
       split: name of the split, or a slice of it.
       keys: the features that hold image and label.
+      encoded: features that stay encoded.
 
     Raises:
       NotImplementedError: if the dataset's format has no random access.
     """
 
-    def __init__(self, builder: Any, name: str, split: str, keys: Sequence[str]):
+    def __init__(
+        self, builder: Any, split: str, keys: Sequence[str], encoded: Iterable[str]
+    ):
         import tensorflow_datasets as tfds
 
-        self.name = f"{name} {split}"
-        self.class_names = tuple(builder.info.features[keys[1]].names)
-        self._keys = keys
+        self._keys = tuple(keys)
         self._data = builder.as_data_source(
-            split, decoders={keys[0]: tfds.decode.SkipDecoding()}
+            split, decoders={key: tfds.decode.SkipDecoding() for key in encoded}
         )
         # Threads hide a network's latency; on a disk they cost more than they bring.
         self._remote = "://" in str(builder.data_path)
+
+    @abc.abstractmethod
+    def label_feature(self) -> Any:
+        """Returns how TensorFlow reads the label of a record."""
 
     def __len__(self) -> int:
         """Returns the number of examples."""
         return len(self._data)
 
     def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some indices, still encoded."""
-        image, label = self._keys
+        """Returns the examples at some indices, still encoded.
+
+        Raises:
+          UserError: for one that cannot be read.
+        """
         examples = []
         for index in indices:
             try:
@@ -62,14 +70,16 @@ class TFDSSource(RandomAccessSource):
                 raise UserError(
                     f"{self.describe(index)}: cannot be read ({reason})"
                 ) from error
+            image, label = (record[key] for key in self._keys)
             # Of a file that was cut off since it was opened, empty records are read.
-            if record[image] is None or record[label] is None:
+            if image is None or label is None:
                 raise UserError(f"{self.describe(index)}: cannot be read (it is empty)")
-            examples.append(Example(record[image], int(record[label])))
+            label = label if isinstance(label, bytes) else int(label)
+            examples.append(Example(image, label))
         return examples
 
     def fetch(self, indices: Sequence[int]) -> tuple[list[bytes], list[int]]:
-        """Returns serialized examples, which `parse` takes apart."""
+        """Returns serialized examples, which `parse` takes apart, and as many zeros."""
         records = self._data.data_source
         if self._remote:
             return list(records.__getitems__(indices)), [0] * len(indices)
@@ -77,17 +87,36 @@ class TFDSSource(RandomAccessSource):
 
     def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
         """Returns file and label, scalar tensors, of a serialized example."""
-        del label  # not known outside the record
+        del label  # it is in the record
         tf = tensorflow()
         image, label = self._keys
-        parsed = tf.io.parse_single_example(
-            record,
-            {
-                image: tf.io.FixedLenFeature((), tf.string),
-                label: tf.io.FixedLenFeature((), tf.int64),
-            },
-        )
+        features = {
+            image: tf.io.FixedLenFeature((), tf.string),
+            label: self.label_feature(),
+        }
+        parsed = tf.io.parse_single_example(record, features)
         return parsed[image], parsed[label]
+
+
+class TFDSSource(TFDSRecords):
+    """A split of a TFDS dataset of images and classes; see `TFDSRecords`.
+
+    Args:
+      builder: a prepared `tfds.core.DatasetBuilder`.
+      name: of the dataset, as the user wrote it.
+      split: name of the split, or a slice of it.
+      keys: the features that hold image and label.
+    """
+
+    def __init__(self, builder: Any, name: str, split: str, keys: Sequence[str]):
+        self.name = f"{name} {split}"
+        self.class_names = tuple(builder.info.features[keys[1]].names)
+        super().__init__(builder, split, keys, keys[:1])
+
+    def label_feature(self) -> Any:
+        """Returns how TensorFlow reads the label of a record."""
+        tf = tensorflow()
+        return tf.io.FixedLenFeature((), tf.int64)
 
 
 class TFDSStream(StreamSource):
