@@ -19,7 +19,10 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 # Files that take longest: begun last, one of them would be waited for alone.
-FIRST = ("test_pods", "test_train", "test_kills", "test_devices", "test_faults")
+FIRST = (
+    *("test_pods", "test_train", "test_kills", "test_devices", "test_faults"),
+    "test_segmentation",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
