@@ -204,6 +204,11 @@ def _costs(
         "topology": topology,
         "chip": chip,
     }
+    print(
+        f"compiling {len(configs)} steps for {topology}: each may take minutes",
+        file=sys.stderr,
+        flush=True,
+    )
     # A process of its own: the compiler needs its own start of JAX, and may crash.
     done = subprocess.run(
         [sys.executable, "-m", "vt_flax.analysis.step_cost"],
