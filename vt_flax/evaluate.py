@@ -98,10 +98,10 @@ def main(argv: Sequence[str]) -> None:
             apply = functools.partial(run.model.apply, variables, train=False)
             return run.task.predict(apply, images, sizes)[0]
 
+        page = pathlib.Path(args.page)
         try:
-            draw_extremes(
-                pathlib.Path(args.page), run, functools.partial(predict, variables)
-            )
+            page.parent.mkdir(parents=True, exist_ok=True)
+            draw_extremes(page, run, functools.partial(predict, variables))
         except OSError as error:
             raise UserError(f"--page {args.page}: {error.strerror or error}") from error
         print(f"wrote {args.page}", file=sys.stderr)

@@ -48,20 +48,17 @@ def main(argv: Sequence[str]) -> None:
     out = cli.local_folder("--out", args.out) if args.out else None
     if out is None and (args.tokens or predictor.segments):
         raise UserError("--out FOLDER is missing: where the pictures go")
+    names = _names(files)
+    if out is not None:
+        _check_out(out, files, names)
     rows, bad = [], 0
-    names: set[str] = set()
-    for file in files:
+    for file, name in zip(files, names, strict=True):
         try:
             image = predictor.read(file)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             bad += 1
             continue
-        # Files of one name from several folders.
-        name = file.stem
-        while name in names:
-            name += "_"
-        names.add(name)
         found = predictor.predict(image)
         row = {"image": str(file)}
         for i, (of, share) in enumerate(found.shares[:TOLD], 1):
@@ -78,6 +75,37 @@ def main(argv: Sequence[str]) -> None:
     cli.print_rows(rows, args.format, predictor.title)
     if bad:
         raise UserError(f"{bad} of {len(files)} files are no readable images")
+
+
+def _names(files: Sequence[pathlib.Path]) -> list[str]:
+    """Returns a name for each file's pictures; files may share theirs."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for file in files:
+        name = file.stem
+        while taken & {*_pictures(name)}:
+            name += "_"
+        taken |= {*_pictures(name)}
+        names.append(name)
+    return names
+
+
+def _pictures(name: str) -> tuple[str, str]:
+    return f"{name}.png", f"{name}_tokens.png"
+
+
+def _check_out(
+    out: pathlib.Path, files: Sequence[pathlib.Path], names: Sequence[str]
+) -> None:
+    """Checks that no picture would be written over an image."""
+    images = {file.resolve() for file in files}
+    for name in names:
+        for picture in _pictures(name):
+            if (out / picture).resolve() in images:
+                raise UserError(
+                    f"--out {out}: {picture} would be written over an image of that "
+                    "name: choose another folder"
+                )
 
 
 def _files(names: Sequence[str]) -> Iterator[pathlib.Path]:

@@ -196,6 +196,21 @@ def test_predict_draws_masks_at_the_images_own_size(trained, tmp_path, capsys):
         assert found.mask.shape == shape and found.mask.max() <= 2
 
 
+def test_predict_writes_over_nothing(trained, tmp_path, capsys):
+    """Neither over an image, nor over a picture of another one."""
+    _, workdir, _ = trained
+    image = Image.fromarray(make_pair(18)[0])
+    for name in ("x.png", "x_tokens.png"):
+        image.save(tmp_path / name)
+    before = (tmp_path / "x.png").read_bytes()
+    words = ["--workdir", str(workdir), "--tokens", str(tmp_path)]
+    with pytest.raises(UserError, match="x.png would be written over an image"):
+        predict.main([*words, "--out", str(tmp_path)])
+    assert (tmp_path / "x.png").read_bytes() == before
+    predict.main([*words, "--out", str(tmp_path / "out")])
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
 def test_predict_of_a_classifier(digits, tmp_path, capsys):
     config = resolve(
         ConfigDict(

@@ -119,7 +119,7 @@ def check_batch(batch: int, mesh: Mesh, name: str, parts: int = 1) -> None:
       UserError: if it cannot.
     """
     if batch < 1 or batch % (mesh.size * parts):
-        times = f", times {parts} parts of a step," if parts > 1 else ""
+        times = f", times {parts} parts of a step" if parts > 1 else ""
         raise UserError(
             f"{name} {batch} is not a multiple of the {mesh.size} devices{times}: "
             "change it"
