@@ -38,6 +38,15 @@ def test_numbers_are_read_as_they_were_written(tmp_path):
     assert (found.astype(np.float32) == values).all()
 
 
+def test_what_has_no_value_is_recorded_as_such(tmp_path):
+    """As the IoU of a class that is nowhere; TensorBoard takes numbers alone."""
+    logger = RunLogger(tmp_path, tensorboard=True, stream=io.StringIO())
+    logger.write(1, {"raw_iou/nowhere": None, "raw_miou": 5.0}, "eval")
+    logger.close()
+    (record,) = read_metrics(tmp_path)
+    assert record["raw_iou/nowhere"] is None and record["raw_miou"] == 5
+
+
 def test_a_full_disk_is_a_line():
     logger = RunLogger.__new__(RunLogger)
     logger._writer, logger._file = None, open("/dev/full", "w")

@@ -48,7 +48,7 @@ class RunLogger:
 
         Args:
           step: updates made so far.
-          metrics: numbers by name.
+          metrics: numbers by name; None where there is none, as of an absent class.
           kind: `train`, `eval` or `checkpoint`.
 
         Raises:
@@ -61,7 +61,8 @@ class RunLogger:
                 self._file.flush()
         if self._writer is not None:
             for name, value in metrics.items():
-                self._writer.add_scalar(f"{kind}/{name}", value, step)
+                if value is not None:
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def say(self, line: str) -> None:
         """Prints a line for the person who watches."""
