@@ -13,14 +13,14 @@ from PIL import Image, ImageOps
 
 from vt_flax.analysis import masks, plots
 from vt_flax.data import augment, images
-from vt_flax.data.augment.scaled import eval_inputs
+from vt_flax.data.augment.scaled import eval_canvas, eval_inputs
 from vt_flax.data.host import tensorflow
 from vt_flax.errors import UserError
 from vt_flax.training.checkpoint import Checkpoints, read_run
 from vt_flax.training.config import resolve
 from vt_flax.training.run import model_for
 from vt_flax.training.tasks import Task, task_of
-from vt_flax.training.tasks.segmentation import Segmentation, eval_canvas
+from vt_flax.training.tasks.segmentation import Segmentation
 from vt_flax.training.weights import read_weights
 
 

@@ -18,6 +18,7 @@ from vt_flax.data.augment.resampling import (
     resized_size,
     select,
 )
+from vt_flax.data.augment.scaled import base_size, eval_canvas
 from vt_flax.errors import UserError
 
 # Draws of a crop, of which the first without too much of one class is taken.
@@ -67,8 +68,7 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             f"segmentation.short_side {settings.short_side}: must be at least 0"
         )
-    whole = [a or b for a, b in zip(settings.eval_canvas, settings.canvas, strict=True)]
-    sides = [a or b for a, b in zip(settings.eval_size, whole, strict=True)]
+    sides = base_size(eval_canvas(config), config)
     if settings.short_side > min(sides):
         raise UserError(
             f"segmentation.short_side {settings.short_side} does not fit the "

@@ -17,8 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-# Of masks: no label. As torchvision, Cityscapes and ADE20K's toolkits have it.
-IGNORE = 255
+from vt_flax.data.mask_labels import IGNORE
 
 
 def resized_size(size: jax.Array, scale: jax.Array | float) -> jax.Array:

@@ -28,6 +28,19 @@ class Scaled(NamedTuple):
     lengths: jax.Array
 
 
+def eval_canvas(config: ConfigDict) -> tuple[int, int]:
+    """Returns height and width of the host's arrays in evaluation."""
+    settings = config.segmentation
+    own, other = settings.eval_canvas, settings.canvas
+    return own[0] or other[0], own[1] or other[1]
+
+
+def base_size(canvas: tuple[int, int], config: ConfigDict) -> list[int]:
+    """Returns height and width of a network's input in evaluation at a scale of 1."""
+    sides = zip(config.segmentation.eval_size, canvas, strict=True)
+    return [side or whole for side, whole in sides]
+
+
 def input_size(canvas: tuple[int, int], config: ConfigDict, scale: float) -> list[int]:
     """Returns height and width of a network's input in evaluation at a scale.
 
@@ -36,7 +49,7 @@ def input_size(canvas: tuple[int, int], config: ConfigDict, scale: float) -> lis
       config: the whole configuration.
       scale: one of `segmentation.eval_scales`.
     """
-    sides = _base_size(canvas, config)
+    sides = base_size(canvas, config)
     # 1.1 x 500 is not 551 for 550.00000000000006.
     return [math.ceil(round(side * scale, 6)) for side in sides]
 
@@ -63,7 +76,7 @@ def eval_inputs(
     """
     canvas = images.shape[1:3]
     shape = input_size(canvas, config, scale)
-    factor = jnp.min(jnp.asarray(_base_size(canvas, config)) / jnp.maximum(sizes, 1), 1)
+    factor = jnp.min(jnp.asarray(base_size(canvas, config)) / jnp.maximum(sizes, 1), 1)
     wanted = jnp.ones_like(factor)
     if config.segmentation.short_side:
         wanted = config.segmentation.short_side / jnp.maximum(sizes.min(1), 1)
@@ -116,8 +129,3 @@ def eval_weights(
         for axis in range(2)
     )
     return rows, columns
-
-
-def _base_size(canvas: tuple[int, int], config: ConfigDict) -> list[int]:
-    sides = zip(config.segmentation.eval_size, canvas, strict=True)
-    return [side or whole for side, whole in sides]

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from vt_flax.data.augment import normalise, pairs
-from vt_flax.data.augment.scaled import eval_inputs, eval_weights
+from vt_flax.data.augment.scaled import eval_canvas, eval_inputs, eval_weights
 from vt_flax.data.mask_labels import IGNORE
 from vt_flax.data.pair_decoder import PairDecoder
 from vt_flax.data.segmentation_sources import TFDSPairs
@@ -199,13 +199,6 @@ class Segmentation(Task):
             **scores(totals["confusion"], self.class_names),
             "loss": totals["loss"].item() / pixels.item(),
         }
-
-
-def eval_canvas(config: ConfigDict) -> tuple[int, int]:
-    """Returns height and width of the host's arrays in evaluation."""
-    settings = config.segmentation
-    own, other = settings.eval_canvas, settings.canvas
-    return own[0] or other[0], own[1] or other[1]
 
 
 def cross_entropy(
