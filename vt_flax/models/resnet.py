@@ -4,7 +4,8 @@ Stages are numbered as in the papers: the stem is stage 1, the blocks are stages
 and C2 to C5 are their maps at strides 4, 8, 16 and 32.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,23 @@ STEMS = ("imagenet", "small")
 VARIANTS = ("torchvision", "msra")
 
 
+@dataclasses.dataclass(frozen=True)
+class BlockParts:
+    """What a block is made of, where a network has something of its own.
+
+    Attributes:
+      conv: makes a convolution, called as `conv(channels, kernel, stride, dtype,
+        name="conv2")`, or what stands in its place: a module that maps (batch, H, W, C)
+        to (batch, H / stride, W / stride, channels), called as `module(x)`.
+      gate: makes a module that the residual branch passes last, before it is dropped
+        and added, called as `gate(dtype=dtype, norm=norm, name="gate")`; it keeps the
+        shape and is called as `module(y, train=train)`. None for none.
+    """
+
+    conv: Callable[..., nn.Module] = Conv
+    gate: Callable[..., nn.Module] | None = None
+
+
 class ResidualBlock(nn.Module):
     """A basic or a bottleneck block.
 
@@ -38,6 +56,7 @@ class ResidualBlock(nn.Module):
       zero_init_residual: whether the branch's last scale starts at zero.
       norm: batch normalisation.
       dtype: type of the computation.
+      parts: what it is made of.
     """
 
     width: int
@@ -48,6 +67,7 @@ class ResidualBlock(nn.Module):
     zero_init_residual: bool = False
     norm: Normalization = Normalization()
     dtype: Any = jnp.float32
+    parts: BlockParts = BlockParts()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -64,13 +84,17 @@ class ResidualBlock(nn.Module):
 
         y = x
         for i, (channels, kernel, stride) in enumerate(plan, 1):
-            y = Conv(channels, kernel, stride, self.dtype, name=f"conv{i}")(y)
+            conv = self.parts.conv
+            y = conv(channels, kernel, stride, self.dtype, name=f"conv{i}")(y)
             last = i == len(plan)
             zero = last and self.zero_init_residual
             init = nn.initializers.zeros if zero else nn.initializers.ones
             y = self.norm.layer(f"norm{i}", init)(y, train=train)
             if not last:
                 y = nn.relu(y)
+        if self.parts.gate is not None:
+            gate = self.parts.gate(dtype=self.dtype, norm=self.norm, name="gate")
+            y = gate(y, train=train)
         y = StochasticDepth(self.survival_probability, name="depth")(y, train=train)
         if x.shape[-1] != features or self.stride != 1:
             x = Conv(features, 1, self.stride, self.dtype, name="shortcut")(x)
@@ -93,6 +117,7 @@ class Stage(nn.Module):
     zero_init_residual: bool
     norm: Normalization
     dtype: Any
+    parts: BlockParts
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -107,6 +132,7 @@ class Stage(nn.Module):
                 self.zero_init_residual,
                 self.norm,
                 self.dtype,
+                self.parts,
                 name=f"block{i + 1}",
             )(x, train=train)
         return x
@@ -202,6 +228,17 @@ class Backbone(nn.Module):
             self.dtype,
         )
 
+    def block_parts(self, stage: int) -> BlockParts:
+        """Returns what the blocks of a stage, 2 to 5, are made of."""
+        del stage
+        return BlockParts()
+
+    def make_stem(self) -> nn.Module:
+        """Returns the stem, inside a compact method."""
+        return Stem(
+            self.width, self.stem, self.normalization(), self.dtype, name="stem"
+        )
+
     def survival(self, block: int) -> float:
         """Survival probability of a block, counted from 0 through all the stages."""
         return linear_survival(
@@ -220,7 +257,7 @@ class Backbone(nn.Module):
             )
         norm = self.normalization()
         x = x.astype(self.dtype)
-        x = Stem(self.width, self.stem, norm, self.dtype, name="stem")(x, train=train)
+        x = self.make_stem()(x, train=train)
         maps, first = {}, 0
         for i, size in enumerate(self.stage_sizes[:stages]):
             x = Stage(
@@ -232,6 +269,7 @@ class Backbone(nn.Module):
                 self.zero_init_residual,
                 norm,
                 self.dtype,
+                self.block_parts(i + 2),
                 name=f"stage{i + 2}",
             )(x, train=train)
             first += size
