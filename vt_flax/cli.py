@@ -84,8 +84,30 @@ def agree(command: str, config: ConfigDict) -> None:
     from vt_flax.parallel.agreement import check_agreement
 
     check_agreement(command, config.to_dict())
+    use_cpu_devices(config.parallel.cpu_devices)
     processes.set_limits(config.parallel.silence_seconds, config.parallel.stall_seconds)
     keep_programs(config.compilation_cache)
+
+
+def use_cpu_devices(count: int) -> None:
+    """Sets how many devices a process's CPUs count as; 0 leaves it as it is.
+
+    Raises:
+      UserError: for a negative number, or when JAX has begun with another one.
+    """
+    import jax
+
+    if count < 0:
+        raise UserError(f"parallel.cpu_devices {count}: must be at least 0")
+    if count:
+        try:
+            jax.config.update("jax_num_cpu_devices", count)
+        except RuntimeError as error:
+            if jax.default_backend() == "cpu" and jax.local_device_count() != count:
+                raise UserError(
+                    f"parallel.cpu_devices {count}: JAX has begun with "
+                    f"{jax.local_device_count()} in this process; set it to 0"
+                ) from error
 
 
 def keep_programs(folder: str) -> None:

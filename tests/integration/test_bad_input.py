@@ -44,6 +44,8 @@ def refusal(main, arguments, monkeypatch, capsys) -> str:
         ("--config.model.num_classes=12", "10 classes, the model 12"),
         ("--config.batch_size=12", "multiple of the 8 devices"),
         ("--config.model.norm_span=5", "does not divide"),
+        ("--config.parallel.cpu_devices=-1", "cpu_devices -1: must be at least 0"),
+        ("--config.parallel.cpu_devices=3", "JAX has begun with 8 in this process"),
         ("--config.log.every=often", "often"),
         ("--cnfig.seed=1", "--cnfig.seed=1"),
         ("surplus", "surplus"),

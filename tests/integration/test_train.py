@@ -269,6 +269,7 @@ def test_a_sigterm_cuts_off_an_evaluation(trained, digits, tmp_path, monkeypatch
 
 def test_the_command_ends_with_status_4_at_a_sigterm(digits, tmp_path):
     changes = {"data.data_dir": digits, "duration": "1000 steps"}
+    changes["parallel.cpu_devices"] = 2
     words = arguments(tmp_path / "run", changes)
     with subprocess.Popen(
         [sys.executable, "-m", "vt_flax.train", *words],
@@ -278,12 +279,15 @@ def test_the_command_ends_with_status_4_at_a_sigterm(digits, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
+        start = []
         for line in process.stdout:
+            start.append(line)
             if line.startswith("step 3/"):
                 process.send_signal(signal.SIGTERM)
                 break
         out, errors = process.communicate(timeout=120)
     assert process.returncode == 4, errors
+    assert "mesh data 2 x fsdp 1" in start[0]
     assert errors.startswith("stopped by SIGTERM after step ")
     assert errors.count("\n") == 1 and "run the same command to go on" in errors
     step = int(errors.split("step ")[1].split(" ")[0])

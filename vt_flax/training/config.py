@@ -119,6 +119,9 @@ def default_config() -> ConfigDict:
             },
             "log": {"every": "50 steps", "tensorboard": True},
             "parallel": {
+                # Devices that CPUs count as, in each process; 0: as JAX has it, one.
+                # Two cores compute halves of a batch faster than each operation both.
+                "cpu_devices": 0,
                 "fsdp": 1,  # devices that parameters and optimizer are spread over
                 "silence_seconds": 30.0,  # then a process counts as dead
                 "stall_seconds": 900.0,  # then one that gets no further does
