@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> None:
     out = cli.local_folder("--out", args.out) if args.out else None
     if out is None and (args.tokens or predictor.segments):
         raise UserError("--out FOLDER is missing: where the pictures go")
+    if args.tokens and not predictor.has_tokens:
+        raise UserError("--tokens: this network has no token coefficients")
     names = _names(files)
     if out is not None:
         _check_out(out, files, names)

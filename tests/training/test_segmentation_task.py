@@ -10,10 +10,7 @@ from ml_collections import ConfigDict
 from sklearn import metrics
 
 from vt_flax.errors import UserError
-from vt_flax.models import create_model
-from vt_flax.parallel.mesh import make_mesh, replicated, to_global
 from vt_flax.training.config import resolve
-from vt_flax.training.step import make_eval_step
 from vt_flax.training.tasks.segmentation import (
     Segmentation,
     count_pairs,
@@ -247,47 +244,6 @@ def test_predictions_are_averaged_over_scales():
     assert seen == [(40, 48), (20, 24)]
     expected = expected_probabilities(images, sizes, it.config).argmax(-1)
     np.testing.assert_array_equal(found, expected)
-
-
-def test_one_and_eight_devices_count_the_same():
-    config = configured()
-    model = create_model(
-        "fpn_resnet18",
-        stem="small",
-        stage_sizes=(1, 1, 1, 1),
-        width=8,
-        fpn_channels=8,
-        head_channels=8,
-        num_classes=4,
-    )
-    it = Segmentation(config, NAMES)
-    images, labels, sizes = scene([(40, 48), (25, 31), (7, 48), (33, 20)] * 2)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    # As it begins every logit is nearly the same.
-    kernel = variables["params"]["head"]["classifier"]["kernel"]
-    variables["params"]["head"]["classifier"]["kernel"] = 100 * kernel
-    found = []
-    for count in (1, 8):
-        mesh = make_mesh(jax.devices()[:count])
-        batch = {
-            "image": images,
-            "label": labels,
-            "size": sizes,
-            "mask": np.arange(8) < 7,
-            "bad": np.zeros(8, bool),
-            "request": np.zeros(count, np.int32),
-        }
-        put = functools.partial(jax.device_put, device=replicated(mesh))
-        weights = [jax.tree.map(put, variables[k]) for k in ("params", "batch_stats")]
-        step = jax.jit(make_eval_step(model, it))
-        found.append(jax.device_get(step(*weights, to_global(batch, mesh))))
-    one, eight = found
-    assert one["examples"] == 7 and len(np.unique(one["confusion"])) > 4
-    known = (labels[:7] != 255).sum()
-    assert one["confusion"].sum() == eight["confusion"].sum() == known
-    # Sums in another order may turn a pixel whose classes are nearly equal.
-    assert np.abs(one["confusion"] - eight["confusion"]).sum() <= 4
-    np.testing.assert_allclose(one["loss"], eight["loss"], rtol=1e-4)
 
 
 # Bad input.

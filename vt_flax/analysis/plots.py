@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from flax import traverse_util
@@ -56,6 +57,27 @@ def token_coefficients(
             named = (p for p in path if p.startswith(("module", "level")))
             maps[next(named, "stage").partition("_")[0]] = coefficients
     return maps
+
+
+def has_coefficients(
+    model: nn.Module, variables: dict[str, Any], size: tuple[int, int]
+) -> bool:
+    """Tells whether a network has modules with tokenizer coefficients.
+
+    Args:
+      model: any network.
+      variables: its parameters and batch statistics.
+      size: height and width of its input. Nothing is computed.
+    """
+    _, sown = jax.eval_shape(
+        lambda variables, images: model.apply(
+            variables, images, train=False, mutable=["intermediates"]
+        ),
+        variables,
+        jax.ShapeDtypeStruct((1, *size, 3), jnp.float32),
+    )
+    flat = traverse_util.flatten_dict(sown.get("intermediates", {}))
+    return any(path[-1] == "coefficients" for path in flat)
 
 
 def _natural(path: tuple[str, ...]) -> list:

@@ -54,6 +54,12 @@ class Predictor:
         self._variables = jax.device_put(variables)
         self._run = jax.jit(self._segment if self.segments else self._classify)
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether there are token coefficients to draw."""
+        size = self.task.input_size(self.task.config)
+        return plots.has_coefficients(self.model, self._variables, size)
+
     def read(self, file: pathlib.Path) -> Image.Image:
         """Reads an image as a person sees it, turned as its camera was.
 
@@ -103,8 +109,14 @@ class Predictor:
     ) -> None:
         """Draws a prediction to `folder/name.png`, tokens to `folder/name_tokens.png`.
 
+        Args:
+          folder: for the pictures.
+          name: of the image.
+          image: what the prediction is of.
+          found: the prediction.
+          tokens: whether to draw tokens too, of a network that `has_tokens`.
+
         Raises:
-          UserError: if the network has no token coefficients.
           OSError: if a file cannot be written.
         """
         if found.mask is not None:
@@ -130,8 +142,6 @@ class Predictor:
         maps = plots.token_coefficients(
             self.model, self._variables, augment.normalise(inputs, config.data)
         )
-        if not maps:
-            raise UserError("--tokens: this network has no token coefficients")
         shown = np.clip(inputs[0, :height, :width] + 0.5, 0, 255).astype(np.uint8)
         return [
             plots.TokenRow(

@@ -26,7 +26,7 @@ def parse_span(span: str) -> str | int:
         group = 0
     if group < 1:
         raise UserError(
-            f"norm span {span!r} is not known: write 'global', 'frozen' or a number of "
+            f"norm_span {span!r} is not known: write 'global', 'frozen' or a number of "
             "examples such as '32'"
         )
     return group
@@ -94,7 +94,7 @@ class BatchNorm(nn.Module):
         group = batch if span == "global" else span
         if batch % group:
             raise UserError(
-                f"norm span {group} does not divide the batch of {batch} examples: "
+                f"norm_span {group} does not divide the batch of {batch} examples: "
                 "choose a divisor of the batch size"
             )
         grouped = x.astype(jnp.float32).reshape(batch // group, group, *x.shape[1:])

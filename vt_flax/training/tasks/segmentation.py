@@ -21,6 +21,8 @@ from vt_flax.training.tasks.task import Apply, Batch, Task
 # Rows of an image whose classes are told at once: the probabilities of all its pixels
 # would take gigabytes.
 ROWS = 32
+# Pairs of the evaluation split that are looked at, about, before anything is trained.
+SAMPLE = 100
 
 
 class Segmentation(Task):
@@ -45,7 +47,7 @@ class Segmentation(Task):
                 f"data.name {data.name}: class folders have no masks; make a dataset "
                 "of images and masks by `prepare_data image_mask_folder`"
             )
-        return TFDSPairs(
+        source = TFDSPairs(
             prepared_builder(data.name, data.data_dir),
             data.name,
             split,
@@ -53,6 +55,13 @@ class Segmentation(Task):
             settings.label_map,
             config.model.num_classes,
         )
+        if split == data.eval_split and data.on_error == "raise":
+            # What does not fit would end the run at its first evaluation only.
+            sample = range(0, len(source), max(1, len(source) // SAMPLE))
+            decoder = PairDecoder(source, eval_canvas(config), shrink=False)
+            for index, example in zip(sample, source.read(sample), strict=True):
+                decoder.check(example, source.describe(index))
+        return source
 
     @staticmethod
     def input_size(config: ConfigDict) -> tuple[int, int]:
