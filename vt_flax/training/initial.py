@@ -14,6 +14,8 @@ from vt_flax.training.weights import PARTS, find_checkpoint, read_weights
 # Fits its own classes: made anew where they are others.
 HEAD = "head"
 
+Path = tuple[str, ...]
+
 
 def initialise(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
     """Puts the weights of a checkpoint into a state at step 0.
@@ -38,8 +40,9 @@ def initialise(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
     for part in PARTS:
         own = traverse_util.flatten_dict(getattr(state, part))
         there = traverse_util.flatten_dict(weights[part])
+        others = _other_maps(own, there)
         for path, array in own.items():
-            if path not in there or _is_other_head(path, array, there[path]):
+            if path not in there or path[:-1] in others:
                 fresh.add(path[0])
                 continue
             if there[path].shape != array.shape:
@@ -69,8 +72,16 @@ def initialise(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
     return state.replace(**changed), lines
 
 
-def _is_other_head(path: tuple[str, ...], own: Any, other: np.ndarray) -> bool:
-    return path[0] == HEAD and own.shape != other.shape
+def _other_maps(own: dict[Path, Any], there: dict[Path, Any]) -> set[Path]:
+    """Returns the maps of the head whose kernel or bias has another shape there.
+
+    The bias of a map that is made anew would be another's even where it fits.
+    """
+    return {
+        path[:-1]
+        for path, array in own.items()
+        if path[0] == HEAD and path in there and array.shape != there[path].shape
+    }
 
 
 def _like(own: jax.Array, value: np.ndarray) -> jax.Array:
