@@ -1,6 +1,7 @@
 """What the front doors share: arguments, one-line errors, tables."""
 
 import argparse
+import ast
 import json
 import os
 import pathlib
@@ -168,6 +169,20 @@ def local_folder(option: str, path: str) -> pathlib.Path:
     return pathlib.Path(path).expanduser()
 
 
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parses `OPTION=VALUE` strings; values are Python literals, else strings."""
+    overrides = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair!r}: write OPTION=VALUE")
+        try:
+            overrides[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            overrides[key] = value
+    return overrides
+
+
 def print_rows(
     rows: Sequence[dict[str, Any]],
     form: str,
@@ -194,12 +209,13 @@ def print_rows(
         table.add_row(*(_text(value) for value in row.values()))
     # A table in a log file or a pipe must not be cut at 80 columns.
     width = None if sys.stdout.isatty() else 200
-    console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+    # What is shown are names of other people's making, in which [x] is no markup.
+    console = Console(file=sys.stdout, width=width, highlight=False, markup=False)
     if title:
-        console.print(title, markup=False, soft_wrap=True)
+        console.print(title, soft_wrap=True)
     console.print(table)
     for note in notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
 
 
 def _text(value: Any) -> str:

@@ -6,7 +6,6 @@ python -m vt_flax.summarize 'fpn*' --image_size 800x1216 at another size
 python -m vt_flax.summarize --paper                 beside every printed row
 """
 
-import ast
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,20 +25,6 @@ from vt_flax.errors import UserError, nearest
 from vt_flax.models import create_model, list_models
 
 VERDICTS = {True: "ok", False: "OFF", None: "not determined"}
-
-
-def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """Parses `OPTION=VALUE` strings; values are Python literals, else strings."""
-    overrides = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"--set {pair!r}: write OPTION=VALUE")
-        try:
-            overrides[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            overrides[key] = value
-    return overrides
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
@@ -196,7 +181,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError("--paper takes no GLOB, --set or --image_size: it has rows")
         print_paper(args.format)
         return
-    rows = model_rows(args.pattern, parse_overrides(args.set), (height, width))
+    rows = model_rows(args.pattern, cli.parse_overrides(args.set), (height, width))
     if args.format == "table":
         rows = [
             {k: row[k] for k in ("model", "part", "macs", "params")} for row in rows
