@@ -1,0 +1,1 @@
+"""Weights that others have trained: their files, their names, and where they go."""
