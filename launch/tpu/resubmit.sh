@@ -50,15 +50,22 @@ where=(--name "$name" --zone "$zone" --slices "$slices")
 install=("${where[@]}")
 [ -z "$bucket" ] || install+=(--bucket "$bucket")
 
+create=("$here/create.sh" "${where[@]}" --type "$type" "${create[@]}" --poll "$poll")
+install=("$here/install.sh" "${install[@]}")
+run=("$here/run.sh" "${where[@]}" -- "${rest[@]}")
+# What these refuse as bad input they would refuse each time: nothing is begun then.
+bash "${create[@]}" --dry-run >/dev/null
+bash "${install[@]}" --dry-run >/dev/null
+bash "$here/run.sh" "${where[@]}" --dry-run -- "${rest[@]}" >/dev/null
+
 # attempt: starts the training and waits for its end. Sets `outcome` to its status, or to
 # `lost` where the TPU is gone, or `dead` where a machine was started anew.
 attempt() {
   local now answer statuses own
   outcome=lost
-  bash "$here/create.sh" "${where[@]}" --type "$type" "${create[@]}" --poll "$poll" ||
-    return 0
-  bash "$here/install.sh" "${install[@]}" || return 0
-  bash "$here/run.sh" "${where[@]}" -- "${rest[@]}" || return 0
+  bash "${create[@]}" || return 0
+  bash "${install[@]}" || return 0
+  bash "${run[@]}" || return 0
   if [ -n "$dry_run" ]; then
     on_workers all "$ask"
     outcome=0

@@ -249,6 +249,21 @@ def test_what_would_end_likewise_is_not_tried_again(status, cloud):
     assert f"ended with status {status}; what it said:" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--type", "TYPE"], "--type TYPE: not known here"),
+        (["--bucket", "gs://b"], "write the bucket's name alone"),
+    ],
+)
+def test_bad_input_deletes_nothing(more, message, cloud):
+    it = cloud(lives=[[DONE]])
+    done = resubmit(it, *more)
+    assert done.returncode == 2
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert done.stdout == "" and it.calls == []
+
+
 def test_three_errors_in_a_row_end_it(cloud):
     it = cloud(lives=[["failed 1\nfailed 5"]] * 5)
     done = resubmit(it, "--keep")
