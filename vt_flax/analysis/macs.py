@@ -3,7 +3,8 @@
 Nothing is run: the model is traced over shapes, and every matrix product and
 convolution of the program is counted. That is the paper's rule: convolutions, linear
 maps and attention products; not normalisation, bias, activation or softmax, nor the
-fixed weights of an interpolation.
+fixed weights of an interpolation. Attention products that are not written as matrix
+products are marked by a scope.
 """
 
 import collections
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.extend import core
 
-from vt_flax.nn.layers import INTERPOLATION_SCOPE
+from vt_flax.nn.layers import INTERPOLATION_SCOPE, PRODUCT_SCOPE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +84,8 @@ def products(
       times: how often this program runs.
 
     Yields:
-      (module path, multiply-adds) of each dot product and convolution, those inside
-      calls and loops included.
+      (module path, multiply-adds) of each dot product, of each convolution and of each
+      multiplication in PRODUCT_SCOPE, those inside calls and loops included.
 
     Raises:
       NotImplementedError: for a product inside a loop whose length is not known.
@@ -97,6 +98,8 @@ def products(
             yield path, times * _dot_macs(equation)
         elif name == "conv_general_dilated":
             yield path, times * _convolution_macs(equation)
+        elif name == "mul" and PRODUCT_SCOPE in path:
+            yield path, times * math.prod(equation.outvars[0].aval.shape)
         else:
             runs = equation.params["length"] if name == "scan" else 1
             for inner in _inner_programs(equation):

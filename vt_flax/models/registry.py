@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vt_flax.errors import UserError, nearest
+from vt_flax.models.comparison import lr, san, sasa
 from vt_flax.models.fpn import FPN
 from vt_flax.models.resnet import STAGE_SIZES, ResNet
 from vt_flax.models.vt_fpn import VTFPN
@@ -42,6 +43,17 @@ for _depth, _sizes in STAGE_SIZES.items():
     MODELS[f"vt_resnet{_depth}"] = Entry(VTResNet, _fixed, tuple(PRESETS))
     MODELS[f"fpn_resnet{_depth}"] = Entry(FPN, _fixed, task="segmentation")
     MODELS[f"vt_fpn_resnet{_depth}"] = Entry(VTFPN, _fixed, task="segmentation")
+
+for _depth, (_sizes, _bottleneck) in lr.DEPTHS.items():
+    _fixed = {"stage_sizes": _sizes, "bottleneck": _bottleneck}
+    MODELS[f"lr_net{_depth}"] = Entry(lr.LRNet, _fixed)
+for _depth, _sizes in sasa.STAGE_SIZES.items():
+    _fixed = {"stage_sizes": _sizes, "bottleneck": True}
+    MODELS[f"sasa_resnet{_depth}"] = Entry(sasa.StandAloneResNet, _fixed)
+for _depth, _sizes in san.STAGE_SIZES.items():
+    _fixed = {"stage_sizes": _sizes}
+    MODELS[f"san{_depth}_pairwise"] = Entry(san.PairwiseSAN, _fixed)
+    MODELS[f"san{_depth}_patchwise"] = Entry(san.PatchwiseSAN, _fixed)
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -6,7 +6,7 @@ and C2 to C5 are their maps at strides 4, 8, 16 and 32.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -37,10 +37,12 @@ class BlockParts:
       gate: makes a module that the residual branch passes last, before it is dropped
         and added, called as `gate(dtype=dtype, norm=norm, name="gate")`; it keeps the
         shape and is called as `module(y, train=train)`. None for none.
+      inner: channels between a bottleneck's 1 x 1 convolutions; 0 stands for its width.
     """
 
     conv: Callable[..., nn.Module] = Conv
     gate: Callable[..., nn.Module] | None = None
+    inner: int = 0
 
 
 class ResidualBlock(nn.Module):
@@ -76,8 +78,8 @@ class ResidualBlock(nn.Module):
         if self.bottleneck and self.variant == "torchvision":
             first, second = 1, self.stride
         if self.bottleneck:
-            features = 4 * self.width
-            plan = [(self.width, 1, first), (self.width, 3, second), (features, 1, 1)]
+            features, inner = 4 * self.width, self.parts.inner or self.width
+            plan = [(inner, 1, first), (inner, 3, second), (features, 1, 1)]
         else:
             features = self.width
             plan = [(self.width, 3, self.stride), (self.width, 3, 1)]
@@ -169,7 +171,8 @@ class Backbone(nn.Module):
     """What every residual network here shares: options, stem and stages.
 
     Attributes:
-      stage_sizes: blocks of stages 2 to 5.
+      stage_sizes: blocks of each stage, STAGES numbers; in residual networks those of
+        stages 2 to 5.
       bottleneck: kind of block; see `ResidualBlock`.
       num_classes: outputs of the network.
       width: channels of stage 2's inner convolutions; each stage doubles it.
@@ -182,6 +185,8 @@ class Backbone(nn.Module):
       norm_epsilon: see `nn.norm.BatchNorm`.
       dtype: type of the computation. Parameters, statistics and logits are float32.
     """
+
+    STAGES: ClassVar[int] = 4
 
     stage_sizes: Sequence[int]
     bottleneck: bool
@@ -211,9 +216,10 @@ class Backbone(nn.Module):
         for name in ("num_classes", "width"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
-        if len(self.stage_sizes) != 4 or min(self.stage_sizes) < 1:
+        if len(self.stage_sizes) != self.STAGES or min(self.stage_sizes) < 1:
             raise UserError(
-                f"stage_sizes={list(self.stage_sizes)}: must be four numbers of blocks"
+                f"stage_sizes={list(self.stage_sizes)}: must be {self.STAGES} numbers "
+                "of blocks, each at least 1"
             )
         self.normalization()
         super().__post_init__()
@@ -233,6 +239,10 @@ class Backbone(nn.Module):
         del stage
         return BlockParts()
 
+    def stage_width(self, stage: int) -> int:
+        """Returns the width of the blocks of a stage, 2 to 5: see `ResidualBlock`."""
+        return self.width * 2 ** (stage - 2)
+
     def make_stem(self) -> nn.Module:
         """Returns the stem, inside a compact method."""
         return Stem(
@@ -245,23 +255,30 @@ class Backbone(nn.Module):
             block + 1, sum(self.stage_sizes), self.survival_probability
         )
 
+    def run_stem(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Runs the stem on images inside a compact method.
+
+        Raises:
+          UserError: if `x` is not (batch, H, W, 3).
+        """
+        if x.ndim != 4 or x.shape[-1] != 3:
+            raise UserError(
+                f"images of shape {x.shape}: expected (batch, height, width, 3)"
+            )
+        return self.make_stem()(x.astype(self.dtype), train=train)
+
     def features(self, x: jax.Array, stages: int, *, train: bool) -> dict:
         """Runs the stem and the first `stages` stages inside a compact method.
 
         Returns:
           {"C2": (batch, H / 4, W / 4, ...), "C3": ...} up to the last stage run.
         """
-        if x.ndim != 4 or x.shape[-1] != 3:
-            raise UserError(
-                f"images of shape {x.shape}: expected (batch, height, width, 3)"
-            )
         norm = self.normalization()
-        x = x.astype(self.dtype)
-        x = self.make_stem()(x, train=train)
+        x = self.run_stem(x, train=train)
         maps, first = {}, 0
         for i, size in enumerate(self.stage_sizes[:stages]):
             x = Stage(
-                self.width * 2**i,
+                self.stage_width(i + 2),
                 1 if i == 0 else 2,
                 tuple(self.survival(first + j) for j in range(size)),
                 self.bottleneck,

@@ -12,6 +12,10 @@ from vt_flax.errors import UserError
 # not learned, and the paper's MACs leave them out: `analysis.macs` skips this scope.
 INTERPOLATION_SCOPE = "interpolation"
 
+# Products of attention that are written elementwise, and summed afterwards, stand in
+# this scope: `analysis.macs` counts their multiplications.
+PRODUCT_SCOPE = "attention_product"
+
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -22,6 +26,11 @@ def pad(kernel: int, dims: int = 2) -> tuple[tuple[int, int], ...]:
     imported weights give other numbers.
     """
     return ((kernel // 2, kernel // 2),) * dims
+
+
+def pad_end(x: jax.Array, block: int) -> tuple[tuple[int, int], ...]:
+    """Returns padding after the last pixels of (batch, H, W, C) to whole blocks."""
+    return tuple((0, -side % block) for side in x.shape[1:3])
 
 
 class Conv(nn.Module):
@@ -103,7 +112,7 @@ class Linear(nn.Module):
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
-    """Splits the channels of (batch, N, C) into (batch, N, heads, C / heads).
+    """Splits the channels of (..., C) into (..., heads, C / heads).
 
     Raises:
       UserError: if the heads do not divide the channels.

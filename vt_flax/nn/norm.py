@@ -75,28 +75,14 @@ class BatchNorm(nn.Module):
           UserError: if the batch is not a whole number of groups.
         """
         channels = x.shape[-1]
-        running_mean = self.variable(
-            "batch_stats", "mean", jnp.zeros, (channels,), jnp.float32
-        )
-        running_var = self.variable(
-            "batch_stats", "var", jnp.ones, (channels,), jnp.float32
-        )
-        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-
-        span = parse_span(self.span)
-        if not train or span == "frozen":
+        running_mean, running_var, scale, bias = self._variables(channels)
+        if self._uses_running(train):
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             centred = x.astype(jnp.float32) - running_mean.value
             return (centred * factor + bias).astype(self.dtype)
 
         batch = x.shape[0]
-        group = batch if span == "global" else span
-        if batch % group:
-            raise UserError(
-                f"norm_span {group} does not divide the batch of {batch} examples: "
-                "choose a divisor of the batch size"
-            )
+        group = self._group(batch)
         grouped = x.astype(jnp.float32).reshape(batch // group, group, *x.shape[1:])
         axes = tuple(range(1, grouped.ndim - 1))
         # A constant known before the batch is seen keeps the moments small in one pass.
@@ -108,14 +94,38 @@ class BatchNorm(nn.Module):
         var = jnp.maximum(
             jnp.mean(jnp.square(centred), axes, keepdims=True) - jnp.square(offset), 0.0
         )
-        if not self.is_initializing():
-            keep = self.momentum
-            new_mean = jnp.mean(origin + offset, 0).reshape(channels)
-            new_var = jnp.mean(var, 0).reshape(channels)
-            running_mean.value = keep * running_mean.value + (1 - keep) * new_mean
-            running_var.value = keep * running_var.value + (1 - keep) * new_var
+        self._fold_in(running_mean, jnp.mean(origin + offset, 0).reshape(channels))
+        self._fold_in(running_var, jnp.mean(var, 0).reshape(channels))
         normalised = (centred - offset) * jax.lax.rsqrt(var + self.epsilon)
         return (normalised * scale + bias).astype(self.dtype).reshape(x.shape)
+
+    def _variables(self, channels: int) -> tuple:
+        running_mean = self.variable(
+            "batch_stats", "mean", jnp.zeros, (channels,), jnp.float32
+        )
+        running_var = self.variable(
+            "batch_stats", "var", jnp.ones, (channels,), jnp.float32
+        )
+        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        return running_mean, running_var, scale, bias
+
+    def _uses_running(self, train: bool) -> bool:
+        return not train or parse_span(self.span) == "frozen"
+
+    def _group(self, batch: int) -> int:
+        span = parse_span(self.span)
+        group = batch if span == "global" else span
+        if batch % group:
+            raise UserError(
+                f"norm_span {group} does not divide the batch of {batch} examples: "
+                "choose a divisor of the batch size"
+            )
+        return group
+
+    def _fold_in(self, running: nn.Variable, new: jax.Array) -> None:
+        if not self.is_initializing():
+            running.value = self.momentum * running.value + (1 - self.momentum) * new
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,169 @@
+"""What local attention layers share: weights over a window, and sums with them.
+
+Both formulations of a layer are here in their common part. `unfold` is the reference:
+windows are copied out, and the equations are matrix products as printed. `scan` goes
+through the window by rows of offsets with a running softmax, as flash attention does,
+and holds neither windows nor weights; its gradient makes them anew.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vt_flax.errors import UserError
+from vt_flax.nn.layers import PRODUCT_SCOPE
+from vt_flax.nn.windows import Window, sum_over_window
+
+FORMULATIONS = ("scan", "unfold")
+
+# Called as score(shared, each_o, keys_o): see `attend`.
+Score = Callable[[Any, Any, Any], jax.Array]
+
+
+def check_formulation(formulation: str) -> None:
+    """Raises `UserError` for an unknown formulation."""
+    if formulation not in FORMULATIONS:
+        raise UserError(
+            f"formulation {formulation!r} is not known: choose from "
+            f"{', '.join(FORMULATIONS)}"
+        )
+
+
+def product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Multiplies elementwise what is summed over channels or offsets afterwards.
+
+    A matrix product in all but form: `analysis.macs` counts its multiply-adds.
+    """
+    with jax.named_scope(PRODUCT_SCOPE):
+        return x * y
+
+
+def group_count(channels: int, share: int) -> int:
+    """Returns the groups of `share` channels; the last may be smaller."""
+    return -(-channels // share)
+
+
+def spread(weights: jax.Array, share: int, channels: int) -> jax.Array:
+    """Repeats the weights of groups (..., groups) over their channels."""
+    return jnp.repeat(weights, share, axis=-1)[..., :channels]
+
+
+def weighted(weights: jax.Array, values: jax.Array, share: int) -> jax.Array:
+    """Multiplies values (..., C), float32, by the weights of their groups."""
+    weights = spread(weights, share, values.shape[-1])
+    return product(weights, values.astype(jnp.float32))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def attend(
+    score: Score,
+    window: Window,
+    share: int,
+    shared: Any,
+    each: Any,
+    keys: Any,
+    values: jax.Array,
+) -> jax.Array:
+    """Sums values over windows with the softmax of scores as weights.
+
+    Args:
+      score: gives the logits of an offset, (batch, H', W', groups) in float32, called
+        as `score(shared, each_o, keys_o)`. A function of these arguments alone: it
+        closes over no array.
+      window: the window.
+      share: channels of the values that a group's weight is for.
+      shared: pytree of arrays that all offsets share, such as the queries.
+      each: pytree of arrays (size * size, ...): a value for each offset.
+      keys: pytree of maps (batch, H, W, ...), seen at the offset by `score`.
+      values: (batch, H, W, C).
+
+    Returns:
+      (batch, H', W', C), of the type of the values.
+    """
+    return _attend(score, window, share, shared, each, keys, values)[0]
+
+
+def _attend(score, window, share, shared, each, keys, values):
+    channels = values.shape[-1]
+    keys, values = jax.tree.map(window.pad, (keys, values))
+
+    def step(state, inputs):
+        highest, total, out = state
+        views = window.views(*inputs, (keys, values))
+        logits = [score(shared, each_o, keys_o) for each_o, (keys_o, _) in views]
+        new = functools.reduce(jnp.maximum, logits, highest)
+        fade = jnp.exp(highest - new)
+        total, out = total * fade, out * spread(fade, share, channels)
+        for values_o, row in zip((v for _, (_, v) in views), logits, strict=True):
+            powers = jnp.exp(row - new)
+            total = total + powers
+            out = out + weighted(powers, values_o, share)
+        return (new, total, out), None
+
+    inputs = window.by_rows(each)
+    first = window.views(*jax.tree.map(lambda x: x[0], inputs), (keys, values))
+    each_o, (keys_o, values_o) = first[0]
+    groups = jax.eval_shape(score, shared, each_o, keys_o).shape
+    start = (
+        jnp.full(groups, -jnp.inf, jnp.float32),
+        jnp.zeros(groups, jnp.float32),
+        jnp.zeros(values_o.shape, jnp.float32),
+    )
+    (highest, total, out), _ = jax.lax.scan(step, start, inputs)
+    out = (out / spread(total, share, channels)).astype(values.dtype)
+    return out, highest + jnp.log(total)
+
+
+def _attend_forward(score, window, share, shared, each, keys, values):
+    out, log_total = _attend(score, window, share, shared, each, keys, values)
+    return out, (shared, each, keys, values, out, log_total)
+
+
+def _attend_backward(score, window, share, kept, cotangent):
+    shared, each, keys, values, out, log_total = kept
+    # With p the weights and g the cotangent, the gradient is p (v - out) g for the
+    # logits of a group, summed over its channels, and p g for the values: that of
+    # the sum of p (v - out) g, with the softmax's total and `out` held.
+    held, cotangent = out.astype(jnp.float32), cotangent.astype(jnp.float32)
+
+    def total(shared, each, keys, values):
+        def term(each_o, maps_o):
+            keys_o, values_o = maps_o
+            powers = jnp.exp(score(shared, each_o, keys_o) - log_total)
+            change = (values_o.astype(jnp.float32) - held) * cotangent
+            return jnp.sum(spread(powers, share, values.shape[-1]) * change)
+
+        return sum_over_window(term, window, each, (keys, values))
+
+    return jax.grad(total, argnums=(0, 1, 2, 3))(shared, each, keys, values)
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def aggregate(weights: jax.Array, windows: jax.Array, share: int) -> jax.Array:
+    """Sums unfolded values with weights, as matrix products.
+
+    Args:
+      weights: (batch, H', W', size * size, groups).
+      windows: (batch, H', W', size * size, C).
+      share: channels that a group's weight is for.
+
+    Returns:
+      (batch, H', W', C), of the type of the values.
+    """
+    channels = windows.shape[-1]
+    whole = channels // share
+    grouped = windows[..., : whole * share]
+    grouped = grouped.reshape(*windows.shape[:-1], whole, share)
+    weights = weights.astype(windows.dtype)
+    out = jnp.einsum("bhwog,bhwogd->bhwgd", weights[..., :whole], grouped)
+    out = out.reshape(*out.shape[:3], whole * share)
+    if channels == whole * share:
+        return out
+    rest = windows[..., whole * share :]
+    last = jnp.einsum("bhwo,bhwod->bhwd", weights[..., whole], rest)
+    return jnp.concatenate([out, last], -1)
