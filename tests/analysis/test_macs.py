@@ -7,7 +7,7 @@ import pytest
 
 from vt_flax.analysis import macs
 from vt_flax.models import create_model
-from vt_flax.nn.layers import Conv, Linear, resize
+from vt_flax.nn.layers import PRODUCT_SCOPE, Conv, Linear, resize
 
 
 class Probe(nn.Module):
@@ -126,6 +126,22 @@ def test_products_by_hand():
         == 2 * 3 * 4 * 5 * 6
     )
     assert amounts(lambda a, b: a * b + jnp.exp(a).sum(), (4, 5), (4, 5)) == 0
+
+
+def test_marked_multiplications_are_products():
+    def attend(a, b):
+        with jax.named_scope(PRODUCT_SCOPE):
+            weighted = a * b + jnp.exp(a)
+        return (weighted * 2 * b).sum()
+
+    assert amounts(attend, (4, 5), (4, 5)) == 4 * 5
+    # Of a vector for each row as many as of a matrix product.
+    assert amounts(attend, (4, 5), (3, 4, 1)) == 3 * 4 * 5
+
+    def repeated(a, b):
+        return jax.lax.scan(lambda c, _: (c + attend(a, b), None), 0.0, None, 7)[0]
+
+    assert amounts(repeated, (4, 5), (4, 5)) == 7 * 4 * 5
 
 
 def test_a_scan_counts_for_its_length():

@@ -2,8 +2,8 @@
 
 Both formulations of a layer are here in their common part. `unfold` is the reference:
 windows are copied out, and the equations are matrix products as printed. `scan` goes
-through the window by rows of offsets with a running softmax, as flash attention does,
-and holds neither windows nor weights; its gradient makes them anew.
+through the window offset by offset with a running softmax, as flash attention does, and
+holds neither windows nor weights; its gradient makes them anew.
 """
 
 import functools
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from vt_flax.errors import UserError
 from vt_flax.nn.layers import PRODUCT_SCOPE
-from vt_flax.nn.windows import Window, sum_over_window
+from vt_flax.nn.windows import Window, over_window, sum_over_window
 
 FORMULATIONS = ("scan", "unfold")
 
@@ -87,33 +87,28 @@ def attend(
 
 
 def _attend(score, window, share, shared, each, keys, values):
-    channels = values.shape[-1]
-    keys, values = jax.tree.map(window.pad, (keys, values))
+    def seen(each_o, maps_o):
+        keys_o, values_o = maps_o
+        return score(shared, each_o, keys_o), values_o
 
     def step(state, inputs):
         highest, total, out = state
-        views = window.views(*inputs, (keys, values))
-        logits = [score(shared, each_o, keys_o) for each_o, (keys_o, _) in views]
-        new = functools.reduce(jnp.maximum, logits, highest)
-        fade = jnp.exp(highest - new)
-        total, out = total * fade, out * spread(fade, share, channels)
-        for values_o, row in zip((v for _, (_, v) in views), logits, strict=True):
-            powers = jnp.exp(row - new)
-            total = total + powers
-            out = out + weighted(powers, values_o, share)
-        return (new, total, out), None
+        logits, values_o = at_offset(inputs)
+        new = jnp.maximum(highest, logits)
+        fade, powers = jnp.exp(highest - new), jnp.exp(logits - new)
+        total = total * fade + powers
+        out = out * spread(fade, share, out.shape[-1])
+        return (new, total, out + weighted(powers, values_o, share)), None
 
-    inputs = window.by_rows(each)
-    first = window.views(*jax.tree.map(lambda x: x[0], inputs), (keys, values))
-    each_o, (keys_o, values_o) = first[0]
-    groups = jax.eval_shape(score, shared, each_o, keys_o).shape
+    at_offset, offsets = over_window(seen, window, each, (keys, values))
+    logits, values_o = jax.eval_shape(at_offset, jax.tree.map(lambda x: x[0], offsets))
     start = (
-        jnp.full(groups, -jnp.inf, jnp.float32),
-        jnp.zeros(groups, jnp.float32),
+        jnp.full(logits.shape, -jnp.inf, jnp.float32),
+        jnp.zeros(logits.shape, jnp.float32),
         jnp.zeros(values_o.shape, jnp.float32),
     )
-    (highest, total, out), _ = jax.lax.scan(step, start, inputs)
-    out = (out / spread(total, share, channels)).astype(values.dtype)
+    (highest, total, out), _ = jax.lax.scan(step, start, offsets)
+    out = (out / spread(total, share, out.shape[-1])).astype(values.dtype)
     return out, highest + jnp.log(total)
 
 

@@ -25,10 +25,11 @@ def _logits(
 class StandAloneAttention(nn.Module):
     """Multi-head attention over a window: softmax of q . k + q . r, without a scale.
 
-    r, the relative position, is a learned vector of the row and one of the column in
-    each head, of half the head's channels each (an odd one more of the column). Query,
-    key and value maps see all channels. Beyond the border keys and values are zero, and
-    take part in the softmax with q . r alone [choice: the paper is silent].
+    r, the relative position, is a learned vector of the row in the first half of each
+    head's channels and one of the column in the second; a channel in the middle has the
+    sum of both. Query, key and value maps see all channels. Beyond the border keys and
+    values are zero, and take part in the softmax with q . r alone [choice: the paper is
+    silent].
 
     Attributes:
       features: output channels.
@@ -77,17 +78,15 @@ class StandAloneAttention(nn.Module):
 
     def _relative(self, depth: int) -> jax.Array:
         """Returns r of each offset, (size * size, heads, depth), float32."""
-        halves = {"row": depth // 2, "column": depth - depth // 2}
+        half = -(-depth // 2)
         row, column = (
-            self.param(
-                name, nn.initializers.normal(0.1), (self.size, self.heads, channels)
-            )
-            for name, channels in halves.items()
+            self.param(name, nn.initializers.normal(0.1), (self.size, self.heads, half))
+            for name in ("row", "column")
         )
-        grid = (self.size, self.size, self.heads)
-        row = jnp.broadcast_to(row[:, None], (*grid, halves["row"]))
-        column = jnp.broadcast_to(column[None], (*grid, halves["column"]))
-        return jnp.concatenate([row, column], -1).reshape(-1, self.heads, depth)
+        rest = depth - half
+        row = jnp.pad(row, ((0, 0), (0, 0), (0, rest)))
+        column = jnp.pad(column, ((0, 0), (0, 0), (rest, 0)))
+        return (row[:, None] + column[None]).reshape(-1, self.heads, depth)
 
 
 class BlockAttention(nn.Module):

@@ -59,50 +59,22 @@ class Window:
         """Returns the pixels (batch, H', W', C) that windows are around."""
         return x[:, :: self.stride, :: self.stride]
 
+    def view(self, padded: jax.Array, index: int | jax.Array) -> jax.Array:
+        """Returns the pixels (batch, H', W', C) of a padded map at offset `index`."""
+        batch, height, width, channels = padded.shape
+        edge = self.size - 1
+        view = jax.lax.dynamic_slice(
+            padded,
+            (0, index // self.size, index % self.size, 0),
+            (batch, height - edge, width - edge, channels),
+        )
+        return self.centres(view)
+
     def unfold(self, x: jax.Array) -> jax.Array:
         """Returns the windows of (batch, H, W, C), (batch, H', W', size * size, C)."""
         padded = self.pad(x)
-        views = [
-            self.column(self.row(padded, i), j)
-            for i in range(self.size)
-            for j in range(self.size)
-        ]
+        views = [self.view(padded, index) for index in range(self.size**2)]
         return jnp.stack(views, axis=3)
-
-    def row(self, padded: jax.Array, index: int | jax.Array) -> jax.Array:
-        """Returns the lines of a padded map that are row `index` of its windows."""
-        span = padded.shape[1] - self.size + 1
-        band = jax.lax.dynamic_slice_in_dim(padded, index, span, axis=1)
-        return band[:, :: self.stride]
-
-    def column(self, band: jax.Array, index: int) -> jax.Array:
-        """Returns the pixels of `row`'s lines that are column `index` of windows."""
-        span = band.shape[2] - self.size + 1
-        return band[:, :, index : index + span : self.stride]
-
-    def views(self, row: Any, each: Any, padded: Any) -> list[tuple[Any, Any]]:
-        """Returns, for the offsets of a row, per-offset values and views of the maps.
-
-        Args:
-          row: index of the row.
-          each: pytree of (size, ...): the row's per-offset values.
-          padded: pytree of padded maps.
-        """
-        bands = jax.tree.map(lambda x: self.row(x, row), padded)
-        return [
-            (
-                jax.tree.map(lambda x, j=j: x[j], each),
-                jax.tree.map(lambda x, j=j: self.column(x, j), bands),
-            )
-            for j in range(self.size)
-        ]
-
-    def by_rows(self, each: Any) -> tuple[jax.Array, Any]:
-        """Returns what a scan over rows takes: indices, and per-offset values."""
-        rows = jax.tree.map(
-            lambda x: x.reshape(self.size, self.size, *x.shape[1:]), each
-        )
-        return jnp.arange(self.size), rows
 
 
 # Called as term(each_o, maps_o): an offset's value, and the views of the maps.
@@ -110,9 +82,9 @@ Term = Callable[[Any, Any], Any]
 
 
 def sum_over_window(term: Term, window: Window, each: Any, maps: Any) -> Any:
-    """Sums a term over the offsets of a window, one row of them at a time.
+    """Sums a term over the offsets of a window, one at a time.
 
-    Neither this nor its gradient holds more than a row of offsets at once: terms are
+    Neither this nor its gradient holds more than an offset's views at once: terms are
     made anew for the gradient.
 
     Args:
@@ -125,35 +97,31 @@ def sum_over_window(term: Term, window: Window, each: Any, maps: Any) -> Any:
     Returns:
       The sum of the terms.
     """
-    row_terms = _terms_of_rows(term, window, maps)
-
-    def row_sum(inputs):
-        return jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *row_terms(inputs))
+    at_offset, offsets = over_window(term, window, each, maps)
 
     def step(total, inputs):
-        # Only the inputs are kept for the gradient, none of their views.
-        made = jax.checkpoint(row_sum, prevent_cse=False)(inputs)
-        return jax.tree.map(jnp.add, total, made), None
+        return jax.tree.map(jnp.add, total, at_offset(inputs)), None
 
-    rows = window.by_rows(each)
-    shapes = jax.eval_shape(row_sum, jax.tree.map(lambda x: x[0], rows))
+    shapes = jax.eval_shape(at_offset, jax.tree.map(lambda x: x[0], offsets))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(step, zeros, rows)[0]
+    return jax.lax.scan(step, zeros, offsets)[0]
 
 
 def stack_over_window(term: Term, window: Window, each: Any, maps: Any) -> Any:
     """As `sum_over_window`, but stacks the terms: a pytree of (size * size, ...)."""
-    row_terms = _terms_of_rows(term, window, maps)
-
-    def row_stack(inputs):
-        return jax.tree.map(lambda *terms: jnp.stack(terms), *row_terms(inputs))
-
-    step = jax.checkpoint(row_stack, prevent_cse=False)
-    stacks = jax.lax.map(step, window.by_rows(each))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacks)
+    return jax.lax.map(*over_window(term, window, each, maps))
 
 
-def _terms_of_rows(term: Term, window: Window, maps: Any) -> Callable[[Any], list]:
-    """Returns a function of a row of `Window.by_rows` that gives its terms."""
+def over_window(
+    term: Term, window: Window, each: Any, maps: Any
+) -> tuple[Callable[[Any], Any], Any]:
+    """Returns `term` as a function of what a scan goes through, and that."""
     padded = jax.tree.map(window.pad, maps)
-    return lambda inputs: [term(*view) for view in window.views(*inputs, padded)]
+
+    def at_offset(inputs):
+        index, each_o = inputs
+        return term(each_o, jax.tree.map(lambda x: window.view(x, index), padded))
+
+    # Only the inputs are kept for the gradient, not the views.
+    at_offset = jax.checkpoint(at_offset, prevent_cse=False)
+    return at_offset, (jnp.arange(window.size**2), each)

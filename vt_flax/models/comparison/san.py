@@ -150,35 +150,40 @@ class SAN(Classifier):
         """See `Backbone`."""
         return SANStem(self.width, self.normalization(), self.dtype, name="stem")
 
+    def make_stage(self, stage: int, survivals: tuple[float, ...]) -> nn.Module:
+        """Returns a stage, 1 to 5, with blocks of these survival probabilities."""
+        norm = self.normalization()
+
+        def attention(name):
+            return self.ATTENTION(
+                WINDOWS[stage - 1], norm, self.formulation, self.dtype, name=name
+            )
+
+        return SANStage(
+            self.width * CHANNELS[stage - 1],
+            stage > 2 or self.stem == "imagenet",
+            survivals,
+            attention,
+            self.zero_init_residual,
+            norm,
+            self.dtype,
+            name=f"stage{stage}",
+        )
+
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, features: bool = False
     ) -> jax.Array | dict:
         """Classifies images: see `ResNet`; C2 to C5 are the maps of stages 2 to 5."""
-        norm = self.normalization()
         x = self.run_stem(x, train=train)
         maps, first = {}, 0
-        for i, size in enumerate(self.stage_sizes):
-
-            def attention(name, window=WINDOWS[i]):
-                return self.ATTENTION(
-                    window, norm, self.formulation, self.dtype, name=name
-                )
-
-            x = SANStage(
-                self.width * CHANNELS[i],
-                i > 1 or self.stem == "imagenet",
-                tuple(self.survival(first + j) for j in range(size)),
-                attention,
-                self.zero_init_residual,
-                norm,
-                self.dtype,
-                name=f"stage{i + 1}",
-            )(x, train=train)
+        for stage, size in enumerate(self.stage_sizes, 1):
+            survivals = tuple(self.survival(first + i) for i in range(size))
+            x = self.make_stage(stage, survivals)(x, train=train)
             first += size
-            maps[f"C{i + 1}"] = x
+            if stage > 1:
+                maps[f"C{stage}"] = x
         if features:
-            del maps["C1"]
             return maps
         pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         return self.classify(pooled, train=train)

@@ -1,0 +1,334 @@
+"""Local attention equals loops over pixels and offsets, and copies no window."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import local_reference
+import numpy as np
+import pytest
+import reference
+from jax.extend import core
+
+from vt_flax.analysis import macs
+from vt_flax.errors import UserError
+from vt_flax.nn.local_relation import LocalRelation
+from vt_flax.nn.norm import Normalization
+from vt_flax.nn.pairwise_attention import PairwiseAttention
+from vt_flax.nn.patchwise_attention import PatchwiseAttention
+from vt_flax.nn.stand_alone_attention import BlockAttention, StandAloneAttention
+from vt_flax.nn.windows import Window, stack_over_window, sum_over_window
+
+FORMULATIONS = ("scan", "unfold")
+GLOBAL = Normalization()
+
+
+class Stateless:
+    """A module without batch statistics, called as if it had some."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def init(self, key, x, *, train):
+        return self.module.init(key, x)
+
+    def apply(self, variables, x, *, train, mutable=()):
+        return self.module.apply(variables, x, mutable=mutable)
+
+
+def relation(formulation="scan", features=12, stride=1, size=5, dtype=jnp.float32):
+    return Stateless(LocalRelation(features, stride, size, formulation, dtype))
+
+
+def stand_alone(formulation="scan", heads=4, size=5, dtype=jnp.float32):
+    return Stateless(StandAloneAttention(12, heads, size, formulation, dtype))
+
+
+def pairwise(formulation="scan", size=3, norm=GLOBAL, dtype=jnp.float32):
+    return PairwiseAttention(size, norm, formulation, dtype)
+
+
+def patchwise(formulation="scan", size=3, norm=GLOBAL, dtype=jnp.float32):
+    return PatchwiseAttention(size, norm, formulation, dtype)
+
+
+LAYERS = {
+    "relation": relation,
+    "strided_relation": functools.partial(relation, stride=2),
+    "stand_alone": stand_alone,
+    "pairwise": pairwise,
+    "patchwise": patchwise,
+}
+
+
+# --------------------------------------------------------------- beside the equations
+
+
+@pytest.mark.parametrize(
+    "shape,size,stride,formulation",
+    [
+        # 20 channels: the last of three groups has 4.
+        ((2, 6, 7, 20), 5, 1, "scan"),
+        ((2, 6, 7, 20), 5, 2, "scan"),
+        ((2, 6, 7, 20), 5, 2, "unfold"),
+        ((1, 5, 4, 16), 3, 3, "scan"),
+        # Windows that reach over both borders at once.
+        ((2, 2, 3, 8), 7, 1, "unfold"),
+        ((1, 7, 1, 5), 7, 2, "scan"),
+    ],
+)
+def test_local_relation(shape, size, stride, formulation):
+    reference.check(
+        relation(formulation, stride=stride, size=size),
+        functools.partial(local_reference.local_relation, size=size, stride=stride),
+        reference.normal(0, *shape),
+        train=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "shape,size,heads,formulation",
+    [
+        # Of three channels of a head, and of one, the row and the column share one.
+        ((2, 6, 5, 7), 5, 4, "scan"),
+        ((2, 6, 5, 7), 5, 4, "unfold"),
+        ((1, 3, 8, 4), 3, 12, "scan"),
+        ((2, 2, 3, 9), 7, 1, "scan"),
+    ],
+)
+def test_stand_alone(shape, size, heads, formulation):
+    reference.check(
+        stand_alone(formulation, heads, size),
+        functools.partial(local_reference.stand_alone, heads=heads, size=size),
+        reference.normal(0, *shape),
+        train=True,
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 4, 3), (1, 5, 7, 3), (1, 1, 2, 3)])
+def test_block_attention(shape):
+    reference.check(
+        Stateless(BlockAttention(12, heads=3, mixtures=5)),
+        functools.partial(local_reference.block_attention, heads=3, size=4),
+        reference.normal(0, *shape),
+        train=True,
+    )
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
+@pytest.mark.parametrize(
+    "shape,size,train,formulation",
+    [
+        # 40 / 4 values: the last group has 2.
+        ((2, 5, 6, 40), 3, True, "scan"),
+        ((2, 5, 6, 40), 3, False, "scan"),
+        ((2, 5, 6, 40), 3, True, "unfold"),
+        # Windows mirror more than once, and a side of one pixel shows it alone.
+        ((3, 2, 3, 32), 7, True, "scan"),
+        ((2, 1, 4, 16), 5, False, "unfold"),
+    ],
+)
+def test_san_attention(kind, shape, size, train, formulation):
+    reference.check(
+        LAYERS[kind](formulation, size),
+        functools.partial(getattr(local_reference, kind), size=size),
+        reference.normal(0, *shape),
+        train=train,
+    )
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
+def test_san_attention_with_statistics_of_groups(kind):
+    reference.check(
+        LAYERS[kind](norm=Normalization(span="2")),
+        functools.partial(getattr(local_reference, kind), size=3),
+        reference.normal(0, 4, 4, 3, 32) * np.arange(1, 5).reshape(4, 1, 1, 1),
+        train=True,
+        span=2,
+    )
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
+def test_frozen_statistics_are_used_and_left_alone(kind):
+    x = reference.normal(0, 2, 4, 5, 32)
+    frozen, plain = LAYERS[kind](norm=Normalization(span="frozen")), LAYERS[kind]()
+    variables = reference.variables_of(plain, x)
+    out, state, expected = reference.quick_jit(
+        lambda v, x: (
+            *frozen.apply(v, x, train=True, mutable=["batch_stats"]),
+            plain.apply(v, x, train=False),
+        )
+    )(variables, x)
+    np.testing.assert_array_equal(out, expected)
+    same = jax.tree.map(np.array_equal, state["batch_stats"], variables["batch_stats"])
+    assert jax.tree.all(same)
+
+
+# ------------------------------------------------------------- beside the other form
+
+
+def gradients(module, x):
+    """Output, statistics left, and gradients by parameters, statistics and input."""
+    variables = reference.variables_of(module, x, seed=3)
+
+    def loss(variables, x):
+        out, state = module.apply(variables, x, train=True, mutable=["batch_stats"])
+        weights = reference.normal(7, *out.shape)
+        return jnp.sum(out * weights), (out, state)
+
+    by, made = reference.quick_jit(jax.grad(loss, (0, 1), has_aux=True))(variables, x)
+    return made, by
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_gradients_equal_those_of_the_unfolded_form(name):
+    x = reference.normal(0, 2, 7, 6, 36)
+    made, by = gradients(LAYERS[name]("scan"), x)
+    expected_made, expected_by = gradients(LAYERS[name]("unfold"), x)
+    for found, expected in ((made, expected_made), (by, expected_by)):
+        leaves = jax.tree_util.tree_leaves_with_path(found)
+        # Some gradients are zero but for rounding, such as a bias in front of softmax.
+        scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+        for (path, a), e in zip(leaves, jax.tree.leaves(expected), strict=True):
+            assert np.all(np.isfinite(a))
+            wrong = np.abs(a - e).max()
+            limit = 1e-5 * max(np.abs(e).max(), 0.1 * scale)
+            assert wrong <= limit, (jax.tree_util.keystr(path), wrong, limit)
+    assert any(np.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(by))
+
+
+def largest(jaxpr):
+    """Size of the largest array that a program makes, loops' bodies included."""
+    inner = [
+        getattr(value, "jaxpr", value)
+        for equation in jaxpr.eqns
+        for value in jax.tree.leaves(list(equation.params.values()))
+        if isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
+    ]
+    own = [v.aval.size for equation in jaxpr.eqns for v in equation.outvars]
+    return max(own + [largest(each) for each in inner], default=0)
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_no_copies_of_windows(name):
+    """No array is larger than the input, padded; of the other form some are."""
+    x = jax.ShapeDtypeStruct((2, 16, 16, 64), jnp.float32)
+    sizes = {}
+    for formulation in FORMULATIONS:
+        module = LAYERS[name](formulation, size=7)
+        variables = reference.variables_of(module, x)
+
+        def loss(variables, x, module=module):
+            out, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+            return jnp.sum(jnp.square(out))
+
+        program = jax.make_jaxpr(jax.grad(loss, (0, 1)))(variables, x)
+        sizes[formulation] = largest(program.jaxpr)
+    assert sizes["scan"] <= 2 * 22 * 22 * 64
+    pixels = 2 * 16 * 16 // (4 if name == "strided_relation" else 1)
+    channels = {"stand_alone": 12, "pairwise": 16, "patchwise": 16}.get(name, 64)
+    assert sizes["unfold"] >= 49 * pixels * channels
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_bfloat16(name):
+    make = functools.partial(LAYERS[name], "scan", size=3)
+    x = 0.5 * reference.normal(0, 2, 6, 5, 32)
+    reference.check_bfloat16(lambda dtype: make(dtype=dtype), x, tolerance=0.1)
+
+
+# -------------------------------------------------------------------------- counting
+
+
+def counted(module, x):
+    variables = reference.variables_of(module, x)
+    jaxpr = jax.make_jaxpr(lambda v, x: module.apply(v, x, train=False))(variables, x)
+    return sum(amount for _, amount in macs.products(jaxpr.jaxpr))
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_multiply_adds(formulation):
+    x = jax.ShapeDtypeStruct((1, 6, 8, 20), jnp.float32)
+    n, k = 6 * 8, 25
+
+    # 20 channels have 3 groups. Query and output at every second pixel.
+    geometry = k * (2 * 3 + 3 * 3)
+    linear = (n + n // 4) * 20 * 3 + n // 4 * 20 * 12
+    found = counted(relation(formulation, stride=2), x)
+    assert found == geometry + linear + n // 4 * k * 20
+
+    # q . k, q . r and the sum of the values.
+    found = counted(stand_alone(formulation), x)
+    assert found == 3 * n * 20 * 12 + 3 * n * k * 12
+
+    # 32 channels: q and k have 2, values 8, in one group.
+    x = jax.ShapeDtypeStruct((1, 6, 8, 32), jnp.float32)
+    maps = n * 32 * (2 + 2 + 8)
+    found = counted(pairwise(formulation, 5), x)
+    assert found == maps + n * 2 * 2 + n * k * (4 * 2 + 2 * 1 + 8)
+    found = counted(patchwise(formulation, 5), x)
+    assert found == maps + n * (2 + 2 * k) * 1 + n * k * (1 + 8)
+
+
+def test_multiply_adds_of_blocks():
+    x = jax.ShapeDtypeStruct((1, 6, 8, 3), jnp.float32)
+    # Two blocks high and two wide; the values' maps are mixed for each place.
+    n, mixing = 8 * 8, 16 * (12 * 4 + 4 * 3 * 12)
+    found = counted(Stateless(BlockAttention(12, heads=3)), x)
+    assert found == mixing + n * 3 * 3 * 12 + 2 * n * 16 * 12
+
+
+# --------------------------------------------------------------------------- windows
+
+
+@pytest.mark.parametrize("padding,border", [("zeros", "zeros"), ("reflect", "mirror")])
+@pytest.mark.parametrize(
+    "shape,size,stride",
+    [((2, 5, 6, 3), 3, 1), ((1, 5, 6, 2), 5, 2), ((1, 2, 1, 2), 7, 1)],
+)
+def test_windows(shape, size, stride, padding, border):
+    x = reference.normal(0, *shape)
+    window = Window(size, stride, padding)
+    expected = local_reference.windows(x, size, stride, border)
+    np.testing.assert_array_equal(window.unfold(x), expected.astype(np.float32))
+    np.testing.assert_array_equal(window.centres(x), expected[..., size**2 // 2, :])
+
+    each = reference.normal(1, size**2, 1)
+    total = sum_over_window(lambda w, x_o: (w * x_o, x_o), window, each, x)
+    terms = stack_over_window(lambda w, x_o: w * x_o, window, each, x)
+    for found, weights in zip(total, (each, np.ones_like(each)), strict=True):
+        wanted = (expected * weights).sum(3)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(terms, np.moveaxis(expected * each, 3, 0), rtol=1e-6)
+
+
+def test_offsets_are_rows_and_columns():
+    found = Window(5).offsets()
+    assert found.shape == (25, 2)
+    np.testing.assert_array_equal(found[:2], [[-1, -1], [-1, -0.5]])
+    np.testing.assert_array_equal(found[[5, 24]], [[-0.5, -1], [1, 1]])
+    np.testing.assert_array_equal(Window(1).offsets(), [[0, 0]])
+
+
+@pytest.mark.parametrize(
+    "make,message",
+    [
+        (lambda: Window(4), "window size 4: must be odd"),
+        (lambda: Window(-1), "window size -1: must be odd"),
+        (lambda: Window(3, 1, "same"), "'same' is not known: choose from zeros"),
+        (lambda: apply(LocalRelation(4, formulation="sum")), "'sum' is not known"),
+        (lambda: apply(PairwiseAttention(formulation="x")), "'x' is not known"),
+        (lambda: apply(StandAloneAttention(12, 5)), "5 heads do not divide 12"),
+        (lambda: apply(BlockAttention(12, 5)), "5 heads do not divide 12"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(UserError, match=message) as raised:
+        make()
+    assert "\n" not in str(raised.value)
+
+
+def apply(module):
+    settings = {"train": False} if hasattr(module, "norm") else {}
+    x = jax.ShapeDtypeStruct((1, 4, 4, 8), jnp.float32)
+    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, **settings), x)
