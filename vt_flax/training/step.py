@@ -21,6 +21,8 @@ from vt_flax.training.state import TrainState
 from vt_flax.training.tasks import Task
 
 Metrics = dict[str, jax.Array]
+# Maps a trained network's variables, and images as they are trained on, to its logits.
+Teacher = Callable[[Any, jax.Array], jax.Array]
 
 # What a batch holds beside its examples.
 ASIDE = ("bad", "request")
@@ -33,8 +35,9 @@ def make_train_step(
     schedule: optax.Schedule,
     config: ConfigDict,
     mesh: Mesh,
-) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
-    """Returns `train_step(state, batch) -> state, metrics`.
+    teacher: Teacher | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Returns `train_step(state, batch, teacher_variables=None) -> state, metrics`.
 
     `batch` is spread over the mesh and holds the fields of the task's decoder, (batch,
     ...) each, `bad`, bool (batch,), True where an example stands for an unreadable one,
@@ -52,15 +55,23 @@ def make_train_step(
 
     With an `fsdp` axis the parameters are gathered where they are used, and gradients
     spread as the parameters are.
+
+    With a teacher, `teacher_variables` are its variables, spread as a state is. It is asked about
+    the augmented images, of each part of a batch in turn, and no gradient flows there.
     """
     parts = config.accumulation
     spread = mesh.shape["fsdp"] > 1
 
     def gradients(
-        params: Any, batch_stats: Any, batch: dict, key: jax.Array
+        params: Any,
+        batch_stats: Any,
+        batch: dict,
+        key: jax.Array,
+        teacher_variables: Any,
     ) -> tuple[Any, Any, Metrics]:
         augment_key, model_key = jax.random.split(key)
         images, targets = task.train_inputs(batch, augment_key, batch_sharding(mesh))
+        taught = teacher(teacher_variables, images) if teacher else None
 
         def compute_loss(params):
             logits, updates = model.apply(
@@ -70,7 +81,7 @@ def make_train_step(
                 rngs={"dropout": model_key},
                 mutable=["batch_stats"],
             )
-            loss, found = task.loss(logits, targets)
+            loss, found = task.loss(logits, targets, taught)
             return loss, (found, updates.get("batch_stats", {}))
 
         (loss, (found, new_stats)), grads = jax.value_and_grad(
@@ -81,11 +92,15 @@ def make_train_step(
         return grads, new_stats, {"loss": loss, **found}
 
     def accumulated(
-        params: Any, batch_stats: Any, batch: dict, key: jax.Array
+        params: Any,
+        batch_stats: Any,
+        batch: dict,
+        key: jax.Array,
+        teacher_variables: Any,
     ) -> tuple[Any, Any, Metrics]:
         def one(carry, part):
             total, stats = carry
-            grads, stats, found = gradients(params, stats, *part)
+            grads, stats, found = gradients(params, stats, *part, teacher_variables)
             return (jax.tree.map(jnp.add, total, grads), stats), found
 
         examples = {name: x for name, x in batch.items() if name not in ASIDE}
@@ -100,13 +115,19 @@ def make_train_step(
         mean = jax.tree.map(lambda x: x / parts, total)
         return mean, batch_stats, jax.tree.map(jnp.mean, found)
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: dict, teacher_variables: Any = None
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         params = state.params
         if spread:
-            params = jax.lax.with_sharding_constraint(params, replicated(mesh))
+            params, teacher_variables = jax.lax.with_sharding_constraint(
+                (params, teacher_variables), replicated(mesh)
+            )
         compute = accumulated if parts > 1 else gradients
-        grads, batch_stats, found = compute(params, state.batch_stats, batch, key)
+        grads, batch_stats, found = compute(
+            params, state.batch_stats, batch, key, teacher_variables
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
@@ -160,10 +181,12 @@ def compile_train_step(
     config: ConfigDict,
     mesh: Mesh,
     state: TrainState,
-) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
+    teacher: Teacher | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns `make_train_step`, jitted as it is trained with and measured.
 
-    The state is donated: the one that was passed in is gone after the call.
+    The state is donated: the one that was passed in is gone after the call. A teacher's
+    variables are not.
 
     Args:
       model: the network, as in all that follow see `make_train_step`.
@@ -173,9 +196,10 @@ def compile_train_step(
       config: the whole configuration.
       mesh: the devices.
       state: a state, or its shapes: where the next ones lie follows from them.
+      teacher: who teaches, if anyone does.
     """
     return jax.jit(
-        make_train_step(model, task, optimizer, schedule, config, mesh),
+        make_train_step(model, task, optimizer, schedule, config, mesh, teacher),
         donate_argnums=0,
         out_shardings=(state_sharding(mesh, state), replicated(mesh)),
     )

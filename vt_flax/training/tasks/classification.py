@@ -61,7 +61,7 @@ class Classification(Task):
         )
 
     def loss(
-        self, logits: jax.Array, targets: Targets
+        self, logits: jax.Array, targets: Targets, taught: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the mean loss and `top1`.
 

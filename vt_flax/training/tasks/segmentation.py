@@ -101,14 +101,16 @@ class Segmentation(Task):
         )
 
     def loss(
-        self, logits: jax.Array, targets: jax.Array
+        self, logits: jax.Array, targets: jax.Array, taught: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the mean cross-entropy of the labelled pixels, and their accuracy.
 
         Args:
           logits: (batch, h, w, classes); brought to the labels' size bilinearly.
           targets: labels (batch, H, W), uint8.
+          taught: None: only classifiers have teachers.
         """
+        del taught
         logits = resize(logits.astype(jnp.float32), *targets.shape[1:])
         known = targets != IGNORE
         count = jnp.maximum(jnp.sum(known), 1)

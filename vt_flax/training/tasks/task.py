@@ -26,7 +26,7 @@ class Task(abc.ABC):
 
     Attributes:
       metric: the result by which the best checkpoint is kept; the greater the better.
-      train_metric: what `loss` returns beside the loss, a share from 0 to 1.
+      train_metric: of what `loss` returns beside the loss, the one that people watch.
       titles: what people read instead of a result's name; these are in percent.
     """
 
@@ -95,9 +95,16 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def loss(
-        self, logits: jax.Array, targets: Any
+        self, logits: jax.Array, targets: Any, taught: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the loss of a batch, and the metric of training, scalars."""
+        """Returns the loss of a batch, and metrics, shares from 0 to 1; all scalars.
+
+        Args:
+          logits: what the network says.
+          targets: see `train_inputs`.
+          taught: what a teacher says of the same images, like `logits`; None without
+            one.
+        """
 
     @abc.abstractmethod
     def counts(self, apply: Apply, batch: Batch) -> dict[str, jax.Array]:
