@@ -11,6 +11,8 @@ ARG is a list of words joined by commas:
 
 Without `cpu` this is the usual recipe of 200 epochs, meant for an accelerator. With
 `cpu`, on two cores, expect about 25 minutes; what was measured is in BENCHMARKS.md.
+A network that was trained before teaches another with
+--config.distillation.teacher=runs/resnet18
 CIFAR-10 must have been prepared: `python -m vt_flax.prepare_data cifar10 --data_dir D`
 and --config.data.data_dir=D, or name your own with --config.data.name.
 """

@@ -121,6 +121,11 @@ def test_imagenet_has_the_paper_s_constants():
     assert config.model.survival_probability == 0.9
     assert config.model.dropout == 0.2
     assert config.loss.label_smoothing == 0.1
+    assert config.distillation.to_dict() == {
+        "teacher": "",
+        "weight": 0.8,
+        "temperature": 1.0,
+    }
     assert config.ema.decay == 0.99985
     assert config.data.name == "imagenet2012"
     assert config.data.image_size == 224

@@ -481,6 +481,7 @@ def write_config(
     config: ConfigDict,
     class_names: Sequence[str],
     mirrored: Sequence[int],
+    teacher: str = "",
 ) -> None:
     """Writes what a run is to its workdir.
 
@@ -489,6 +490,7 @@ def write_config(
       config: the resolved configuration.
       class_names: of the dataset, for those who use the network without it.
       mirrored: see `Source`.
+      teacher: which weights teach, if any do; see `Teacher.load`.
     """
     content = {
         "format": FORMAT,
@@ -496,6 +498,7 @@ def write_config(
         "config": config.to_dict(),
         "class_names": list(class_names),
         "mirrored": list(mirrored),
+        "teacher": teacher,
     }
     text = json.dumps(content, indent=2)
     file = workdir / CONFIG_FILE
@@ -531,8 +534,10 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
-    """Checks that a workdir's run may go on under a configuration.
+def check_same_run(
+    workdir: pathlib.Path, config: ConfigDict, teacher: str = ""
+) -> list[str]:
+    """Checks that a workdir's run may go on under a configuration, and a teacher.
 
     Returns:
       What differs, a line each; empty for a new run.
@@ -550,7 +555,8 @@ def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
                 "workdir"
             )
         return []
-    old = read_config(workdir)
+    content = read_run(workdir)
+    old, taught = content["config"], content.get("teacher", "")
     lines = differences(old, config.to_dict())
     fixed = (
         "model.",
@@ -570,6 +576,9 @@ def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
             f"{workdir} holds another run ({'; '.join(clashes[:3])}"
             f"{'; ...' if len(clashes) > 3 else ''}): choose another workdir"
         )
+    # A workdir may stay the teacher's while its newest weights do not.
+    if teacher and taught and teacher != taught:
+        lines.append(f"the teacher: {taught} -> {teacher}")
     return lines
 
 

@@ -103,6 +103,12 @@ def default_config() -> ConfigDict:
                 "power": 0.9,  # poly
             },
             "loss": {"label_smoothing": 0.1},
+            # Of classifiers: what a trained network says of the same images is learnt.
+            "distillation": {
+                "teacher": "",  # its workdir, or a checkpoint's folder; empty: off
+                "weight": 0.8,  # of the teacher's loss; the rest is the labels'
+                "temperature": 1.0,  # by which both networks' logits are divided
+            },
             "ema": {
                 "decay": 0.99985,  # a step; 0: no averages are kept
                 "ramp": True,  # at step t at most (1 + t) / (10 + t)

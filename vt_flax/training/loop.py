@@ -31,6 +31,7 @@ from vt_flax.training.requests import NONE, SAVE, STOP, Requests, Stopped
 from vt_flax.training.run import Run
 from vt_flax.training.state import TrainState
 from vt_flax.training.step import compile_train_step, make_eval_step
+from vt_flax.training.teacher import find_teacher
 
 
 class Diverged(UserError):
@@ -65,7 +66,8 @@ def train(
     Raises:
       UserError: if the workdir holds another run, or is another folder for another
         process, or in use; if none of its checkpoints can be restored, or one cannot be
-        written; if a device augments otherwise than the reference.
+        written; if a device augments otherwise than the reference; if there is no such
+        teacher as is configured.
       Diverged: at the first step that is not finite; the last checkpoint stays.
       Stopped: after a SIGTERM, when the step that was under way is saved.
     """
@@ -81,9 +83,14 @@ def _train(
     eval_every = run.steps(config.eval.every)
     save_every = run.steps(config.checkpoint.every)
 
+    # Teacher: read before anything is written.
+    teacher, teacher_variables, taught_by = find_teacher(config), None, ""
+    if teacher:
+        teacher_variables, taught_by = teacher.load(run.task, mesh)
+
     # Workdir: whose run is it, and is it all processes' and nobody else's?
     check_shared(workdir)
-    changes = check_same_run(workdir, config)
+    changes = check_same_run(workdir, config, taught_by)
     notes = augment.check_device(config.data, batch_sharding(mesh))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -120,7 +127,9 @@ def _train(
         stack.callback(best.close)
     try:
         if jax.process_index() == 0:
-            write_config(workdir, config, run.task.class_names, run.task.mirrored)
+            write_config(
+                workdir, config, run.task.class_names, run.task.mirrored, taught_by
+            )
         aside = {step: checkpoints.set_aside(step) for step in damaged}
     except OSError as error:
         raise _unwritable(workdir, error) from error
@@ -134,12 +143,14 @@ def _train(
         logger.say(f"warning: {damaged[step]}: kept as {place}")
     for line in taken:
         logger.say(f"init_from: {line}")
+    if teacher:
+        logger.say(f"distillation: taught by {teacher.folder}, {taught_by}")
     if saved:
         logger.say(f"going on from step {first:,} of {total:,} in {workdir}")
 
     # Programs: one for a step, one for evaluation.
     train_step = compile_train_step(
-        run.model, run.task, run.optimizer, run.schedule, config, mesh, state
+        run.model, run.task, run.optimizer, run.schedule, config, mesh, state, teacher
     )
     eval_step = jax.jit(make_eval_step(run.model, run.task))
     requests = Requests(mesh)
@@ -234,7 +245,9 @@ def _train(
             report(step)
 
     def report(step: int) -> None:
-        mean = {k: sum(v[k] for v in window) / len(window) for k in window[0]}
+        # Of what a checkpoint brought along another configuration may measure less.
+        keys = [k for k in window[-1] if all(k in values for values in window)]
+        mean = {k: sum(v[k] for v in window) / len(window) for k in keys}
         mean["rate"] = window[-1]["rate"]
         skipped = mean["skipped"] = sum(v["skipped"] for v in window)
         window.clear()
@@ -267,7 +280,7 @@ def _train(
         batch = next(batches)
         processes.report(f"step {step:,}: waiting for the devices")
         profile.before(step)
-        state, metrics = train_step(state, batch | requests.batch())
+        state, metrics = train_step(state, batch | requests.batch(), teacher_variables)
         held.append((step, metrics))
         if len(held) > 1:
             settle()

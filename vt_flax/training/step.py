@@ -56,8 +56,8 @@ def make_train_step(
     With an `fsdp` axis the parameters are gathered where they are used, and gradients
     spread as the parameters are.
 
-    With a teacher, `teacher_variables` are its variables, spread as a state is. It is asked about
-    the augmented images, of each part of a batch in turn, and no gradient flows there.
+    A teacher is asked about the augmented images, of each part of a batch in turn, and
+    no gradient flows there; `teacher_variables` are its own, spread as a state is.
     """
     parts = config.accumulation
     spread = mesh.shape["fsdp"] > 1

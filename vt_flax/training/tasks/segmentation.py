@@ -36,6 +36,11 @@ class Segmentation(Task):
     def check_config(config: ConfigDict, part: int) -> None:
         """Checks what the task reads of a configuration; see `Task`."""
         del part
+        if config.distillation.teacher:
+            raise UserError(
+                f"distillation.teacher {config.distillation.teacher}: is for "
+                f"classifiers, not for {config.model.name}; leave it empty"
+            )
         pairs.check_config(config)
 
     @staticmethod

@@ -1,0 +1,148 @@
+"""A teacher: a trained classifier whose answers another learns beside the labels.
+
+Its weights are no part of a run's state: nothing trains them, no checkpoint holds them,
+and the step gets them as an argument of their own.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vt_flax.errors import UserError
+from vt_flax.parallel import processes
+from vt_flax.parallel.mesh import state_sharding
+from vt_flax.training.checkpoint import CONFIG_FILE, host_fingerprint, read_run
+from vt_flax.training.config import resolve
+from vt_flax.training.run import model_for
+from vt_flax.training.tasks import Task, task_of
+from vt_flax.training.tasks.classification import Classification
+from vt_flax.training.weights import PARTS, find_checkpoint, read_weights
+
+OPTION = "distillation.teacher"
+
+
+class Teacher:
+    """The network of another run's workdir, as its configuration says.
+
+    Args:
+      config: the whole configuration of the run that is taught.
+
+    Attributes:
+      model: the network.
+      folder: the checkpoint's.
+      class_names: of the dataset that it was trained on.
+
+    Raises:
+      UserError: if there is no checkpoint, or no configuration beside it, or it is no
+        classifier's.
+    """
+
+    def __init__(self, config: ConfigDict):
+        self._place = place = config.distillation.teacher
+        self.folder = find_checkpoint(OPTION, place)
+        try:
+            # Of WORKDIR/checkpoints/STEP and WORKDIR/best/STEP.
+            content = read_run(self.folder.absolute().parent.parent)
+            own = resolve(ConfigDict(content["config"]))
+        except UserError as error:
+            raise UserError(f"{OPTION} {place}: {error}") from error
+        if task_of(own) is not Classification:
+            raise UserError(
+                f"{OPTION} {place}: {own.model.name} does not classify: name the "
+                "workdir of a network that does"
+            )
+        self.class_names = tuple(content["class_names"])
+        self.model: nn.Module = model_for(own, len(self.class_names))
+        self._name = own.model.name
+        mean, std = (np.asarray(config.data[key]) for key in ("mean", "std"))
+        own_mean, own_std = (np.asarray(own.data[key]) for key in ("mean", "std"))
+        self._scale = (std / own_std).astype(np.float32)
+        self._shift = ((mean - own_mean) / own_std).astype(np.float32)
+
+    def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
+        """Returns its logits, (batch, classes) float32.
+
+        Args:
+          variables: see `load`.
+          images: (batch, H, W, 3), normalised for the network that is taught.
+        """
+        if (self._scale != 1).any() or self._shift.any():
+            images = images * self._scale + self._shift
+        return self.model.apply(variables, images, train=False).astype(jnp.float32)
+
+    def shapes(self, image_size: tuple[int, int]) -> dict[str, Any]:
+        """Returns the shapes of its variables, for images of a height and width."""
+        images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0), images)
+        return {part: shapes.get(part, {}) for part in PARTS}
+
+    def load(self, task: Task, mesh: Mesh) -> tuple[Any, str]:
+        """Reads its averaged weights, or the raw ones if none were kept.
+
+        Args:
+          task: that it teaches.
+          mesh: over which they are spread as a state is.
+
+        Returns:
+          Its variables; and words that tell which they are, wherever they lie.
+
+        Raises:
+          UserError: if it was trained on other classes, or in another order; if the
+            weights cannot be read, or are another network's, or another process reads
+            others.
+        """
+        self._check_classes(task.class_names)
+        weights, name = read_weights(OPTION, self.folder)
+        shapes = self.shapes(task.input_size(task.config))
+        found, wanted = (
+            {path: x.shape for path, x in traverse_util.flatten_dict(tree).items()}
+            for tree in (weights, shapes)
+        )
+        for path in sorted(found.keys() | wanted.keys()):
+            if found.get(path) != wanted.get(path):
+                raise UserError(
+                    f"{OPTION} {self._place}: {'/'.join(path)} is not that of the "
+                    f"{self._name} which its {CONFIG_FILE} describes"
+                )
+        total = sum(host_fingerprint(weights).values()) % 2**32
+        told = f"{self._name}, step {self.folder.name}, {name} weights ({total:08x})"
+        for i, other in enumerate(processes.gather("teacher", told)):
+            if other != told:
+                raise UserError(
+                    f"{OPTION} {self._place}: {processes.names([i])} reads {other}, "
+                    f"this process {told}: name a folder that all machines share"
+                )
+
+        def place(array: np.ndarray, sharding: Any) -> jax.Array:
+            array = np.asarray(array, np.float32)
+            return jax.make_array_from_callback(
+                array.shape, sharding, lambda index: array[index]
+            )
+
+        shardings = state_sharding(mesh, shapes)
+        return jax.tree.map(place, weights, shardings), told
+
+    def _check_classes(self, names: tuple[str, ...]) -> None:
+        own = self.class_names
+        if own == names:
+            return
+        if len(own) != len(names):
+            told = f"tells {len(own)} classes, the dataset has {len(names)}"
+        else:
+            i = next(i for i, name in enumerate(names) if name != own[i])
+            told = f"its class {i} is {own[i]!r}, the dataset's {names[i]!r}"
+        raise UserError(
+            f"{OPTION} {self._place}: {told}: name a network that was trained on the "
+            "same classes"
+        )
+
+
+def find_teacher(config: ConfigDict) -> Teacher | None:
+    """Returns the configured teacher, if there is one."""
+    return Teacher(config) if config.distillation.teacher else None
