@@ -86,9 +86,13 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def records():
-    """What `summarize --paper --format json` prints."""
+    """What `summarize --paper --format json` prints, but for the comparison.
+
+    That is in test_comparison.py.
+    """
     text = io.StringIO()
-    with contextlib.redirect_stdout(text):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text):
+        patch.setattr(summarize, "comparison_rows", list)
         summarize.main(["--paper", "--format", "json"])
     return json.loads(text.getvalue())
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from vt_flax import summarize
+from vt_flax import cli
 from vt_flax.analysis import paper_counts
 from vt_flax.analysis.macs import count
+from vt_flax.analysis.paper_tables import segmentation_table
 from vt_flax.analysis.published_segmentation import PUBLISHED_SEGMENTATION
 from vt_flax.models import create_model
 
@@ -99,7 +100,7 @@ def test_the_figures_of_the_analysis_of_the_paper(rows):
     ],
 )
 def test_what_a_figure_is_compared_with(ours, printed, reference):
-    assert paper_counts.reference_gmacs(ours, printed, 0.015) == pytest.approx(
+    assert paper_counts.reference_figure(ours, printed, 0.015) == pytest.approx(
         reference
     )
 
@@ -123,7 +124,8 @@ def test_the_alternatives_do_not_round_to_the_print():
 
 
 def test_the_table_for_people(rows, capsys):
-    summarize.print_segmentation(list(rows.values()))
+    table = segmentation_table(list(rows.values()))
+    cli.print_rows(table.rows, "table", table.title, table.notes)
     text = capsys.readouterr().out
     lines = text.splitlines()
     for label, (total, fpn, miou) in PRINTED.items():

@@ -4,6 +4,10 @@ from typing import Any
 
 from vt_flax.analysis.macs import Counts, count
 from vt_flax.analysis.published import PUBLISHED, Row
+from vt_flax.analysis.published_comparison import (
+    PUBLISHED_COMPARISON,
+    ComparisonRow,
+)
 from vt_flax.analysis.published_segmentation import (
     PUBLISHED_SEGMENTATION,
     SegmentationRow,
@@ -16,6 +20,8 @@ PARAMS_TOLERANCE = 5e-3
 # The segmentation networks' figures are printed with fewer digits.
 SEGMENTATION_TOLERANCE = 1e-2
 FPN_TOLERANCE = 1.5e-2
+# So are those of the systems to compare with.
+COMPARISON_TOLERANCE = 2e-2
 
 
 def paper_rows() -> list[dict[str, Any]]:
@@ -75,6 +81,64 @@ def stage5_ratios() -> list[str]:
     return lines
 
 
+def comparison_rows() -> list[dict[str, Any]]:
+    """Returns one record for each network of the comparison, ours beside it."""
+    return [
+        compare_system(row, count(create_model(row.model, **row.overrides)))
+        for row in PUBLISHED_COMPARISON
+    ]
+
+
+def compare_system(row: ComparisonRow, counts: Counts) -> dict[str, Any]:
+    """Sets the counts of a network of the comparison beside its row.
+
+    Returns:
+      A record with the keys of `compare` and more; None for what nobody prints.
+      `macs_off` and `params_off` are relative differences in percent: from the
+      multiply-adds that are printed, by the paper or else by the system's own, and from
+      the parameters that the architecture must have, or else those that are printed.
+      `within` is whether both of a determined network are inside the tolerances, from
+      their references (see `reference_figure`), or the multiply-adds are explained.
+    """
+    gmacs, mparams = counts.total_macs / 1e9, counts.total_params / 1e6
+    params = row.checked_mparams or row.figures.mparams
+
+    def off(ours: float, figure: str, tolerance: float) -> bool:
+        return abs(ours / reference_figure(ours, figure, tolerance) - 1) > tolerance
+
+    macs = row.figures.gmacs
+    macs_off = bool(macs) and off(gmacs, macs, COMPARISON_TOLERANCE)
+    within = (not macs_off or bool(row.explained)) and not off(
+        mparams, params, PARAMS_TOLERANCE
+    )
+    return {
+        "table": "comparison",
+        "row": row.row,
+        "model": row.model,
+        "printed_top1": _number(row.printed.top1),
+        "printed_gmacs": row.printed.gmacs,
+        "printed_mmacs": _number(row.printed.gmacs, 1e3),
+        "printed_mparams": _number(row.printed.mparams),
+        "own_top1": _number(row.own.top1),
+        "own_gmacs": row.own.gmacs,
+        "own_mparams": _number(row.own.mparams),
+        "checked_mparams": _number(row.checked_mparams),
+        "reference_mmacs": _number(macs, 1e3),
+        "mmacs": round(1e3 * gmacs, 2),
+        "mparams": round(mparams, 3),
+        "macs_off": macs and round(100 * (gmacs / float(macs) - 1), 2),
+        "params_off": round(100 * (mparams / float(params) - 1), 2),
+        "determined": row.determined,
+        "within": within if row.determined else None,
+        "stage5_mmacs": None,
+        "note": "; ".join(filter(None, (row.explained, row.note))),
+    }
+
+
+def _number(figure: str | None, times: float = 1.0) -> float | None:
+    return None if figure is None else round(times * float(figure), 3)
+
+
 def segmentation_rows() -> list[dict[str, Any]]:
     """Returns one record for each printed row of segmentation, ours beside it."""
     return [
@@ -91,11 +155,11 @@ def compare_segmentation(row: SegmentationRow, counts: Counts) -> dict[str, Any]
     Returns:
       A record with the keys of `compare` and more. `macs_off` and `fpn_off` are
       relative differences in percent from the print; `within` is whether both are
-      inside the tolerances, each from its reference (see `reference_gmacs`).
+      inside the tolerances, each from its reference (see `reference_figure`).
     """
     gmacs, fpn = counts.total_macs / 1e9, counts.macs["fpn"] / 1e9
-    reference = reference_gmacs(gmacs, row.gmacs, SEGMENTATION_TOLERANCE)
-    fpn_reference = reference_gmacs(fpn, row.fpn_gmacs, FPN_TOLERANCE)
+    reference = reference_figure(gmacs, row.gmacs, SEGMENTATION_TOLERANCE)
+    fpn_reference = reference_figure(fpn, row.fpn_gmacs, FPN_TOLERANCE)
     within = (
         abs(gmacs / reference - 1) <= SEGMENTATION_TOLERANCE
         and abs(fpn / fpn_reference - 1) <= FPN_TOLERANCE
@@ -125,7 +189,7 @@ def compare_segmentation(row: SegmentationRow, counts: Counts) -> dict[str, Any]
     }
 
 
-def reference_gmacs(ours: float, printed: str, tolerance: float) -> float:
+def reference_figure(ours: float, printed: str, tolerance: float) -> float:
     """Returns the figure that ours is to be compared with.
 
     It is the printed one, unless that is rounded by more than the tolerance (2.0 by up
