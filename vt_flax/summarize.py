@@ -4,12 +4,19 @@ python -m vt_flax.summarize 'vt_resnet*'            every part of the models tha
 python -m vt_flax.summarize resnet50 --set width=32 with options of the model
 python -m vt_flax.summarize 'fpn*' --image_size 800x1216 at another size
 python -m vt_flax.summarize --paper                 beside every printed row
+python -m vt_flax.summarize --chart chart.png       published top-1 against both
+python -m vt_flax.summarize --chart chart.svg --runs runs/a runs/b  with your own runs
+python -m vt_flax.summarize --runs runs/a runs/b    a table of these
+python -m vt_flax.summarize --ablation runs/ablation  of launch/ablation.sh's runs
 """
 
+import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from vt_flax import cli
+from vt_flax.analysis.ablations import ablation_rows, ablation_table
 from vt_flax.analysis.macs import count
 from vt_flax.analysis.paper_counts import (
     comparison_rows,
@@ -21,6 +28,7 @@ from vt_flax.analysis.paper_tables import (
     comparison_table,
     segmentation_table,
 )
+from vt_flax.analysis.runs import evaluated_result, read_result, result_row
 from vt_flax.errors import UserError, nearest
 from vt_flax.models import create_model, list_models
 
@@ -86,11 +94,48 @@ def print_paper(form: str) -> None:
         cli.print_rows(table.rows, form, table.title, table.notes)
 
 
+def draw(chart: str, runs: Sequence[pathlib.Path]) -> None:
+    """Draws the chart of published figures, and of some runs if there are any."""
+    # matplotlib takes a while to import: only who wants a picture waits for it.
+    from vt_flax.analysis.chart import check_name, draw_chart
+
+    path = cli.local_folder("--chart", chart)
+    check_name(path)
+    draw_chart(path, [evaluated_result(run) for run in runs])
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def print_ablation(folder: str, form: str) -> None:
+    """Prints the runs of `launch/ablation.sh` beside the paper's rows."""
+    rows = ablation_rows(cli.local_folder("--ablation", folder))
+    table = ablation_table(rows)
+    cli.print_rows(
+        rows if form == "json" else table.rows, form, table.title, table.notes
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = cli.make_parser("summarize", __doc__)
     parser.add_argument("pattern", nargs="?", default="*", metavar="GLOB")
     parser.add_argument("--paper", action="store_true", help="beside the printed rows")
+    parser.add_argument(
+        "--chart",
+        metavar="FILE.png|FILE.svg",
+        help="draw top-1 against multiply-adds and parameters, as published",
+    )
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        default=[],
+        metavar="WORKDIR",
+        help="your own runs: on the chart, or else as a table",
+    )
+    parser.add_argument(
+        "--ablation",
+        metavar="FOLDER",
+        help="the runs of launch/ablation.sh beside the paper's rows",
+    )
     parser.add_argument(
         "--image_size",
         default="224",
@@ -107,10 +152,24 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--format", choices=("table", "json"), default="table")
     args = parser.parse_args(argv)
     height, width = parse_image_size(args.image_size)
-    if args.paper:
+    other = [f"--{x}" for x in ("paper", "chart", "ablation", "runs") if vars(args)[x]]
+    if other:
         if args.pattern != "*" or args.set or (height, width) != (224, 224):
-            raise UserError("--paper takes no GLOB, --set or --image_size: it has rows")
-        print_paper(args.format)
+            raise UserError(
+                f"{other[0]} takes no GLOB, --set or --image_size: it has its own"
+            )
+        if len(other) > 1 and other != ["--chart", "--runs"]:
+            raise UserError(f"{' and '.join(other)}: one at a time")
+        runs = [cli.local_folder("--runs", run) for run in args.runs]
+        if args.paper:
+            print_paper(args.format)
+        elif args.chart:
+            draw(args.chart, runs)
+        elif args.ablation:
+            print_ablation(args.ablation, args.format)
+        else:
+            rows = [result_row(read_result(run)) for run in runs]
+            cli.print_rows(rows, args.format, "Runs, by their newest evaluation")
         return
     rows = model_rows(args.pattern, cli.parse_overrides(args.set), (height, width))
     if args.format == "table":

@@ -27,6 +27,7 @@ class Row:
       determined: whether the paper says enough to fix the architecture.
       top1: printed ImageNet top-1 in percent.
       note: why a row is not determined, or what is wrong with the print.
+      ablation: the row of configs/ablations.py that trains it; empty where none does.
     """
 
     table: str
@@ -39,6 +40,7 @@ class Row:
     determined: bool = True
     top1: float | None = None
     note: str = ""
+    ablation: str = ""
 
     @property
     def reference_mmacs(self) -> float:
@@ -47,7 +49,7 @@ class Row:
 
 
 def _ablation(
-    row: str, overrides: dict, eighteen: tuple, thirty_four: tuple, **more
+    name: str, row: str, overrides: dict, eighteen: tuple, thirty_four: tuple, **more
 ) -> list[Row]:
     """Rows of one ablation for VT-R18 and VT-R34, each (top-1, MMACs, M params)."""
     rows = []
@@ -62,6 +64,7 @@ def _ablation(
                 top1=printed[0],
                 mmacs=printed[1],
                 mparams=printed[2],
+                ablation=name,
                 **extra,
             )
         )
@@ -74,12 +77,14 @@ PUBLISHED: list[Row] = [
     Row("resnet", "ResNet-50", "resnet50", {}, 4089, 25.5, 4089.2, top1=76.0),
     Row("resnet", "ResNet-101", "resnet101", {}, 7802, 44.4, 7801.4, top1=77.4),
     *_ablation(
+        "pooling",
         "tokenizer: pooling",
         {"first_tokenizer": "pooling", "tokenizer": "pooling"},
         (70.6, 1550, 11.0),
         (73.5, 3246, 20.6),
     ),
     *_ablation(
+        "clustering",
         "tokenizer: clustering",
         {"first_tokenizer": "clustering"},
         (71.5, 1580, 11.6),
@@ -94,12 +99,14 @@ PUBLISHED: list[Row] = [
         },
     ),
     *_ablation(
+        "recurrent",
         "tokenizer: filter + recurrent (the model)",
         {},
         (72.0, 1579, 11.6),
         (74.8, 3299, 21.8),
     ),
     *_ablation(
+        "static",
         "tokenizer: without recurrent",
         {"tokenizer": "static"},
         (71.4, 1564, 11.1),
@@ -107,37 +114,67 @@ PUBLISHED: list[Row] = [
         r34={"counted_mmacs": 3269, "note": "3369 is a misprint of 3269"},
     ),
     *_ablation(
+        "no_interaction",
         "interaction: none",
         {"interaction": "none"},
         (68.8, 1528, 8.5),
         (73.4, 3222, 17.1),
     ),
     *_ablation(
+        "graph",
         "interaction: graph convolution",
         {"interaction": "graph"},
         (69.2, 1528, 8.5),
         (73.6, 3223, 17.1),
     ),
     *_ablation(
+        "transformer",
         "interaction: transformer (the model)",
         {},
         (72.0, 1579, 11.6),
         (74.8, 3299, 21.8),
     ),
-    *_ablation("tokens: 16", {"tokens": 16}, (72.0, 1579, None), (74.8, 3299, None)),
-    *_ablation("tokens: 32", {"tokens": 32}, (71.7, 1711, None), (75.1, 3514, None)),
-    *_ablation("tokens: 64", {"tokens": 64}, (72.0, 1979, None), (75.0, 3951, None)),
     *_ablation(
+        "tokens16", "tokens: 16", {"tokens": 16}, (72.0, 1579, None), (74.8, 3299, None)
+    ),
+    *_ablation(
+        "tokens32", "tokens: 32", {"tokens": 32}, (71.7, 1711, None), (75.1, 3514, None)
+    ),
+    *_ablation(
+        "tokens64", "tokens: 64", {"tokens": 64}, (72.0, 1979, None), (75.0, 3951, None)
+    ),
+    *_ablation(
+        "no_projector",
         "without projector",
         {"projector": False},
         (70.9, 1497, 9.3),
         (74.1, 3158, 17.3),
     ),
     *_ablation(
-        "with projector (the model)", {}, (72.0, 1579, 11.6), (74.8, 3299, 21.8)
+        "", "with projector (the model)", {}, (72.0, 1579, 11.6), (74.8, 3299, 21.8)
     ),
-    Row("ablation", "plain ResNet-18", "resnet18", {}, 1814, 11.7, 1814.1, top1=69.9),
-    Row("ablation", "plain ResNet-34", "resnet34", {}, 3664, 21.8, 3663.8, top1=73.3),
+    Row(
+        "ablation",
+        "plain ResNet-18",
+        "resnet18",
+        {},
+        1814,
+        11.7,
+        1814.1,
+        top1=69.9,
+        ablation="resnet",
+    ),
+    Row(
+        "ablation",
+        "plain ResNet-34",
+        "resnet34",
+        {},
+        3664,
+        21.8,
+        3663.8,
+        top1=73.3,
+        ablation="resnet",
+    ),
     Row(
         "table 8",
         "VT-R18",
