@@ -112,6 +112,10 @@ class Process:
         self._process.start()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def out(self) -> str:
         return self.output.read_text()
 

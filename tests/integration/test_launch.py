@@ -6,7 +6,10 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPTS = ["launch/quickstart.sh", "launch/test.sh", "launch/local_pod.sh"]
+SCRIPTS = [
+    *("launch/quickstart.sh", "launch/test.sh", "launch/local_pod.sh"),
+    "launch/ablation.sh",
+]
 
 
 def run(*arguments, **environment):
