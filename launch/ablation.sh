@@ -151,6 +151,8 @@ for row in "${rows[@]}"; do
   arguments_of "$row"
   "$VENV/bin/python" -m vt_flax.train "${arguments[@]}" &
   pid=$!
+  # For a signal that came before there was one to pass it on to.
+  [ -z "$stopped" ] || kill -TERM "$pid"
   while true; do
     status=0
     wait "$pid" || status=$?
