@@ -74,10 +74,12 @@ def test_networks_are_reproduced(label):
     _, macs, printed = PRINTED.get(label, BESIDE.get(label))
     params = DESCRIBED.get(label, float(printed))
     assert counts.total_params / 1e6 == pytest.approx(params, rel=5e-3)
-    if macs and not row.explained:
+    if macs:
         half = 0.5 * 10.0 ** -len(macs.partition(".")[2])
-        near = max(0.02 * float(macs), half)
-        assert counts.total_macs / 1e9 == pytest.approx(float(macs), abs=1.02 * near)
+        near = 1.02 * max(0.02 * float(macs), half)
+        # What others count beside, or otherwise, is not that much.
+        near = 0.12 * float(macs) if row.explained else near
+        assert counts.total_macs / 1e9 == pytest.approx(float(macs), abs=near)
 
 
 def counted(macs, params):
@@ -101,19 +103,22 @@ def test_a_network_that_is_off_is_told():
     # An explanation excuses multiply-adds, and no parameters.
     row = dataclasses.replace(row, explained="the stem is left out")
     record = paper_counts.compare_system(row, counted(4.0, 28.0))
-    assert record["within"] is True and "the stem is left out" in record["note"]
+    assert record["within"] is True and record["explained"] == "the stem is left out"
+    assert "explained" in comparison_table([record]).rows[0].values()
     assert not paper_counts.compare_system(row, counted(4.0, 29.0))["within"]
 
 
 def test_rounding_is_not_held_against_a_network():
     """1.9 may stand for 1.95, which is 2.6 % more; the next 2 % are ours."""
-    row = ROWS["SAN10 patchwise"]
+    row = dataclasses.replace(ROWS["SAN10 patchwise"], explained="")
     assert paper_counts.compare_system(row, counted(1.98, 11.84))["within"]
     assert not paper_counts.compare_system(row, counted(2.0, 11.84))["within"]
 
 
 def test_of_what_nobody_prints_only_the_parameters_count():
-    record = paper_counts.compare_system(ROWS["Stand-Alone-38"], counted(9.9, 14.19))
+    own = Figures(None, None, "14.1")
+    row = dataclasses.replace(ROWS["Stand-Alone-38"], own=own, explained="")
+    record = paper_counts.compare_system(row, counted(9.9, 14.19))
     assert record["within"] is True
     assert (
         record["macs_off"] is record["printed_mmacs"] is record["printed_top1"] is None

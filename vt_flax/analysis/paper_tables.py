@@ -122,9 +122,11 @@ def comparison_table(rows: list[dict[str, Any]]) -> Table:
             "described M": figure(row["checked_mparams"], ".2f"),
             "ours": f"{row['mparams']:.2f}",
             "off % ": f"{row['params_off']:+.2f}",
-            "": VERDICTS[row["within"]],
+            "": "explained"
+            if row["within"] and row["explained"]
+            else VERDICTS[row["within"]],
             "its own paper": own(row),
-            "note": row["note"],
+            "note": row["explained"] or row["note"],
         }
         for row in rows
     ]
