@@ -11,8 +11,8 @@ smoothing; AutoAugment; stochastic depth with survival 0.9; dropout 0.2; an aver
 the weights of 0.99985. What it does not say is marked [choice].
 
 v4 distils too, 0.8 for the teacher and 0.2 for the labels. Which teacher is yours to
-say: the workdir of a classifier that was trained on ImageNet before, such as
---config.distillation.teacher=runs/resnet101
+say: the workdir of a classifier of ImageNet that was trained before, or made by
+import_weights, such as --config.distillation.teacher=runs/resnet101
 
 Expect, from the paper's table and with its distillation: 76.8 (VT-R18), 79.9 (VT-R34),
 80.6 (VT-R50) and 82.3 (VT-R101) percent top-1. We have not run this. Needs imagenet2012

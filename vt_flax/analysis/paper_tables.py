@@ -111,6 +111,10 @@ def comparison_table(rows: list[dict[str, Any]]) -> Table:
         found = ((row[f"own_{key}"], unit) for key, unit in units.items())
         return ", ".join(f"{value} {unit}" for value, unit in found if value)
 
+    def verdict(row: dict[str, Any]) -> str:
+        explained = row["within"] and row["explained"]
+        return "explained" if explained else VERDICTS[row["within"]]
+
     shown = [
         {
             "row": row["row"],
@@ -122,9 +126,7 @@ def comparison_table(rows: list[dict[str, Any]]) -> Table:
             "described M": figure(row["checked_mparams"], ".2f"),
             "ours": f"{row['mparams']:.2f}",
             "off % ": f"{row['params_off']:+.2f}",
-            "": "explained"
-            if row["within"] and row["explained"]
-            else VERDICTS[row["within"]],
+            "": verdict(row),
             "its own paper": own(row),
             "note": row["explained"] or row["note"],
         }
