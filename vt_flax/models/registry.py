@@ -10,6 +10,10 @@ import jax.numpy as jnp
 
 from vt_flax.errors import UserError, nearest
 from vt_flax.models.comparison import lr, san, sasa
+from vt_flax.models.comparison.aa import AAResNet
+from vt_flax.models.comparison.cbam import CBAMResNet
+from vt_flax.models.comparison.glore import GloReResNet
+from vt_flax.models.comparison.se import SEResNet
 from vt_flax.models.fpn import FPN
 from vt_flax.models.resnet import STAGE_SIZES, ResNet
 from vt_flax.models.vt_fpn import VTFPN
@@ -36,13 +40,23 @@ class Entry:
     task: str = "classification"
 
 
+_RESNETS = {
+    depth: {"stage_sizes": sizes, "bottleneck": depth >= 50}
+    for depth, sizes in STAGE_SIZES.items()
+}
 MODELS: dict[str, Entry] = {}
-for _depth, _sizes in STAGE_SIZES.items():
-    _fixed = {"stage_sizes": _sizes, "bottleneck": _depth >= 50}
+for _depth, _fixed in _RESNETS.items():
     MODELS[f"resnet{_depth}"] = Entry(ResNet, _fixed)
     MODELS[f"vt_resnet{_depth}"] = Entry(VTResNet, _fixed, tuple(PRESETS))
     MODELS[f"fpn_resnet{_depth}"] = Entry(FPN, _fixed, task="segmentation")
     MODELS[f"vt_fpn_resnet{_depth}"] = Entry(VTFPN, _fixed, task="segmentation")
+for _depth, _fixed in _RESNETS.items():
+    MODELS[f"se_resnet{_depth}"] = Entry(SEResNet, _fixed)
+for _depth, _fixed in _RESNETS.items():
+    MODELS[f"cbam_resnet{_depth}"] = Entry(CBAMResNet, _fixed)
+for _depth in (34, 50, 101):
+    MODELS[f"aa_resnet{_depth}"] = Entry(AAResNet, _RESNETS[_depth])
+MODELS["glore_resnet50"] = Entry(GloReResNet, _RESNETS[50])
 
 for _depth, (_sizes, _bottleneck) in lr.DEPTHS.items():
     _fixed = {"stage_sizes": _sizes, "bottleneck": _bottleneck}

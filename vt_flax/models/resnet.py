@@ -38,11 +38,15 @@ class BlockParts:
         and added, called as `gate(dtype=dtype, norm=norm, name="gate")`; it keeps the
         shape and is called as `module(y, train=train)`. None for none.
       inner: channels between a bottleneck's 1 x 1 convolutions; 0 stands for its width.
+      unit: makes a module that stands behind a block, called as `gate` is.
+      unit_behind: the blocks of a stage, counted from 1, that have a unit behind them.
     """
 
     conv: Callable[..., nn.Module] = Conv
     gate: Callable[..., nn.Module] | None = None
     inner: int = 0
+    unit: Callable[..., nn.Module] | None = None
+    unit_behind: Sequence[int] = ()
 
 
 class ResidualBlock(nn.Module):
@@ -124,10 +128,10 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps (batch, H, W, C) to (batch, H / stride, W / stride, C')."""
-        for i, survival in enumerate(self.survival_probabilities):
+        for i, survival in enumerate(self.survival_probabilities, 1):
             x = ResidualBlock(
                 self.width,
-                1 if i else self.stride,
+                self.stride if i == 1 else 1,
                 self.bottleneck,
                 self.variant,
                 survival,
@@ -135,8 +139,12 @@ class Stage(nn.Module):
                 self.norm,
                 self.dtype,
                 self.parts,
-                name=f"block{i + 1}",
+                name=f"block{i}",
             )(x, train=train)
+            if i in self.parts.unit_behind:
+                unit = self.parts.unit
+                unit = unit(dtype=self.dtype, norm=self.norm, name=f"unit{i}")
+                x = unit(x, train=train)
         return x
 
 

@@ -1,0 +1,163 @@
+"""What every system that is compared with promises, whatever it is made of.
+
+Networks are found in the registry by where they are defined. At full size they are
+traced only; what runs are small ones, one of each kind.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from model_variables import images_of, quick_jit, randomised
+
+from vt_flax.models import create_model, list_models, model_options
+from vt_flax.models.registry import MODELS
+from vt_flax.parallel.mesh import batch_sharding, make_mesh, replicated
+
+NAMES = [
+    name
+    for name in list_models()
+    if MODELS[name].module.__module__.startswith("vt_flax.models.comparison.")
+]
+CLASSES = 7
+
+
+def kinds():
+    """The first name of each kind of network, which is the smallest."""
+    found = {}
+    for name, entry in MODELS.items():
+        if name in NAMES:
+            fixed = {**entry.fixed, "stage_sizes": None, "bottleneck": None}
+            found.setdefault((entry.module, str(fixed)), name)
+    return list(found.values())
+
+
+def small(name, **options):
+    """A network of its kind with one block a stage, for small images."""
+    blocks = [1] * len(model_options(name)["stage_sizes"])
+    small = {"stage_sizes": blocks, "width": 16, "stem": "small"}
+    return create_model(name, num_classes=CLASSES, **{**small, **options})
+
+
+def shapes_of(model, *shape):
+    """Images and variables, as shapes."""
+    images = jax.ShapeDtypeStruct((*shape, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images), images
+
+
+def features_of(model, variables, images):
+    """Shapes of the maps of stages 2 to 5."""
+    return jax.eval_shape(
+        lambda v, x: model.apply(v, x, features=True), variables, images
+    )
+
+
+def test_they_are_found():
+    assert {"se_resnet18", "cbam_resnet50", "aa_resnet101", "glore_resnet50"} <= set(
+        NAMES
+    )
+    assert not {"resnet18", "vt_resnet18", "fpn_resnet18"} & set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_at_full_size(name):
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    maps, variables = jax.eval_shape(
+        lambda key, x: create_model(name).init_with_output(key, x, features=True),
+        jax.random.key(0),
+        images,
+    )
+    assert set(variables) == {"params", "batch_stats"}
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    assert list(maps) == ["C2", "C3", "C4", "C5"]
+    sides = [m.shape[:3] for m in maps.values()]
+    assert sides == [(2, 56, 56), (2, 28, 28), (2, 14, 14), (2, 7, 7)]
+    channels = [m.shape[3] for m in maps.values()]
+    assert channels == sorted(set(channels))
+
+
+@pytest.mark.parametrize("name", kinds())
+@pytest.mark.parametrize("stem", ["small", "imagenet"])
+def test_any_batch_and_image_size(name, stem):
+    """One set of parameters serves larger and smaller images, whatever the batch."""
+    model = small(name, stem=stem)
+    variables, _ = shapes_of(model, 2, 32, 32)
+    images = jax.ShapeDtypeStruct((3, 47, 17, 3), jnp.float32)
+    logits = jax.eval_shape(model.apply, variables, images)
+    assert (logits.shape, logits.dtype) == ((3, CLASSES), np.float32)
+    maps = list(features_of(model, variables, images).values())
+    for before, after in itertools.pairwise(m.shape for m in maps):
+        assert after[0] == before[0] == 3
+        for side, half in zip(before[1:3], after[1:3], strict=True):
+            assert half in (side // 2, (side + 1) // 2)
+
+
+@pytest.mark.parametrize("name", kinds())
+def test_examples_are_apart_and_bfloat16_is_near(name):
+    """An example's logits are its own; in bfloat16 they are float32's, but rounded."""
+    model, half = small(name), small(name, dtype="bfloat16")
+    images = images_of(3, 17, 22)
+    variables = randomised(model, images_of(1, 16, 16))
+    both = quick_jit(lambda v, x: (model.apply(v, x), half.apply(v, x)))
+    logits, rounded = both(variables, images)
+    assert np.min(np.linalg.norm(logits[1:] - logits[:1], axis=1)) > 1e-3
+    others = np.stack([images[2], images[1], images[1]])
+    np.testing.assert_allclose(both(variables, others)[0][1], logits[1], 1e-5, 1e-6)
+
+    own, _ = shapes_of(half, 1, 16, 16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(own)} == {np.dtype("float32")}
+    assert rounded.dtype == jnp.float32
+    error = np.linalg.norm(rounded - logits) / np.linalg.norm(logits)
+    assert 0 < error < 0.1
+    maps = features_of(half, variables, images)
+    assert {m.dtype for m in maps.values()} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("name", kinds())
+def test_gradients_are_finite_and_the_same_on_eight_devices(name):
+    """Loss, statistics and gradients, with dropout and stochastic depth."""
+    model = small(name, dropout=0.2, survival_probability=0.8)
+    images = images_of(16, 16, 16)
+    labels = np.arange(16) % CLASSES
+    variables = randomised(model, images)
+
+    def loss(params, stats, images, labels):
+        logits, state = model.apply(
+            {"params": params, "batch_stats": stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(1)},
+        )
+        chances = jax.nn.log_softmax(logits)
+        return -jnp.mean(chances[jnp.arange(16), labels]), state["batch_stats"]
+
+    results = []
+    for count in (1, 8):
+        mesh = make_mesh(jax.devices()[:count])
+        whole, rows = replicated(mesh), batch_sharding(mesh)
+        function = quick_jit(
+            jax.value_and_grad(loss, has_aux=True),
+            in_shardings=(whole, whole, rows, rows),
+            out_shardings=whole,
+        )
+        (value, stats), gradients = function(
+            variables["params"], variables["batch_stats"], images, labels
+        )
+        assert len(value.devices()) == count
+        found = {"loss": value, "stats": stats, "gradient": gradients}
+        results.append(traverse_util.flatten_dict(jax.device_get(found)))
+    one, eight = results
+    scale = {kind: 0.0 for kind in ("loss", "stats", "gradient")}
+    for path, value in one.items():
+        assert np.all(np.isfinite(value)), path
+        scale[path[0]] = np.hypot(scale[path[0]], np.linalg.norm(value))
+    assert 0.1 < scale["gradient"] < 1e3
+    for path, value in one.items():
+        # Where a sum in another order has another sign, ReLU's gradient is another.
+        tolerance = 2e-2 if path[0] == "gradient" else 1e-4
+        size = max(np.linalg.norm(value), 0.01 * scale[path[0]])
+        assert np.linalg.norm(eight[path] - value) <= tolerance * size, path
