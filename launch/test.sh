@@ -30,5 +30,7 @@ echo "== lint"
 echo "== tests"
 # A file's tests stay together, for what they prepare is prepared once; in the order of
 # tests/conftest.py.
-"$VENV/bin/python" -m pytest -n logical --maxprocesses 4 --dist loadfile \
+# One more than there are cores: some tests wait, for a process or for its silence.
+workers=$(($(nproc) + 1))
+"$VENV/bin/python" -m pytest -n "$((workers < 4 ? workers : 4))" --dist loadfile \
   --no-loadscope-reorder "$@"
