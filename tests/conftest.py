@@ -6,10 +6,6 @@ from collections.abc import Iterator
 
 # Set before JAX is imported anywhere: both are read once.
 flags = os.environ.get("XLA_FLAGS", "")
-if "xla_cpu_use_fusion_emitters" not in flags:
-    # Compiling takes a third of the time without; most programs here run once.
-    flags = f"{flags} --xla_cpu_use_fusion_emitters=false"
-    os.environ["XLA_FLAGS"] = flags
 if "host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
