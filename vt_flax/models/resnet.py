@@ -31,9 +31,10 @@ class BlockParts:
     """What a block is made of, where a network has something of its own.
 
     Attributes:
-      conv: makes a convolution, called as `conv(channels, kernel, stride, dtype,
-        name="conv2")`, or what stands in its place: a module that maps (batch, H, W, C)
-        to (batch, H / stride, W / stride, channels), called as `module(x)`.
+      conv: makes a convolution that is not 1 x 1, called as `conv(channels, kernel,
+        stride, dtype, name="conv2")`, or what stands in its place: a module that maps
+        (batch, H, W, C) to (batch, H / stride, W / stride, channels), called as
+        `module(x)`.
       gate: makes a module that the residual branch passes last, before it is dropped
         and added, called as `gate(dtype=dtype, norm=norm, name="gate")`; it keeps the
         shape and is called as `module(y, train=train)`. None for none.
@@ -90,7 +91,7 @@ class ResidualBlock(nn.Module):
 
         y = x
         for i, (channels, kernel, stride) in enumerate(plan, 1):
-            conv = self.parts.conv
+            conv = Conv if kernel == 1 else self.parts.conv
             y = conv(channels, kernel, stride, self.dtype, name=f"conv{i}")(y)
             last = i == len(plan)
             zero = last and self.zero_init_residual

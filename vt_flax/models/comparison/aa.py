@@ -59,8 +59,8 @@ class AAResNet(ResNet):
 def _conv(
     bottleneck: bool, heads: int, reduction: int, channels: int, *args, name: str
 ) -> nn.Module:
-    """Returns a block's convolution of this name, augmented where it is to be."""
-    if name != ("conv2" if bottleneck else "conv1"):
+    """Returns a block's 3 x 3 of this name, augmented unless it is a second one."""
+    if name == "conv2" and not bottleneck:
         return Conv(channels, *args, name=name)
     shares = BOTTLENECK_SHARES if bottleneck else BASIC_SHARES
     keys, values = (int(share * channels) // heads for share in shares)

@@ -86,8 +86,7 @@ class LRNet(ResNet):
         """See `Backbone`."""
 
         def conv(channels, kernel, stride, dtype, name):
-            if kernel == 1:
-                return Conv(channels, 1, stride, dtype, name=name)
+            del kernel
             return LocalRelation(
                 channels, stride, formulation=self.formulation, dtype=dtype, name=name
             )

@@ -7,7 +7,7 @@ import jax
 
 from vt_flax.errors import UserError
 from vt_flax.models.resnet import BlockParts, ResNet
-from vt_flax.nn.layers import Conv, pad_end
+from vt_flax.nn.layers import pad_end
 from vt_flax.nn.local_attention import check_formulation
 from vt_flax.nn.norm import Normalization
 from vt_flax.nn.stand_alone_attention import BlockAttention, StandAloneAttention
@@ -106,8 +106,7 @@ class StandAloneResNet(ResNet):
         del stage
 
         def conv(channels, kernel, stride, dtype, name):
-            if kernel == 1:
-                return Conv(channels, 1, stride, dtype, name=name)
+            del kernel
             return PooledAttention(
                 channels, self.heads, stride, self.formulation, dtype, name=name
             )
