@@ -157,3 +157,10 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
             name: jax.make_array_from_process_local_data(sharding, array)
             for name, array in batch.items()
         }
+
+
+def put_whole(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process holds whole where a sharding says."""
+    return jax.make_array_from_callback(
+        value.shape, sharding, lambda index: value[index]
+    )

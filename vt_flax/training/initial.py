@@ -8,6 +8,7 @@ import numpy as np
 from flax import traverse_util
 
 from vt_flax.errors import UserError
+from vt_flax.parallel.mesh import put_whole
 from vt_flax.training.state import TrainState
 from vt_flax.training.weights import PARTS, find_checkpoint, read_weights
 
@@ -51,7 +52,8 @@ def initialise(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
                     f"{there[path].shape} there, {array.shape} here: choose the same "
                     "options of the model"
                 )
-            own[path] = _like(array, there[path])
+            value = np.asarray(there[path], array.dtype)
+            own[path] = put_whole(value, array.sharding)
             taken += 1
         unused |= {path[0] for path in there if path not in own}
         changed[part] = traverse_util.unflatten_dict(own)
@@ -82,11 +84,3 @@ def _other_maps(own: dict[Path, Any], there: dict[Path, Any]) -> set[Path]:
         for path, array in own.items()
         if path[0] == HEAD and path in there and array.shape != there[path].shape
     }
-
-
-def _like(own: jax.Array, value: np.ndarray) -> jax.Array:
-    """Returns a value of the type, and in the place, of an array of the state."""
-    value = np.asarray(value, own.dtype)
-    return jax.make_array_from_callback(
-        own.shape, own.sharding, lambda index: value[index]
-    )

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
-from vt_flax.parallel.mesh import state_sharding
+from vt_flax.parallel.mesh import put_whole, state_sharding
 from vt_flax.training.checkpoint import CONFIG_FILE, host_fingerprint, read_run
 from vt_flax.training.config import resolve
 from vt_flax.training.run import model_for
@@ -119,14 +119,8 @@ class Teacher:
                     f"this process {told}: name a folder that all machines share"
                 )
 
-        def place(array: np.ndarray, sharding: Any) -> jax.Array:
-            array = np.asarray(array, np.float32)
-            return jax.make_array_from_callback(
-                array.shape, sharding, lambda index: array[index]
-            )
-
-        shardings = state_sharding(mesh, shapes)
-        return jax.tree.map(place, weights, shardings), told
+        weights = jax.tree.map(lambda x: np.asarray(x, np.float32), weights)
+        return jax.tree.map(put_whole, weights, state_sharding(mesh, shapes)), told
 
     def _check_classes(self, names: tuple[str, ...]) -> None:
         own = self.class_names
