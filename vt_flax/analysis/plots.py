@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Sequence
@@ -39,23 +40,15 @@ def token_coefficients(
       By module, in order, (batch, L, h, w) float32; maps of several heads are averaged.
       Each map sums to 1 over its pixels.
     """
-
-    @jax.jit
-    def run(variables, images):
-        return model.apply(variables, images, train=False, mutable=["intermediates"])
-
-    _, sown = run(variables, images)
-    flat = traverse_util.flatten_dict(sown.get("intermediates", {}))
+    found = jax.jit(functools.partial(_coefficients, model))(variables, images)
     maps = {}
-    for path in sorted(flat, key=_natural):
-        if path[-1] == "coefficients":
-            (coefficients,) = flat[path]
-            coefficients = np.asarray(coefficients, np.float32)
-            if coefficients.ndim == 5:
-                coefficients = coefficients.mean(axis=1)
-            # `module2`, or `level3` of `level3_tokenizer`.
-            named = (p for p in path if p.startswith(("module", "level")))
-            maps[next(named, "stage").partition("_")[0]] = coefficients
+    for path in sorted(found, key=_natural):
+        coefficients = np.asarray(found[path], np.float32)
+        if coefficients.ndim == 5:
+            coefficients = coefficients.mean(axis=1)
+        # `module2`, or `level3` of `level3_tokenizer`.
+        named = (p for p in path if p.startswith(("module", "level")))
+        maps[next(named, "stage").partition("_")[0]] = coefficients
     return maps
 
 
@@ -69,15 +62,19 @@ def has_coefficients(
       variables: its parameters and batch statistics.
       size: height and width of its input. Nothing is computed.
     """
-    _, sown = jax.eval_shape(
-        lambda variables, images: model.apply(
-            variables, images, train=False, mutable=["intermediates"]
-        ),
-        variables,
-        jax.ShapeDtypeStruct((1, *size, 3), jnp.float32),
-    )
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    found = functools.partial(_coefficients, model)
+    return bool(jax.eval_shape(found, variables, images))
+
+
+def _coefficients(
+    model: nn.Module, variables: dict[str, Any], images: jax.Array
+) -> dict[tuple[str, ...], jax.Array]:
+    """Returns what the tokenizers sow, by path."""
+    _, sown = model.apply(variables, images, train=False, mutable=["intermediates"])
     flat = traverse_util.flatten_dict(sown.get("intermediates", {}))
-    return any(path[-1] == "coefficients" for path in flat)
+    found = {path: sown for path, sown in flat.items() if path[-1] == "coefficients"}
+    return {path: maps for path, (maps,) in found.items()}
 
 
 def _natural(path: tuple[str, ...]) -> list:
