@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from vt_flax import cli
-from vt_flax.analysis.ablations import ablation_rows, ablation_table
 from vt_flax.analysis.macs import count
 from vt_flax.analysis.paper_counts import (
     comparison_rows,
@@ -28,7 +27,6 @@ from vt_flax.analysis.paper_tables import (
     comparison_table,
     segmentation_table,
 )
-from vt_flax.analysis.runs import evaluated_result, read_result, result_row
 from vt_flax.errors import UserError, nearest
 from vt_flax.models import create_model, list_models
 
@@ -98,6 +96,7 @@ def draw(chart: str, runs: Sequence[pathlib.Path]) -> None:
     """Draws the chart of published figures, and of some runs if there are any."""
     # matplotlib takes a while to import: only who wants a picture waits for it.
     from vt_flax.analysis.chart import check_name, draw_chart
+    from vt_flax.analysis.runs import evaluated_result
 
     path = cli.local_folder("--chart", chart)
     check_name(path)
@@ -107,11 +106,22 @@ def draw(chart: str, runs: Sequence[pathlib.Path]) -> None:
 
 def print_ablation(folder: str, form: str) -> None:
     """Prints the runs of `launch/ablation.sh` beside the paper's rows."""
+    # Late, as in `print_runs`: what reads workdirs takes a while to import.
+    from vt_flax.analysis.ablations import ablation_rows, ablation_table
+
     rows = ablation_rows(cli.local_folder("--ablation", folder))
     table = ablation_table(rows)
     cli.print_rows(
         rows if form == "json" else table.rows, form, table.title, table.notes
     )
+
+
+def print_runs(runs: Sequence[pathlib.Path], form: str) -> None:
+    """Prints what some runs have come to."""
+    from vt_flax.analysis.runs import read_result, result_row
+
+    rows = [result_row(read_result(run)) for run in runs]
+    cli.print_rows(rows, form, "Runs, by their newest evaluation")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -168,8 +178,7 @@ def main(argv: Sequence[str]) -> None:
         elif args.ablation:
             print_ablation(args.ablation, args.format)
         else:
-            rows = [result_row(read_result(run)) for run in runs]
-            cli.print_rows(rows, args.format, "Runs, by their newest evaluation")
+            print_runs(runs, args.format)
         return
     rows = model_rows(args.pattern, cli.parse_overrides(args.set), (height, width))
     if args.format == "table":
