@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from run_states import assert_same, changed, cut_off, last_state
 
 from vt_flax import evaluate, predict
 from vt_flax.analysis.predictor import load
@@ -66,12 +67,6 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def changed(config, changes):
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
-    return config
-
-
 def tiny(data_dir, model=VT_FPN, **changes):
     config = {
         "batch_size": 8,
@@ -94,23 +89,6 @@ def trained(tmp_path_factory, data_dir):
     workdir = tmp_path_factory.mktemp("trained") / "run"
     run = prepare(tiny(data_dir))
     return run, workdir, loop.train(run, workdir, io.StringIO())
-
-
-def last_state(run, workdir):
-    checkpoints = Checkpoints(workdir, read_only=True)
-    return checkpoints.restore(run.abstract_state(), checkpoints.steps()[-1]).state
-
-
-def leaves(state):
-    flat = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
-    return {jax.tree_util.keystr(path): value for path, value in flat}
-
-
-def assert_same(one, other):
-    one, other = leaves(one), leaves(other)
-    assert one.keys() == other.keys()
-    for path, value in one.items():
-        np.testing.assert_array_equal(value, other[path], err_msg=path)
 
 
 def enlarged(plane, height, width):
@@ -193,19 +171,9 @@ def test_a_cut_off_run_equals_an_uninterrupted_one(
     trained, data_dir, tmp_path, monkeypatch
 ):
     run, workdir, results = trained
-    batches = loop._device_batches
-
-    def stopped(run, source, first):
-        for i, batch in enumerate(batches(run, source, first), first):
-            if i == 6:
-                raise KeyboardInterrupt
-            yield batch
-
-    monkeypatch.setattr(loop, "_device_batches", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off(monkeypatch, 6):
         loop.train(prepare(tiny(data_dir)), tmp_path / "run", io.StringIO())
     assert Checkpoints(tmp_path / "run", read_only=True).steps() == [4]
-    monkeypatch.undo()
     # And the split in memory gives the same examples.
     again = prepare(tiny(data_dir, **{"data.cache": True}))
     assert loop.train(again, tmp_path / "run", io.StringIO()) == results

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
+from run_states import assert_same, changed, cut_off, last_state, leaves
 
 from vt_flax.analysis.macs import count
 from vt_flax.analysis.step_cost import Step
@@ -58,9 +59,7 @@ def tiny(digits: str, **changes) -> ConfigDict:
             }
         )
     )
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
-    return config
+    return changed(config, changes)
 
 
 def taught(digits: str, teacher: pathlib.Path, **changes) -> ConfigDict:
@@ -84,13 +83,6 @@ def teacher(tmp_path_factory, digits) -> pathlib.Path:
     return workdir
 
 
-def last_arrays(run, workdir):
-    checkpoints = Checkpoints(workdir, read_only=True)
-    state = checkpoints.restore(run.abstract_state(), checkpoints.steps()[-1]).state
-    flat = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
-    return {jax.tree_util.keystr(path): value for path, value in flat}
-
-
 def content(workdir):
     return {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
 
@@ -107,26 +99,14 @@ def test_a_run_with_a_teacher_resumed_equals_an_uninterrupted_one(
     assert all(0 <= r["teacher_top1"] <= 1 for r in told)
     assert all(0 <= r["teacher_agreement"] <= 1 for r in told)
     assert content(teacher) == before
-    expected = last_arrays(run, tmp_path / "whole")
-    assert not any("teacher" in path for path in expected)
+    expected = last_state(run, tmp_path / "whole")
+    assert not any("teacher" in path for path in leaves(expected))
 
-    batches = loop._device_batches
-
-    def stopped(run, source, first):
-        for i, batch in enumerate(batches(run, source, first), first):
-            if i == 3:
-                raise KeyboardInterrupt
-            yield batch
-
-    monkeypatch.setattr(loop, "_device_batches", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off(monkeypatch, 3):
         loop.train(run, tmp_path / "again")
-    monkeypatch.undo()
     shutil.copytree(tmp_path / "again", tmp_path / "without")
     loop.train(prepare(taught(digits, teacher)), tmp_path / "again")
-    found = last_arrays(run, tmp_path / "again")
-    for path, value in expected.items():
-        np.testing.assert_array_equal(value, found[path], err_msg=path)
+    assert_same(expected, last_state(run, tmp_path / "again"))
 
     # The teacher may be taken away; a report then tells what all its steps measured.
     loop.train(prepare(tiny(digits, duration="4 steps")), tmp_path / "without")
@@ -149,7 +129,7 @@ def test_a_teacher_sees_the_images_as_it_was_trained_to(teacher, digits):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     # The averages: those of the newest checkpoint.
     own = tiny(digits, **{"model.width": WIDTH})
-    arrays = last_arrays(prepare(own), teacher)
+    arrays = leaves(last_state(prepare(own), teacher))
     for path, value in traverse_util.flatten_dict(variables["params"]).items():
         key = ".ema_params" + "".join(f"[{part!r}]" for part in path)
         np.testing.assert_array_equal(value, arrays[key])

@@ -14,6 +14,7 @@ import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
 from pods import ROOT, arguments, measured, quick
+from run_states import assert_same, changed, cut_off, last_state, leaves
 
 from vt_flax import evaluate
 from vt_flax.data import augment, pipeline
@@ -24,7 +25,6 @@ from vt_flax.training.config import resolve
 from vt_flax.training.logging import read_metrics
 from vt_flax.training.requests import Stopped
 from vt_flax.training.run import prepare
-from vt_flax.training.state import TrainState
 
 
 def tiny(digits: str, **changes) -> ConfigDict:
@@ -59,29 +59,7 @@ def tiny(digits: str, **changes) -> ConfigDict:
             }
         )
     )
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
-    return config
-
-
-def leaves(state: TrainState) -> dict:
-    """Returns the arrays of a state by path."""
-    tree = jax.device_get(state)
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path): value for path, value in flat}
-
-
-def last_state(run, workdir) -> TrainState:
-    """Returns the newest checkpoint of a workdir."""
-    checkpoints = Checkpoints(workdir, read_only=True)
-    return checkpoints.restore(run.abstract_state(), checkpoints.steps()[-1]).state
-
-
-def assert_same(one: TrainState, other: TrainState) -> None:
-    """Compares two states to the bit."""
-    one, other = leaves(one), leaves(other)
-    for path, value in one.items():
-        np.testing.assert_array_equal(value, other[path], err_msg=path)
+    return changed(config, changes)
 
 
 @pytest.fixture(scope="module")
@@ -134,20 +112,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     trained, digits, tmp_path, monkeypatch
 ):
     run, workdir, _ = trained
-    batches = loop._device_batches
-
-    def stopped(run, source, first):
-        for i, batch in enumerate(batches(run, source, first), first):
-            if i == 5:
-                raise KeyboardInterrupt
-            yield batch
-
     again = prepare(tiny(digits))
-    monkeypatch.setattr(loop, "_device_batches", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off(monkeypatch, 5):
         loop.train(again, tmp_path / "run")
     assert Checkpoints(tmp_path / "run", read_only=True).steps() == [3]
-    monkeypatch.setattr(loop, "_device_batches", batches)
     loop.train(prepare(tiny(digits)), tmp_path / "run")
 
     assert_same(last_state(run, workdir), last_state(run, tmp_path / "run"))
