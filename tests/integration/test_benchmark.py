@@ -11,6 +11,7 @@ from test_bad_input import refusal
 
 from vt_flax import benchmark
 from vt_flax.analysis import pillow_loader, step_cost
+from vt_flax.parallel import topology
 from vt_flax.parallel.topology import has_tpu_compiler
 from vt_flax.training.config import load_config
 
@@ -92,7 +93,7 @@ def test_tpu_costs_of_a_small_step():
 
 
 def test_without_a_tpu_compiler(monkeypatch, capsys):
-    monkeypatch.setattr(step_cost, "has_tpu_compiler", lambda: False)
+    monkeypatch.setattr(topology, "has_tpu_compiler", lambda: False)
     arguments = ["step", "--config", IMAGENET, "--topology", "v5e:2x2"]
     line = refusal(benchmark.main, arguments, monkeypatch, capsys)
     assert 'pip install "jax[tpu]"' in line

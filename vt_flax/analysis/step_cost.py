@@ -6,10 +6,8 @@ reads a request as JSON and prints the costs on a topology.
 
 import collections
 import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +21,7 @@ from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import batch_sharding, make_mesh, state_sharding, to_global
-from vt_flax.parallel.topology import ENVIRONMENT, has_tpu_compiler, tpu_devices
+from vt_flax.parallel.topology import compile_apart, tpu_devices
 from vt_flax.training.checkpoint import abstract_like
 from vt_flax.training.config import resolve
 from vt_flax.training.optimizer import make_optimizer
@@ -217,30 +215,12 @@ def _costs(
     configs: Sequence[ConfigDict], topology: str, chip: int
 ) -> list[dict[str, Any]]:
     """Returns what the TPU compiler makes of the steps of some configurations."""
-    if not has_tpu_compiler():
-        raise UserError('--topology needs libtpu: pip install "jax[tpu]"')
     request = {
         "configs": [config.to_dict() for config in configs],
         "topology": topology,
         "chip": chip,
     }
-    print(
-        f"compiling {len(configs)} steps for {topology}: each may take minutes",
-        file=sys.stderr,
-        flush=True,
-    )
-    # A process of its own: the compiler needs its own start of JAX, and may crash.
-    done = subprocess.run(
-        [sys.executable, "-m", "vt_flax.analysis.step_cost"],
-        input=json.dumps(request),
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        reason = (done.stderr.strip() or f"status {done.returncode}").split("\n")[-1]
-        raise UserError(f"--topology {topology}: {reason}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return compile_apart("vt_flax.analysis.step_cost", request, len(configs))
 
 
 def _row(what: str, on: float, off: float, ratio: float | None = None):

@@ -1,7 +1,12 @@
 """TPUs that are not there, to compile for."""
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -35,3 +40,37 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
     except Exception as error:
         reason = first_line(error)[:200]
         raise UserError(f"--topology {topology}: {reason}") from error
+
+
+def compile_apart(module: str, request: dict[str, Any], programs: int) -> Any:
+    """Compiles for TPUs in a process of its own, and returns what it makes of it.
+
+    The compiler needs its own start of JAX, and may crash.
+
+    Args:
+      module: run as a program: it reads the request and prints its answer, as JSON.
+      request: what to compile, its `topology` among it.
+      programs: how many programs that are.
+
+    Raises:
+      UserError: if libtpu is not there, or the process fails.
+    """
+    if not has_tpu_compiler():
+        raise UserError('--topology needs libtpu: pip install "jax[tpu]"')
+    topology = request["topology"]
+    print(
+        f"compiling {programs} programs for {topology}: each may take minutes",
+        file=sys.stderr,
+        flush=True,
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", module],
+        input=json.dumps(request),
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip() or f"status {done.returncode}").split("\n")[-1]
+        raise UserError(f"--topology {topology}: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])
