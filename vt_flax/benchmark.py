@@ -4,6 +4,7 @@ python -m vt_flax.benchmark input --config configs/imagenet.py --save sheet.png
 python -m vt_flax.benchmark step --config configs/imagenet.py --topology v5e:2x2
 python -m vt_flax.benchmark save --config configs/quickstart.py
 python -m vt_flax.benchmark collectives --config configs/imagenet.py --topology v5e:2x4
+python -m vt_flax.benchmark attention --topology v5e:2x2
 
 `input` measures the host's images a second against a bare tf.data chain, a Pillow
 loader and JPEG decoding alone; --save writes a picture of what the network gets.
@@ -13,6 +14,9 @@ loader and JPEG decoding alone; --save writes a picture of what the network gets
 one to the next.
 `collectives` counts what the chips of a topology tell each other in a step, by the span
 of batch normalisation, as the TPU compiler has it.
+`attention` compares the memory of a block of local attention, forward and backward,
+with that of the form that unfolds its windows, as this machine's compiler has it or,
+with --topology, the TPU's. It takes no configuration.
 
 Any key of the configuration can be changed: --config.data.data_dir=DATA
 """
@@ -68,7 +72,14 @@ def main(argv: Sequence[str]) -> None:
         "--topology", metavar="NAME", default="v5e:2x4", help="(v5e:2x4)"
     )
     count.add_argument("--chip", type=int, default=8, help="examples a chip (8)")
+    attention = _command(commands, "attention", "memory of local attention", False)
+    attention.add_argument("--topology", metavar="NAME", help="such as v5e:2x2")
     args, overrides = parser.parse_known_args(argv)
+    if args.command == "attention":
+        if overrides:
+            raise UserError(f"benchmark attention takes no {overrides[0]}")
+        _attention(args)
+        return
     for option in ("seconds", "rounds", "examples", "batch", "chip", "saves"):
         value = getattr(args, option, 1)
         if value < 1 and (option != "seconds" or value <= 0):
@@ -91,11 +102,14 @@ def main(argv: Sequence[str]) -> None:
     measure[args.command](args, config)
 
 
-def _command(commands, name: str, help_text: str) -> argparse.ArgumentParser:
+def _command(
+    commands, name: str, help_text: str, config: bool = True
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=help_text, description=help_text, allow_abbrev=False
     )
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
+    if config:
+        parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     return parser
 
@@ -178,6 +192,19 @@ def _collectives(args: argparse.Namespace, config: ConfigDict) -> None:
         args.format,
         f"{config.model.name} on {args.topology}, {args.chip} examples a chip: "
         "collectives in a training step",
+    )
+
+
+def _attention(args: argparse.Namespace) -> None:
+    from vt_flax.analysis.attention_memory import SHAPE, rows
+
+    batch, height, width, channels = SHAPE
+    cli.print_rows(
+        rows(args.topology),
+        args.format,
+        f"MB at work in a block's forward and backward pass, float32, {batch} x "
+        f"{height} x {width} x {channels}, {args.topology or 'this machine'} "
+        "(ratio: unfold over scan)",
     )
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from test_bad_input import refusal
 
 from vt_flax import benchmark
-from vt_flax.analysis import pillow_loader, step_cost
+from vt_flax.analysis import attention_memory, pillow_loader, step_cost
 from vt_flax.parallel import topology
 from vt_flax.parallel.topology import has_tpu_compiler
 from vt_flax.training.config import load_config
@@ -94,9 +94,29 @@ def test_tpu_costs_of_a_small_step():
 
 def test_without_a_tpu_compiler(monkeypatch, capsys):
     monkeypatch.setattr(topology, "has_tpu_compiler", lambda: False)
-    arguments = ["step", "--config", IMAGENET, "--topology", "v5e:2x2"]
+    for what in (["step", "--config", IMAGENET], ["attention"]):
+        arguments = [*what, "--topology", "v5e:2x2"]
+        line = refusal(benchmark.main, arguments, monkeypatch, capsys)
+        assert 'pip install "jax[tpu]"' in line
+
+
+def test_attention(monkeypatch, capsys):
+    monkeypatch.setattr(attention_memory, "SHAPE", (1, 16, 16, 256))
+    monkeypatch.setattr(attention_memory, "BLOCKS", ("Stand-Alone",))
+    benchmark.main(["attention", "--format", "json"])
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["block"] == "Stand-Alone" and record["MB of a map"] == 0.3
+    # 49 copies of 64 channels of keys and of values.
+    copies = 2 * 49 * 4 * 16 * 16 * 64 / 1e6
+    assert record["unfold"] > copies > record["scan"] > 0
+    ratio = record["unfold"] / record["scan"]
+    assert record["ratio"] == pytest.approx(ratio, rel=0.05)
+
+
+def test_attention_takes_no_configuration(monkeypatch, capsys):
+    arguments = ["attention", "--config.model.width=8"]
     line = refusal(benchmark.main, arguments, monkeypatch, capsys)
-    assert 'pip install "jax[tpu]"' in line
+    assert "--config.model.width=8" in line
 
 
 @pytest.mark.parametrize(

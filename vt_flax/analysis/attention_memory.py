@@ -1,0 +1,117 @@
+"""What a block of local attention needs of memory, with and without unfolded windows.
+
+`python -m vt_flax.analysis.attention_memory` is the part that runs in a process of its
+own: it reads a topology as JSON and prints the rows.
+"""
+
+import functools
+import json
+import math
+import sys
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vt_flax.errors import UserError
+from vt_flax.models import create_model
+from vt_flax.models.comparison.san import SANBlock
+from vt_flax.models.resnet import ResidualBlock
+from vt_flax.nn.local_attention import FORMULATIONS
+from vt_flax.nn.norm import Normalization
+from vt_flax.nn.pairwise_attention import PairwiseAttention
+from vt_flax.nn.patchwise_attention import PatchwiseAttention
+from vt_flax.parallel.topology import compile_apart, tpu_devices
+
+# The input of a block of stage 2, of all the families.
+SHAPE = (32, 56, 56, 256)
+BLOCKS = ("LR-Net", "Stand-Alone", "SAN pairwise", "SAN patchwise")
+
+
+def make_block(name: str, formulation: str) -> nn.Module:
+    """Returns a residual block of BLOCKS with a 7 x 7 window and 256 channels."""
+    norm = Normalization()
+    if name.startswith("SAN"):
+        kind = {"SAN pairwise": PairwiseAttention, "SAN patchwise": PatchwiseAttention}
+        attention = functools.partial(kind[name], 7, norm, formulation)
+        return SANBlock(attention, 1.0, False, norm, jnp.float32)
+    network = {"LR-Net": "lr_net50", "Stand-Alone": "sasa_resnet50"}[name]
+    model = create_model(network, formulation=formulation)
+    return ResidualBlock(
+        model.stage_width(2), bottleneck=True, parts=model.block_parts(2)
+    )
+
+
+def working_memory(block: nn.Module, device: jax.Device) -> int:
+    """Returns the bytes that a block's forward and backward pass take on a device.
+
+    As the compiler has it: what stands in memory at the same time, without the block's
+    input, parameters and gradients. Nothing is run.
+    """
+    x = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
+    variables = jax.eval_shape(
+        lambda x: block.init(jax.random.key(0), x, train=False), x
+    )
+
+    def gradients(variables, x, cotangent):
+        def run(variables, x):
+            return block.apply(variables, x, train=True, mutable=["batch_stats"])
+
+        _, pull, state = jax.vjp(run, variables, x, has_aux=True)
+        return pull(cotangent), state
+
+    place = jax.sharding.SingleDeviceSharding(device)
+    arguments = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        (variables, x, x),
+    )
+    compiled = jax.jit(gradients).lower(*arguments).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def rows(topology: str = "") -> list[dict[str, Any]]:
+    """Compares the formulations of each block.
+
+    Args:
+      topology: such as `v5e:2x2`, to compile for one chip of it; empty for this
+        machine's device.
+
+    Returns:
+      Records with the block, MB of a map, MB of each formulation and their ratio.
+
+    Raises:
+      UserError: if libtpu is not there, or cannot compile the block.
+    """
+    if topology:
+        programs = len(BLOCKS) * len(FORMULATIONS)
+        return compile_apart(
+            "vt_flax.analysis.attention_memory", {"topology": topology}, programs
+        )
+    return _rows(jax.devices()[0])
+
+
+def _rows(device: jax.Device) -> list[dict[str, Any]]:
+    found = []
+    for name in BLOCKS:
+        memory = {
+            formulation: working_memory(make_block(name, formulation), device) / 1e6
+            for formulation in FORMULATIONS
+        }
+        found.append(
+            {
+                "block": name,
+                "MB of a map": round(4 * math.prod(SHAPE) / 1e6, 1),
+                **{key: round(value, 1) for key, value in memory.items()},
+                "ratio": round(memory["unfold"] / memory["scan"], 2),
+            }
+        )
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        chips = tpu_devices(json.load(sys.stdin)["topology"])
+        print(json.dumps(_rows(chips[0])))
+    except UserError as error:
+        sys.exit(str(error))
