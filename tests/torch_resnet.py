@@ -1,6 +1,7 @@
 """A residual network in plain PyTorch, with the names that torchvision and timm give.
 
-With `gate` it is timm's SE-ResNet. `variant` is where a bottleneck strides.
+With `gate` it is timm's SE-ResNet, whose gates are `multiple`s wide. `variant` is where
+a bottleneck strides.
 """
 
 import numpy as np
@@ -9,7 +10,15 @@ SIZES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 def torch_resnet(
-    torch, depth, *, sizes=None, width=64, classes=1000, variant="torchvision", gate=0
+    torch,
+    depth,
+    *,
+    sizes=None,
+    width=64,
+    classes=1000,
+    variant="torchvision",
+    gate=0,
+    multiple=1,
 ):
     nn = torch.nn
     sizes, bottleneck = sizes or SIZES[depth], depth >= 50
@@ -22,8 +31,9 @@ def torch_resnet(
     class Gate(nn.Module):
         def __init__(self, channels):
             super().__init__()
-            self.fc1 = nn.Conv2d(channels, channels // gate, 1)
-            self.fc2 = nn.Conv2d(channels // gate, channels, 1)
+            inside = max(multiple, channels // gate // multiple * multiple)
+            self.fc1 = nn.Conv2d(channels, inside, 1)
+            self.fc2 = nn.Conv2d(inside, channels, 1)
 
         def forward(self, x):
             y = torch.relu(self.fc1(x.mean((2, 3), keepdim=True)))

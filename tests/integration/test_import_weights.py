@@ -20,7 +20,8 @@ from torch_resnet import randomise, torch_logits, torch_resnet
 from vt_flax import cli, evaluate, import_weights, predict
 from vt_flax.analysis.predictor import load
 from vt_flax.data.sources import open_source
-from vt_flax.models import create_model, list_models
+from vt_flax.errors import UserError
+from vt_flax.models import create_model
 from vt_flax.training.imported import import_weights as import_file
 from vt_flax.training.initial import initialise
 from vt_flax.training.state import create_state
@@ -95,10 +96,29 @@ def test_logits_are_pytorchs(depth, variant, form, photographs, tmp_path):
         assert np.abs(torch_logits(torch, other, photographs) - logits).max() > 0.01
 
 
+def test_logits_of_timms_basic_se_resnet(tmp_path):
+    """Its gates are 8 wide where the paper's are 1 (here) or 4."""
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    tiny = {"sizes": (1, 1, 1, 1), "width": 16, "gate": 16, "multiple": 8}
+    network = randomise(torch, torch_resnet(torch, 18, **tiny))
+    torch.save(network.state_dict(), tmp_path / "file.pth")
+    options = {**TINY, "width": 16}
+    with pytest.raises(UserError, match="--set gate_multiple=8"):
+        import_file(
+            tmp_path / "file.pth", "se_resnet18", tmp_path / "no", options=options
+        )
+    options["gate_multiple"] = 8
+    import_file(tmp_path / "file.pth", "se_resnet18", tmp_path / "yes", options=options)
+    images = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    apply = jax.jit(create_model("se_resnet18", **options).apply)
+    logits = apply(variables_of(tmp_path / "yes"), images)
+    expected = torch_logits(torch, network, images)
+    assert np.std(expected) > 0.1
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_logits_of_timms_se_resnet(tmp_path):
     torch = pytest.importorskip("torch", reason=NO_TORCH)
-    if "se_resnet50" not in list_models():
-        pytest.skip("se_resnet50 is not in the registry")
     options = {**TINY, "width": 16}
     network = torch_resnet(torch, 50, sizes=(1, 1, 1, 1), width=16, gate=16)
     state = randomise(torch, network).state_dict()

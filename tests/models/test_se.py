@@ -1,11 +1,13 @@
 """SE-ResNet: the gate and its place against NumPy, and the published counts."""
 
+import jax
 import numpy as np
 import pytest
 from block_reference import dense, residual_block, sigmoid
 from reference import check, check_bfloat16, check_gradients, normal
 
 from vt_flax.analysis.macs import count
+from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.comparison.se import ChannelGate
 from vt_flax.models.resnet import ResidualBlock
@@ -38,6 +40,20 @@ def test_block(bottleneck, stride, variant):
         normal(1, 4, 5, 7, 16),
         train=True,
     )
+
+
+@pytest.mark.parametrize(
+    "channels, multiple, width", [(64, 1, 4), (64, 8, 8), (320, 8, 24), (6, 1, 1)]
+)
+def test_width_of_a_gate(channels, multiple, width):
+    x = normal(3, 1, 2, 2, channels)
+    params = ChannelGate(multiple=multiple).init(jax.random.key(0), x, train=False)
+    assert params["params"]["reduce"]["kernel"].shape == (channels, width)
+
+
+def test_width_that_is_none():
+    with pytest.raises(UserError, match="gate_multiple 0"):
+        count(create_model("se_resnet18", gate_multiple=0))
 
 
 def test_gate_in_bfloat16_and_gradients():

@@ -138,7 +138,8 @@ def fit(
         path, key = max(misfits, key=lambda misfit: len(wanted[misfit[0]]))
         raise UserError(
             f"{file}: {key} has shape {stored[key].shape}, {model} wants "
-            f"{places[key].theirs(wanted[path])}: {_advice(keys, model)}"
+            f"{places[key].theirs(wanted[path])}: "
+            f"{_gate_advice(misfits) or _advice(keys, model)}"
         )
     arrays = {path: _read(file, key, stored[key], places[key]) for path, key in taken}
     arrays |= {path: np.zeros(wanted[path], np.float32) for path in zeros}
@@ -177,6 +178,12 @@ def _advice(keys: Iterable[str], model: str) -> str:
     if like and like != model:
         return f"its blocks are those of {like}, so try --model {like}"
     return "choose the model and the options (--set) that it was trained with"
+
+
+def _gate_advice(misfits: list[tuple[Path, str]]) -> str:
+    if all("gate" in path for path, _ in misfits):
+        return "timm's gates are 8 wide at least, for which --set gate_multiple=8"
+    return ""
 
 
 def _few(names: list[str]) -> str:
