@@ -1,15 +1,15 @@
 """Measured rates on this machine, each as a ratio to a named reference of the same run.
 
 python -m vt_flax.benchmark input --config configs/imagenet.py --save sheet.png
-python -m vt_flax.benchmark step --config configs/imagenet.py --topology v5e:2x2
+python -m vt_flax.benchmark augmentation --config configs/imagenet.py --topology v5e:2x2
 python -m vt_flax.benchmark save --config configs/quickstart.py
 python -m vt_flax.benchmark collectives --config configs/imagenet.py --topology v5e:2x4
 python -m vt_flax.benchmark attention --topology v5e:2x2
 
 `input` measures the host's images a second against a bare tf.data chain, a Pillow
 loader and JPEG decoding alone; --save writes a picture of what the network gets.
-`step` tells the augmentation's share of a training step: of its time here and, with
---topology, of what the TPU compiler counts; that needs no TPU.
+`augmentation` tells the augmentation's share of a training step: of its time here and,
+with --topology, of what the TPU compiler counts; that needs no TPU.
 `save` tells how long a checkpoint keeps the loop waiting, as a share of the steps from
 one to the next.
 `collectives` counts what the chips of a topology tell each other in a step, by the span
@@ -37,7 +37,7 @@ from vt_flax.models import model_task
 from vt_flax.training.config import load_config
 from vt_flax.training.tasks import task_of
 
-# The task that `input` and `step` know.
+# The task that `input` and `augmentation` know.
 CLASSES = "classification"
 
 
@@ -57,13 +57,13 @@ def main(argv: Sequence[str]) -> None:
         "--compare", metavar="NAME", help="measure another dataset of data_dir too"
     )
     rate.add_argument("--save", metavar="FILE.png", help="write a contact sheet")
-    step = _command(commands, "step", "the augmentation's share of a step")
-    step.add_argument("--batch", type=int, default=8, help="examples (8)")
-    step.add_argument("--rounds", type=int, default=10, help="steps of each (10)")
-    step.add_argument(
+    share = _command(commands, "augmentation", "the augmentation's share of a step")
+    share.add_argument("--batch", type=int, default=8, help="examples (8)")
+    share.add_argument("--rounds", type=int, default=10, help="steps of each (10)")
+    share.add_argument(
         "--topology", metavar="NAME", help="count for TPUs too, such as v5e:2x2"
     )
-    step.add_argument("--chip", type=int, default=128, help="examples a chip (128)")
+    share.add_argument("--chip", type=int, default=128, help="examples a chip (128)")
     save = _command(commands, "save", "how long a checkpoint is waited for")
     save.add_argument("--saves", type=int, default=10, help="how many are timed (10)")
     save.add_argument("--folder", default=".", help="on the disk to write to (.)")
@@ -88,14 +88,17 @@ def main(argv: Sequence[str]) -> None:
     config = load_config(args.config, overrides)
     check_config(config.data)
     task_of(config).check_config(config, config.batch_size)
-    if args.command in ("input", "step") and model_task(config.model.name) != CLASSES:
+    if (
+        args.command in ("input", "augmentation")
+        and model_task(config.model.name) != CLASSES
+    ):
         raise UserError(
             f"benchmark {args.command} measures crops and augmentation of {CLASSES}; "
             f"{config.model.name} is for {model_task(config.model.name)}"
         )
     measure = {
         "input": _input,
-        "step": _step,
+        "augmentation": _augmentation,
         "save": _save,
         "collectives": _collectives,
     }
@@ -157,8 +160,8 @@ def _random_access(source: Source) -> RandomAccessSource:
     return source
 
 
-def _step(args: argparse.Namespace, config: ConfigDict) -> None:
-    from vt_flax.analysis.step_cost import compiled_rows, measured_rows
+def _augmentation(args: argparse.Namespace, config: ConfigDict) -> None:
+    from vt_flax.analysis.augmentation_share import compiled_rows, measured_rows
 
     rows = []
     if args.topology:
@@ -185,7 +188,7 @@ def _save(args: argparse.Namespace, config: ConfigDict) -> None:
 
 
 def _collectives(args: argparse.Namespace, config: ConfigDict) -> None:
-    from vt_flax.analysis.step_cost import collective_rows
+    from vt_flax.analysis.span_collectives import collective_rows
 
     cli.print_rows(
         collective_rows(config, args.topology, args.chip),

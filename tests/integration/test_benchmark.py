@@ -10,7 +10,7 @@ from PIL import Image
 from test_bad_input import refusal
 
 from vt_flax import benchmark
-from vt_flax.analysis import attention_memory, pillow_loader, step_cost
+from vt_flax.analysis import attention_memory, augmentation_share, pillow_loader
 from vt_flax.parallel import topology
 from vt_flax.parallel.topology import has_tpu_compiler
 from vt_flax.training.config import load_config
@@ -54,8 +54,14 @@ def test_input(prepared_imagenet, tmp_path, capsys):
         assert (np.asarray(image.convert("L")) < 250).mean() > 0.4
 
 
-def test_step(capsys):
-    arguments = ["step", "--config", IMAGENET, *TINY, "--config.model.dtype=float32"]
+def test_augmentation(capsys):
+    arguments = [
+        "augmentation",
+        "--config",
+        IMAGENET,
+        *TINY,
+        "--config.model.dtype=float32",
+    ]
     benchmark.main([*arguments, "--batch", "8", "--rounds", "2", "--format", "json"])
     (record,) = json.loads(capsys.readouterr().out)
     assert record["what"].startswith("seconds a step of 8")
@@ -64,7 +70,7 @@ def test_step(capsys):
 
 def test_the_reference_is_the_step_without_augmentation():
     config = load_config(IMAGENET, ["--config.data.mixup=0.2"])
-    plain = step_cost.without_augmentation(config)
+    plain = augmentation_share.without_augmentation(config)
     changed = {
         key
         for key, value in config.data.to_dict().items()
@@ -77,9 +83,9 @@ def test_the_reference_is_the_step_without_augmentation():
 @pytest.mark.skipif(
     not has_tpu_compiler(), reason='needs libtpu: pip install "jax[tpu]"'
 )
-def test_tpu_costs_of_a_small_step():
+def test_tpu_costs_of_augmentation():
     config = load_config(IMAGENET, TINY)
-    rows = step_cost.compiled_rows(config, "v5e:2x2", 8)
+    rows = augmentation_share.compiled_rows(config, "v5e:2x2", 8)
     assert [row["what"].split(",")[0] for row in rows] == [
         "GFLOP an image",
         "MB an image",
@@ -94,7 +100,7 @@ def test_tpu_costs_of_a_small_step():
 
 def test_without_a_tpu_compiler(monkeypatch, capsys):
     monkeypatch.setattr(topology, "has_tpu_compiler", lambda: False)
-    for what in (["step", "--config", IMAGENET], ["attention"]):
+    for what in (["augmentation", "--config", IMAGENET], ["attention"]):
         arguments = [*what, "--topology", "v5e:2x2"]
         line = refusal(benchmark.main, arguments, monkeypatch, capsys)
         assert 'pip install "jax[tpu]"' in line
@@ -127,8 +133,8 @@ def test_attention_takes_no_configuration(monkeypatch, capsys):
         (["input", "--compare", "digts"], "did you mean digits"),
         (["input", "--save", "/proc/none/sheet.png"], "--save /proc/none/sheet.png"),
         (["input", *QUICK], "no JPEGs among the first 500"),
-        (["step", "--batch", "0"], "--batch 0: must be at least 1"),
-        (["step", "--config.data.augment=auto"], "did you mean autoaugment"),
+        (["augmentation", "--batch", "0"], "--batch 0: must be at least 1"),
+        (["augmentation", "--config.data.augment=auto"], "did you mean autoaugment"),
         (["rate"], "invalid choice: 'rate'"),
     ],
 )

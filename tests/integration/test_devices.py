@@ -8,7 +8,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.step_cost import collective_rows
+from vt_flax.analysis.span_collectives import collective_rows
 from vt_flax.models import create_model
 from vt_flax.nn.norm import BatchNorm
 from vt_flax.parallel.mesh import (

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from run_states import assert_same, changed, cut_off, last_state, leaves
 
 from vt_flax.analysis.macs import count
-from vt_flax.analysis.step_cost import Step
+from vt_flax.analysis.step import Step
 from vt_flax.data import augment
 from vt_flax.errors import UserError
 from vt_flax.models import create_model

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from vt_flax.analysis.step_cost import Step
+from vt_flax.analysis.step import Step
 from vt_flax.errors import UserError
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.run import Run
