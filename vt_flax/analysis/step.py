@@ -56,19 +56,30 @@ class Step:
             teacher,
         )
 
-    def compile(self) -> Any:
-        """Compiles the step for the mesh's devices, which need not be there."""
+    def arguments(self) -> tuple[Any, dict[str, Any], Any]:
+        """Returns the shapes of a state, a batch and a teacher's variables, spread."""
         state, teacher = (
             abstract_like(shapes, state_sharding(self._mesh, shapes))
             for shapes in (self._shapes, self._teacher_shapes)
         )
-        batch = {
-            key: jax.ShapeDtypeStruct(
-                value.shape, value.dtype, sharding=batch_sharding(self._mesh)
+        batch = {}
+        # One example tells the shape of all.
+        for key, value in self._noise(1).items():
+            size = len(value) if key == "request" else self._batch
+            batch[key] = jax.ShapeDtypeStruct(
+                (size, *value.shape[1:]),
+                value.dtype,
+                sharding=batch_sharding(self._mesh),
             )
-            for key, value in self._noise().items()
-        }
-        return self._step.lower(state, batch, teacher).compile()
+        return state, batch, teacher
+
+    def trace(self) -> Any:
+        """Traces the step, to be compiled for the mesh's devices."""
+        return self._step.trace(*self.arguments())
+
+    def compile(self) -> Any:
+        """Compiles the step for the mesh's devices, which need not be there."""
+        return self.trace().lower().compile()
 
     def start(self) -> None:
         """Puts a state and a batch on the devices, and runs a first step."""
@@ -83,7 +94,7 @@ class Step:
             lambda: jax.tree.map(jnp.zeros_like, self._teacher_shapes),
             self._teacher_shapes,
         )
-        self._images = to_global(self._noise(), self._mesh)
+        self._images = to_global(self._noise(self._batch), self._mesh)
         self.seconds()
 
     def seconds(self) -> float:
@@ -93,9 +104,9 @@ class Step:
         jax.block_until_ready((self.state, metrics))
         return time.perf_counter() - begin
 
-    def _noise(self) -> dict[str, np.ndarray]:
+    def _noise(self, batch: int) -> dict[str, np.ndarray]:
         return {
-            **self._task.noise(self._batch),
-            "bad": np.zeros(self._batch, bool),
+            **self._task.noise(batch),
+            "bad": np.zeros(batch, bool),
             "request": np.zeros(self._mesh.size, np.int32),
         }

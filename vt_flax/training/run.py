@@ -95,6 +95,31 @@ def model_for(config: ConfigDict, num_classes: int) -> nn.Module:
     return create_model(name, **options)
 
 
+def check_step(config: ConfigDict, mesh: Mesh, batch: int) -> None:
+    """Checks that batches can be spread, cut and normalised as configured.
+
+    Args:
+      config: a resolved configuration.
+      mesh: the devices.
+      batch: examples in a step.
+
+    Raises:
+      UserError: if they cannot, or what the task reads does not fit together.
+    """
+    if config.accumulation < 1:
+        raise UserError(f"accumulation {config.accumulation}: must be at least 1")
+    check_batch(batch, mesh, "batch_size", config.accumulation)
+    part = batch // config.accumulation
+    span = parse_span(getattr(config.model, "norm_span", "global"))
+    if isinstance(span, int) and part % span:
+        raise UserError(
+            f"model.norm_span {span} does not divide the {part} examples that are "
+            "normalised together (batch_size, over accumulation)"
+        )
+    check_config(config.data)
+    task_of(config).check_config(config, part)
+
+
 def prepare(config: ConfigDict) -> Run:
     """Opens the data and builds everything that a configuration describes.
 
@@ -102,20 +127,9 @@ def prepare(config: ConfigDict) -> Run:
       UserError: for whatever in the configuration does not fit together.
     """
     mesh = make_mesh(fsdp=config.parallel.fsdp)
-    if config.accumulation < 1:
-        raise UserError(f"accumulation {config.accumulation}: must be at least 1")
-    check_batch(config.batch_size, mesh, "batch_size", config.accumulation)
-    part = config.batch_size // config.accumulation
-    span = parse_span(getattr(config.model, "norm_span", "global"))
-    if isinstance(span, int) and part % span:
-        raise UserError(
-            f"model.norm_span {span} does not divide the {part} examples that are "
-            "normalised together (batch_size, over accumulation)"
-        )
+    check_step(config, mesh, config.batch_size)
     data = config.data
-    check_config(data)
     kind = task_of(config)
-    kind.check_config(config, part)
     for key, value in (
         ("ema.decay", config.ema.decay),
         ("loss.label_smoothing", config.loss.label_smoothing),
