@@ -51,8 +51,8 @@ class Collective:
 def find_collectives(program: Program, devices: int) -> list[Collective]:
     """Returns the collectives of a program.
 
-    One that is started and finished apart is one, also where fusions around it carry it
-    on, as TPUs have them; so is one over many arrays at a time.
+    One that is started and finished apart is one, also where TPUs fuse its parts with
+    what is computed meanwhile, as a chain; so is one over many arrays at a time.
 
     Args:
       program: as compiled for one of the devices.
@@ -65,11 +65,11 @@ def find_collectives(program: Program, devices: int) -> list[Collective]:
             parts = list(program.fused(outer))
         for one, inside in parts:
             kind = one.opcode.removesuffix("-start")
-            channel = re.search(r"channel_id=\d+", one.rest)
-            if kind not in KINDS or (channel and channel[0] in seen):
+            chain = re.search(r"chain_id=\"\d+\"", one.rest)
+            if kind not in KINDS or (chain and chain[0] in seen):
                 continue
-            if channel:
-                seen.add(channel[0])
+            if chain:
+                seen.add(chain[0])
             group = _group(one, devices)
             given = (inside[x].arrays for x in one.operands if x in inside)
             size = sum(array.bytes for arrays in given for array in arrays)
