@@ -30,16 +30,21 @@ class Step:
       config: a resolved configuration.
       mesh: devices, real ones or a topology's.
       batch: examples in a step, over all devices.
+
+    Attributes:
+      model: the network.
+      size: height and width of the images that it is trained on.
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh, batch: int):
         self._mesh, self._batch = mesh, batch
         teacher = find_teacher(config)
         model = model_for(config, len(teacher.class_names) if teacher else CLASSES)
+        self.model = model
         self._task = task_of(config)(config, [""] * model.num_classes)
         # The rate is no part of what a step costs.
         optimizer = make_optimizer(config.optimizer, lambda step: 1e-3)
-        size = self._task.input_size(config)
+        self.size = size = self._task.input_size(config)
         self._create = lambda: create_state(
             model, optimizer, size, config.seed, ema=bool(config.ema.decay)
         )

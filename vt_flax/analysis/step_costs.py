@@ -9,7 +9,7 @@ import jax
 
 from vt_flax.analysis.collectives import find_collectives, totals
 from vt_flax.analysis.hlo import Program
-from vt_flax.analysis.macs import products
+from vt_flax.analysis.macs import count, products
 from vt_flax.analysis.step import Step
 from vt_flax.analysis.traffic import memory_traffic
 
@@ -22,15 +22,16 @@ def read_costs(step: Step, devices: int) -> dict[str, Any]:
       devices: how many it runs on.
 
     Returns:
-      `macs`: multiply-adds of its products, traced; of zeros around images there are
-      none. `traffic`: bytes to and from main memory, see `memory_traffic`. `flops`,
-      `bytes`, `temporary`: operations, bytes moved (on the chip itself too) and bytes
-      of working memory as the compiler counts them: loops once. `memory`: bytes at the
-      peak by what they hold, see `_memory`. `collectives`: by kind, see
-      `collectives.totals`, and `looped`, how many of these run in loops. `unknown`:
-      loops of which the program does not say how often they run; they count as once.
-      `cycles`: estimated by the TPU compiler, outside of kernels; 0 if it says nothing.
-      `recomputed`: instructions that the compiler makes twice to save memory.
+      `macs`: multiply-adds of its products, traced, without those of zeros around
+      images. `forward`: those of the network for one image, as `summarize` has them.
+      `traffic`: bytes to and from main memory, see `memory_traffic`. `given`: bytes
+      that the step is given and returns, which are the least of it. `flops`, `bytes`,
+      `temporary`: operations, bytes moved (on the chip itself too) and bytes of working
+      memory as the compiler counts them: loops once. `memory`: bytes at the peak by
+      what they hold, see `_memory`. `cycles`: estimated by the TPU compiler, outside of
+      kernels; 0 if it says nothing. `collectives`: by kind, see `collectives.totals`.
+      `unknown`: loops of which the program does not say how often they run; they count
+      once. `recomputed`: instructions that the compiler makes twice, to save memory.
       `compile`: seconds that it took.
     """
     begin = time.perf_counter()
@@ -38,16 +39,18 @@ def read_costs(step: Step, devices: int) -> dict[str, Any]:
     compiled = traced.lower().compile()
     seconds = time.perf_counter() - begin
     program = Program(compiled.as_text())
-    cost = compiled.cost_analysis()
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     found = find_collectives(program, devices)
     macs = sum(amount for _, amount in products(traced.jaxpr.jaxpr, padding=False))
     return {
         "macs": macs / devices,
+        "forward": count(step.model, step.size).total_macs,
         "traffic": memory_traffic(program),
+        "given": memory.argument_size_in_bytes + memory.output_size_in_bytes,
         "flops": cost["flops"],
         "bytes": cost["bytes accessed"],
-        "temporary": compiled.memory_analysis().temp_size_in_bytes,
-        "memory": _memory(step, compiled.memory_analysis()),
+        "temporary": memory.temp_size_in_bytes,
+        "memory": _memory(step, memory),
         "cycles": _estimated_cycles(program),
         "collectives": totals(found),
         "unknown": len(program.unknown),
@@ -84,11 +87,15 @@ def _memory(step: Step, found: Any) -> dict[str, int]:
         "teacher": teacher,
     }
     sizes = {name: _bytes(tree) for name, tree in parts.items()}
-    return {
-        "peak": found.peak_memory_in_bytes,
-        **sizes,
-        "working": found.peak_memory_in_bytes - sum(sizes.values()),
-    }
+    # The peak is said by some compilers only.
+    peak = max(
+        found.peak_memory_in_bytes,
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+        + found.temp_size_in_bytes,
+    )
+    return {"peak": peak, **sizes, "working": peak - sum(sizes.values())}
 
 
 def _bytes(tree: Any) -> int:

@@ -21,6 +21,8 @@ class Chip:
       host_chips: chips of a host of a large slice.
       one_host: slices of at most so many chips have one host.
       source: where the figures are from.
+      cached: whether a cache stands before its memory, so that a program may move less
+        than it says.
     """
 
     name: str
@@ -32,9 +34,12 @@ class Chip:
     host_chips: int = 1
     one_host: int = 1
     source: str = ""
+    cached: bool = False
 
 
 GIB = 2**30
+# The name of the machine that is here, of which `machine` knows.
+HERE = "here"
 # Published: peak bfloat16 operations, bandwidth, links. Links are published as the sum
 # of all, in both directions; for v4 see Jouppi et al. 2023 (arXiv 2304.01433), Table 4.
 # Memory is what the TPU compiler (libtpu 0.0.42) says it has when a program needs more;
