@@ -98,10 +98,10 @@ def main(argv: Sequence[str]) -> None:
         except UserError as error:
             if len(cases) == 1:
                 raise
-            problems.append(f"{case.label}: {error}")
-            print(problems[-1], file=sys.stderr, flush=True)
+            problems.append((case, str(error)))
+            print(f"{case.label}: {error}", file=sys.stderr, flush=True)
     if not plans:
-        raise UserError("; ".join(problems))
+        raise UserError("; ".join(problem for _, problem in problems))
     _show(args, plans, problems)
 
 
@@ -144,7 +144,9 @@ def _place(args: argparse.Namespace, name: str) -> Callable[[Any], Topology]:
     )
 
 
-def _show(args: argparse.Namespace, plans: Sequence[Any], problems: list[str]) -> None:
+def _show(
+    args: argparse.Namespace, plans: Sequence[Any], problems: Sequence[tuple[Any, str]]
+) -> None:
     from vt_flax.analysis import plan_report
 
     if args.save:
@@ -155,9 +157,14 @@ def _show(args: argparse.Namespace, plans: Sequence[Any], problems: list[str]) -
         print(f"wrote {path}", file=sys.stderr)
     if args.format == "json":
         rows = [plan_report.record(plan) for plan in plans]
+        rows += [
+            {"topology": case.place.name, **case.swept, "problem": problem}
+            for case, problem in problems
+        ]
         cli.print_rows(rows, args.format)
         return
-    notes = [*plan_report.notes(plans), *problems]
+    notes = plan_report.notes(plans)
+    notes += [f"{case.label}: {problem}" for case, problem in problems]
     if args.sweep:
         rows = plan_report.sweep_rows(plans)
         cli.print_rows(rows, args.format, plan_report.title(plans), notes)

@@ -19,7 +19,6 @@ from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import make_mesh
 from vt_flax.parallel.topology import compile_apart, tpu_devices
 from vt_flax.training.config import resolve
-from vt_flax.training.run import check_step
 
 MODULE = "vt_flax.analysis.compiled_step"
 # What the TPU compiler says of a program that is too large: what it needs, what it has.
@@ -70,8 +69,7 @@ def pod_costs(config: ConfigDict, topology: str) -> dict[str, Any]:
       chip's memory that are `needed` and `available`, 0 if the compiler does not say.
 
     Raises:
-      UserError: if libtpu is not there, cannot compile a step, or crashes; or the batch
-        cannot be spread.
+      UserError: if libtpu is not there, cannot compile a step, or crashes.
     """
     (found,) = _ask([config], topology, 0)
     return found
@@ -95,17 +93,17 @@ def _compile(request: dict[str, Any]) -> list[dict[str, Any]]:
         config = resolve(ConfigDict(values))
         mesh = make_mesh(devices, config.parallel.fsdp)
         batch = request["chip"] * mesh.size or config.batch_size
-        check_step(config, mesh, batch)
         try:
             found.append(read_costs(Step(config, mesh, batch), mesh.size))
         except Exception as error:
             if TOO_LARGE not in str(error):
                 raise
-            found.append({"too_large": _sizes(str(error))})
+            found.append({"too_large": sizes_told(str(error))})
     return found
 
 
-def _sizes(told: str) -> dict[str, int]:
+def sizes_told(told: str) -> dict[str, int]:
+    """Returns bytes `needed` and `available`, of what the compiler has said; or 0."""
     for pattern in SIZES:
         if match := pattern.search(told):
             numbers = [

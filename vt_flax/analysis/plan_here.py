@@ -23,11 +23,11 @@ def plan_here(case: Case, host_rate: float = 0.0, measure: bool = False) -> Plan
       measure: whether to run the step, for its median time.
 
     Raises:
-      UserError: if the batch cannot be spread, or does not fit.
+      UserError: if the batch cannot be spread, or the step does not fit.
     """
     config = case.make(case.batch)
+    check_step(config, case.place.chips)
     mesh = make_mesh(fsdp=config.parallel.fsdp)
-    check_step(config, mesh, case.batch)
     told = f"{case.label}, batch {case.batch:,}: {config.model.name}"
     print(told, file=sys.stderr, flush=True)
     step = Step(config, mesh, case.batch)

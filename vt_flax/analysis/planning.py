@@ -14,6 +14,7 @@ from vt_flax.analysis.plan_cache import PlanCache, cache_key
 from vt_flax.analysis.roofline import Roofline, roofline
 from vt_flax.analysis.topology import GIB, Topology
 from vt_flax.errors import UserError
+from vt_flax.training.run import check_step
 from vt_flax.training.schedule import duration_steps
 
 
@@ -104,8 +105,10 @@ def make_plan(
       search: whether to look for the largest batch that fits, where this one does not.
 
     Raises:
-      UserError: if it cannot be compiled, or does not fit.
+      UserError: if the batch cannot be spread, or the step not be compiled; if it does
+        not fit.
     """
+    check_step(case.make(case.batch), case.place.chips)
     costs = _costs(case, case.batch, cache)
     if "too_large" not in costs:
         return finish(case, costs, host_rate)

@@ -95,21 +95,20 @@ def model_for(config: ConfigDict, num_classes: int) -> nn.Module:
     return create_model(name, **options)
 
 
-def check_step(config: ConfigDict, mesh: Mesh, batch: int) -> None:
-    """Checks that batches can be spread, cut and normalised as configured.
+def check_step(config: ConfigDict, devices: int) -> None:
+    """Checks that batches can be spread, cut, normalised and augmented as configured.
 
     Args:
       config: a resolved configuration.
-      mesh: the devices.
-      batch: examples in a step.
+      devices: how many a batch is spread over.
 
     Raises:
-      UserError: if they cannot, or what the task reads does not fit together.
+      UserError: if they cannot.
     """
     if config.accumulation < 1:
         raise UserError(f"accumulation {config.accumulation}: must be at least 1")
-    check_batch(batch, mesh, "batch_size", config.accumulation)
-    part = batch // config.accumulation
+    check_batch(config.batch_size, devices, "batch_size", config.accumulation)
+    part = config.batch_size // config.accumulation
     span = parse_span(getattr(config.model, "norm_span", "global"))
     if isinstance(span, int) and part % span:
         raise UserError(
@@ -127,7 +126,7 @@ def prepare(config: ConfigDict) -> Run:
       UserError: for whatever in the configuration does not fit together.
     """
     mesh = make_mesh(fsdp=config.parallel.fsdp)
-    check_step(config, mesh, config.batch_size)
+    check_step(config, mesh.size)
     data = config.data
     kind = task_of(config)
     for key, value in (
