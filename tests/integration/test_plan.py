@@ -189,6 +189,9 @@ def test_here(digits, monkeypatch, capsys):
     assert row["measured_images_per_second"] == pytest.approx(
         16 / row["measured_seconds"]
     )
+    for name in ("bound", "estimate"):
+        share = row[f"{name}_seconds"] / row["measured_seconds"]
+        assert row[f"{name}_error"] == pytest.approx(share - 1)
     moved = row["main_memory_bytes"]
     assert row["compiler_bytes_per_image"] * 2 == pytest.approx(moved, rel=0.1)
     assert 0 < row["bound_memory_seconds"] < moved / 8e9

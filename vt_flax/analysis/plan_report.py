@@ -56,6 +56,8 @@ def record(plan: Plan) -> dict[str, Any]:
             f"{name}_hours": hours,
             f"{name}_chip_hours": hours and hours * place.chips,
         }
+    if plan.measured:
+        found |= {f"{name}_error": error(plan, name) for name in ("bound", "estimate")}
     return found
 
 
@@ -107,14 +109,10 @@ def notes(plans: Sequence[Plan]) -> list[str]:
                 "save memory"
             )
         if plan.measured:
-            error = {
-                name: seconds / plan.measured - 1
-                for name, seconds in times(plan).items()
-                if name != "measured"
-            }
+            bound, estimate = (error(plan, name) for name in ("bound", "estimate"))
             found.append(
-                f"measured: {plan.measured * 1e3:,.1f} ms a step; the bound is "
-                f"{error['bound']:+.0%} of it, the estimate {error['estimate']:+.0%}"
+                f"measured: {plan.measured * 1e3:,.1f} ms a step, from which the bound "
+                f"is {bound:+.0%} away and the estimate {estimate:+.0%}"
             )
     return found
 
@@ -123,6 +121,14 @@ def times(plan: Plan) -> dict[str, float]:
     """Returns a step's seconds: `bound`, `estimate`, and `measured` if it was."""
     found = {"bound": plan.roofline.bound, "estimate": plan.roofline.in_turn}
     return found | ({"measured": plan.measured} if plan.measured else {})
+
+
+def error(plan: Plan, name: str) -> float:
+    """Returns how much longer a step takes by `bound` or `estimate` than measured.
+
+    As a share of the measured time.
+    """
+    return times(plan)[name] / plan.measured - 1
 
 
 def columns(plans: Sequence[Plan]) -> list[dict[str, Any]]:
