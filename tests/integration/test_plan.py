@@ -64,6 +64,7 @@ def lines_of(arguments, monkeypatch, capsys):
     "script,message",
     [
         ("kill -SEGV $$", "the TPU compiler has crashed (SIGSEGV)"),
+        ("kill -KILL $$", "was killed (SIGKILL): this machine may lack memory"),
         (
             "echo 'F0101 1 a.cc:1] Check failed: x' >&2; echo ' @ 0x1' >&2;"
             " kill -ABRT $$",

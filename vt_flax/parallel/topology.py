@@ -109,6 +109,8 @@ def _reason(process: subprocess.Popen, complaint: str) -> str:
     if process.returncode >= 0:
         return lines[-1] if lines else f"status {process.returncode}"
     name = signal.Signals(-process.returncode).name
+    if name == "SIGKILL":
+        return f"the TPU compiler was killed ({name}): this machine may lack memory"
     # What libraries say before they abort; the rest is a stack of addresses.
     said = [line for line in lines if re.match(r"F\d{4} |.*Check failed", line)]
     told = f": {said[0][:300]}" if said else ""
