@@ -53,6 +53,7 @@ class TokenPyramid(nn.Module):
                 options.tokens,
                 options.token_channels,
                 value_groups=0,
+                formulation=options.formulation,
                 norm=options.norm,
                 dtype=options.dtype,
                 name=f"level{level}_tokenizer",
@@ -67,6 +68,7 @@ class TokenPyramid(nn.Module):
                 self.channels,
                 options.heads,
                 options.groups(self.channels),
+                formulation=options.formulation,
                 norm=options.norm,
                 dtype=options.dtype,
                 name=f"level{level}_projector",
@@ -94,7 +96,7 @@ class VTFPN(FPN):
     feed_forward: str = "linear"
     transformer_groups: int = 8
     group_channels: int = 16
-    formulation: str = "printed"
+    formulation: str = "fused"
     norm_placement: str = "tokens"
 
     def __post_init__(self):

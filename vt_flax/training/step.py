@@ -84,9 +84,11 @@ def make_train_step(
             loss, found = task.loss(logits, targets, taught)
             return loss, (found, updates.get("batch_stats", {}))
 
-        (loss, (found, new_stats)), grads = jax.value_and_grad(
-            compute_loss, has_aux=True
-        )(params)
+        # Kernels in the network work on the examples of each device alone.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            (loss, (found, new_stats)), grads = jax.value_and_grad(
+                compute_loss, has_aux=True
+            )(params)
         if spread:
             grads = jax.lax.with_sharding_constraint(grads, state_sharding(mesh, grads))
         return grads, new_stats, {"loss": loss, **found}
