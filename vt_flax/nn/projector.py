@@ -36,7 +36,7 @@ class Projector(nn.Module):
     heads: int = 16
     groups: int = 1
     survival_probability: float = 1.0
-    formulation: str = "fused"
+    formulation: str = "printed"
     norm: Normalization = Normalization()
     dtype: Any = jnp.float32
 

@@ -2,9 +2,9 @@
 
 Each module has the same call: `(x, tokens, train=...) -> tokens`, where `x` is the
 feature map (batch, H, W, C), which may be a `LazyMap`, and `tokens` are the previous
-module's (batch, L, C_T), or None in the first. Token coefficients are sown into the collection `intermediates` under
-`coefficients`, as (batch, L, H, W) or (batch, heads, L, H, W); this costs nothing
-unless the caller makes that collection mutable.
+module's (batch, L, C_T), or None in the first. Token coefficients are sown into the
+collection `intermediates` under `coefficients`, as (batch, L, H, W) or (batch, heads,
+L, H, W); this costs nothing unless the caller makes that collection mutable.
 """
 
 from typing import Any
@@ -84,7 +84,7 @@ class StaticTokenizer(nn.Module):
     token_channels: int
     value_groups: int = 1
     position_encoding: bool = False
-    formulation: str = "fused"
+    formulation: str = "printed"
     norm: Normalization = Normalization()
     dtype: Any = jnp.float32
 
@@ -167,7 +167,7 @@ class DynamicTokenizer(nn.Module):
     heads: int = 16
     groups: int = 1
     position_encoding: bool = False
-    formulation: str = "fused"
+    formulation: str = "printed"
     norm: Normalization = Normalization()
     dtype: Any = jnp.float32
 

@@ -27,7 +27,7 @@ from vt_flax.nn.transformer import (
 TOKENIZERS = ("static", "dynamic", "recurrent", "clustering", "pooling")
 FEED_FORWARDS = ("linear", "mlp")
 INTERACTIONS = ("transformer", "graph", "none")
-FORMULATIONS = ("fused", "printed")
+FORMULATIONS = ("printed", "fused")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class VTOptions:
     transformers: int = 0
     lloyd_iterations: int = LLOYD_ITERATIONS
     projector: bool = True
-    formulation: str = "fused"
+    formulation: str = "printed"
     norm: Normalization = Normalization()
     dtype: Any = jnp.float32
 
