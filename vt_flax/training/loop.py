@@ -152,7 +152,7 @@ def _train(
     train_step = compile_train_step(
         run.model, run.task, run.optimizer, run.schedule, config, mesh, state, teacher
     )
-    eval_step = jax.jit(make_eval_step(run.model, run.task))
+    eval_step = jax.jit(make_eval_step(run.model, run.task, mesh))
     requests = Requests(mesh)
 
     def evaluates(step: int) -> bool:
