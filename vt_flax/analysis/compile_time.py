@@ -40,7 +40,8 @@ def compile_costs(name: str, config: ConfigDict, batch: int) -> dict[str, Any]:
       device does not tell.
 
     Raises:
-      UserError: if a process fails.
+      UserError: if there is no such step.
+      RuntimeError: if a process fails, as where the memory does not suffice.
     """
     request = {"name": name, "config": config.to_dict(), "batch": batch}
     with tempfile.TemporaryDirectory() as cache:
@@ -68,7 +69,9 @@ def _apart(request: dict[str, Any], cache: str) -> dict[str, Any]:
     )
     if done.returncode:
         reason = (done.stderr.strip() or f"status {done.returncode}").split("\n")[-1]
-        raise UserError(reason)
+        raise (UserError if done.returncode == UserError.status else RuntimeError)(
+            reason
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -109,4 +112,5 @@ if __name__ == "__main__":
     try:
         print(json.dumps(_compile(json.load(sys.stdin))))
     except UserError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(error.status)

@@ -18,7 +18,6 @@ from vt_flax.analysis.step import CLASSES, MeshStep
 from vt_flax.analysis.steps import OURS, STEPS
 from vt_flax.analysis.turns import Spread, ratios, spread, take_turns
 from vt_flax.errors import UserError, nearest
-from vt_flax.parallel.mesh import check_batch
 from vt_flax.training.run import Run, model_for
 from vt_flax.training.tasks import task_of
 
@@ -37,7 +36,7 @@ class Rate:
       what: the network, and who computes it.
       batch: examples in a step.
       seconds: of a step, by round.
-      ours: how many times as long as ours a step takes, by round.
+      ratio: how many times as long as ours a step takes, by round.
       macs: multiply-adds of the network for an image.
       peak_bytes: most memory that it had on its device, where a reference tells.
     """
@@ -46,7 +45,7 @@ class Rate:
     what: str
     batch: int
     seconds: Spread
-    ours: Spread
+    ratio: Spread
     macs: int
     peak_bytes: int | None = None
 
@@ -147,7 +146,7 @@ def measure(
     Args:
       config: a resolved configuration.
       mesh: this machine's devices.
-      batch: examples in a step.
+      batch: examples in a step, which the devices divide.
       references: names of REFERENCES.
       rounds: turns of each.
       warmup: steps of each before them.
@@ -158,10 +157,8 @@ def measure(
       it has no turns, since its input works ahead.
 
     Raises:
-      UserError: if the batch cannot be spread over the devices, or the network has no
-        use for it.
+      UserError: if the network has no use for such a batch.
     """
-    check_batch(batch, mesh, "--batch", config.accumulation)
     contenders: list[Contender] = []
     notes = []
     with contextlib.ExitStack() as stack:
@@ -192,7 +189,7 @@ def measure(
                 step="loop",
                 what=f"{ours.what} on {run.train_source.name}",
                 seconds=found,
-                ours=Spread(ratio, ratio, ratio),
+                ratio=Spread(ratio, ratio, ratio),
             )
         )
     return rates, notes

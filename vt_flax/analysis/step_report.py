@@ -1,23 +1,24 @@
 """The measurements of a training step on this machine, one after the other."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vt_flax.analysis.compile_time import compile_costs
 from vt_flax.analysis.peaks import measured_peak, published_peak
-from vt_flax.analysis.step_rate import measure
+from vt_flax.analysis.references.plain import plain_resnet
+from vt_flax.analysis.step_rate import BESIDE, measure
 from vt_flax.analysis.step_tables import record
 from vt_flax.analysis.steps import OURS, STEPS
 from vt_flax.errors import UserError
-from vt_flax.parallel.mesh import describe, make_mesh
+from vt_flax.parallel.mesh import check_batch, describe, make_mesh
 from vt_flax.training.run import prepare
 from vt_flax.training.tasks import task_of
-
-PEAKS = ("published", "measured")
 
 
 def report(
@@ -55,19 +56,26 @@ def report(
     costs = {}
     for batch in batches if compiling else ():
         for name in (OURS, *(name for name in references if name in STEPS)):
-            print(
-                f"compiling {name}, batch {batch}, twice", file=sys.stderr, flush=True
-            )
+            what = f"compiling {name} at batch {batch}"
+            print(f"{what}, twice", file=sys.stderr, flush=True)
             try:
                 costs[name, batch] = compile_costs(name, config, batch)
-            except UserError as error:
-                # What is wrong with a step is told by who measures it.
-                notes.append(f"compile time of {name} at batch {batch}: {error}")
+            except RuntimeError as error:
+                notes.append(f"{what}: {error}")
 
+    if any(name in BESIDE for name in references):
+        # What JAX takes of a GPU's memory before it needs it, another process lacks.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     mesh = make_mesh(fsdp=config.parallel.fsdp)
     most = _peak(config, mesh, peak, notes)
+    if references:
+        notes.append(
+            f"{plain_resnet(config).name} is plain; {config.model.name} has besides: "
+            f"{_besides(config) or 'nothing'}"
+        )
     records = []
     for batch in batches:
+        check_batch(batch, mesh, "--batch", config.accumulation)
         config.batch_size = batch
         rates, reasons = measure(
             config,
@@ -95,7 +103,7 @@ def _find_data(config: ConfigDict, notes: list[str]) -> bool:
     return True
 
 
-def _peak(config: ConfigDict, mesh: Any, kind: str, notes: list[str]) -> float | None:
+def _peak(config: ConfigDict, mesh: Mesh, kind: str, notes: list[str]) -> float | None:
     device, dtype = jax.devices()[0].device_kind, config.model.dtype
     notes.append(f"{describe(mesh)} ({device}), {dtype}")
     if kind == "measured":
@@ -110,10 +118,11 @@ def _peak(config: ConfigDict, mesh: Any, kind: str, notes: list[str]) -> float |
     return mesh.size * found
 
 
-def not_in_references(config: ConfigDict) -> str:
-    """Returns what our step does that those of plain ResNets do not, in words."""
+def _besides(config: ConfigDict) -> str:
+    """Returns what our step has that those of plain ResNets have not, in words."""
     data, model = config.data, config.model
     parts = {
+        "Visual Transformers for the last stage": model.name.startswith("vt_"),
         "mirroring": data.flip,
         f"augmentation ({data.augment})": data.augment != "none",
         "erasing": data.erasing,

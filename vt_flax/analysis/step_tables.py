@@ -56,8 +56,8 @@ def record(rate: Rate, costs: dict[str, Any], peak: float | None) -> dict[str, A
         "ms": _short(1e3 * rate.seconds.median),
         "ms_quartiles": [_short(1e3 * x) for x in rate.seconds.quartiles],
         "images_per_second": _short(images),
-        "ours_ratio": round(rate.ours.median, 3),
-        "ours_ratio_quartiles": [round(x, 3) for x in rate.ours.quartiles],
+        "ours_ratio": round(rate.ratio.median, 3),
+        "ours_ratio_quartiles": [round(x, 3) for x in rate.ratio.quartiles],
         "mfu": None if mfu is None else round(100 * mfu, 2),
         **{key: None if (x := costs.get(key)) is None else _short(x) for key in COSTS},
     }
