@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vt_flax.models import model_task
 from vt_flax.parallel.mesh import batch_sharding, state_sharding, to_global
 from vt_flax.training.checkpoint import abstract_like
 from vt_flax.training.optimizer import make_optimizer
@@ -19,8 +20,9 @@ from vt_flax.training.step import compile_train_step
 from vt_flax.training.tasks import task_of
 from vt_flax.training.teacher import find_teacher
 
-# Classes where the configuration leaves them to a dataset, which is not opened here.
-CLASSES = 1000
+# Classes where the configuration leaves them to a dataset, which is not opened here: as
+# many as ImageNet has, and ADE20K.
+CLASSES = {"classification": 1000, "segmentation": 150}
 
 
 class MeshStep:
@@ -124,7 +126,8 @@ class Step(MeshStep):
 
     def __init__(self, config: ConfigDict, mesh: Mesh, batch: int):
         teacher = find_teacher(config)
-        model = model_for(config, len(teacher.class_names) if teacher else CLASSES)
+        classes = CLASSES[model_task(config.model.name)]
+        model = model_for(config, len(teacher.class_names) if teacher else classes)
         task = task_of(config)(config, [""] * model.num_classes)
         # The rate is no part of what a step costs.
         optimizer = make_optimizer(config.optimizer, lambda step: 1e-3)

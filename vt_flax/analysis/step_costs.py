@@ -6,10 +6,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vt_flax.analysis.compiled_step import COLLECTIVES, costs
+from vt_flax.analysis.step_tables import short
 from vt_flax.analysis.steps import OURS
 
 
-def cost_rows(
+def rows(
     config: ConfigDict, references: Sequence[str], topology: str, chip: int
 ) -> list[dict[str, Any]]:
     """Compiles the step and its references for a topology. Nothing is run.
@@ -33,10 +34,10 @@ def cost_rows(
     return [
         {
             "step": name,
-            "gflop_an_image": round(cost["flops"] / 1e9 / chip, 2),
-            "mb_an_image": round(cost["bytes"] / 1e6 / chip, 1),
+            "gflop_an_image": short(cost["flops"] / 1e9 / chip),
+            "mb_an_image": short(cost["bytes"] / 1e6 / chip),
             "ours_bytes": round(found[0]["bytes"] / cost["bytes"], 3),
-            "working_gb": round(cost["temporary"] / 1e9, 3),
+            "working_gb": short(cost["temporary"] / 1e9),
             **{kind: cost["collectives"].get(kind, 0) for kind in COLLECTIVES},
         }
         for name, cost in zip(names, found, strict=True)

@@ -18,6 +18,7 @@ from vt_flax.analysis.step import CLASSES, MeshStep
 from vt_flax.analysis.steps import OURS, STEPS
 from vt_flax.analysis.turns import Spread, ratios, spread, take_turns
 from vt_flax.errors import UserError, nearest
+from vt_flax.models import model_task
 from vt_flax.training.run import Run, model_for
 from vt_flax.training.tasks import task_of
 
@@ -110,7 +111,8 @@ class Contender:
         self.steps = max(1, math.ceil(TURN_SECONDS / seconds))
         if name == OURS:
             self.what = config.model.name
-            self._macs = count(model_for(config, CLASSES), size).total_macs
+            model = model_for(config, CLASSES[model_task(config.model.name)])
+            self._macs = count(model, size).total_macs
             return
         plain = plain_resnet(config)
         self._macs = plain.macs(size)

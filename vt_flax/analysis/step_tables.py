@@ -37,6 +37,11 @@ COST_COLUMNS = {
 }
 
 
+def short(value: float) -> float:
+    """Returns a figure with four digits that count."""
+    return float(f"{value:.4g}")
+
+
 def record(rate: Rate, costs: dict[str, Any], peak: float | None) -> dict[str, Any]:
     """Returns what is told of a step.
 
@@ -53,13 +58,13 @@ def record(rate: Rate, costs: dict[str, Any], peak: float | None) -> dict[str, A
         "step": rate.step,
         "what": rate.what,
         "batch": rate.batch,
-        "ms": _short(1e3 * rate.seconds.median),
-        "ms_quartiles": [_short(1e3 * x) for x in rate.seconds.quartiles],
-        "images_per_second": _short(images),
+        "ms": short(1e3 * rate.seconds.median),
+        "ms_quartiles": [short(1e3 * x) for x in rate.seconds.quartiles],
+        "images_per_second": short(images),
         "ours_ratio": round(rate.ratio.median, 3),
         "ours_ratio_quartiles": [round(x, 3) for x in rate.ratio.quartiles],
         "mfu": None if mfu is None else round(100 * mfu, 2),
-        **{key: None if (x := costs.get(key)) is None else _short(x) for key in COSTS},
+        **{key: None if (x := costs.get(key)) is None else short(x) for key in COSTS},
     }
 
 
@@ -83,7 +88,3 @@ def _columns(
     return [
         {title: text(row[key]) for key, title in columns.items()} for row in records
     ]
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")

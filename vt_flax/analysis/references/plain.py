@@ -66,5 +66,5 @@ def plain_resnet(config: ConfigDict) -> Plain:
         depth >= 50,
         model.width,
         model.stem,
-        model.num_classes or CLASSES,
+        model.num_classes or CLASSES["classification"],
     )
