@@ -251,6 +251,17 @@ def test_torch_step_is_ours(ours):
     assert_close(found, expected, 1e-5)
 
 
+def test_no_gpu_for_pytorch():
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    from vt_flax.analysis.references.torch_step import TorchStep
+
+    if torch.cuda.is_available():
+        pytest.skip("PyTorch finds a GPU here")
+    request = request_of("torch", tiny(18), 2) | {"device": "cuda"}
+    with pytest.raises(UserError, match="finds no GPU"):
+        TorchStep(request)
+
+
 def test_torch_step_averages_its_weights():
     torch = pytest.importorskip("torch", reason=NO_TORCH)
     from vt_flax.analysis.references.torch_step import TorchStep
@@ -330,6 +341,9 @@ def test_serving(monkeypatch):
         def rest(self):
             asked.append("rest")
 
+        def wake(self):
+            asked.append("wake")
+
     def answers(*lines):
         told = io.StringIO()
         torch_step.serve(io.StringIO("\n".join(lines)), told)
@@ -341,7 +355,8 @@ def test_serving(monkeypatch):
         {"seconds": 0.375, "peak": None},
         {"seconds": 0.125, "peak": None},
     ]
-    assert asked == ["rest", 3, "rest", "rest", 1, "rest"]
+    # While others have their turns it keeps little of the memory.
+    assert asked == ["rest", "wake", 3, "rest", "wake", 1, "rest"]
     assert answers('{"kind": "timm"}', "3") == [{"error": "timm has no such network"}]
 
 

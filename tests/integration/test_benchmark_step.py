@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import types
 
+import numpy as np
 import pytest
 from test_bad_input import refusal
 
 from vt_flax import benchmark
-from vt_flax.analysis import peaks, step_rate
+from vt_flax.analysis import peaks, step_rate, step_report
 from vt_flax.analysis.macs import count
 from vt_flax.analysis.references import beside
 from vt_flax.analysis.step import Step
@@ -167,6 +169,20 @@ def test_compiled_for_tpus(tiny_config, capsys):
     ratio = ours["mb_an_image"] / plain["mb_an_image"]
     assert plain["ours_bytes"] == pytest.approx(ratio, rel=0.05)
     assert "torch is left out: it runs on no TPU" in told
+
+
+@pytest.mark.parametrize(
+    "platform, count, reason",
+    [("tpu", 1, "no TPU"), ("gpu", 2, "on one GPU"), ("gpu", 1, ""), ("cpu", 2, "")],
+)
+def test_pytorch_runs_where_it_can(platform, count, reason):
+    devices = np.asarray([types.SimpleNamespace(platform=platform)] * count)
+    mesh, notes = types.SimpleNamespace(devices=devices, size=count), []
+    names = ["flax_resnet", "torch", "timm"]
+    found = step_report._comparable(names, mesh, notes)
+    assert found == (names[:1] if reason else names)
+    assert len(notes) == (2 if reason else 0)
+    assert all(reason in note for note in notes)
 
 
 @pytest.mark.parametrize(

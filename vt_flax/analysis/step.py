@@ -95,15 +95,14 @@ class MeshStep:
             spread(lambda shapes=shapes: jax.tree.map(jnp.zeros_like, shapes), shapes)
             for shapes in self._other_shapes
         ]
-        self.aside = to_global(self._aside, self._mesh)
+        self._constant = to_global(self._aside, self._mesh)
         self._examples = to_global(self._noise(self._batch), self._mesh)
         self.seconds()
 
     def advance(self, examples: dict[str, jax.Array]) -> Any:
         """Runs a step on some examples; returns its metrics, without waiting."""
-        self.state, metrics = self._step(
-            self.state, examples | self.aside, *self._others
-        )
+        batch = examples | self._constant
+        self.state, metrics = self._step(self.state, batch, *self._others)
         return metrics
 
     def seconds(self, steps: int = 1) -> float:

@@ -67,6 +67,7 @@ def report(
         # What JAX takes of a GPU's memory before it needs it, another process lacks.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     mesh = make_mesh(fsdp=config.parallel.fsdp)
+    references = _comparable(references, mesh, notes)
     most = _peak(config, mesh, peak, notes)
     if references:
         notes.append(
@@ -76,6 +77,7 @@ def report(
     records = []
     for batch in batches:
         check_batch(batch, mesh, "--batch", config.accumulation)
+        task_of(config).check_config(config, batch // config.accumulation)
         config.batch_size = batch
         rates, reasons = measure(
             config,
@@ -101,6 +103,21 @@ def _find_data(config: ConfigDict, notes: list[str]) -> bool:
     if not config.model.num_classes:
         config.model.num_classes = len(source.class_names)
     return True
+
+
+def _comparable(
+    references: Sequence[str], mesh: Mesh, notes: list[str]
+) -> Sequence[str]:
+    """Returns those references that can run where we do."""
+    reason = ""
+    if mesh.devices.flat[0].platform == "tpu":
+        reason = "it runs on no TPU"
+    elif mesh.devices.flat[0].platform != "cpu" and mesh.size > 1:
+        reason = "it runs on one GPU; show JAX but one (CUDA_VISIBLE_DEVICES=0)"
+    if not reason:
+        return references
+    notes += [f"{name} is left out: {reason}" for name in references if name in BESIDE]
+    return [name for name in references if name not in BESIDE]
 
 
 def _peak(config: ConfigDict, mesh: Mesh, kind: str, notes: list[str]) -> float | None:

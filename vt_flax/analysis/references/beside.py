@@ -9,6 +9,7 @@ import sys
 import tempfile
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from vt_flax.analysis.references.plain import plain_resnet
@@ -69,6 +70,8 @@ class Beside:
             "label_smoothing": config.loss.label_smoothing,
             "average": config.ema.decay,
             "optimizer": config.optimizer.to_dict(),
+            # Where JAX computes.
+            "device": "cuda" if jax.default_backend() == "gpu" else "cpu",
             "threads": cores(),
         }
         self.what, self.peak = "", None

@@ -73,25 +73,30 @@ def make_optimizer(network: nn.Module, config: dict[str, Any]) -> torch.optim.Op
 class TorchStep:
     """A training step on noise: normalisation, both passes, optimizer, averages.
 
-    Channels last; where `dtype` is not float32, with automatic mixed precision; on a
-    GPU where there is one, else on all cores; compiled where that works.
+    Channels last; where `dtype` is not float32, with automatic mixed precision;
+    compiled where that works.
 
     Args:
       request: `kind` (`torch`, `torch_eager` or `timm`), `plain` (fields of `Plain`),
-        `threads`, `batch`, `image_size` (height and width), `dtype`, `mean`, `std`,
-        `label_smoothing`, `average` (decay of the weights' average, or 0) and
-        `optimizer` (the section).
+        `device` (`cuda` or `cpu`), `threads`, `batch`, `image_size` (height and width),
+        `dtype`, `mean`, `std`, `label_smoothing`, `average` (decay of the weights'
+        average, or 0) and `optimizer` (the section).
 
     Attributes:
       network: the network that is trained.
       what: network, version and device.
+
+    Raises:
+      UserError: if there is no such network, or no GPU that PyTorch can use.
     """
 
     def __init__(self, request: dict[str, Any]):
         plain = Plain(**request["plain"])
         plain = dataclasses.replace(plain, stage_sizes=tuple(plain.stage_sizes))
-        self._cuda = torch.cuda.is_available()
-        device = torch.device("cuda" if self._cuda else "cpu")
+        device = torch.device(request["device"])
+        self._cuda = device.type == "cuda"
+        if self._cuda and not torch.cuda.is_available():
+            raise UserError("this PyTorch finds no GPU")
         torch.set_num_threads(request["threads"])
         # As JAX multiplies float32 on GPUs.
         torch.set_float32_matmul_precision("high")
@@ -184,6 +189,11 @@ class TorchStep:
         if self._cuda:
             torch.cuda.empty_cache()
 
+    def wake(self) -> None:
+        """Takes it again, by a step that is not timed."""
+        if self._cuda:
+            self._advance()
+
     def _wait(self) -> None:
         if self._cuda:
             torch.cuda.synchronize()
@@ -201,11 +211,15 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
     try:
         step = TorchStep(json.loads(requests.readline()))
-        answer({"what": step.what, "peak": step.peak()})
-        for line in requests:
+        told: dict[str, Any] = {"what": step.what}
+        while True:
             step.rest()
-            answer({"seconds": step.seconds(int(line)), "peak": step.peak()})
-            step.rest()
+            answer(told | {"peak": step.peak()})
+            line = requests.readline()
+            if not line:
+                return
+            step.wake()
+            told = {"seconds": step.seconds(int(line))}
     except (UserError, torch.OutOfMemoryError) as error:
         answer({"error": first_line(error)})
 
