@@ -226,9 +226,9 @@ def _step(args: argparse.Namespace, config: ConfigDict) -> None:
     size = " x ".join(map(str, task_of(config).input_size(config)))
     title = f"{config.model.name} at {size}, a training step"
     if args.topology:
-        from vt_flax.analysis import step_costs
+        from vt_flax.analysis.topology_rows import topology_rows
 
-        rows = step_costs.rows(config, references, args.topology, args.chip)
+        rows = topology_rows(config, references, args.topology, args.chip)
         title += (
             f" on {args.topology}, {args.chip} examples a chip, {config.model.dtype}"
         )

@@ -65,19 +65,21 @@ def test_seconds_of_several_steps_are_their_mean(clock):
     durations = [8.0, 0.5, 1.0, 3.0, 7.0]
     times = iter(durations)
 
-    def step(state, batch):
-        assert batch["image"].shape == (16, 2) and batch["aside"].shape == (8,)
+    def step(state, batch, teacher):
+        assert batch["image"].shape == (16, 2) and batch["request"].shape == (8,)
+        assert teacher is None
         clock.append(next(times))
         return state + 1, {"loss": state}
 
     made = MeshStep(
         make_mesh(),
         16,
+        None,
+        (1, 2),
         step,
         lambda: jax.numpy.zeros(()),
         jax.ShapeDtypeStruct((), np.float32),
-        lambda n: {"image": np.ones((n, 2), np.float32)},
-        aside={"aside": np.zeros(8, np.int32)},
+        lambda n: {"image": np.ones((n, 2), np.float32), "request": np.zeros(8)},
     )
     made.start()
     assert made.seconds() == pytest.approx(0.5)

@@ -148,7 +148,7 @@ def test_segmentation_has_no_references(instant, capsys):
     assert "flax_resnet is left out: there is no plain ResNet" in told
     # The real one can be traced, on masks of as many classes as it tells apart.
     step = Step(load_config(file, options), make_mesh(), 8)
-    assert step.lower().out_info[1]["pixel_accuracy"].shape == ()
+    assert step.trace().out_info[1]["pixel_accuracy"].shape == ()
     assert step._noise(8)["label"].max() < 150
 
 

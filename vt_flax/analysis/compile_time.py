@@ -85,7 +85,7 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
         lambda event, **_: hits.append(event) if event == HIT else None
     )
     begin = time.perf_counter()
-    lowered = step.lower()
+    lowered = step.trace().lower()
     traced = time.perf_counter()
     before = len(hits)
     compiled = lowered.compile()

@@ -10,6 +10,7 @@ import jax
 from vt_flax.analysis.step import Step
 from vt_flax.data.source import cached
 from vt_flax.training.loop import device_batches
+from vt_flax.training.requests import Requests
 from vt_flax.training.run import Run
 
 
@@ -32,12 +33,13 @@ def loop_times(run: Run, step: Step, rounds: int, steps: int) -> list[float]:
     source = run.train_source
     if run.config.data.cache:
         source = cached(source)
+    requests = Requests(run.mesh)
     held: collections.deque = collections.deque()
     times = []
     with contextlib.closing(device_batches(run, source, 0)) as batches:
 
         def advance() -> None:
-            held.append(step.advance(next(batches)))
+            held.append(step.advance(next(batches) | requests.batch()))
             # As in training, a step late.
             if len(held) > 1:
                 jax.device_get(held.popleft())

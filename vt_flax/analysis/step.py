@@ -1,9 +1,10 @@
 """A training step on noise, to be compiled for devices or timed on them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,18 +27,20 @@ CLASSES = {"classification": 1000, "segmentation": 150}
 
 
 class MeshStep:
-    """A jitted training step, whoever wrote it, and what it needs on a mesh.
+    """A jitted training step, whoever wrote it, with what it needs on a mesh.
 
     Args:
       mesh: devices, real ones or a topology's.
       batch: examples in a step, over all devices.
-      step: `step(state, batch, *others) -> state, metrics`, jitted; the state is
+      model: the network.
+      size: height and width of the images that it is trained on.
+      step: `step(state, batch, teacher) -> state, metrics`, jitted; the state is
         donated.
       create: makes the state at step 0.
       shapes: of that state.
-      noise: makes a number of examples, arrays by name.
-      aside: what a batch holds beside its examples.
-      others: shapes of the step's other arguments, whose values do not matter.
+      noise: makes a batch of a number of examples; `request`, if it is there, has an
+        element for each device.
+      teacher: shapes of a teacher's variables; None without one.
 
     Attributes:
       state: the newest, once it is started.
@@ -47,41 +50,43 @@ class MeshStep:
         self,
         mesh: Mesh,
         batch: int,
-        step: Callable[..., tuple[Any, Any]],
-        create: Callable[[], Any],
-        shapes: Any,
+        model: nn.Module,
+        size: tuple[int, int],
+        step: Callable[..., tuple[TrainState, Any]],
+        create: Callable[[], TrainState],
+        shapes: TrainState,
         noise: Callable[[int], dict[str, np.ndarray]],
-        aside: dict[str, np.ndarray] | None = None,
-        others: Sequence[Any] = (),
+        teacher: Any = None,
     ):
         self._mesh, self._batch, self._step = mesh, batch, step
-        self._create, self._shapes, self._other_shapes = create, shapes, tuple(others)
-        self._noise, self._aside = noise, aside or {}
+        self.model, self.size = model, size
+        self._create, self._shapes = create, shapes
+        self._noise, self._teacher_shapes = noise, teacher
+
+    def arguments(self) -> tuple[TrainState, dict[str, Any], Any]:
+        """Returns the shapes of a state, a batch and a teacher's variables, spread."""
+        state, teacher = (
+            abstract_like(shapes, state_sharding(self._mesh, shapes))
+            for shapes in (self._shapes, self._teacher_shapes)
+        )
+        batch = {}
+        # One example tells the shape of all: of a pod's there are too many to make.
+        for key, value in self._noise(1).items():
+            size = len(value) if key == "request" else self._batch
+            batch[key] = jax.ShapeDtypeStruct(
+                (size, *value.shape[1:]),
+                value.dtype,
+                sharding=batch_sharding(self._mesh),
+            )
+        return state, batch, teacher
+
+    def trace(self) -> Any:
+        """Traces the step, to be compiled for the mesh's devices."""
+        return self._step.trace(*self.arguments())
 
     def compile(self) -> Any:
         """Compiles the step for the mesh's devices, which need not be there."""
-        return self.lower().compile()
-
-    def lower(self) -> Any:
-        """Traces the step, and returns what there is to compile."""
-        state, *others = (
-            abstract_like(shapes, state_sharding(self._mesh, shapes))
-            for shapes in (self._shapes, *self._other_shapes)
-        )
-
-        def array(value: np.ndarray, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-            sharding = batch_sharding(self._mesh)
-            return jax.ShapeDtypeStruct(shape, value.dtype, sharding=sharding)
-
-        # One example tells what all look like: of a pod's there are too many to make.
-        batch = {
-            name: array(value, (self._batch, *value.shape[1:]))
-            for name, value in self._noise(1).items()
-        }
-        batch |= {
-            name: array(value, value.shape) for name, value in self._aside.items()
-        }
-        return self._step.lower(state, batch, *others)
+        return self.trace().lower().compile()
 
     def start(self) -> None:
         """Puts a state and a batch on the devices, and runs a first step."""
@@ -91,25 +96,24 @@ class MeshStep:
             return jax.jit(create, out_shardings=shardings)()
 
         self.state = spread(self._create, self._shapes)
-        self._others = [
-            spread(lambda shapes=shapes: jax.tree.map(jnp.zeros_like, shapes), shapes)
-            for shapes in self._other_shapes
-        ]
-        self._constant = to_global(self._aside, self._mesh)
-        self._examples = to_global(self._noise(self._batch), self._mesh)
+        # A teacher's weights are no part of what a step costs.
+        self._teacher = spread(
+            lambda: jax.tree.map(jnp.zeros_like, self._teacher_shapes),
+            self._teacher_shapes,
+        )
+        self._images = to_global(self._noise(self._batch), self._mesh)
         self.seconds()
 
-    def advance(self, examples: dict[str, jax.Array]) -> Any:
-        """Runs a step on some examples; returns its metrics, without waiting."""
-        batch = examples | self._constant
-        self.state, metrics = self._step(self.state, batch, *self._others)
+    def advance(self, batch: dict[str, jax.Array]) -> Any:
+        """Runs a step on a batch, and returns its metrics without waiting for them."""
+        self.state, metrics = self._step(self.state, batch, self._teacher)
         return metrics
 
     def seconds(self, steps: int = 1) -> float:
         """Returns how long a step takes, on the mean of some, one after the other."""
         begin = time.perf_counter()
         for _ in range(steps):
-            metrics = self.advance(self._examples)
+            metrics = self.advance(self._images)
         jax.block_until_ready((self.state, metrics))
         return (time.perf_counter() - begin) / steps
 
@@ -128,7 +132,7 @@ class Step(MeshStep):
         classes = CLASSES[model_task(config.model.name)]
         model = model_for(config, len(teacher.class_names) if teacher else classes)
         task = task_of(config)(config, [""] * model.num_classes)
-        # The rate is no part of what a step costs.
+        # The rate is no part of what a step costs either.
         optimizer = make_optimizer(config.optimizer, lambda step: 1e-3)
         size = task.input_size(config)
 
@@ -137,20 +141,17 @@ class Step(MeshStep):
             return create_state(model, optimizer, size, config.seed, ema=ema)
 
         def noise(examples: int) -> dict[str, np.ndarray]:
-            return task.noise(examples) | {"bad": np.zeros(examples, bool)}
+            return {
+                **task.noise(examples),
+                "bad": np.zeros(examples, bool),
+                "request": np.zeros(mesh.size, np.int32),
+            }
 
         shapes = jax.eval_shape(create)
         step = compile_train_step(
             model, task, optimizer, lambda step: 1e-3, config, mesh, shapes, teacher
         )
+        teacher_shapes = teacher.shapes(size) if teacher else None
         super().__init__(
-            mesh,
-            batch,
-            step,
-            create,
-            shapes,
-            noise,
-            aside={"request": np.zeros(mesh.size, np.int32)},
-            # Nor are a teacher's weights.
-            others=[teacher.shapes(size) if teacher else None],
+            mesh, batch, model, size, step, create, shapes, noise, teacher_shapes
         )

@@ -1,7 +1,8 @@
 """A plain ResNet, in the manner of Flax's ImageNet example, and its training step.
 
 What one writes with the layers that Flax has, and trains with optax's optimizers. It
-shares with ours the mesh and the configuration, and nothing that could be made faster.
+shares with ours the mesh, the configuration and what holds a state, and nothing that
+could be made faster.
 """
 
 import functools
@@ -20,6 +21,7 @@ from vt_flax.analysis.references.plain import plain_resnet
 from vt_flax.analysis.step import MeshStep
 from vt_flax.models.registry import DTYPES
 from vt_flax.parallel.mesh import replicated, state_sharding
+from vt_flax.training.state import TrainState, create_state
 from vt_flax.training.tasks import task_of
 
 
@@ -148,17 +150,16 @@ class FlaxResNetStep(MeshStep):
         )
         optimizer = plain_optimizer(config.optimizer, 1e-3)
         task = task_of(config)(config, [""] * plain.num_classes)
+        size = task.input_size(config)
         mean, std = (np.float32(config.data[key]) for key in ("mean", "std"))
 
-        def create() -> dict[str, Any]:
-            images = jnp.zeros((1, *task.input_size(config), 3))
-            variables = model.init(jax.random.key(0), images)
-            state = dict(variables, optimizer=optimizer.init(variables["params"]))
-            if config.ema.decay:
-                state["average"] = jax.tree.map(jnp.copy, variables)
-            return state
+        def create() -> TrainState:
+            ema = bool(config.ema.decay)
+            return create_state(model, optimizer, size, config.seed, ema=ema)
 
-        def step(state: dict[str, Any], batch: dict) -> tuple[dict[str, Any], dict]:
+        def step(
+            state: TrainState, batch: dict[str, jax.Array], teacher: None
+        ) -> tuple[TrainState, dict[str, jax.Array]]:
             images = (batch["image"] / 255.0 - mean) / std
             targets = optax.smooth_labels(
                 jax.nn.one_hot(batch["label"], plain.num_classes),
@@ -166,40 +167,43 @@ class FlaxResNetStep(MeshStep):
             )
 
             def compute_loss(params: Any) -> tuple[jax.Array, Any]:
-                variables = {"params": params, "batch_stats": state["batch_stats"]}
                 logits, new = model.apply(
-                    variables, images, train=True, mutable=["batch_stats"]
+                    {"params": params, "batch_stats": state.batch_stats},
+                    images,
+                    train=True,
+                    mutable=["batch_stats"],
                 )
                 logits = logits.astype(jnp.float32)
                 loss = optax.softmax_cross_entropy(logits, targets).mean()
                 return loss, (logits, new["batch_stats"])
 
-            (loss, (logits, stats)), gradients = jax.value_and_grad(
+            (loss, (logits, batch_stats)), gradients = jax.value_and_grad(
                 compute_loss, has_aux=True
-            )(state["params"])
-            updates, memory = optimizer.update(
-                gradients, state["optimizer"], state["params"]
+            )(state.params)
+            updates, opt_state = optimizer.update(
+                gradients, state.opt_state, state.params
             )
-            params = optax.apply_updates(state["params"], updates)
-            variables = {"params": params, "batch_stats": stats}
-            new = dict(variables, optimizer=memory)
+            params = optax.apply_updates(state.params, updates)
+            averages = (state.ema_params, state.ema_batch_stats)
             if config.ema.decay:
-                new["average"] = optax.incremental_update(
-                    variables, state["average"], 1 - config.ema.decay
+                averages = optax.incremental_update(
+                    (params, batch_stats), averages, 1 - config.ema.decay
                 )
+            state = state.replace(
+                step=state.step + 1,
+                params=params,
+                batch_stats=batch_stats,
+                opt_state=opt_state,
+                ema_params=averages[0],
+                ema_batch_stats=averages[1],
+            )
             right = jnp.argmax(logits, -1) == batch["label"]
-            return new, {"loss": loss, "top1": jnp.mean(right)}
+            return state, {"loss": loss, "top1": jnp.mean(right)}
 
         shapes = jax.eval_shape(create)
-        super().__init__(
-            mesh,
-            batch,
-            jax.jit(
-                step,
-                donate_argnums=0,
-                out_shardings=(state_sharding(mesh, shapes), replicated(mesh)),
-            ),
-            create,
-            shapes,
-            task.noise,
+        step = jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(state_sharding(mesh, shapes), replicated(mesh)),
         )
+        super().__init__(mesh, batch, model, size, step, create, shapes, task.noise)

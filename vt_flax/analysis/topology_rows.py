@@ -10,7 +10,7 @@ from vt_flax.analysis.step_tables import short
 from vt_flax.analysis.steps import OURS
 
 
-def rows(
+def topology_rows(
     config: ConfigDict, references: Sequence[str], topology: str, chip: int
 ) -> list[dict[str, Any]]:
     """Compiles the step and its references for a topology. Nothing is run.
