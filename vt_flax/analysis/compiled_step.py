@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.step import Step
+from vt_flax.analysis.steps import OURS, STEPS
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import make_mesh
 from vt_flax.parallel.topology import compile_apart, tpu_devices
@@ -23,7 +23,10 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute
 
 
 def costs(
-    configs: Sequence[ConfigDict], topology: str, chip: int
+    configs: Sequence[ConfigDict],
+    topology: str,
+    chip: int,
+    steps: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Compiles the training steps of some configurations.
 
@@ -31,6 +34,8 @@ def costs(
       configs: resolved configurations.
       topology: such as `v5e:2x2`.
       chip: examples on each chip.
+      steps: whose step to compile of each, by the names of `steps.STEPS`; ours by
+        default.
 
     Returns:
       For each, of a chip and a step: `flops`, `bytes` moved, `temporary` bytes of
@@ -43,6 +48,7 @@ def costs(
         "configs": [config.to_dict() for config in configs],
         "topology": topology,
         "chip": chip,
+        "steps": list(steps) or [OURS] * len(configs),
     }
     return compile_apart("vt_flax.analysis.compiled_step", request, len(configs))
 
@@ -50,10 +56,10 @@ def costs(
 def _compile(request: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     devices = tpu_devices(request["topology"])
-    for values in request["configs"]:
+    for name, values in zip(request["steps"], request["configs"], strict=True):
         config = resolve(ConfigDict(values))
         mesh = make_mesh(devices, config.parallel.fsdp)
-        compiled = Step(config, mesh, request["chip"] * mesh.size).compile()
+        compiled = STEPS[name](config, mesh, request["chip"] * mesh.size).compile()
         cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
         program = compiled.as_text()
         found.append(

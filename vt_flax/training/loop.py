@@ -268,7 +268,7 @@ def _train(
         )
 
     batches = stack.enter_context(
-        contextlib.closing(_device_batches(run, train_source, first))
+        contextlib.closing(device_batches(run, train_source, first))
     )
     profile = stack.enter_context(Profile(config.profile, workdir))
     stack.enter_context(requests)
@@ -315,7 +315,7 @@ def _train(
     return results
 
 
-def _device_batches(
+def device_batches(
     run: Run, source: Source, first: int
 ) -> Iterator[dict[str, jax.Array]]:
     """Yields global training batches, each on its way to the devices two steps early.
