@@ -26,6 +26,7 @@ from vt_flax.training.checkpoint import (
 from vt_flax.training.evaluation import evaluate
 from vt_flax.training.initial import initialise
 from vt_flax.training.logging import Clock, RunLogger, memory, read_metrics
+from vt_flax.training.network_check import check_network
 from vt_flax.training.profiling import Profile
 from vt_flax.training.requests import NONE, SAVE, STOP, Requests, Stopped
 from vt_flax.training.run import Run
@@ -92,6 +93,7 @@ def _train(
     check_shared(workdir)
     changes = check_same_run(workdir, config, taught_by)
     notes = augment.check_device(config.data, batch_sharding(mesh))
+    check_network(run.model, run.task.input_size(config), mesh)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
