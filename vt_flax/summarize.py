@@ -95,11 +95,12 @@ def print_paper(form: str) -> None:
 def draw(chart: str, runs: Sequence[pathlib.Path]) -> None:
     """Draws the chart of published figures, and of some runs if there are any."""
     # matplotlib takes a while to import: only who wants a picture waits for it.
-    from vt_flax.analysis.chart import check_name, draw_chart
+    from vt_flax.analysis.chart import draw_chart
+    from vt_flax.analysis.figures import check_name
     from vt_flax.analysis.runs import evaluated_result
 
     path = cli.local_folder("--chart", chart)
-    check_name(path)
+    check_name("--chart", path)
     draw_chart(path, [evaluated_result(run) for run in runs])
     print(f"wrote {path}", file=sys.stderr)
 

@@ -14,12 +14,11 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from vt_flax.analysis.figures import check_name, save_figure
 from vt_flax.analysis.published import PUBLISHED
 from vt_flax.analysis.published_comparison import PUBLISHED_COMPARISON
 from vt_flax.analysis.runs import Result
-from vt_flax.errors import UserError
 
-SUFFIXES = (".png", ".svg")
 DISTILLED = "VT-ResNet (v4, distilled)"
 ABLATION = "VT-ResNet (v4, 90 epochs)"
 # Colour, mark and line of each system.
@@ -156,23 +155,8 @@ def draw_chart(path: pathlib.Path, results: Sequence[Result] = ()) -> None:
     Raises:
       UserError: for another name, or where the file cannot be written.
     """
-    check_name(path)
-    figure = make_figure(results)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise UserError(f"--chart {path}: {error.strerror or error}") from error
-
-
-def check_name(path: pathlib.Path) -> None:
-    """Checks that a chart's name says what it is.
-
-    Raises:
-      UserError: if it does not.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--chart {path}: the name must end in {' or '.join(SUFFIXES)}")
+    check_name("--chart", path)
+    save_figure("--chart", path, make_figure(results))
 
 
 def _draw(

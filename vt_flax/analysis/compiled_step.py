@@ -4,7 +4,6 @@
 own: it reads a request as JSON and prints the costs on a topology.
 """
 
-import collections
 import json
 import re
 import sys
@@ -13,13 +12,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vt_flax.analysis.step_costs import read_costs
 from vt_flax.analysis.steps import OURS, STEPS
+from vt_flax.analysis.topology import GIB
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import make_mesh
 from vt_flax.parallel.topology import compile_apart, tpu_devices
 from vt_flax.training.config import resolve
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute")
+MODULE = "vt_flax.analysis.compiled_step"
+# What the TPU compiler says of a program that is too large: what it needs, what it has.
+TOO_LARGE = "RESOURCE_EXHAUSTED"
+SIZES = (
+    re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available \w+ \(([\d.]+)([KMGT]?)\)"),
+    re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)"),
+)
 
 
 def costs(
@@ -38,19 +45,51 @@ def costs(
         default.
 
     Returns:
-      For each, of a chip and a step: `flops`, `bytes` moved, `temporary` bytes of
-      memory, `cycles` estimated outside of kernels, and `collectives` by kind.
+      For each what `step_costs.read_costs` tells of a chip and a step.
 
     Raises:
-      UserError: if libtpu is not there, or cannot compile a step.
+      UserError: if libtpu is not there, cannot compile a step, or crashes; or a step
+        does not fit.
     """
+    found = _ask(configs, topology, chip, steps)
+    for cost in found:
+        if "too_large" in cost:
+            needed = cost["too_large"]["needed"] / GIB
+            raise UserError(
+                f"--topology {topology}: {chip} examples a chip need "
+                f"{needed:.2f} GiB of memory, more than it has"
+            )
+    return found
+
+
+def pod_costs(config: ConfigDict, topology: str) -> dict[str, Any]:
+    """Compiles the training step of a configuration with its own batch size.
+
+    Args:
+      config: a resolved configuration; its batch is spread over all chips.
+      topology: such as `v5e:2x2`.
+
+    Returns:
+      As `costs` for each; of a step that does not fit `too_large` instead: bytes of a
+      chip's memory that are `needed` and `available`, 0 if the compiler does not say.
+
+    Raises:
+      UserError: if libtpu is not there, cannot compile a step, or crashes.
+    """
+    (found,) = _ask([config], topology, 0, ())
+    return found
+
+
+def _ask(
+    configs: Sequence[ConfigDict], topology: str, chip: int, steps: Sequence[str]
+) -> list[dict[str, Any]]:
     request = {
         "configs": [config.to_dict() for config in configs],
         "topology": topology,
         "chip": chip,
         "steps": list(steps) or [OURS] * len(configs),
     }
-    return compile_apart("vt_flax.analysis.compiled_step", request, len(configs))
+    return compile_apart(MODULE, request, len(configs))
 
 
 def _compile(request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -59,40 +98,26 @@ def _compile(request: dict[str, Any]) -> list[dict[str, Any]]:
     for name, values in zip(request["steps"], request["configs"], strict=True):
         config = resolve(ConfigDict(values))
         mesh = make_mesh(devices, config.parallel.fsdp)
-        compiled = STEPS[name](config, mesh, request["chip"] * mesh.size).compile()
-        cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-        program = compiled.as_text()
-        found.append(
-            {
-                "flops": cost["flops"],
-                "bytes": cost["bytes accessed"],
-                "temporary": memory.temp_size_in_bytes,
-                "cycles": _estimated_cycles(program),
-                "collectives": _collectives(program),
-            }
-        )
+        batch = request["chip"] * mesh.size or config.batch_size
+        try:
+            found.append(read_costs(STEPS[name](config, mesh, batch), mesh.size))
+        except Exception as error:
+            if TOO_LARGE not in str(error):
+                raise
+            found.append({"too_large": sizes_told(str(error))})
     return found
 
 
-def _collectives(program: str) -> dict[str, int]:
-    """Returns how many of each of COLLECTIVES a compiled program has.
-
-    One that is started and finished apart counts once; one over many arrays at a time
-    is one.
-    """
-    found = re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", program)
-    return dict(collections.Counter(found))
-
-
-def _estimated_cycles(program: str) -> int:
-    """Sums what the TPU compiler expects of its own fusions, the basis of its choices.
-
-    Bytes and FLOPs do not show work that is neither, such as moving single pixels. Of
-    a kernel there is no such estimate. 0 if the compiler says nothing.
-    """
-    entry = program[program.find("\nENTRY") :]
-    found = re.findall(r'"estimated_cycles":\s*"(\d+)"', entry)
-    return sum(int(cycles) for cycles in found)
+def sizes_told(told: str) -> dict[str, int]:
+    """Returns bytes `needed` and `available`, of what the compiler has said; or 0."""
+    for pattern in SIZES:
+        if match := pattern.search(told):
+            numbers = [
+                int(float(match[i]) * 1024 ** " KMGT".index(match[i + 1] or " "))
+                for i in (1, 3)
+            ]
+            return dict(zip(("needed", "available"), numbers, strict=True))
+    return {"needed": 0, "available": 0}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ products are marked by a scope.
 
 import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jax.extend import core
 
@@ -48,6 +50,8 @@ class Counts:
 def count(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Counts:
     """Counts a model's multiply-adds and parameters without running it.
 
+    As the equations are printed, whatever formulation computes them.
+
     Args:
       model: a module called as `model(images, train=False)`.
       image_size: height and width in pixels.
@@ -55,6 +59,8 @@ def count(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Counts:
     Returns:
       The counts, by the first level of the model's modules.
     """
+    if getattr(model, "formulation", "") == "fused":
+        model = model.clone(formulation="printed")
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     traced = jax.make_jaxpr(lambda v, x: model.apply(v, x))(variables, images)
@@ -74,7 +80,10 @@ def count(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Counts:
 
 
 def products(
-    jaxpr: core.Jaxpr, scope: tuple[str, ...] = (), times: int = 1
+    jaxpr: core.Jaxpr,
+    scope: tuple[str, ...] = (),
+    times: int = 1,
+    padding: bool = True,
 ) -> Iterator[tuple[tuple[str, ...], int]]:
     """Yields the multiply-adds of every product in a program.
 
@@ -82,10 +91,13 @@ def products(
       jaxpr: the traced program.
       scope: module path of the program that calls this one.
       times: how often this program runs.
+      padding: whether convolutions multiply the zeros around and between the values of
+        their input too, as the paper counts; gradients of strided ones are mostly that.
 
     Yields:
       (module path, multiply-adds) of each dot product, of each convolution and of each
-      multiplication in PRODUCT_SCOPE, those inside calls and loops included.
+      multiplication in PRODUCT_SCOPE, those inside calls and loops included. Of several
+      branches that with the least is taken.
 
     Raises:
       NotImplementedError: for a product inside a loop whose length is not known.
@@ -97,21 +109,37 @@ def products(
         if name == "dot_general":
             yield path, times * _dot_macs(equation)
         elif name == "conv_general_dilated":
-            yield path, times * _convolution_macs(equation)
+            yield path, times * _convolution_macs(equation, padding)
         elif name == "mul" and PRODUCT_SCOPE in path:
             yield path, times * math.prod(equation.outvars[0].aval.shape)
         else:
-            runs = equation.params["length"] if name == "scan" else 1
-            for inner in _inner_programs(equation):
-                found = products(inner, path, times * runs)
-                if name == "while":
-                    if any(True for _ in found):
-                        raise NotImplementedError(
-                            f"a product in a while loop at {'/'.join(path)} runs an "
-                            "unknown number of times: write the loop as a scan"
-                        )
-                    continue
-                yield from found
+            runs = times * _runs(equation)
+            inner = [
+                list(products(program, path, runs, padding))
+                for program in _inner_programs(equation)
+            ]
+            if name == "cond":
+                inner = [min(inner, key=lambda found: sum(n for _, n in found))]
+            if name == "while" and any(inner):
+                raise NotImplementedError(
+                    f"a product in a while loop at {'/'.join(path)} runs an "
+                    "unknown number of times: write the loop as a scan"
+                )
+            yield from itertools.chain(*inner)
+
+
+def _runs(equation: Any) -> int:
+    """Returns how often the programs in an equation run, as far as it tells."""
+    params = equation.params
+    match equation.primitive.name:
+        case "scan":
+            return params["length"]
+        case "pallas_call":
+            return math.prod(params["grid_mapping"].grid)
+        case "shard_map":
+            shape = params["mesh"].shape
+            return math.prod(shape[axis] for axis in params["newly_manual_axes"])
+    return 1
 
 
 def _inner_programs(equation: Any) -> Iterator[core.Jaxpr]:
@@ -130,8 +158,42 @@ def _dot_macs(equation: Any) -> int:
     return math.prod(equation.outvars[0].aval.shape) * depth
 
 
-def _convolution_macs(equation: Any) -> int:
-    kernel = equation.invars[1].aval.shape
-    out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    # The kernel holds in / groups inputs for each output already.
-    return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
+def _convolution_macs(equation: Any, padding: bool) -> int:
+    image, kernel = (value.aval.shape for value in equation.invars)
+    out = equation.outvars[0].aval.shape
+    params = equation.params
+    numbers = params["dimension_numbers"]
+    if padding:
+        # The kernel holds in / groups inputs for each output already.
+        return math.prod(out) * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+    places = zip(
+        *(
+            [
+                spec[2:]
+                for spec in (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec)
+            ]
+        ),
+        params["window_strides"],
+        params["padding"],
+        params["lhs_dilation"],
+        params["rhs_dilation"],
+        strict=True,
+    )
+    pairs = [_pairs(image[i], kernel[j], out[k], *rest) for i, j, k, *rest in places]
+    batch, features = (out[i] for i in numbers.out_spec[:2])
+    return batch * features * kernel[numbers.rhs_spec[1]] * math.prod(pairs)
+
+
+def _pairs(
+    size: int,
+    window: int,
+    out: int,
+    stride: int,
+    around: tuple[int, int],
+    spread: int,
+    dilation: int,
+) -> int:
+    """Counts the places of windows along an axis that lie on a value of the input."""
+    at = np.arange(out)[:, None] * stride + np.arange(window) * dilation - around[0]
+    inside = (at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)
+    return int(inside.sum())

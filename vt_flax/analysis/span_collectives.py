@@ -4,7 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.compiled_step import COLLECTIVES, costs
+from vt_flax.analysis.collectives import KINDS
+from vt_flax.analysis.compiled_step import costs
 from vt_flax.errors import UserError
 
 
@@ -43,7 +44,10 @@ def collective_rows(
         {
             "norm_span": span,
             "statistics over": meaning,
-            **{name: cost["collectives"].get(name, 0) for name in COLLECTIVES},
+            **{
+                kind: cost["collectives"].get(kind, {"count": 0})["count"]
+                for kind in KINDS
+            },
         }
         for (span, meaning), cost in zip(spans.items(), found, strict=True)
     ]

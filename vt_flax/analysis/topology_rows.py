@@ -5,7 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.compiled_step import COLLECTIVES, costs
+from vt_flax.analysis.collectives import KINDS
+from vt_flax.analysis.compiled_step import costs
 from vt_flax.analysis.step_tables import short
 from vt_flax.analysis.steps import OURS
 
@@ -38,7 +39,10 @@ def topology_rows(
             "mb_an_image": short(cost["bytes"] / 1e6 / chip),
             "ours_bytes": round(found[0]["bytes"] / cost["bytes"], 3),
             "working_gb": short(cost["temporary"] / 1e9),
-            **{kind: cost["collectives"].get(kind, 0) for kind in COLLECTIVES},
+            **{
+                kind: cost["collectives"].get(kind, {"count": 0})["count"]
+                for kind in KINDS
+            },
         }
         for name, cost in zip(names, found, strict=True)
     ]

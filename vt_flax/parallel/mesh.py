@@ -116,22 +116,22 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(one, state)
 
 
-def check_batch(batch: int, mesh: Mesh, name: str, parts: int = 1) -> None:
+def check_batch(batch: int, devices: int, name: str, parts: int = 1) -> None:
     """Checks that a batch can be spread evenly.
 
     Args:
       batch: examples.
-      mesh: the devices.
+      devices: how many there are.
       name: of the batch's size, for the message.
       parts: one after the other that the batch is computed in.
 
     Raises:
       UserError: if it cannot.
     """
-    if batch < 1 or batch % (mesh.size * parts):
+    if batch < 1 or batch % (devices * parts):
         times = f", times {parts} parts of a step" if parts > 1 else ""
         raise UserError(
-            f"{name} {batch} is not a multiple of the {mesh.size} devices{times}: "
+            f"{name} {batch} is not a multiple of the {devices} devices{times}: "
             "change it"
         )
 

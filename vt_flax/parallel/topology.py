@@ -3,8 +3,11 @@
 import importlib.util
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +23,12 @@ ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+# How libtpu is to take some topologies: both cores of a v4 are one device, as they are
+# where there are v4s; and hosts of a single chip.
+MEGACORE = {"chip_config_name": "megacore"}
+ONE_CHIP = {"chips_per_host_bounds": (1, 1, 1)}
+# Seconds between two lines that tell how long something has been compiled.
+TELL_SECONDS = 60
 
 
 def has_tpu_compiler() -> bool:
@@ -33,9 +42,13 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
     Raises:
       UserError: if libtpu knows no such topology.
     """
+    chip, _, shape = topology.partition(":")
+    options = MEGACORE if chip == "v4" else {}
+    if re.fullmatch(r"1(x1)*", shape):
+        options = options | ONE_CHIP
     try:
         return topologies.get_topology_desc(
-            platform="tpu", topology_name=topology
+            platform="tpu", topology_name=topology, **options
         ).devices
     except Exception as error:
         reason = first_line(error)[:200]
@@ -58,19 +71,49 @@ def compile_apart(module: str, request: dict[str, Any], programs: int) -> Any:
     if not has_tpu_compiler():
         raise UserError('--topology needs libtpu: pip install "jax[tpu]"')
     topology = request["topology"]
-    print(
-        f"compiling {programs} programs for {topology}: each may take minutes",
-        file=sys.stderr,
-        flush=True,
+    _tell(
+        f"compiling {programs} program{'s' if programs > 1 else ''} for {topology}: "
+        f"{'each ' if programs > 1 else ''}may take minutes"
     )
-    done = subprocess.run(
+    begin = time.monotonic()
+    process = subprocess.Popen(
         [sys.executable, "-m", module],
-        input=json.dumps(request),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env=os.environ | ENVIRONMENT,
-        capture_output=True,
         text=True,
     )
-    if done.returncode:
-        reason = (done.stderr.strip() or f"status {done.returncode}").split("\n")[-1]
-        raise UserError(f"--topology {topology}: {reason}")
-    return json.loads(done.stdout.splitlines()[-1])
+    with process:
+        given = json.dumps(request)
+        try:
+            while True:
+                try:
+                    answer, complaint = process.communicate(given, TELL_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    given = None
+                    _tell(f"{topology}: {time.monotonic() - begin:.0f} s so far")
+        finally:
+            # An interrupted plan leaves no compiler behind.
+            process.kill()
+    if process.returncode:
+        raise UserError(f"--topology {topology}: {_reason(process, complaint)}")
+    _tell(f"{topology}: {time.monotonic() - begin:.0f} s")
+    return json.loads(answer.splitlines()[-1])
+
+
+def _reason(process: subprocess.Popen, complaint: str) -> str:
+    """Returns in a line why a compiling process has failed."""
+    lines = complaint.strip().splitlines()
+    if process.returncode >= 0:
+        return lines[-1] if lines else f"status {process.returncode}"
+    name = signal.Signals(-process.returncode).name
+    # What libraries say before they abort; the rest is a stack of addresses.
+    said = [line for line in lines if re.match(r"F\d{4} |.*Check failed", line)]
+    told = f": {said[0][:300]}" if said else ""
+    return f"the TPU compiler has crashed ({name}){told}"
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -95,16 +95,19 @@ def model_for(config: ConfigDict, num_classes: int) -> nn.Module:
     return create_model(name, **options)
 
 
-def prepare(config: ConfigDict) -> Run:
-    """Opens the data and builds everything that a configuration describes.
+def check_step(config: ConfigDict, devices: int) -> None:
+    """Checks that batches can be spread, cut, normalised and augmented as configured.
+
+    Args:
+      config: a resolved configuration.
+      devices: how many a batch is spread over.
 
     Raises:
-      UserError: for whatever in the configuration does not fit together.
+      UserError: if they cannot.
     """
-    mesh = make_mesh(fsdp=config.parallel.fsdp)
     if config.accumulation < 1:
         raise UserError(f"accumulation {config.accumulation}: must be at least 1")
-    check_batch(config.batch_size, mesh, "batch_size", config.accumulation)
+    check_batch(config.batch_size, devices, "batch_size", config.accumulation)
     part = config.batch_size // config.accumulation
     span = parse_span(getattr(config.model, "norm_span", "global"))
     if isinstance(span, int) and part % span:
@@ -112,10 +115,20 @@ def prepare(config: ConfigDict) -> Run:
             f"model.norm_span {span} does not divide the {part} examples that are "
             "normalised together (batch_size, over accumulation)"
         )
+    check_config(config.data)
+    task_of(config).check_config(config, part)
+
+
+def prepare(config: ConfigDict) -> Run:
+    """Opens the data and builds everything that a configuration describes.
+
+    Raises:
+      UserError: for whatever in the configuration does not fit together.
+    """
+    mesh = make_mesh(fsdp=config.parallel.fsdp)
+    check_step(config, mesh.size)
     data = config.data
-    check_config(data)
     kind = task_of(config)
-    kind.check_config(config, part)
     for key, value in (
         ("ema.decay", config.ema.decay),
         ("loss.label_smoothing", config.loss.label_smoothing),

@@ -1,0 +1,91 @@
+"""The cases of a plan: each topology at each point of a sweep."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from vt_flax.analysis.dataset_facts import Facts, find_facts
+from vt_flax.analysis.planning import Case
+from vt_flax.analysis.sweep import PER_DEVICE, SPAN
+from vt_flax.analysis.topology import Topology
+from vt_flax.errors import UserError
+from vt_flax.models import model_task
+from vt_flax.training.config import load_config
+
+
+def make_cases(
+    file: str,
+    overrides: Sequence[str],
+    places: Sequence[Callable[[ConfigDict], Topology]],
+    points: Sequence[Mapping[str, str]],
+    chip: int = 0,
+    examples: int = 0,
+) -> list[Case]:
+    """Returns the cases, and opens the dataset for its size.
+
+    Args:
+      file: the configuration, as `load_config` takes it.
+      overrides: of the configuration.
+      places: give the topology for a configuration.
+      points: of a sweep, see `parse_sweep`.
+      chip: examples on each chip; 0 for the configuration's batch size over all.
+      examples: in an epoch, if the user has said so.
+
+    Raises:
+      UserError: for what cannot be planned.
+    """
+    facts: dict[str, Facts] = {}
+    cases = []
+    for point in points:
+        span = point.get(SPAN) == PER_DEVICE
+        given = [
+            f"--config.{key}={value}"
+            for key, value in point.items()
+            if not (key == SPAN and span)
+        ]
+        config = load_config(file, [*overrides, *given])
+        # What the facts depend on, and what they are asked for.
+        known = repr((config.data, config.segmentation, config.model))
+        if known not in facts:
+            facts[known] = _facts(config, examples)
+        for find in places:
+            place = find(config)
+            batch = chip * place.chips if chip else config.batch_size
+            make = functools.partial(
+                _configure,
+                config,
+                place.chips if span else 0,
+                facts[known].classes,
+            )
+            cases.append(Case(place, make, batch, facts[known], point))
+    return cases
+
+
+def _configure(
+    config: ConfigDict, per_device: int, classes: int, batch: int
+) -> ConfigDict:
+    """Returns a configuration with another batch size, and the dataset's classes.
+
+    Args:
+      config: a resolved configuration.
+      per_device: chips, if batch normalisation is to stay on each; else 0.
+      classes: of the dataset; 0 if they are not known.
+      batch: examples in a step.
+    """
+    made = config.copy_and_resolve_references()
+    made.batch_size = batch
+    made.model.num_classes = made.model.num_classes or classes
+    if per_device:
+        made.model.norm_span = str(max(1, batch // (per_device * made.accumulation)))
+    return made
+
+
+def _facts(config: ConfigDict, examples: int) -> Facts:
+    facts = find_facts(config, examples)
+    if not facts.classes and model_task(config.model.name) == "segmentation":
+        raise UserError(
+            f"dataset {config.data.name!r} does not tell how many classes it has: set "
+            "model.num_classes"
+        )
+    return facts

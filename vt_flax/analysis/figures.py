@@ -1,0 +1,35 @@
+"""Pictures in files, of a name that says what they are."""
+
+import pathlib
+from typing import Any
+
+from vt_flax.errors import UserError
+
+SUFFIXES = (".png", ".svg")
+
+
+def check_name(option: str, path: pathlib.Path) -> None:
+    """Checks that a picture's name says what it is.
+
+    Raises:
+      UserError: if it does not.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(
+            f"{option} {path}: the name must end in {' or '.join(SUFFIXES)}"
+        )
+
+
+def save_figure(option: str, path: pathlib.Path, figure: Any) -> None:
+    """Writes a figure of matplotlib; the folder is made where it is missing.
+
+    Raises:
+      UserError: for another name than `check_name` wants, or where the file cannot be
+        written.
+    """
+    check_name(option, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror or error}") from error

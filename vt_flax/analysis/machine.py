@@ -1,0 +1,97 @@
+"""The machine that is here, as a roofline needs it: measured, or stated."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vt_flax.analysis.topology import GPUS, HERE, Chip, Topology
+from vt_flax.parallel.mesh import BATCH_AXES
+
+# Rows of the matrices that are multiplied, bytes of the arrays that are read and
+# written, and of those that are added up over devices.
+MATRIX = {"cpu": 1024, "gpu": 8192, "tpu": 8192}
+COPIED = {"cpu": 2**27, "gpu": 2**30, "tpu": 2**30}
+REDUCED = 2**25
+SECONDS = 0.5
+
+
+def this_machine(
+    mesh: Mesh, dtype: str, flops: float = 0.0, bandwidth: float = 0.0
+) -> Topology:
+    """Returns this machine's devices with their figures, all devices at work at once.
+
+    What is not stated is measured, the best of some runs: operations by a product of
+    square matrices, bandwidth by a scaled copy (bytes read and written), what devices
+    send each other by adding up an array over them.
+
+    Args:
+      mesh: all of its devices.
+      dtype: of the matrices: the network's.
+      flops: operations a second of a device, if stated.
+      bandwidth: bytes a second of a device's memory, if stated.
+    """
+    device = mesh.devices.flat[0]
+    platform, count = device.platform, mesh.size
+    stated = " and ".join(["FLOP/s"] * bool(flops) + ["memory"] * bool(bandwidth))
+    source = f"measured here{f', but for {stated}: as stated' if stated else ''}"
+    if known := GPUS.get(device.device_kind):
+        source += (
+            f"; published: {known.flops / 1e12:,.4g} TFLOP/s in bfloat16, "
+            f"{known.bandwidth / 1e9:,.4g} GB/s"
+        )
+    stats = device.memory_stats() or {}
+    chip = Chip(
+        name=device.device_kind,
+        flops=flops or _flops(mesh, dtype, MATRIX[platform]),
+        memory=stats.get("bytes_limit", psutil.virtual_memory().total // count),
+        bandwidth=bandwidth or _bandwidth(mesh, COPIED[platform]),
+        link=_link(mesh) if count > 1 else 0.0,
+        links=1,
+        host_chips=count,
+        one_host=count,
+        source=source,
+        cached=platform != "tpu",
+    )
+    return Topology(HERE, chip, (count,))
+
+
+def _flops(mesh: Mesh, dtype: str, rows: int) -> float:
+    matrices = _spread(mesh, (rows, rows), jnp.dtype(dtype))
+    seconds = _best(jax.jit(lambda x: jnp.einsum("nij,njk->nik", x, x)), matrices)
+    return 2 * rows**3 / seconds
+
+
+def _bandwidth(mesh: Mesh, size: int) -> float:
+    seconds = _best(jax.jit(lambda x: x * 2), _spread(mesh, (size // 4,), jnp.float32))
+    return 2 * size / seconds
+
+
+def _link(mesh: Mesh) -> float:
+    whole = NamedSharding(mesh, PartitionSpec())
+    add = jax.jit(lambda x: x.sum(0), out_shardings=whole)
+    seconds = _best(add, _spread(mesh, (REDUCED // 4,), jnp.float32))
+    return 2 * REDUCED * (mesh.size - 1) / mesh.size / seconds
+
+
+def _spread(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Returns an array of ones for each device."""
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    make = jax.jit(lambda: jnp.ones((mesh.size, *shape), dtype), out_shardings=sharding)
+    return make()
+
+
+def _best(run: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+    """Returns the seconds of the quickest run of those that fit into SECONDS."""
+    jax.block_until_ready(run(x))
+    times: list[float] = []
+    while sum(times) < SECONDS or len(times) < 3:
+        begin = time.perf_counter()
+        jax.block_until_ready(run(x))
+        times.append(time.perf_counter() - begin)
+    return float(np.min(times))

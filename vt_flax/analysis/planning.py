@@ -1,0 +1,222 @@
+"""Plans: what a configuration costs on chips that are not there, and how fast it is."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vt_flax.analysis.compiled_step import pod_costs
+from vt_flax.analysis.dataset_facts import Facts
+from vt_flax.analysis.plan_cache import PlanCache, cache_key
+from vt_flax.analysis.roofline import Roofline, roofline
+from vt_flax.analysis.topology import GIB, Topology
+from vt_flax.errors import UserError
+from vt_flax.training.run import check_step
+from vt_flax.training.schedule import duration_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is planned: a configuration on a topology.
+
+    Attributes:
+      place: where.
+      make: returns the resolved configuration for a global batch size.
+      batch: examples in a step, over all chips.
+      facts: of the dataset.
+      swept: what a sweep has set, as the user wrote it.
+    """
+
+    place: Topology
+    make: Callable[[int], ConfigDict]
+    batch: int
+    facts: Facts
+    swept: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What tells it from others."""
+        words = [f"{key} {value}" for key, value in self.swept.items()]
+        return ", ".join([self.place.name, *words])
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What came of a case.
+
+    Attributes:
+      case: what was planned.
+      costs: of a chip and a step, see `step_costs.read_costs`.
+      roofline: its bounds.
+      steps: of the whole run; 0 if the dataset's size is not known.
+      measured: seconds of a step, where one was run.
+    """
+
+    case: Case
+    costs: Mapping[str, Any]
+    roofline: Roofline
+    steps: int
+    measured: float = 0.0
+
+    def images_per_second(self, seconds: float) -> float:
+        """Returns images a second of all chips, at some seconds a step."""
+        return self.case.batch / seconds
+
+    def hours(self, seconds: float) -> float | None:
+        """Returns hours of the run's steps; None if their number is not known."""
+        return self.steps * seconds / 3600 if self.steps else None
+
+
+class DoesNotFit(UserError):
+    """A step needs more memory than a chip has.
+
+    Attributes:
+      needed: bytes; 0 if the compiler did not say.
+      available: bytes.
+    """
+
+    def __init__(self, case: Case, needed: int, available: int, advice: str):
+        self.needed, self.available = needed, available
+        chip = case.batch // case.place.chips
+        size = (
+            f"{needed / GIB:.2f} GiB of a chip's {available / GIB:.2f}, "
+            f"{(needed - available) / GIB:.2f} GiB too much"
+            if needed
+            else "more memory than a chip has"
+        )
+        super().__init__(
+            f"--topology {case.place.name}: batch {case.batch:,} ({chip:,} a chip) "
+            f"needs {size}{advice}"
+        )
+
+
+def make_plan(
+    case: Case, cache: PlanCache, host_rate: float = 0.0, search: bool = True
+) -> Plan:
+    """Compiles a case's step, if it was not before, and returns the plan.
+
+    Args:
+      case: what to plan.
+      cache: of costs.
+      host_rate: see `roofline`.
+      search: whether to look for the largest batch that fits, where this one does not.
+
+    Raises:
+      UserError: if the batch cannot be spread, or the step not be compiled; if it does
+        not fit.
+    """
+    check_step(case.make(case.batch), case.place.chips)
+    costs = _costs(case, case.batch, cache)
+    if "too_large" not in costs:
+        return finish(case, costs, host_rate)
+    needed, available = (costs["too_large"][key] for key in ("needed", "available"))
+    advice = ""
+    if search:
+        unit = _unit(case)
+
+        def memory(units: int) -> tuple[bool, int]:
+            found = _costs(case, units * unit, cache)
+            if "too_large" in found:
+                return False, found["too_large"]["needed"]
+            return True, found["memory"]["peak"]
+
+        units = largest(memory, case.batch // unit, needed, available)
+        batch = units * unit
+        advice = (
+            f"; the largest batch that fits is {batch:,} "
+            f"({batch // case.place.chips:,} a chip)"
+            if batch
+            else f"; not even a batch of {unit:,} fits"
+        )
+    raise DoesNotFit(case, needed, available, advice)
+
+
+def finish(
+    case: Case, costs: Mapping[str, Any], host_rate: float, measured: float = 0.0
+) -> Plan:
+    """Returns the plan of a case whose costs are known."""
+    config = case.make(case.batch)
+    examples = case.facts.examples
+    steps = 0
+    if examples or "step" in config.duration:
+        steps = duration_steps(
+            config.duration, examples=examples or 1, batch=case.batch
+        )
+    bounds = roofline(costs, case.place, case.batch, host_rate)
+    return Plan(case, costs, bounds, steps, measured)
+
+
+def largest(
+    memory: Callable[[int], tuple[bool, int]], high: int, needed: int, available: int
+) -> int:
+    """Returns the largest number of units that fits, below one that does not.
+
+    Memory grows about linearly, so that a number is guessed by what two others need;
+    after some guesses the interval is halved instead.
+
+    Args:
+      memory: tells of a number whether it fits, and its bytes, 0 for not known.
+      high: a number that does not fit.
+      needed: its bytes; 0 for not known.
+      available: bytes that there are; 0 for not known.
+
+    Returns:
+      A number from 0, which fits by itself, to high - 1.
+    """
+    low, tries = 0, 0
+    known = {high: needed} if needed else {}
+    while high - low > 1:
+        guess = (low + high) // 2
+        if known and available and tries < 4:
+            guess = _crossing(known, available)
+        guess = min(max(guess, low + 1), high - 1)
+        fits, found = memory(guess)
+        if found:
+            known[guess] = found
+        low, high = (guess, high) if fits else (low, guess)
+        tries += 1
+    return low
+
+
+def _crossing(known: Mapping[int, int], available: int) -> int:
+    """Returns where the line through the two nearest numbers reaches what there is."""
+    by_distance = sorted(known, key=lambda units: abs(known[units] - available))
+    # Of one alone, as if all it needs grew with it.
+    points = {0: 0, **known} if len(known) == 1 else known
+    x, y = by_distance[0], (by_distance + [0])[1]
+    slope = (points[x] - points[y]) / (x - y)
+    if slope <= 0:
+        return (x + y) // 2
+    return math.floor(x + (available - points[x]) / slope)
+
+
+def _unit(case: Case) -> int:
+    """Returns what batches are multiples of: a part of each has whole groups."""
+    config, twice = case.make(case.batch), case.make(2 * case.batch)
+    span = getattr(config.model, "norm_span", "")
+    fixed = span.isdecimal() and span == twice.model.norm_span
+    return math.lcm(case.place.chips, int(span) if fixed else 1) * config.accumulation
+
+
+def _costs(case: Case, batch: int, cache: PlanCache) -> dict[str, Any]:
+    config = case.make(batch)
+    place = case.place.name
+    key = None
+    # A teacher's network lies in a workdir, which may be another one by now.
+    if not config.distillation.teacher:
+        key = cache_key(config, place)
+        if found := cache.get(key):
+            _tell(f"{case.label}, batch {batch:,}: compiled before")
+            return found
+    _tell(f"{case.label}, batch {batch:,}: {config.model.name}")
+    found = pod_costs(config, place)
+    if key:
+        cache.put(key, found)
+    return found
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

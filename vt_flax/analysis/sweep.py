@@ -1,0 +1,42 @@
+"""What a sweep sets, read from the command line: `KEY=a,b,c ...`."""
+
+import itertools
+import re
+from collections.abc import Sequence
+
+from vt_flax.errors import UserError
+
+BATCH, SPAN = "batch_size", "model.norm_span"
+SHORT = {"batch": BATCH, "span": SPAN}
+# A span of the examples that lie on one chip, whatever the batch.
+PER_DEVICE = "per_device"
+
+
+def parse_sweep(words: Sequence[str]) -> list[dict[str, str]]:
+    """Returns what each point of a sweep sets: the product of all keys' values.
+
+    Args:
+      words: such as `["batch=64,128", "model.dtype=bfloat16,float32"]`. A comma within
+        brackets parts no values.
+
+    Returns:
+      Values by key of the configuration, as on the command line; one empty point
+      without words.
+
+    Raises:
+      UserError: for a word without values, or a key that is there twice.
+    """
+    values: dict[str, list[str]] = {}
+    for word in words:
+        key, _, text = word.partition("=")
+        key = SHORT.get(key, key).removeprefix("config.")
+        found = [value for value in re.split(r",(?![^\[(]*[\])])", text) if value]
+        if not key or not found:
+            raise UserError(f"--sweep {word}: write KEY=a,b,c")
+        if key in values:
+            raise UserError(f"--sweep: {key} is there twice")
+        values[key] = found
+    return [
+        dict(zip(values, point, strict=True))
+        for point in itertools.product(*values.values())
+    ]

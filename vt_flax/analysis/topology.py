@@ -1,0 +1,134 @@
+"""Chips and what is published of them, and topologies of TPUs by their names."""
+
+import dataclasses
+import math
+import re
+
+from vt_flax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a chip can do at best.
+
+    Attributes:
+      name: as people call it.
+      flops: bfloat16 operations a second of its matrix units; a multiply-add is two.
+      memory: bytes of its main memory that a program can have.
+      bandwidth: bytes a second of that memory.
+      link: bytes a second that one link to another chip carries, in one direction.
+      links: how many links it has.
+      host_chips: chips of a host of a large slice.
+      one_host: slices of at most so many chips have one host.
+      source: where the figures are from.
+      cached: whether a cache stands before its memory, so that a program may move less
+        than it says.
+    """
+
+    name: str
+    flops: float
+    memory: int
+    bandwidth: float
+    link: float = 0.0
+    links: int = 0
+    host_chips: int = 1
+    one_host: int = 1
+    source: str = ""
+    cached: bool = False
+
+
+GIB = 2**30
+# The name of the machine that is here, of which `machine` knows.
+HERE = "here"
+# Published: peak bfloat16 operations, bandwidth, links. Links are published as the sum
+# of all, in both directions; for v4 see Jouppi et al. 2023 (arXiv 2304.01433), Table 4.
+# Memory is what the TPU compiler (libtpu 0.0.42) says it has when a program needs more;
+# published are 32, 16, 95 and 32 GB.
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip(
+            "v4", 275e12, int(30.75 * GIB), 1200e9, 50e9, 6, 4, 4,
+            "docs.cloud.google.com/tpu/docs/v4, arXiv 2304.01433",
+        ),
+        Chip(
+            "v5e", 197e12, int(15.75 * GIB), 819e9, 50e9, 4, 4, 8,
+            "docs.cloud.google.com/tpu/docs/v5e",
+        ),
+        Chip(
+            "v5p", 459e12, int(95.74 * GIB), 2765e9, 100e9, 6, 4, 4,
+            "docs.cloud.google.com/tpu/docs/v5p",
+        ),
+        Chip(
+            "v6e", 918e12, int(31.25 * GIB), 1638e9, 100e9, 4, 4, 8,
+            "docs.cloud.google.com/tpu/docs/v6e",
+        ),
+    )
+}  # fmt: skip
+# By what JAX calls their kind; dense bfloat16, from NVIDIA's data sheets. A GPU reaches
+# the others by a switch: one link of all its bandwidth.
+GPUS = {
+    "NVIDIA H200": Chip("H200", 989.4e12, 141 * 10**9, 4.8e12, 450e9, 1),
+    "NVIDIA H100 80GB HBM3": Chip("H100", 989.4e12, 80 * 10**9, 3.35e12, 450e9, 1),
+    "NVIDIA H100 PCIe": Chip("H100 PCIe", 756e12, 80 * 10**9, 2.0e12),
+    "NVIDIA A100-SXM4-80GB": Chip("A100", 312e12, 80 * 10**9, 2.039e12, 300e9, 1),
+    "NVIDIA A100-SXM4-40GB": Chip("A100", 312e12, 40 * 10**9, 1.555e12, 300e9, 1),
+    "NVIDIA L4": Chip("L4", 121e12, 24 * 10**9, 300e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips of a kind, joined to a grid or torus.
+
+    Attributes:
+      name: such as `v5e:16x16`.
+      chip: the kind.
+      shape: chips along each axis.
+    """
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+    @property
+    def hosts(self) -> int:
+        """How many hosts they have."""
+        return (
+            1
+            if self.chips <= self.chip.one_host
+            else self.chips // self.chip.host_chips
+        )
+
+    @property
+    def interconnect(self) -> float:
+        """Bytes a second that a chip can send over all the links that it has here.
+
+        Two along an axis, to both sides; along one of two chips a single one.
+        """
+        used = sum(min(2, length - 1) for length in self.shape)
+        return self.chip.link * min(used, self.chip.links)
+
+
+def parse_topology(name: str) -> Topology:
+    """Returns the topology of a name; whether there is such a one libtpu knows.
+
+    Raises:
+      UserError: if it is none, or the chip is not in the table.
+    """
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+){0,2})", name)
+    if not match:
+        raise UserError(
+            f"--topology {name}: write CHIP:AxB or CHIP:AxBxC, as v5e:16x16"
+        )
+    if match[1] not in CHIPS:
+        raise UserError(
+            f"--topology {name}: there is no chip {match[1]!r} in the table"
+            f"{nearest(match[1], CHIPS)}"
+        )
+    return Topology(name, CHIPS[match[1]], tuple(map(int, match[2].split("x"))))
