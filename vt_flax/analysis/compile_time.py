@@ -78,7 +78,7 @@ def _apart(request: dict[str, Any], cache: str) -> dict[str, Any]:
 def _compile(request: dict[str, Any]) -> dict[str, Any]:
     config = resolve(ConfigDict(request["config"]))
     mesh = make_mesh(fsdp=config.parallel.fsdp)
-    check_batch(request["batch"], mesh, "--batch", config.accumulation)
+    check_batch(request["batch"], mesh.size, "--batch", config.accumulation)
     step = STEPS[request["name"]](config, mesh, request["batch"])
     hits = []
     jax.monitoring.register_event_listener(

@@ -76,7 +76,7 @@ def report(
         )
     records = []
     for batch in batches:
-        check_batch(batch, mesh, "--batch", config.accumulation)
+        check_batch(batch, mesh.size, "--batch", config.accumulation)
         task_of(config).check_config(config, batch // config.accumulation)
         config.batch_size = batch
         rates, reasons = measure(
