@@ -24,7 +24,6 @@ compiler and its speed, measured by a product of matrices and a copy (or stated 
 import argparse
 import functools
 import math
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -152,7 +151,7 @@ def _show(
     if args.save:
         from vt_flax.analysis.plan_chart import draw_plans
 
-        path = pathlib.Path(args.save)
+        path = cli.local_folder("--save", args.save)
         draw_plans(path, plans)
         print(f"wrote {path}", file=sys.stderr)
     if args.format == "json":

@@ -176,8 +176,8 @@ def test_here(digits, monkeypatch, capsys):
     """Compiled, measured and compared on the devices that there are."""
     monkeypatch.setattr(plan_here, "SECONDS", 0.0)
     monkeypatch.setattr(machine, "SECONDS", 0.0)
-    monkeypatch.setattr(machine, "MATRIX", {"cpu": 64})
-    monkeypatch.setattr(machine, "COPIED", {"cpu": 2**16})
+    monkeypatch.setattr(machine, "MATRIX_OF_CPUS", 64)
+    monkeypatch.setattr(machine, "COPIED_BY_CPUS", 2**16)
     monkeypatch.setattr(machine, "REDUCED", 2**12)
     arguments = ["--config", str(CONFIGS / "quickstart.py"), "--topology", "here"]
     arguments += ["--config.model.width=8", "--config.model.stage_sizes=[1,1,1,1]"]

@@ -15,8 +15,8 @@ from vt_flax.parallel.mesh import BATCH_AXES
 
 # Rows of the matrices that are multiplied, bytes of the arrays that are read and
 # written, and of those that are added up over devices.
-MATRIX = {"cpu": 1024, "gpu": 8192, "tpu": 8192}
-COPIED = {"cpu": 2**27, "gpu": 2**30, "tpu": 2**30}
+MATRIX, COPIED = 8192, 2**30
+MATRIX_OF_CPUS, COPIED_BY_CPUS = 1024, 2**27
 REDUCED = 2**25
 SECONDS = 0.5
 
@@ -37,7 +37,7 @@ def this_machine(
       bandwidth: bytes a second of a device's memory, if stated.
     """
     device = mesh.devices.flat[0]
-    platform, count = device.platform, mesh.size
+    count, on_cpus = mesh.size, device.platform == "cpu"
     stated = " and ".join(["FLOP/s"] * bool(flops) + ["memory"] * bool(bandwidth))
     source = f"measured here{f', but for {stated}: as stated' if stated else ''}"
     if known := GPUS.get(device.device_kind):
@@ -48,15 +48,15 @@ def this_machine(
     stats = device.memory_stats() or {}
     chip = Chip(
         name=device.device_kind,
-        flops=flops or _flops(mesh, dtype, MATRIX[platform]),
+        flops=flops or _flops(mesh, dtype, MATRIX_OF_CPUS if on_cpus else MATRIX),
         memory=stats.get("bytes_limit", psutil.virtual_memory().total // count),
-        bandwidth=bandwidth or _bandwidth(mesh, COPIED[platform]),
+        bandwidth=bandwidth or _bandwidth(mesh, COPIED_BY_CPUS if on_cpus else COPIED),
         link=_link(mesh) if count > 1 else 0.0,
         links=1,
         host_chips=count,
         one_host=count,
         source=source,
-        cached=platform != "tpu",
+        cached=device.platform != "tpu",
     )
     return Topology(HERE, chip, (count,))
 

@@ -48,7 +48,7 @@ def make_figure(plans: Sequence[Plan]) -> Figure:
         rates,
         {
             name: [
-                plan.case.batch / times(plan)[name] / count
+                plan.images_per_second(times(plan)[name]) / count
                 if name in times(plan)
                 else 0
                 for plan, count in zip(plans, chips, strict=True)

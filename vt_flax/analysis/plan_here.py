@@ -4,7 +4,7 @@ import statistics
 import sys
 import time
 
-from vt_flax.analysis.planning import Case, DoesNotFit, Plan, finish
+from vt_flax.analysis.planning import Case, Plan, does_not_fit, finish
 from vt_flax.analysis.step import Step
 from vt_flax.analysis.step_costs import read_costs
 from vt_flax.parallel.mesh import make_mesh
@@ -34,7 +34,7 @@ def plan_here(case: Case, host_rate: float = 0.0, measure: bool = False) -> Plan
     costs = read_costs(step, mesh.size)
     needed, available = costs["memory"]["peak"], case.place.chip.memory
     if needed > available:
-        raise DoesNotFit(case, needed, available, "")
+        raise does_not_fit(case, needed, available)
     seconds = 0.0
     if measure:
         print("running it", file=sys.stderr, flush=True)

@@ -42,10 +42,11 @@ def record(plan: Plan) -> dict[str, Any]:
         "bound_interconnect_seconds": bounds.interconnect,
         "bound_input_seconds": bounds.input,
         "bound_by": bounds.limit,
+        "examples": case.facts.examples or None,
         "steps": plan.steps or None,
     }
     for name, seconds in times(plan).items():
-        rate = case.batch / seconds
+        rate = plan.images_per_second(seconds)
         hours = plan.hours(seconds)
         found |= {
             f"{name}_seconds": seconds,
@@ -126,11 +127,13 @@ def times(plan: Plan) -> dict[str, float]:
 
 def columns(plans: Sequence[Plan]) -> list[dict[str, Any]]:
     """Returns the rows of a table with a column for each plan."""
-    told = [_told(plan) for plan in plans]
+    told = {plan.case.label: _told(plan) for plan in plans}
+    # Not all of them have all rows, but all in this order.
+    longest = max(told.values(), key=len)
     return [
         {"of a chip and a step": key}
-        | {plan.case.label: one[key] for plan, one in zip(plans, told, strict=True)}
-        for key in told[0]
+        | {label: one.get(key) for label, one in told.items()}
+        for key in longest
     ]
 
 
@@ -164,11 +167,12 @@ def _told(plan: Plan) -> dict[str, str]:
     found["bound by"] = bounds.limit
     for name, seconds in times(plan).items():
         word = {"bound": "at most", "estimate": "estimated"}.get(name, name)
-        rate = case.batch / seconds
+        rate = plan.images_per_second(seconds)
         rates = (rate / place.chips, rate / place.hosts, rate)
         found |= {
             f"images/s of a chip; of a host; all: {word}": "; ".join(
-                f"{number:,.0f}" for number in rates
+                f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+                for number in rates
             ),
             f"hours; chip-hours: {word.replace('most', 'least')}": _hours(
                 plan, seconds
@@ -197,7 +201,7 @@ def sweep_rows(plans: Sequence[Plan]) -> list[dict[str, Any]]:
         case, costs, bounds = plan.case, plan.costs, plan.roofline
         images = case.batch / case.place.chips
         moved = costs["collectives"].values()
-        rate = case.batch / bounds.bound
+        rate = plan.images_per_second(bounds.bound)
         hours = plan.hours(bounds.bound)
         rows.append(
             {

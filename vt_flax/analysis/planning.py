@@ -70,27 +70,28 @@ class Plan:
         return self.steps * seconds / 3600 if self.steps else None
 
 
-class DoesNotFit(UserError):
-    """A step needs more memory than a chip has.
+def does_not_fit(
+    case: Case, needed: int, available: int, advice: str = ""
+) -> UserError:
+    """Returns the error of a step that needs more memory than a chip has.
 
-    Attributes:
-      needed: bytes; 0 if the compiler did not say.
+    Args:
+      case: what was planned.
+      needed: bytes; 0 if that is not known.
       available: bytes.
+      advice: what to do, after a semicolon.
     """
-
-    def __init__(self, case: Case, needed: int, available: int, advice: str):
-        self.needed, self.available = needed, available
-        chip = case.batch // case.place.chips
-        size = (
-            f"{needed / GIB:.2f} GiB of a chip's {available / GIB:.2f}, "
-            f"{(needed - available) / GIB:.2f} GiB too much"
-            if needed
-            else "more memory than a chip has"
-        )
-        super().__init__(
-            f"--topology {case.place.name}: batch {case.batch:,} ({chip:,} a chip) "
-            f"needs {size}{advice}"
-        )
+    chip = case.batch // case.place.chips
+    size = (
+        f"{needed / GIB:.2f} GiB of a chip's {available / GIB:.2f}, "
+        f"{(needed - available) / GIB:.2f} GiB too much"
+        if needed
+        else "more memory than a chip has"
+    )
+    return UserError(
+        f"--topology {case.place.name}: batch {case.batch:,} ({chip:,} a chip) needs "
+        f"{size}{advice}"
+    )
 
 
 def make_plan(
@@ -131,7 +132,7 @@ def make_plan(
             if batch
             else f"; not even a batch of {unit:,} fits"
         )
-    raise DoesNotFit(case, needed, available, advice)
+    raise does_not_fit(case, needed, available, advice)
 
 
 def finish(
