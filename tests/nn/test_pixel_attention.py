@@ -1,19 +1,15 @@
 """Pooling pixels and writing back: products and kernels against NumPy in float64."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import normal as single_normal
 from reference import quick_jit, softmax
+from tpu_programs import needs_tpu_compiler, run_program
 
 from vt_flax.nn import pixel_attention as attention
 from vt_flax.nn.kernels import pooling, writing
-from vt_flax.parallel.topology import ENVIRONMENT, has_tpu_compiler
 
 BATCH, PIXELS, CHANNELS = 8, 21, 128
 
@@ -287,16 +283,7 @@ for traffic in ("all-gather", "all-to-all", "collective-permute"):
 """
 
 
-@pytest.mark.skipif(
-    not has_tpu_compiler(), reason='needs libtpu: pip install "jax[tpu]"'
-)
-@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2"])
-def test_tpus_can_compile_it(topology):
+@needs_tpu_compiler
+def test_tpus_can_compile_it():
     """For four chips, each of which works on its own examples alone."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, topology],
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "10", done.stderr[-2000:]
+    assert run_program(PROGRAM, "v5e:2x2") == "10"
