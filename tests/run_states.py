@@ -44,7 +44,7 @@ def assert_same(one: TrainState, other: TrainState) -> None:
 @contextlib.contextmanager
 def cut_off(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
     """Interrupts the training inside before it gets the batch of a step."""
-    batches = loop._device_batches
+    batches = loop.device_batches
 
     def stopped(run, source, first):
         for i, batch in enumerate(batches(run, source, first), first):
@@ -53,5 +53,5 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
             yield batch
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "_device_batches", stopped)
+        patch.setattr(loop, "device_batches", stopped)
         yield

@@ -1,4 +1,4 @@
-"""A residual network in plain PyTorch, with the names that torchvision and timm give.
+"""The package's ResNet in PyTorch, and others that the weights of files belong to.
 
 With `gate` it is timm's SE-ResNet, whose gates are `multiple`s wide. `variant` is where
 a bottleneck strides.
@@ -20,13 +20,10 @@ def torch_resnet(
     gate=0,
     multiple=1,
 ):
-    nn = torch.nn
-    sizes, bottleneck = sizes or SIZES[depth], depth >= 50
+    # Without PyTorch tests skip; it imports that.
+    from vt_flax.analysis.references.torch_resnet import Block, TorchResNet
 
-    def convolution(inside, outside, kernel, stride=1):
-        return nn.Conv2d(
-            inside, outside, kernel, stride, padding=kernel // 2, bias=False
-        )
+    nn = torch.nn
 
     class Gate(nn.Module):
         def __init__(self, channels):
@@ -39,55 +36,22 @@ def torch_resnet(
             y = torch.relu(self.fc1(x.mean((2, 3), keepdim=True)))
             return x * torch.sigmoid(self.fc2(y))
 
-    class Block(nn.Module):
-        def __init__(self, inside, width, stride):
-            super().__init__()
-            outside = 4 * width if bottleneck else width
-            first, second = (stride, 1) if variant == "msra" else (1, stride)
-            if bottleneck:
-                self.conv1 = convolution(inside, width, 1, first)
-                self.conv2 = convolution(width, width, 3, second)
-                self.conv3 = convolution(width, outside, 1)
-                self.bn3 = nn.BatchNorm2d(outside)
-            else:
-                self.conv1 = convolution(inside, width, 3, stride)
-                self.conv2 = convolution(width, width, 3)
-            self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
-            self.se = Gate(outside) if gate else nn.Identity()
-            self.downsample = nn.Sequential()
-            if stride != 1 or inside != outside:
-                self.downsample.append(convolution(inside, outside, 1, stride))
-                self.downsample.append(nn.BatchNorm2d(outside))
+    class OtherBlock(Block):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            if self.bottleneck and variant == "msra":
+                first, second = self.conv1, self.conv2
+                first.stride, second.stride = second.stride, first.stride
+            self.se = Gate(self.outside) if gate else nn.Identity()
 
-        def forward(self, x):
-            y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-            if bottleneck:
-                y = self.bn3(self.conv3(torch.relu(y)))
-            return torch.relu(self.se(y) + self.downsample(x))
-
-    class Network(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv1, self.bn1 = convolution(3, width, 7, 2), nn.BatchNorm2d(width)
-            inside = width
-            for i, size in enumerate(sizes):
-                layer = nn.Sequential()
-                for j in range(size):
-                    layer.append(Block(inside, width * 2**i, 2 if i and not j else 1))
-                    inside = width * 2**i * (4 if bottleneck else 1)
-                self.add_module(f"layer{i + 1}", layer)
-            self.fc = nn.Linear(inside, classes)
-
-        def forward(self, x):
-            x = torch.relu(self.bn1(self.conv1(x)))
-            x = nn.functional.max_pool2d(x, 3, 2, padding=1)
-            for i in range(4):
-                x = getattr(self, f"layer{i + 1}")(x)
-            return self.fc(x.mean((2, 3)))
+        def residual(self, x):
+            return self.se(super().residual(x))
 
     # Whose numbers `randomise` makes: PyTorch's own would be drawn in vain.
     with torch.device("meta"):
-        network = Network()
+        network = TorchResNet(
+            sizes or SIZES[depth], depth >= 50, classes, width, block=OtherBlock
+        )
     return network.to_empty(device="cpu").eval()
 
 

@@ -1,6 +1,7 @@
 """Measured rates on this machine, each as a ratio to a named reference of the same run.
 
 python -m vt_flax.benchmark input --config configs/imagenet.py --save sheet.png
+python -m vt_flax.benchmark step --config configs/imagenet.py --against torch
 python -m vt_flax.benchmark augmentation --config configs/imagenet.py --topology v5e:2x2
 python -m vt_flax.benchmark save --config configs/quickstart.py
 python -m vt_flax.benchmark collectives --config configs/imagenet.py --topology v5e:2x4
@@ -8,6 +9,13 @@ python -m vt_flax.benchmark attention --topology v5e:2x2
 
 `input` measures the host's images a second against a bare tf.data chain, a Pillow
 loader and JPEG decoding alone; --save writes a picture of what the network gets.
+`step` measures a training step: its time with the batch on the devices already, and
+that of the whole loop; compiling, with nothing and with everything in the cache;
+memory; and the share of the devices' peak that it uses (MFU). --against takes plain
+ResNets in turns with it: `flax_resnet`, as Flax's ImageNet example has it, `torch`, the
+same in PyTorch, compiled where that works, or `torch_eager`, and `timm`'s; for a
+VT-ResNet the one that it replaces. With --topology it only compiles, for TPUs that need
+not be there.
 `augmentation` tells the augmentation's share of a training step: of its time here and,
 with --topology, of what the TPU compiler counts; that needs no TPU.
 `save` tells how long a checkpoint keeps the loop waiting, as a share of the steps from
@@ -57,6 +65,34 @@ def main(argv: Sequence[str]) -> None:
         "--compare", metavar="NAME", help="measure another dataset of data_dir too"
     )
     rate.add_argument("--save", metavar="FILE.png", help="write a contact sheet")
+    step = _command(commands, "step", "how fast a training step is")
+    step.add_argument(
+        "--against",
+        default="",
+        metavar="A,B,...",
+        help="references: flax_resnet, torch, torch_eager, timm",
+    )
+    step.add_argument(
+        "--batch", metavar="N,...", help="examples in a step, each in turn (32)"
+    )
+    step.add_argument("--rounds", type=int, default=10, help="in turns (10)")
+    step.add_argument("--warmup", type=int, default=3, help="steps before them (3)")
+    step.add_argument(
+        "--noise", action="store_true", help="no dataset: leave the whole loop out"
+    )
+    step.add_argument(
+        "--no_compile", action="store_true", help="leave compile time and memory out"
+    )
+    step.add_argument(
+        "--peak",
+        choices=("published", "measured"),
+        default="published",
+        help="what MFU is the share of (published)",
+    )
+    step.add_argument(
+        "--topology", metavar="NAME", help="only compile, for TPUs such as v5e:2x4"
+    )
+    step.add_argument("--chip", type=int, default=128, help="examples a chip (128)")
     share = _command(commands, "augmentation", "the augmentation's share of a step")
     share.add_argument("--batch", type=int, default=8, help="examples (8)")
     share.add_argument("--rounds", type=int, default=10, help="steps of each (10)")
@@ -80,8 +116,11 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"benchmark attention takes no {overrides[0]}")
         _attention(args)
         return
-    for option in ("seconds", "rounds", "examples", "batch", "chip", "saves"):
+    if args.command == "step":
+        args.batch = _batches(args)
+    for option in ("seconds", "rounds", "examples", "batch", "chip", "saves", "warmup"):
         value = getattr(args, option, 1)
+        value = min(value) if isinstance(value, list) else value
         if value < 1 and (option != "seconds" or value <= 0):
             least = "over 0" if option == "seconds" else "at least 1"
             raise UserError(f"--{option} {value}: must be {least}")
@@ -98,6 +137,7 @@ def main(argv: Sequence[str]) -> None:
         )
     measure = {
         "input": _input,
+        "step": _step,
         "augmentation": _augmentation,
         "save": _save,
         "collectives": _collectives,
@@ -158,6 +198,64 @@ def _random_access(source: Source) -> RandomAccessSource:
     if not isinstance(source, RandomAccessSource):
         raise UserError(f"benchmark input needs random access; {source.notes[0]}")
     return source
+
+
+def _batches(args: argparse.Namespace) -> list[int]:
+    if args.topology and args.batch:
+        raise UserError("--batch: with --topology it is --chip that counts")
+    try:
+        return [int(number) for number in (args.batch or "32").split(",")]
+    except ValueError as error:
+        raise UserError(
+            f"--batch {args.batch}: write numbers of examples, such as 64,128"
+        ) from error
+
+
+def _step(args: argparse.Namespace, config: ConfigDict) -> None:
+    from vt_flax.analysis.step_rate import BESIDE, find_references
+
+    names = [name for name in args.against.split(",") if name]
+    references, reasons = find_references(names, config)
+    if args.topology:
+        reasons += [
+            f"{x} is left out: it runs on no TPU" for x in references if x in BESIDE
+        ]
+        references = [x for x in references if x not in BESIDE]
+    for reason in reasons:
+        print(reason, file=sys.stderr, flush=True)
+    size = " x ".join(map(str, task_of(config).input_size(config)))
+    title = f"{config.model.name} at {size}, a training step"
+    if args.topology:
+        from vt_flax.analysis.topology_rows import topology_rows
+
+        rows = topology_rows(config, references, args.topology, args.chip)
+        title += (
+            f" on {args.topology}, {args.chip} examples a chip, {config.model.dtype}"
+        )
+        cli.print_rows(rows, args.format, title)
+        return
+    from vt_flax.analysis.step_report import report
+    from vt_flax.analysis.step_tables import cost_rows, rate_rows
+
+    cli.use_cpu_devices(config.parallel.cpu_devices)
+    cli.keep_programs(config.compilation_cache)
+    records, notes = report(
+        config,
+        args.batch,
+        references,
+        rounds=args.rounds,
+        warmup=args.warmup,
+        peak=args.peak,
+        loop=not args.noise,
+        compiling=not args.no_compile,
+    )
+    if args.format == "json":
+        cli.print_rows(records, args.format)
+        print("\n".join(notes), file=sys.stderr)
+        return
+    cli.print_rows(rate_rows(records), args.format, title, notes)
+    if costs := cost_rows(records):
+        cli.print_rows(costs, args.format, "Compiling, and memory of a device")
 
 
 def _augmentation(args: argparse.Namespace, config: ConfigDict) -> None:

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from vt_flax import cli
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
+from vt_flax.parallel.mesh import on_devices_of
 from vt_flax.training.checkpoint import Checkpoints, read_config
 from vt_flax.training.config import resolve
 from vt_flax.training.evaluation import evaluate
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     finally:
         checkpoints.close()
 
-    eval_step = jax.jit(make_eval_step(run.model, run.task))
+    eval_step = jax.jit(make_eval_step(run.model, run.task, run.mesh))
     weights = weights_of(state)
     requests = Requests(run.mesh)
     results = evaluate(eval_step, weights, run.task, run.eval_source, config, requests)
@@ -96,7 +97,8 @@ def main(argv: Sequence[str]) -> None:
         @jax.jit
         def predict(variables, images, sizes):
             apply = functools.partial(run.model.apply, variables, train=False)
-            return run.task.predict(apply, images, sizes)[0]
+            with on_devices_of(run.mesh):
+                return run.task.predict(apply, images, sizes)[0]
 
         page = pathlib.Path(args.page)
         try:

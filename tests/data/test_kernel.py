@@ -3,20 +3,17 @@
 What it computes is compared in test_operations.
 """
 
-import os
-import subprocess
-import sys
 import types
 
 import jax
 import pytest
+from tpu_programs import needs_tpu_compiler, run_program
 
 from vt_flax.data import augment
 from vt_flax.data.augment import formulations, kernel
 from vt_flax.data.augment.operations import OPERATIONS
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import batch_sharding, make_mesh
-from vt_flax.parallel.topology import ENVIRONMENT, has_tpu_compiler
 from vt_flax.training.config import default_config
 
 
@@ -122,16 +119,8 @@ print("compiled")
 """
 
 
-@pytest.mark.skipif(
-    not has_tpu_compiler(), reason='needs libtpu: pip install "jax[tpu]"'
-)
+@needs_tpu_compiler
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_tpus_can_compile_it(topology):
     """For four chips, each of which works on its own examples alone."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, topology],
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "compiled", done.stderr[-2000:]
+    assert run_program(PROGRAM, topology) == "compiled"

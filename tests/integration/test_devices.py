@@ -84,7 +84,7 @@ def test_one_against_eight_devices(span, preset):
             state.params,
             after.params,
         )
-        counts = jax.jit(make_eval_step(model, task))(
+        counts = jax.jit(make_eval_step(model, task, mesh))(
             after.ema_params,
             after.ema_batch_stats,
             to_global(batch | {"mask": np.arange(32) < 29}, mesh),

@@ -194,7 +194,7 @@ def test_a_sigterm_loses_no_step(moment, trained, digits, tmp_path, monkeypatch)
     It is answered with the step after the one that it travels with.
     """
     run, workdir, results = trained
-    batches = loop._device_batches
+    batches = loop.device_batches
     before = signal.getsignal(signal.SIGTERM)
 
     def signalled(run, source, first):
@@ -203,13 +203,13 @@ def test_a_sigterm_loses_no_step(moment, trained, digits, tmp_path, monkeypatch)
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(loop, "_device_batches", signalled)
+    monkeypatch.setattr(loop, "device_batches", signalled)
     with pytest.raises(Stopped, match=f"after step {moment + 2} of 8, which is saved"):
         loop.train(prepare(tiny(digits)), tmp_path / "run")
     assert signal.getsignal(signal.SIGTERM) == before
     saved = Checkpoints(tmp_path / "run", read_only=True).steps()
     assert saved[-1] == moment + 2
-    monkeypatch.setattr(loop, "_device_batches", batches)
+    monkeypatch.setattr(loop, "device_batches", batches)
     assert loop.train(prepare(tiny(digits)), tmp_path / "run") == results
     assert_same(last_state(run, workdir), last_state(run, tmp_path / "run"))
 

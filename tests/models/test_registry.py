@@ -178,7 +178,7 @@ def test_stage_sizes_may_be_a_list():
         ("vt_fpn_resnet18", {"heads": 3}, "3 heads do not divide"),
         ("vt_fpn_resnet18", {"fpn_channels": 40}, "16 heads .* fpn_channels=40"),
         ("vt_fpn_resnet18", {"feed_forward": "gelu"}, "'gelu' is not known"),
-        ("vt_fpn_resnet18", {"formulation": "fused"}, "'fused' is not known"),
+        ("vt_fpn_resnet18", {"formulation": "fast"}, "'fast' is not known"),
         ("vt_fpn_resnet18", {"norm_placement": "all"}, "'all' is not known"),
         ("vt_fpn_resnet18", {"position_encoding": True}, "no option 'position_enc"),
     ],

@@ -12,8 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.step import Step
 from vt_flax.analysis.step_costs import read_costs
+from vt_flax.analysis.steps import OURS, STEPS
 from vt_flax.analysis.topology import GIB
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import make_mesh
@@ -30,7 +30,10 @@ SIZES = (
 
 
 def costs(
-    configs: Sequence[ConfigDict], topology: str, chip: int
+    configs: Sequence[ConfigDict],
+    topology: str,
+    chip: int,
+    steps: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Compiles the training steps of some configurations.
 
@@ -38,6 +41,8 @@ def costs(
       configs: resolved configurations.
       topology: such as `v5e:2x2`.
       chip: examples on each chip.
+      steps: whose step to compile of each, by the names of `steps.STEPS`; ours by
+        default.
 
     Returns:
       For each what `step_costs.read_costs` tells of a chip and a step.
@@ -46,7 +51,7 @@ def costs(
       UserError: if libtpu is not there, cannot compile a step, or crashes; or a step
         does not fit.
     """
-    found = _ask(configs, topology, chip)
+    found = _ask(configs, topology, chip, steps)
     for cost in found:
         if "too_large" in cost:
             needed = cost["too_large"]["needed"] / GIB
@@ -71,17 +76,18 @@ def pod_costs(config: ConfigDict, topology: str) -> dict[str, Any]:
     Raises:
       UserError: if libtpu is not there, cannot compile a step, or crashes.
     """
-    (found,) = _ask([config], topology, 0)
+    (found,) = _ask([config], topology, 0, ())
     return found
 
 
 def _ask(
-    configs: Sequence[ConfigDict], topology: str, chip: int
+    configs: Sequence[ConfigDict], topology: str, chip: int, steps: Sequence[str]
 ) -> list[dict[str, Any]]:
     request = {
         "configs": [config.to_dict() for config in configs],
         "topology": topology,
         "chip": chip,
+        "steps": list(steps) or [OURS] * len(configs),
     }
     return compile_apart(MODULE, request, len(configs))
 
@@ -89,12 +95,12 @@ def _ask(
 def _compile(request: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     devices = tpu_devices(request["topology"])
-    for values in request["configs"]:
+    for name, values in zip(request["steps"], request["configs"], strict=True):
         config = resolve(ConfigDict(values))
         mesh = make_mesh(devices, config.parallel.fsdp)
         batch = request["chip"] * mesh.size or config.batch_size
         try:
-            found.append(read_costs(Step(config, mesh, batch), mesh.size))
+            found.append(read_costs(STEPS[name](config, mesh, batch), mesh.size))
         except Exception as error:
             if TOO_LARGE not in str(error):
                 raise

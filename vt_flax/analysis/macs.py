@@ -50,6 +50,8 @@ class Counts:
 def count(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Counts:
     """Counts a model's multiply-adds and parameters without running it.
 
+    As the equations are printed, whatever formulation computes them.
+
     Args:
       model: a module called as `model(images, train=False)`.
       image_size: height and width in pixels.
@@ -57,6 +59,8 @@ def count(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Counts:
     Returns:
       The counts, by the first level of the model's modules.
     """
+    if getattr(model, "formulation", "") == "fused":
+        model = model.clone(formulation="printed")
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     traced = jax.make_jaxpr(lambda v, x: model.apply(v, x))(variables, images)

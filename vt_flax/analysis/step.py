@@ -4,71 +4,73 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vt_flax.models import model_task
 from vt_flax.parallel.mesh import batch_sharding, state_sharding, to_global
 from vt_flax.training.checkpoint import abstract_like
 from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.run import model_for
-from vt_flax.training.state import create_state
+from vt_flax.training.state import TrainState, create_state
 from vt_flax.training.step import compile_train_step
 from vt_flax.training.tasks import task_of
 from vt_flax.training.teacher import find_teacher
 
-# Classes where the configuration leaves them to a dataset, which is not opened here.
-CLASSES = 1000
+# Classes where the configuration leaves them to a dataset, which is not opened here: as
+# many as ImageNet has, and ADE20K.
+CLASSES = {"classification": 1000, "segmentation": 150}
 
 
-class Step:
-    """A training step of a configuration, on images that are noise.
+class MeshStep:
+    """A jitted training step, whoever wrote it, with what it needs on a mesh.
 
     Args:
-      config: a resolved configuration.
       mesh: devices, real ones or a topology's.
       batch: examples in a step, over all devices.
-
-    Attributes:
       model: the network.
       size: height and width of the images that it is trained on.
+      step: `step(state, batch, teacher) -> state, metrics`, jitted; the state is
+        donated.
+      create: makes the state at step 0.
+      shapes: of that state.
+      noise: makes a batch of a number of examples; `request`, if it is there, has an
+        element for each device.
+      teacher: shapes of a teacher's variables; None without one.
+
+    Attributes:
+      state: the newest, once it is started.
     """
 
-    def __init__(self, config: ConfigDict, mesh: Mesh, batch: int):
-        self._mesh, self._batch = mesh, batch
-        teacher = find_teacher(config)
-        model = model_for(config, len(teacher.class_names) if teacher else CLASSES)
-        self.model = model
-        self._task = task_of(config)(config, [""] * model.num_classes)
-        # The rate is no part of what a step costs.
-        optimizer = make_optimizer(config.optimizer, lambda step: 1e-3)
-        self.size = size = self._task.input_size(config)
-        self._create = lambda: create_state(
-            model, optimizer, size, config.seed, ema=bool(config.ema.decay)
-        )
-        self._shapes = jax.eval_shape(self._create)
-        self._teacher_shapes = teacher.shapes(size) if teacher else None
-        self._step = compile_train_step(
-            model,
-            self._task,
-            optimizer,
-            lambda step: 1e-3,
-            config,
-            mesh,
-            self._shapes,
-            teacher,
-        )
+    def __init__(
+        self,
+        mesh: Mesh,
+        batch: int,
+        model: nn.Module,
+        size: tuple[int, int],
+        step: Callable[..., tuple[TrainState, Any]],
+        create: Callable[[], TrainState],
+        shapes: TrainState,
+        noise: Callable[[int], dict[str, np.ndarray]],
+        teacher: Any = None,
+    ):
+        self._mesh, self._batch, self._step = mesh, batch, step
+        self.model, self.size = model, size
+        self._create, self._shapes = create, shapes
+        self._noise, self._teacher_shapes = noise, teacher
 
-    def arguments(self) -> tuple[Any, dict[str, Any], Any]:
+    def arguments(self) -> tuple[TrainState, dict[str, Any], Any]:
         """Returns the shapes of a state, a batch and a teacher's variables, spread."""
         state, teacher = (
             abstract_like(shapes, state_sharding(self._mesh, shapes))
             for shapes in (self._shapes, self._teacher_shapes)
         )
         batch = {}
-        # One example tells the shape of all.
+        # One example tells the shape of all: of a pod's there are too many to make.
         for key, value in self._noise(1).items():
             size = len(value) if key == "request" else self._batch
             batch[key] = jax.ShapeDtypeStruct(
@@ -94,7 +96,7 @@ class Step:
             return jax.jit(create, out_shardings=shardings)()
 
         self.state = spread(self._create, self._shapes)
-        # Nor are a teacher's weights.
+        # A teacher's weights are no part of what a step costs.
         self._teacher = spread(
             lambda: jax.tree.map(jnp.zeros_like, self._teacher_shapes),
             self._teacher_shapes,
@@ -102,16 +104,54 @@ class Step:
         self._images = to_global(self._noise(self._batch), self._mesh)
         self.seconds()
 
-    def seconds(self) -> float:
-        """Returns how long a step takes."""
-        begin = time.perf_counter()
-        self.state, metrics = self._step(self.state, self._images, self._teacher)
-        jax.block_until_ready((self.state, metrics))
-        return time.perf_counter() - begin
+    def advance(self, batch: dict[str, jax.Array]) -> Any:
+        """Runs a step on a batch, and returns its metrics without waiting for them."""
+        self.state, metrics = self._step(self.state, batch, self._teacher)
+        return metrics
 
-    def _noise(self, batch: int) -> dict[str, np.ndarray]:
-        return {
-            **self._task.noise(batch),
-            "bad": np.zeros(batch, bool),
-            "request": np.zeros(self._mesh.size, np.int32),
-        }
+    def seconds(self, steps: int = 1) -> float:
+        """Returns how long a step takes, on the mean of some, one after the other."""
+        begin = time.perf_counter()
+        for _ in range(steps):
+            metrics = self.advance(self._images)
+        jax.block_until_ready((self.state, metrics))
+        return (time.perf_counter() - begin) / steps
+
+
+class Step(MeshStep):
+    """A training step of a configuration, on images that are noise.
+
+    Args:
+      config: a resolved configuration.
+      mesh: devices, real ones or a topology's.
+      batch: examples in a step, over all devices.
+    """
+
+    def __init__(self, config: ConfigDict, mesh: Mesh, batch: int):
+        teacher = find_teacher(config)
+        classes = CLASSES[model_task(config.model.name)]
+        model = model_for(config, len(teacher.class_names) if teacher else classes)
+        task = task_of(config)(config, [""] * model.num_classes)
+        # The rate is no part of what a step costs either.
+        optimizer = make_optimizer(config.optimizer, lambda step: 1e-3)
+        size = task.input_size(config)
+
+        def create() -> TrainState:
+            ema = bool(config.ema.decay)
+            return create_state(model, optimizer, size, config.seed, ema=ema)
+
+        def noise(examples: int) -> dict[str, np.ndarray]:
+            return {
+                **task.noise(examples),
+                "bad": np.zeros(examples, bool),
+                "request": np.zeros(mesh.size, np.int32),
+            }
+
+        shapes = jax.eval_shape(create)
+        step = compile_train_step(
+            model, task, optimizer, lambda step: 1e-3, config, mesh, shapes, teacher
+        )
+        teacher_shapes = teacher.shapes(size) if teacher else None
+        super().__init__(
+            mesh, batch, model, size, step, create, shapes, noise, teacher_shapes
+        )

@@ -10,11 +10,11 @@ import jax
 from vt_flax.analysis.collectives import find_collectives, totals
 from vt_flax.analysis.hlo import Program
 from vt_flax.analysis.macs import count, products
-from vt_flax.analysis.step import Step
+from vt_flax.analysis.step import MeshStep
 from vt_flax.analysis.traffic import memory_traffic
 
 
-def read_costs(step: Step, devices: int) -> dict[str, Any]:
+def read_costs(step: MeshStep, devices: int) -> dict[str, Any]:
     """Compiles a training step and returns its costs, of one device and one step.
 
     Args:
@@ -72,7 +72,7 @@ def _estimated_cycles(program: Program) -> int:
     return total
 
 
-def _memory(step: Step, found: Any) -> dict[str, int]:
+def _memory(step: MeshStep, found: Any) -> dict[str, int]:
     """Returns bytes at the peak, and of them those of what a step is given.
 
     The rest of the peak, `working`, holds activations, gradients, temporaries and what

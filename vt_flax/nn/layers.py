@@ -87,28 +87,53 @@ class Linear(nn.Module):
         Raises:
           UserError: if the groups do not divide both channel counts.
         """
-        channels = x.shape[-1]
-        if channels % self.groups or self.features % self.groups:
-            raise UserError(
-                f"{self.groups} groups do not divide a map from {channels} to "
-                f"{self.features} channels (at {'/'.join(self.path)}): change "
-                "group_channels or transformer_groups"
-            )
-        inside, outside = channels // self.groups, self.features // self.groups
+        kernel = _linear_kernel(self, x.shape[-1]).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.groups == 1:
-            kernel = self.param(
-                "kernel", nn.initializers.lecun_normal(), (inside, outside)
-            )
-            return x @ kernel.astype(self.dtype)
-        kernel = self.param(
-            "kernel",
-            nn.initializers.lecun_normal(batch_axis=(0,)),
-            (self.groups, inside, outside),
-        )
-        blocks = x.reshape(*x.shape[:-1], self.groups, inside)
-        out = jnp.einsum("...gi,gio->...go", blocks, kernel.astype(self.dtype))
+            return x @ kernel
+        blocks = x.reshape(*x.shape[:-1], self.groups, -1)
+        out = jnp.einsum("...gi,gio->...go", blocks, kernel)
         return out.reshape(*x.shape[:-1], self.features)
+
+
+class LinearKernel(nn.Module):
+    """The kernel of a `Linear` of the same name, for those who apply it themselves.
+
+    Attributes:
+      features: output channels.
+      groups: number of diagonal blocks.
+      dtype: type of the result; the parameter is float32.
+    """
+
+    features: int
+    groups: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, channels: int) -> jax.Array:
+        """Returns (groups, channels / groups, features / groups).
+
+        Raises:
+          UserError: if the groups do not divide both channel counts.
+        """
+        kernel = _linear_kernel(self, channels).astype(self.dtype)
+        return kernel if self.groups > 1 else kernel[None]
+
+
+def _linear_kernel(module: Linear | LinearKernel, channels: int) -> jax.Array:
+    """Returns a module's parameter `kernel`, float32, for `channels` inputs."""
+    groups, features = module.groups, module.features
+    if channels % groups or features % groups:
+        raise UserError(
+            f"{groups} groups do not divide a map from {channels} to {features} "
+            f"channels (at {'/'.join(module.path)}): change group_channels or "
+            "transformer_groups"
+        )
+    shape = (channels // groups, features // groups)
+    if groups == 1:
+        return module.param("kernel", nn.initializers.lecun_normal(), shape)
+    init = nn.initializers.lecun_normal(batch_axis=(0,))
+    return module.param("kernel", init, (groups, *shape))
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:

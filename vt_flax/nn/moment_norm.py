@@ -28,6 +28,11 @@ class Affine:
         """Normalises (batch, H, W, channels), to float32."""
         return (x.astype(jnp.float32) - self.centre) * self.factor + self.bias
 
+    def scale_and_bias(self) -> jax.Array:
+        """Returns the same as x * scale + bias: float32 (1 or batch, 2, channels)."""
+        centre, factor = self.centre[:, 0, 0], self.factor[:, 0, 0]
+        return jnp.stack([factor, self.bias - centre * factor], axis=1)
+
 
 class MomentNorm(BatchNorm):
     """`BatchNorm` of an array that is never held whole, from its moments.

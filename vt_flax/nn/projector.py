@@ -1,5 +1,6 @@
 """The projector: tokens written back to the feature map."""
 
+import functools
 from typing import Any
 
 import chex
@@ -7,8 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.layers import Linear, StochasticDepth, split_heads
+from vt_flax.nn.folding import fold, fuses, head_blocks
+from vt_flax.nn.layers import Linear, LinearKernel, StochasticDepth, split_heads
+from vt_flax.nn.lazy_map import LazyMap
+from vt_flax.nn.moment_norm import MomentNorm
 from vt_flax.nn.norm import Normalization
+from vt_flax.nn.pixel_attention import write_back
 
 
 class Projector(nn.Module):
@@ -22,6 +27,7 @@ class Projector(nn.Module):
       heads: number of heads; d = C / heads.
       groups: groups of the 1 x 1 query map.
       survival_probability: stochastic depth of what is written back.
+      formulation: see `nn.visual_transformer.VTOptions`.
       norm: normalisation of the modules.
       dtype: type of the computation; the softmax is float32.
     """
@@ -30,17 +36,27 @@ class Projector(nn.Module):
     heads: int = 16
     groups: int = 1
     survival_probability: float = 1.0
+    formulation: str = "printed"
     norm: Normalization = Normalization()
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, tokens: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array | LazyMap,
+        tokens: jax.Array,
+        *,
+        train: bool,
+        lazy: bool = False,
+    ) -> jax.Array | LazyMap:
         """Writes tokens back.
 
         Args:
           x: (batch, H, W, C_in).
           tokens: (batch, L, C_T).
           train: whether batch statistics are those of this batch.
+          lazy: whether the normalisation is left to those who read the result, if it
+            can be.
 
         Returns:
           (batch, H, W, features). The softmax over tokens of each pixel is sown as
@@ -51,33 +67,70 @@ class Projector(nn.Module):
 
         Source: v1 section 3.3; v4 section 3.3.
         """
-        chex.assert_rank([x, tokens], [4, 3])
-        batch, height, width, channels = x.shape
-        x = x.astype(self.dtype).reshape(batch, height * width, channels)
+        x = LazyMap.of(x)
+        chex.assert_rank([x.pixels, tokens], [4, 3])
+        size = x.pixels.shape[1:3]
         tokens = tokens.astype(self.dtype)
-
-        def linear(source, groups, name):
-            mapped = Linear(self.features, groups, self.dtype, name=name)(source)
-            mapped = self.norm.map(mapped, f"{name}_norm", train=train)
-            return split_heads(mapped, self.heads)
-
-        query = linear(x, self.groups, "query")
-        key = linear(tokens, 1, "key")
-        value = linear(tokens, 1, "value")
-        logits = jnp.einsum("bphd,blhd->bhlp", query, key).astype(jnp.float32)
-        logits = logits / (self.features // self.heads) ** 0.5
-        weights = jax.nn.softmax(logits, axis=2)
-        self.sow(
-            "intermediates",
-            "projection",
-            weights.reshape(*weights.shape[:3], height, width),
-        )
-        written = jnp.einsum("bhlp,blhd->bphd", weights.astype(self.dtype), value)
-        written = written.reshape(batch, height * width, self.features)
-
-        if channels != self.features:
-            x = Linear(self.features, dtype=self.dtype, name="shortcut")(x)
-            x = self.norm.map(x, "shortcut_norm", train=train)
+        key = self._linear(tokens, 1, "key", train=train)
+        key = key / (self.features // self.heads) ** 0.5
+        value = self._linear(tokens, 1, "value", train=train)
+        # Of the values, which is less work than of what they write.
         drop = StochasticDepth(self.survival_probability, name="depth")
-        out = self.norm.tokens(x + drop(written, train=train), "norm", train=train)
-        return out.reshape(batch, height, width, self.features)
+        value = drop(value, train=train)
+        if fuses(self, self.formulation, self.norm):
+            out, affine = self._fused(x, key, value, train=train)
+            found = LazyMap(out.reshape(-1, *size, self.features), affine)
+            return found if lazy else found.array()
+        out = self._printed(x, key, value, train=train)
+        out = self.norm.tokens(out, "norm", train=train)
+        return out.reshape(-1, *size, self.features)
+
+    def _linear(self, source, groups, name, *, train):
+        mapped = Linear(self.features, groups, self.dtype, name=name)(source)
+        return self.norm.map(mapped, f"{name}_norm", train=train)
+
+    def _printed(self, x, key, value, *, train):
+        size, x = x.pixels.shape[1:3], x.flat_array(self.dtype)
+        query = self._linear(x, self.groups, "query", train=train)
+        query, key, value = (split_heads(a, self.heads) for a in (query, key, value))
+        logits = jnp.einsum("bphd,blhd->bhlp", query, key).astype(jnp.float32)
+        weights = jax.nn.softmax(logits, axis=2)
+        maps = weights.reshape(*weights.shape[:3], *size)
+        self.sow("intermediates", "projection", maps)
+        written = jnp.einsum("bhlp,blhd->bphd", weights.astype(self.dtype), value)
+        if x.shape[-1] != self.features:
+            x = self._linear(x, 1, "shortcut", train=train)
+        return x + written.reshape(x.shape)
+
+    def _fused(self, x, key, value, *, train):
+        """The sum (batch, pixels, features), and what normalises it."""
+        pixels = x.flat(self.dtype)
+        batch, count, channels = pixels.shape
+
+        def kernel(groups, name):
+            module = LinearKernel(self.features, groups, self.dtype, name=name)
+            return module(channels)
+
+        write = functools.partial(
+            write_back,
+            pixels,
+            fold(kernel(self.groups, "query"), key, self.heads),
+            value,
+            head_blocks(self.heads, self.groups),
+            affine=x.affine,
+            shortcut=None if channels == self.features else kernel(1, "shortcut"),
+        )
+        if self.norm.placement == "none":
+            return write()[0], None
+        out = None
+
+        def means(origin):
+            nonlocal out
+            out, sums = write(origin=origin[None, None])
+            return sums[:, 0] / count, sums[:, 1] / count
+
+        layer = MomentNorm.of(self.norm, "norm")
+        normalise = layer(self.features, means, batch, train=train)
+        if out is None:  # with running statistics nobody asks for moments
+            out, _ = write()
+        return out, normalise.scale_and_bias()

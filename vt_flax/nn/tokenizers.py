@@ -1,10 +1,10 @@
 """Tokenizers: from a feature map to a few visual tokens.
 
 Each module has the same call: `(x, tokens, train=...) -> tokens`, where `x` is the
-feature map (batch, H, W, C) and `tokens` are the previous module's (batch, L, C_T), or
-None in the first. Token coefficients are sown into the collection `intermediates` under
-`coefficients`, as (batch, L, H, W) or (batch, heads, L, H, W); this costs nothing
-unless the caller makes that collection mutable.
+feature map (batch, H, W, C), which may be a `LazyMap`, and `tokens` are the previous
+module's (batch, L, C_T), or None in the first. Token coefficients are sown into the
+collection `intermediates` under `coefficients`, as (batch, L, H, W) or (batch, heads,
+L, H, W); this costs nothing unless the caller makes that collection mutable.
 """
 
 from typing import Any
@@ -15,8 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.errors import UserError
-from vt_flax.nn.layers import Linear, resize, split_heads
+from vt_flax.nn.folding import apply_kernel, fold, fuses, head_blocks
+from vt_flax.nn.layers import Linear, LinearKernel, resize, split_heads
+from vt_flax.nn.lazy_map import LazyMap
 from vt_flax.nn.norm import Normalization
+from vt_flax.nn.pixel_attention import pool
 from vt_flax.nn.position import PositionEncoding
 
 # Fitted to the paper's count of the clustering row (analysis.published).
@@ -72,6 +75,7 @@ class StaticTokenizer(nn.Module):
       token_channels: C_T.
       value_groups: groups of the 1 x 1 value map; 0 for none, V = X (v4's equation).
       position_encoding: see `TokenMap`.
+      formulation: see `nn.visual_transformer.VTOptions`.
       norm: normalisation of the modules.
       dtype: type of the computation; the softmax is float32.
     """
@@ -80,31 +84,28 @@ class StaticTokenizer(nn.Module):
     token_channels: int
     value_groups: int = 1
     position_encoding: bool = False
+    formulation: str = "printed"
     norm: Normalization = Normalization()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, tokens: jax.Array | None = None, *, train: bool
+        self, x: jax.Array | LazyMap, tokens: jax.Array | None = None, *, train: bool
     ) -> jax.Array:
         """Maps (batch, H, W, C) to tokens (batch, L, C_T); earlier tokens are unused.
 
         Source: v1 section 3.1 (static), v4 section 3.1.1 (filter).
         """
-        chex.assert_rank(x, 4)
-        batch, height, width, channels = x.shape
-        x = x.astype(self.dtype).reshape(batch, height * width, channels)
-        logits = Linear(self.tokens, dtype=self.dtype, name="filter")(x)
-        logits = self.norm.map(logits, "filter_norm", train=train)
-        logits = logits.astype(jnp.float32) / channels**0.5
-        coefficients = jnp.swapaxes(jax.nn.softmax(logits, axis=1), 1, 2)
-        maps = coefficients.reshape(batch, self.tokens, height, width)
+        x = LazyMap.of(x)
+        chex.assert_rank(x.pixels, 4)
+        batch, height, width, _ = x.pixels.shape
+        if fuses(self, self.formulation, self.norm):
+            pooled, maps = self._fused(x.flat(self.dtype), x.affine)
+        else:
+            pooled, maps = self._printed(x.flat_array(self.dtype), train=train)
+        if maps is not None:
+            maps = maps.reshape(batch, self.tokens, height, width)
         self.sow("intermediates", "coefficients", maps)
-        value = x
-        if self.value_groups:
-            value = Linear(channels, self.value_groups, self.dtype, name="value")(x)
-            value = self.norm.map(value, "value_norm", train=train)
-        pooled = jnp.einsum("blp,bpc->blc", coefficients.astype(self.dtype), value)
         return TokenMap(
             self.token_channels,
             self.position_encoding,
@@ -112,6 +113,35 @@ class StaticTokenizer(nn.Module):
             self.dtype,
             name="token",
         )(pooled, maps, train=train)
+
+    def _printed(self, x, *, train):
+        channels = x.shape[-1]
+        logits = Linear(self.tokens, dtype=self.dtype, name="filter")(x)
+        logits = self.norm.map(logits, "filter_norm", train=train)
+        logits = logits.astype(jnp.float32) / channels**0.5
+        coefficients = jnp.swapaxes(jax.nn.softmax(logits, axis=1), 1, 2)
+        value = x
+        if self.value_groups:
+            value = Linear(channels, self.value_groups, self.dtype, name="value")(x)
+            value = self.norm.map(value, "value_norm", train=train)
+        pooled = jnp.einsum("blp,bpc->blc", coefficients.astype(self.dtype), value)
+        return pooled, coefficients
+
+    def _fused(self, x, affine):
+        channels = x.shape[-1]
+        filters = LinearKernel(self.tokens, dtype=self.dtype, name="filter")(channels)
+        filters = jnp.swapaxes(filters, 1, 2) / channels**0.5
+        pooled, coefficients = pool(
+            x,
+            filters.astype(self.dtype),
+            1,
+            affine=affine,
+            weights=self.position_encoding,
+        )
+        if self.value_groups:
+            value = Linear(channels, self.value_groups, self.dtype, name="value")
+            pooled = value(pooled)
+        return pooled, coefficients
 
 
 class DynamicTokenizer(nn.Module):
@@ -127,6 +157,7 @@ class DynamicTokenizer(nn.Module):
       heads: number of heads, dividing C.
       groups: groups of the 1 x 1 key and value maps.
       position_encoding: see `TokenMap`.
+      formulation: see `nn.visual_transformer.VTOptions`.
       norm: normalisation of the modules.
       dtype: type of the computation; the softmax is float32.
     """
@@ -136,12 +167,13 @@ class DynamicTokenizer(nn.Module):
     heads: int = 16
     groups: int = 1
     position_encoding: bool = False
+    formulation: str = "printed"
     norm: Normalization = Normalization()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, tokens: jax.Array | None, *, train: bool
+        self, x: jax.Array | LazyMap, tokens: jax.Array | None, *, train: bool
     ) -> jax.Array:
         """Maps (batch, H, W, C) and tokens (batch, L, C_T) to new tokens.
 
@@ -161,8 +193,9 @@ class DynamicTokenizer(nn.Module):
             )
         if self.replace not in ("half", "all"):
             raise UserError(f"replace={self.replace!r}: choose from half, all")
-        chex.assert_rank([x, tokens], [4, 3])
-        batch, height, width, channels = x.shape
+        x = LazyMap.of(x)
+        chex.assert_rank([x.pixels, tokens], [4, 3])
+        batch, height, width, channels = x.pixels.shape
         count = tokens.shape[1]
         if self.replace == "half":
             if count % 2:
@@ -174,22 +207,16 @@ class DynamicTokenizer(nn.Module):
         else:
             source, kept = tokens, None
 
-        def linear(groups, name, value):
-            mapped = Linear(channels, groups, self.dtype, name=name)(value)
-            mapped = self.norm.map(mapped, f"{name}_norm", train=train)
-            return split_heads(mapped, self.heads)
-
-        x = x.astype(self.dtype).reshape(batch, height * width, channels)
-        query = linear(1, "query", source)
-        key = linear(self.groups, "key", x)
-        value = linear(self.groups, "value", x)
-        logits = jnp.einsum("blhd,bphd->bhlp", query, key).astype(jnp.float32)
-        logits = logits / (channels // self.heads) ** 0.5
-        coefficients = jax.nn.softmax(logits, axis=-1)
-        maps = coefficients.reshape(*coefficients.shape[:3], height, width)
+        query = Linear(channels, dtype=self.dtype, name="query")(source)
+        query = self.norm.map(query, "query_norm", train=train)
+        query = split_heads(query, self.heads) / (channels // self.heads) ** 0.5
+        if fuses(self, self.formulation, self.norm):
+            pooled, maps = self._fused(x.flat(self.dtype), x.affine, query)
+        else:
+            pooled, maps = self._printed(x.flat_array(self.dtype), query, train=train)
+        if maps is not None:
+            maps = maps.reshape(batch, self.heads, -1, height, width)
         self.sow("intermediates", "coefficients", maps)
-        pooled = jnp.einsum("bhlp,bphd->blhd", coefficients.astype(self.dtype), value)
-        pooled = pooled.reshape(batch, -1, channels)
         new = TokenMap(
             self.token_channels,
             self.position_encoding,
@@ -200,6 +227,30 @@ class DynamicTokenizer(nn.Module):
         if kept is None:
             return new
         return jnp.concatenate([kept.astype(new.dtype), new], axis=1)
+
+    def _printed(self, x, query, *, train):
+        def linear(name):
+            mapped = Linear(x.shape[-1], self.groups, self.dtype, name=name)(x)
+            mapped = self.norm.map(mapped, f"{name}_norm", train=train)
+            return split_heads(mapped, self.heads)
+
+        key, value = linear("key"), linear("value")
+        logits = jnp.einsum("blhd,bphd->bhlp", query, key).astype(jnp.float32)
+        coefficients = jax.nn.softmax(logits, axis=-1)
+        pooled = jnp.einsum("bhlp,bphd->blhd", coefficients.astype(self.dtype), value)
+        return pooled.reshape(*pooled.shape[:2], -1), coefficients
+
+    def _fused(self, x, affine, query):
+        def kernel(name):
+            module = LinearKernel(x.shape[-1], self.groups, self.dtype, name=name)
+            return module(x.shape[-1])
+
+        filters = fold(kernel("key"), query.reshape(*query.shape[:2], -1), self.heads)
+        blocks = head_blocks(self.heads, self.groups)
+        pooled, coefficients = pool(
+            x, filters, blocks, affine=affine, weights=self.position_encoding
+        )
+        return apply_kernel(kernel("value"), pooled, self.heads), coefficients
 
 
 class ClusteringTokenizer(nn.Module):
@@ -228,12 +279,13 @@ class ClusteringTokenizer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, tokens: jax.Array | None = None, *, train: bool
+        self, x: jax.Array | LazyMap, tokens: jax.Array | None = None, *, train: bool
     ) -> jax.Array:
         """Maps (batch, H, W, C) to tokens (batch, L, C_T); earlier tokens are unused.
 
         Source: v4, appendix, clustering-based tokenizer.
         """
+        x = LazyMap.of(x).array()
         chex.assert_rank(x, 4)
         batch, height, width, channels = x.shape
         start = resize(x.astype(jnp.float32), *grid(self.tokens))
@@ -297,12 +349,13 @@ class PoolingTokenizer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, tokens: jax.Array | None = None, *, train: bool
+        self, x: jax.Array | LazyMap, tokens: jax.Array | None = None, *, train: bool
     ) -> jax.Array:
         """Maps (batch, H, W, C) to tokens (batch, L, C_T); earlier tokens are unused.
 
         Source: v4, appendix, pooling-based tokenizer.
         """
+        x = LazyMap.of(x).array()
         chex.assert_rank(x, 4)
         pooled = resize(x.astype(self.dtype), *grid(self.tokens))
         pooled = pooled.reshape(x.shape[0], self.tokens, x.shape[-1])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.errors import UserError, nearest
+from vt_flax.nn.lazy_map import LazyMap
 from vt_flax.nn.norm import Normalization
 from vt_flax.nn.projector import Projector
 from vt_flax.nn.tokenizers import (
@@ -26,7 +27,7 @@ from vt_flax.nn.transformer import (
 TOKENIZERS = ("static", "dynamic", "recurrent", "clustering", "pooling")
 FEED_FORWARDS = ("linear", "mlp")
 INTERACTIONS = ("transformer", "graph", "none")
-FORMULATIONS = ("printed",)
+FORMULATIONS = ("printed", "fused")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,10 @@ class VTOptions:
       projector: whether tokens are written back; without, the map is tokenised once
         and the interactions are stacked (v4, ablation).
       formulation: how the equations are computed. `printed` is the reference, whose
-        MACs are the paper's.
+        MACs are the paper's; `fused` makes no map of the pixels between them and the
+        products of attention, and on TPUs passes over the pixels once (see
+        `nn.pixel_attention`). The same function, but for rounding. Where such maps are
+        normalised, or the softmax of each pixel is asked for, it is as printed.
       norm: normalisation of the modules.
       dtype: type of the computation.
     """
@@ -139,6 +143,7 @@ class VTOptions:
                 self.tokens, iterations=self.lloyd_iterations, **common
             )
         groups = self.groups(channels)
+        common["formulation"] = self.formulation
         if kind == "static":
             return StaticTokenizer(self.tokens, value_groups=groups, **common)
         return DynamicTokenizer(
@@ -183,6 +188,7 @@ class VTModule(nn.Module):
       features: output channels C.
       interact: whether the tokens interact in this module.
       project: whether the tokens are written back; else the map is returned as it came.
+      lazy: whether the map's normalisation is left to the next module.
       survival_probability: stochastic depth of the residual branches.
     """
 
@@ -191,15 +197,17 @@ class VTModule(nn.Module):
     features: int
     interact: bool = True
     project: bool = True
+    lazy: bool = False
     survival_probability: float = 1.0
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, tokens: jax.Array | None, *, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
+        self, x: jax.Array | LazyMap, tokens: jax.Array | None, *, train: bool
+    ) -> tuple[jax.Array | LazyMap, jax.Array]:
         """Maps (batch, H, W, C_in), tokens to (batch, H, W, features), tokens."""
         options = self.options
-        tokenizer = options.make_tokenizer(self.tokenizer, x.shape[-1])
+        channels = LazyMap.of(x).pixels.shape[-1]
+        tokenizer = options.make_tokenizer(self.tokenizer, channels)
         tokens = tokenizer(x, tokens, train=train)
         if self.interact:
             interaction = options.make_interaction(self.survival_probability)
@@ -211,10 +219,11 @@ class VTModule(nn.Module):
             options.heads,
             options.groups(self.features),
             self.survival_probability,
+            options.formulation,
             options.norm,
             options.dtype,
             name="projector",
-        )(x, tokens, train=train)
+        )(x, tokens, train=train, lazy=self.lazy)
         return x, tokens
 
 
@@ -276,7 +285,8 @@ class VTStage(nn.Module):
                 self.features,
                 interact=i < transformers,
                 project=self.project_last or not last,
+                lazy=not last,
                 survival_probability=survival[i],
                 name=f"module{i + 1}",
             )(x, tokens, train=train)
-        return x, tokens
+        return LazyMap.of(x).array(), tokens

@@ -1,5 +1,6 @@
 """The mesh of devices, and how arrays lie on it."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -67,6 +68,15 @@ def describe(mesh: Mesh) -> str:
     return f"{mesh.size} {platform} device{'s' if mesh.size > 1 else ''}" + (
         f" of {n} processes" if (n := jax.process_count()) > 1 else ""
     )
+
+
+def on_devices_of(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """What a network is called within: its kernels see a device's own examples alone.
+
+    The compiler spreads what it knows over the devices by itself; a kernel of our own
+    it does not.
+    """
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

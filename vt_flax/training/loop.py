@@ -26,6 +26,7 @@ from vt_flax.training.checkpoint import (
 from vt_flax.training.evaluation import evaluate
 from vt_flax.training.initial import initialise
 from vt_flax.training.logging import Clock, RunLogger, memory, read_metrics
+from vt_flax.training.network_check import check_network
 from vt_flax.training.profiling import Profile
 from vt_flax.training.requests import NONE, SAVE, STOP, Requests, Stopped
 from vt_flax.training.run import Run
@@ -92,6 +93,7 @@ def _train(
     check_shared(workdir)
     changes = check_same_run(workdir, config, taught_by)
     notes = augment.check_device(config.data, batch_sharding(mesh))
+    check_network(run.model, run.task.input_size(config), mesh)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -152,7 +154,7 @@ def _train(
     train_step = compile_train_step(
         run.model, run.task, run.optimizer, run.schedule, config, mesh, state, teacher
     )
-    eval_step = jax.jit(make_eval_step(run.model, run.task))
+    eval_step = jax.jit(make_eval_step(run.model, run.task, mesh))
     requests = Requests(mesh)
 
     def evaluates(step: int) -> bool:
@@ -268,7 +270,7 @@ def _train(
         )
 
     batches = stack.enter_context(
-        contextlib.closing(_device_batches(run, train_source, first))
+        contextlib.closing(device_batches(run, train_source, first))
     )
     profile = stack.enter_context(Profile(config.profile, workdir))
     stack.enter_context(requests)
@@ -315,7 +317,7 @@ def _train(
     return results
 
 
-def _device_batches(
+def device_batches(
     run: Run, source: Source, first: int
 ) -> Iterator[dict[str, jax.Array]]:
     """Yields global training batches, each on its way to the devices two steps early.

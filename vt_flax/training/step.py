@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from vt_flax.parallel.mesh import (
     BATCH_AXES,
     batch_sharding,
+    on_devices_of,
     replicated,
     state_sharding,
 )
@@ -71,7 +72,8 @@ def make_train_step(
     ) -> tuple[Any, Any, Metrics]:
         augment_key, model_key = jax.random.split(key)
         images, targets = task.train_inputs(batch, augment_key, batch_sharding(mesh))
-        taught = teacher(teacher_variables, images) if teacher else None
+        with on_devices_of(mesh):
+            taught = teacher(teacher_variables, images) if teacher else None
 
         def compute_loss(params):
             logits, updates = model.apply(
@@ -84,9 +86,10 @@ def make_train_step(
             loss, found = task.loss(logits, targets, taught)
             return loss, (found, updates.get("batch_stats", {}))
 
-        (loss, (found, new_stats)), grads = jax.value_and_grad(
-            compute_loss, has_aux=True
-        )(params)
+        with on_devices_of(mesh):
+            (loss, (found, new_stats)), grads = jax.value_and_grad(
+                compute_loss, has_aux=True
+            )(params)
         if spread:
             grads = jax.lax.with_sharding_constraint(grads, state_sharding(mesh, grads))
         return grads, new_stats, {"loss": loss, **found}
@@ -205,18 +208,22 @@ def compile_train_step(
     )
 
 
-def make_eval_step(model: nn.Module, task: Task) -> Callable[[Any, Any, dict], Metrics]:
+def make_eval_step(
+    model: nn.Module, task: Task, mesh: Mesh
+) -> Callable[[Any, Any, dict], Metrics]:
     """Returns `eval_step(params, batch_stats, batch) -> counts`.
 
-    `batch` is one of `pipeline.eval_batches`, and `request`. The counts are the task's,
-    `examples`, `skipped`, the number of unreadable examples, and `request`.
+    `batch` is one of `pipeline.eval_batches`, spread over the mesh, and `request`. The
+    counts are the task's, `examples`, `skipped`, the number of unreadable examples, and
+    `request`.
     """
 
     def eval_step(params: Any, batch_stats: Any, batch: dict) -> Metrics:
         variables = {"params": params, "batch_stats": batch_stats}
-        counts = task.counts(
-            lambda images: model.apply(variables, images, train=False), batch
-        )
+        with on_devices_of(mesh):
+            counts = task.counts(
+                lambda images: model.apply(variables, images, train=False), batch
+            )
         return {
             **counts,
             "examples": jnp.sum(batch["mask"], dtype=jnp.int32),

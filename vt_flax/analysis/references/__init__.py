@@ -1,0 +1,1 @@
+"""Plain ResNets that others would write, to measure training steps against."""

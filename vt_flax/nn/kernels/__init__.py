@@ -1,0 +1,1 @@
+"""TPU kernels of attention between pixels and tokens."""
