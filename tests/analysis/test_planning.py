@@ -121,7 +121,7 @@ def test_bad_topologies(name, message):
 @pytest.mark.parametrize("most", [0, 1, 700, 998, 999])
 @pytest.mark.parametrize("bend", [0.0, 2e-3])
 def test_the_largest_batch(told, most, bend):
-    """Found in a few tries where memory grows linearly, in any case in some."""
+    """Between two near numbers: in a few tries where memory grows linearly."""
     tries = []
 
     def need(units):
@@ -134,8 +134,10 @@ def test_the_largest_batch(told, most, bend):
         return need(units) <= available, need(units) if told else 0
 
     needed = need(1000) if told else 0
-    assert largest(memory, 1000, needed, available if told else 0) == most
+    low, high = largest(memory, 1000, needed, available if told else 0)
+    assert low <= most < high and high - low <= max(1, high // 16)
     assert len(tries) == len(set(tries)) <= (5 if told and not bend else 14)
+    assert high == 1000 or high in tries
 
 
 @pytest.fixture

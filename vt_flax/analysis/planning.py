@@ -124,13 +124,8 @@ def make_plan(
                 return False, found["too_large"]["needed"]
             return True, found["memory"]["peak"]
 
-        units = largest(memory, case.batch // unit, needed, available)
-        batch = units * unit
-        advice = (
-            f"; the largest batch that fits is {batch:,} "
-            f"({batch // case.place.chips:,} a chip)"
-            if batch
-            else f"; not even a batch of {unit:,} fits"
+        advice = _advice(
+            case, unit, largest(memory, case.batch // unit, needed, available)
         )
     raise does_not_fit(case, needed, available, advice)
 
@@ -152,11 +147,12 @@ def finish(
 
 def largest(
     memory: Callable[[int], tuple[bool, int]], high: int, needed: int, available: int
-) -> int:
-    """Returns the largest number of units that fits, below one that does not.
+) -> tuple[int, int]:
+    """Returns a number of units that fits, and a larger one that does not.
 
-    Memory grows about linearly, so that a number is guessed by what two others need;
-    after some guesses the interval is halved instead.
+    Between them lies a sixteenth of the second at most: each try takes minutes. Memory
+    grows about linearly, until the compiler begins to save some, so that a number is
+    guessed by what two others need; after some guesses the interval is halved instead.
 
     Args:
       memory: tells of a number whether it fits, and its bytes, 0 for not known.
@@ -165,21 +161,34 @@ def largest(
       available: bytes that there are; 0 for not known.
 
     Returns:
-      A number from 0, which fits by itself, to high - 1.
+      Both; the first is 0 where not even 1 fits.
     """
     low, tries = 0, 0
     known = {high: needed} if needed else {}
-    while high - low > 1:
+    while high - low > (step := max(1, high // 16)):
         guess = (low + high) // 2
-        if known and available and tries < 4:
+        if known and available and tries < 4 and high - low > 2 * step:
             guess = _crossing(known, available)
-        guess = min(max(guess, low + 1), high - 1)
+            guess = min(max(guess, low + step), high - step)
         fits, found = memory(guess)
         if found:
             known[guess] = found
         low, high = (guess, high) if fits else (low, guess)
         tries += 1
-    return low
+    return low, high
+
+
+def _advice(case: Case, unit: int, found: tuple[int, int]) -> str:
+    """Returns what there is to say of what `largest` has found."""
+    batches = [units * unit for units in found]
+    told = [f"{batch:,} ({batch // case.place.chips:,} a chip)" for batch in batches]
+    if not batches[0]:
+        return f"; not even a batch of {told[1]} fits"
+    if found[1] - found[0] == 1:
+        return f"; the largest batch that fits is {told[0]}"
+    return (
+        f"; the largest batch that fits is between {told[0]}, which does, and {told[1]}"
+    )
 
 
 def _crossing(known: Mapping[int, int], available: int) -> int:
