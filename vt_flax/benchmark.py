@@ -255,6 +255,7 @@ def _step(args: argparse.Namespace, config: ConfigDict) -> None:
         return
     cli.print_rows(rate_rows(records), args.format, title, notes)
     if costs := cost_rows(records):
+        print()
         cli.print_rows(costs, args.format, "Compiling, and memory of a device")
 
 

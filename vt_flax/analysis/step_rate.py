@@ -155,8 +155,8 @@ def measure(
       run: whose examples the loop takes; None to leave it out.
 
     Returns:
-      What was measured, and why something was not. The loop's ratio is that of medians:
-      it has no turns, since its input works ahead.
+      What was measured, and why something was not. The loop has no turns, since its
+      input works ahead: its ratio is to the median of our steps.
 
     Raises:
       UserError: if the network has no use for such a batch.
@@ -183,15 +183,14 @@ def measure(
         ]
     if run is not None:
         ours = contenders[0]
-        found = spread(loop_times(run, ours.step, rounds, ours.steps))
-        ratio = found.median / rates[0].seconds.median
+        found = loop_times(run, ours.step, rounds, ours.steps)
         rates.append(
             dataclasses.replace(
                 rates[0],
                 step="loop",
                 what=f"{ours.what} on {run.train_source.name}",
-                seconds=found,
-                ratio=Spread(ratio, ratio, ratio),
+                seconds=spread(found),
+                ratio=ratios([rates[0].seconds.median] * rounds, found),
             )
         )
     return rates, notes
