@@ -13,8 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.errors import UserError
-from vt_flax.nn.layers import Conv, StochasticDepth, linear_survival, pad
+from vt_flax.nn.gram_norm import GramNorm
+from vt_flax.nn.layers import (
+    Conv,
+    ConvKernel,
+    StochasticDepth,
+    linear_survival,
+    relu,
+)
 from vt_flax.nn.norm import Normalization
+from vt_flax.nn.pooled_norm import PooledNorm
 
 STAGE_SIZES = {
     18: (2, 2, 2, 2),
@@ -23,6 +31,9 @@ STAGE_SIZES = {
     101: (3, 4, 23, 3),
 }
 STEMS = ("imagenet", "small")
+# From so many outputs an input on, statistics are those of the inputs (`GramNorm`):
+# their covariance is work, which what is not read and written has to outweigh.
+WIDENING = 2
 VARIANTS = ("torchvision", "msra")
 
 
@@ -91,22 +102,43 @@ class ResidualBlock(nn.Module):
 
         y = x
         for i, (channels, kernel, stride) in enumerate(plan, 1):
-            conv = Conv if kernel == 1 else self.parts.conv
-            y = conv(channels, kernel, stride, self.dtype, name=f"conv{i}")(y)
             last = i == len(plan)
             zero = last and self.zero_init_residual
             init = nn.initializers.zeros if zero else nn.initializers.ones
-            y = self.norm.layer(f"norm{i}", init)(y, train=train)
+            if kernel == 1:
+                y = self._pointwise(
+                    y, channels, stride, (f"conv{i}", f"norm{i}"), init, train
+                )
+            else:
+                conv = self.parts.conv
+                y = conv(channels, kernel, stride, self.dtype, name=f"conv{i}")(y)
+                y = self.norm.layer(f"norm{i}", init)(y, train=train)
             if not last:
-                y = nn.relu(y)
+                y = relu(y)
         if self.parts.gate is not None:
             gate = self.parts.gate(dtype=self.dtype, norm=self.norm, name="gate")
             y = gate(y, train=train)
         y = StochasticDepth(self.survival_probability, name="depth")(y, train=train)
         if x.shape[-1] != features or self.stride != 1:
-            x = Conv(features, 1, self.stride, self.dtype, name="shortcut")(x)
-            x = self.norm.layer("shortcut_norm")(x, train=train)
-        return nn.relu(x + y)
+            names = ("shortcut", "shortcut_norm")
+            init = nn.initializers.ones
+            x = self._pointwise(x, features, self.stride, names, init, train)
+        # Else both the sum and what is rectified of it would be kept.
+        return jax.lax.optimization_barrier(relu(x + y))
+
+    def _pointwise(self, x, features, stride, names, scale_init, train):
+        """A 1 x 1 convolution and its normalisation, by their names."""
+        conv, norm = names
+        if features < WIDENING * x.shape[-1]:
+            x = Conv(features, 1, stride, self.dtype, name=conv)(x)
+            return self.norm.layer(norm, scale_init)(x, train=train)
+        kernel = ConvKernel(features, 1, name=conv)(x.shape[-1])
+        x = x.astype(self.dtype)
+        if stride > 1:
+            # Or everything that reads these pixels would read all the others too.
+            x = jax.lax.optimization_barrier(x[:, ::stride, ::stride])
+        layer = GramNorm.of(self.norm, norm, scale_init)
+        return layer(x, kernel, train=train)
 
 
 class Stage(nn.Module):
@@ -168,12 +200,12 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps images (batch, H, W, 3) to (batch, H / 4, W / 4, width), or H, W."""
-        kernel, stride = (7, 2) if self.kind == "imagenet" else (3, 1)
-        x = Conv(self.width, kernel, stride, self.dtype, name="conv")(x)
-        x = nn.relu(self.norm.layer("norm")(x, train=train))
         if self.kind == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), pad(3))
-        return x
+            kernel = ConvKernel(self.width, 7, name="conv")(x.shape[-1])
+            layer = PooledNorm.of(self.norm, "norm")
+            return layer(x.astype(self.dtype), kernel, train=train)
+        x = Conv(self.width, 3, 1, self.dtype, name="conv")(x)
+        return relu(self.norm.layer("norm")(x, train=train))
 
 
 class Backbone(nn.Module):

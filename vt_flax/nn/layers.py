@@ -51,16 +51,57 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, H, W, C) to (batch, H', W', features)."""
-        return nn.Conv(
-            self.features,
-            (self.kernel, self.kernel),
-            (self.stride, self.stride),
-            padding=pad(self.kernel),
-            use_bias=False,
-            kernel_init=conv_init,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
+        kernel = _ConvKernel(self.features, self.kernel, name="conv")(x.shape[-1])
+        return convolve(x, kernel, self.stride, self.dtype)
+
+
+class ConvKernel(nn.Module):
+    """The kernel of a `Conv` of the same name, for those who apply it themselves.
+
+    Attributes:
+      features: output channels.
+      kernel: odd kernel size in pixels.
+    """
+
+    features: int
+    kernel: int
+
+    @nn.compact
+    def __call__(self, channels: int) -> jax.Array:
+        """Returns (k, k, channels, features), float32."""
+        return _ConvKernel(self.features, self.kernel, name="conv")(channels)
+
+
+class _ConvKernel(nn.Module):
+    features: int
+    kernel: int
+
+    @nn.compact
+    def __call__(self, channels: int) -> jax.Array:
+        shape = (self.kernel, self.kernel, channels, self.features)
+        return self.param("kernel", conv_init, shape)
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, dtype: Any = jnp.float32
+) -> jax.Array:
+    """Convolves (batch, H, W, C) with (k, k, C, features), padded by k // 2."""
+    return jax.lax.conv_general_dilated(
+        x.astype(dtype),
+        kernel.astype(dtype),
+        (stride, stride),
+        pad(kernel.shape[0]),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), whose derivative is read off the result, which is there anyway."""
+    return jnp.maximum(x, 0)
+
+
+relu.defjvps(lambda t, out, x: jnp.where(out > 0, t, 0))
 
 
 class Linear(nn.Module):

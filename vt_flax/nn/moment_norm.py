@@ -1,13 +1,14 @@
 """Batch normalisation of what is made piece by piece, and never held whole."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.norm import BatchNorm, Normalization
+from vt_flax.nn.norm import BatchNorm, Normalization, NormVariables
 
 
 @flax.struct.dataclass
@@ -15,7 +16,8 @@ class Affine:
     """What batch normalisation does to each channel: (x - centre) * factor + bias.
 
     Attributes:
-      centre: subtracted first, for the digits; (1 or batch, 1, 1, channels), float32.
+      centre: subtracted first, for the digits; float32, (1, 1, 1, channels) for all
+        examples, (batch, ...) or (groups, ...) for each or for each group of them.
       factor: of the same shape.
       bias: (channels,).
     """
@@ -27,6 +29,16 @@ class Affine:
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises (batch, H, W, channels), to float32."""
         return (x.astype(jnp.float32) - self.centre) * self.factor + self.bias
+
+    def of_each(self, batch: int) -> "Affine":
+        """Returns the same by example, of what is by group; one group is for all."""
+        groups = len(self.factor)
+        if groups == 1:
+            return self
+        centre, factor = (
+            jnp.repeat(x, batch // groups, 0) for x in (self.centre, self.factor)
+        )
+        return self.replace(centre=centre, factor=factor)
 
     def scale_and_bias(self) -> jax.Array:
         """Returns the same as x * scale + bias: float32 (1 or batch, 2, channels)."""
@@ -41,9 +53,11 @@ class MomentNorm(BatchNorm):
     """
 
     @classmethod
-    def of(cls, norm: Normalization, name: str) -> "MomentNorm":
+    def of(
+        cls, norm: Normalization, name: str, scale_init: Any = nn.initializers.ones
+    ) -> "MomentNorm":
         """Returns one with the settings of `norm`."""
-        return cls(norm.span, norm.momentum, norm.epsilon, name=name)
+        return cls(norm.span, norm.momentum, norm.epsilon, scale_init, name=name)
 
     @nn.compact
     def __call__(
@@ -66,23 +80,42 @@ class MomentNorm(BatchNorm):
         Raises:
           UserError: if the batch is not a whole number of groups.
         """
-        running_mean, running_var, scale, bias = self._variables(channels)
+
+        def moments(origin, groups):
+            first, second = (
+                jnp.mean(x.reshape(groups, -1, channels), 1) for x in means(origin)
+            )
+            return first, jnp.maximum(second - jnp.square(first), 0.0)
+
+        return self._affine(self._variables(channels), moments, batch, train).of_each(
+            batch
+        )
+
+    def _affine(
+        self,
+        variables: NormVariables,
+        moments: Callable[[jax.Array, int], tuple[jax.Array, jax.Array]],
+        batch: int,
+        train: bool,
+    ) -> Affine:
+        """What is to be done to each channel, by group.
+
+        `moments`, called with an origin (channels,) and a number of groups, gives the
+        mean of x - origin and the variance of x, (groups, channels) in float32.
+        """
+        running_mean, running_var, scale, bias = variables
         if self._uses_running(train):
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-            place = (None, None, None, slice(None))
-            return Affine(running_mean.value[place], factor[place], bias)
+            return Affine(*_of_groups(running_mean.value[None], factor[None]), bias)
         group = self._group(batch)
         origin = running_mean.value
-        first, second = (
-            jnp.mean(x.reshape(batch // group, group, channels), 1)
-            for x in means(origin)
-        )
-        var = jnp.maximum(second - jnp.square(first), 0.0)
+        first, var = moments(origin, batch // group)
         self._fold_in(running_mean, jnp.mean(origin + first, 0))
         self._fold_in(running_var, jnp.mean(var, 0))
-        centre, factor = (
-            # One group is for all examples, whatever their number.
-            (x if group == batch else jnp.repeat(x, group, 0))[:, None, None]
-            for x in (origin + first, scale * jax.lax.rsqrt(var + self.epsilon))
-        )
-        return Affine(centre, factor, bias)
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return Affine(*_of_groups(origin + first, factor), bias)
+
+
+def _of_groups(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Brings (groups, channels) to the rank of a map."""
+    return tuple(array[:, None, None] for array in arrays)

@@ -1,7 +1,7 @@
 """Batch normalisation with a span: over which examples statistics are taken."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,15 @@ def parse_span(span: str) -> str | int:
             "examples such as '32'"
         )
     return group
+
+
+class NormVariables(NamedTuple):
+    """What batch normalisation keeps, (channels,) each, float32."""
+
+    running_mean: nn.Variable
+    running_var: nn.Variable
+    scale: jax.Array
+    bias: jax.Array
 
 
 class BatchNorm(nn.Module):
@@ -99,7 +108,7 @@ class BatchNorm(nn.Module):
         normalised = (centred - offset) * jax.lax.rsqrt(var + self.epsilon)
         return (normalised * scale + bias).astype(self.dtype).reshape(x.shape)
 
-    def _variables(self, channels: int) -> tuple:
+    def _variables(self, channels: int) -> NormVariables:
         running_mean = self.variable(
             "batch_stats", "mean", jnp.zeros, (channels,), jnp.float32
         )
@@ -108,7 +117,7 @@ class BatchNorm(nn.Module):
         )
         scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        return running_mean, running_var, scale, bias
+        return NormVariables(running_mean, running_var, scale, bias)
 
     def _uses_running(self, train: bool) -> bool:
         return not train or parse_span(self.span) == "frozen"

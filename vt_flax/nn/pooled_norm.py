@@ -1,0 +1,63 @@
+"""Convolution, batch normalisation, ReLU and max pooling, pooled before normalised.
+
+Normalisation and ReLU never change which of several numbers is the largest, but for the
+sign of a channel's scale. So the largest is taken of what is convolved, with that sign
+in the kernel, and only the quarter that is left is normalised. The statistics are those
+of all pixels. As ImageNet's stem has it, the normalised map would be the largest of the
+whole network.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vt_flax.nn.layers import convolve, pad, relu
+from vt_flax.nn.moment_norm import MomentNorm
+
+
+class PooledNorm(MomentNorm):
+    """`BatchNorm` and ReLU between a convolution and a max pooling: all four of them.
+
+    Of numbers that tie another one may get the gradient than if they were pooled last:
+    all of a channel tie if its scale is exactly 0.
+
+    Attributes:
+      stride: stride in pixels of the convolution.
+      window: side of the pooled windows in pixels, odd; padded by window // 2.
+      pool_stride: stride in pixels of the windows.
+    """
+
+    stride: int = 2
+    window: int = 3
+    pool_stride: int = 2
+
+    @nn.compact
+    def __call__(self, x: jax.Array, kernel: jax.Array, *, train: bool) -> jax.Array:
+        """Convolves, normalises, rectifies and pools.
+
+        Args:
+          x: (batch, H, W, C).
+          kernel: (k, k, C, features), float32.
+          train: whether to use, and fold in, the statistics of this batch.
+
+        Returns:
+          (batch, H', W', features) in the type of `x`.
+
+        Raises:
+          UserError: if the batch is not a whole number of groups.
+        """
+        variables = self._variables(kernel.shape[-1])
+        sign = jnp.where(variables.scale < 0, -1.0, 1.0)
+        y = convolve(x, kernel * sign, self.stride, x.dtype)
+
+        def moments(origin, groups):
+            beyond = sign * y.astype(jnp.float32) - origin
+            beyond = beyond.reshape(groups, -1, *y.shape[1:])
+            first = jnp.mean(beyond, (1, 2, 3))
+            second = jnp.mean(jnp.square(beyond), (1, 2, 3))
+            return first, jnp.maximum(second - jnp.square(first), 0.0)
+
+        affine = self._affine(variables, moments, x.shape[0], train).of_each(len(x))
+        window, strides = (self.window,) * 2, (self.pool_stride,) * 2
+        y = nn.max_pool(y, window, strides, pad(self.window)) * sign.astype(y.dtype)
+        return relu(affine(y).astype(x.dtype))
