@@ -123,8 +123,7 @@ class ResidualBlock(nn.Module):
             names = ("shortcut", "shortcut_norm")
             init = nn.initializers.ones
             x = self._pointwise(x, features, self.stride, names, init, train)
-        # Else both the sum and what is rectified of it would be kept.
-        return jax.lax.optimization_barrier(relu(x + y))
+        return relu(x + y)
 
     def _pointwise(self, x, features, stride, names, scale_init, train):
         """A 1 x 1 convolution and its normalisation, by their names."""
@@ -133,10 +132,7 @@ class ResidualBlock(nn.Module):
             x = Conv(features, 1, stride, self.dtype, name=conv)(x)
             return self.norm.layer(norm, scale_init)(x, train=train)
         kernel = ConvKernel(features, 1, name=conv)(x.shape[-1])
-        x = x.astype(self.dtype)
-        if stride > 1:
-            # Or everything that reads these pixels would read all the others too.
-            x = jax.lax.optimization_barrier(x[:, ::stride, ::stride])
+        x = x[:, ::stride, ::stride].astype(self.dtype)
         layer = GramNorm.of(self.norm, norm, scale_init)
         return layer(x, kernel, train=train)
 
