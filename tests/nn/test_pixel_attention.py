@@ -276,7 +276,6 @@ def gradients(variables, images):
     return jax.grad(loss, has_aux=True)(variables["params"])
 
 compiled = jax.jit(gradients).lower(variables, images).compile().as_text()
-# Three tokenizers and two projectors, forward and back.
 print(compiled.count('custom_call_target="tpu_custom_call"'))
 for traffic in ("all-gather", "all-to-all", "collective-permute"):
     assert traffic not in compiled, traffic
@@ -286,4 +285,34 @@ for traffic in ("all-gather", "all-to-all", "collective-permute"):
 @needs_tpu_compiler
 def test_tpus_can_compile_it():
     """For four chips, each of which works on its own examples alone."""
+    # Three tokenizers and two projectors, forward and back.
     assert run_program(PROGRAM, "v5e:2x2") == "10"
+
+
+SMALL_MEMORY = """
+import sys
+import jax, jax.numpy as jnp
+from vt_flax.nn.pixel_attention import pool
+from vt_flax.parallel.mesh import batch_sharding, make_mesh, on_devices_of
+from vt_flax.parallel.topology import tpu_devices
+
+mesh = make_mesh(tpu_devices(sys.argv[1]))
+x, filters = (
+    jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=batch_sharding(mesh))
+    for shape in ((32, 196, 1024), (32, 8, 1024))
+)
+
+def gradients(x, filters):
+    with on_devices_of(mesh):
+        return jax.grad(lambda x: jnp.sum(pool(x, filters, 16)[0] ** 2))(x)
+
+compiled = jax.jit(gradients).lower(x, filters).compile().as_text()
+print(compiled.count('custom_call_target="tpu_custom_call"'))
+"""
+
+
+@needs_tpu_compiler
+@pytest.mark.parametrize("topology,kernels", [("v4:2x2x1", "0"), ("v5e:2x2", "2")])
+def test_a_chip_with_little_memory_computes_products(topology, kernels):
+    """A v4 has 16 MiB, in which a map of 14 x 14 x 1024 does not fit twice."""
+    assert run_program(SMALL_MEMORY, topology) == kernels

@@ -96,7 +96,7 @@ class VTFPN(FPN):
     feed_forward: str = "linear"
     transformer_groups: int = 8
     group_channels: int = 16
-    formulation: str = "printed"
+    formulation: str = "fused"
     norm_placement: str = "tokens"
 
     def __post_init__(self):

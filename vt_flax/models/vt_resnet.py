@@ -71,7 +71,7 @@ class VTResNet(Classifier):
     transformers: int = 0
     lloyd_iterations: int = LLOYD_ITERATIONS
     projector: bool = True
-    formulation: str = "printed"
+    formulation: str = "fused"
     vt_channels: int = 0
     norm_placement: str = "tokens"
     project_last: bool = False

@@ -24,6 +24,10 @@ LANES, SUBLANES = 128, 8
 EXAMPLES = 8
 
 
+class TooLarge(Exception):
+    """A kernel needs more memory on the chip than this one has."""
+
+
 def pool(
     x: jax.Array,
     filters: jax.Array,
@@ -191,9 +195,11 @@ def _by_platform(
 ) -> Arrays:
     """Calls `kernel` where the program is compiled for TPUs, else `products`.
 
-    The kernel works on the examples of each device alone. The mesh is the one that the
-    caller has set (`jax.sharding.use_abstract_mesh`); without one everything is on one
-    device. What the kernel gives goes through `finish`.
+    Products too on a TPU whose memory on the chip is too small for the kernel: a v4 has
+    16 MiB, where others have 64 and more. The kernel works on the examples of each
+    device alone. The mesh is the one that the caller has set
+    (`jax.sharding.use_abstract_mesh`); without one everything is on one device. What
+    the kernel gives goes through `finish`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     batch = arrays[0]["x"].shape[0]
@@ -211,9 +217,12 @@ def _by_platform(
             out_specs=spread,
             check_vma=False,
         )
-    return jax.lax.platform_dependent(
-        *arrays, tpu=lambda *arrays: finish(kernel(*arrays)), default=products
-    )
+    try:
+        return jax.lax.platform_dependent(
+            *arrays, tpu=lambda *arrays: finish(kernel(*arrays)), default=products
+        )
+    except TooLarge:
+        return products(*arrays)
 
 
 def _fitting(arrays: Arrays, found: Arrays) -> Arrays:

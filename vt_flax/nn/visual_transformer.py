@@ -74,7 +74,7 @@ class VTOptions:
     transformers: int = 0
     lloyd_iterations: int = LLOYD_ITERATIONS
     projector: bool = True
-    formulation: str = "printed"
+    formulation: str = "fused"
     norm: Normalization = Normalization()
     dtype: Any = jnp.float32
 

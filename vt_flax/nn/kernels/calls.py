@@ -14,12 +14,24 @@ import jax.numpy as jnp
 
 from vt_flax.experimental import pallas as pl
 from vt_flax.experimental import pallas_tpu as pltpu
-from vt_flax.nn.pixel_attention import EXAMPLES
+from vt_flax.nn.pixel_attention import EXAMPLES, TooLarge
 
 # On the chip, beside what is known to lie there: what the compiler puts aside.
 SPARE_BYTES = 12 * 2**20
 
 Shape = tuple[int, int]
+
+
+def on_chip_memory() -> float:
+    """Returns the bytes that a kernel may have, of the device that is compiled for.
+
+    Without bounds where it is no TPU that Pallas knows: there no kernel is run, or the
+    compiler says whether it fits.
+    """
+    try:
+        return pltpu.get_tpu_info().vmem_capacity_bytes
+    except ValueError:
+        return math.inf
 
 
 def call(
@@ -53,6 +65,9 @@ def call(
 
     Returns:
       New maps (batch, pixels, C), new rows (batch, ...), and totals, float32.
+
+    Raises:
+      TooLarge: if the chip has too little memory.
     """
     batch, dtype = maps[0].shape[0], maps[0].dtype
     examples = min(batch, EXAMPLES)
@@ -111,6 +126,11 @@ def call(
         return pltpu.VMEM((examples, array.shape[0], array.shape[2]), dtype)
 
     inputs, outputs = (*turned, *rows.values()), (*map_out, *row_out, *sum_out)
+    moved = sum(map(_bytes, (*inputs, *outputs)))
+    # Two steps' maps on their way, and one turned.
+    needed = SPARE_BYTES + 4 * moved // steps
+    if needed > on_chip_memory():
+        raise TooLarge
     found = pl.pallas_call(
         kernel,
         out_shape=list(outputs),
@@ -120,14 +140,12 @@ def call(
         scratch_shapes=[inside(array) for array in (*turned, *map_out)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",),
-            # Two steps' maps on their way, and one turned.
-            vmem_limit_bytes=SPARE_BYTES
-            + 4 * sum(map(_bytes, (*inputs, *outputs))) // steps,
+            vmem_limit_bytes=needed,
         ),
         # Of memory exactly what is read and written.
         cost_estimate=pl.CostEstimate(
             flops=2 * macs,
-            bytes_accessed=sum(map(_bytes, (*inputs, *outputs))),
+            bytes_accessed=moved,
             transcendentals=exponentials,
         ),
         interpret=interpret,
