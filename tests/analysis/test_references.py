@@ -298,6 +298,8 @@ def test_torch_is_eager_where_it_cannot_compile(monkeypatch):
     assert "eager (torch.compile: RuntimeError: no working compiler), CPU" in what
     monkeypatch.setattr(torch, "compile", lambda network: network)
     assert ", compiled, CPU" in TorchStep(request).what
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    assert ", eager (TORCHDYNAMO_DISABLE=1), CPU" in TorchStep(request).what
 
 
 def test_timms_network(monkeypatch):

@@ -10,13 +10,13 @@ import numpy as np
 import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vt_flax.analysis.topology import GPUS, HERE, Chip, Topology
+from vt_flax.analysis.peaks import measured_peak
+from vt_flax.analysis.topology import HERE, OF_KIND, Chip, Topology
 from vt_flax.parallel.mesh import BATCH_AXES
 
-# Rows of the matrices that are multiplied, bytes of the arrays that are read and
-# written, and of those that are added up over devices.
-MATRIX, COPIED = 8192, 2**30
-MATRIX_OF_CPUS, COPIED_BY_CPUS = 1024, 2**27
+# Bytes of the arrays that are read and written, and of those that are added up over
+# devices.
+COPIED, COPIED_BY_CPUS = 2**30, 2**27
 REDUCED = 2**25
 SECONDS = 0.5
 
@@ -40,7 +40,7 @@ def this_machine(
     count, on_cpus = mesh.size, device.platform == "cpu"
     stated = " and ".join(["FLOP/s"] * bool(flops) + ["memory"] * bool(bandwidth))
     source = f"measured here{f', but for {stated}: as stated' if stated else ''}"
-    if known := GPUS.get(device.device_kind):
+    if known := OF_KIND.get(device.device_kind):
         source += (
             f"; published: {known.flops / 1e12:,.4g} TFLOP/s in bfloat16, "
             f"{known.bandwidth / 1e9:,.4g} GB/s"
@@ -48,7 +48,7 @@ def this_machine(
     stats = device.memory_stats() or {}
     chip = Chip(
         name=device.device_kind,
-        flops=flops or _flops(mesh, dtype, MATRIX_OF_CPUS if on_cpus else MATRIX),
+        flops=flops or measured_peak(mesh, dtype) / count,
         memory=stats.get("bytes_limit", psutil.virtual_memory().total // count),
         bandwidth=bandwidth or _bandwidth(mesh, COPIED_BY_CPUS if on_cpus else COPIED),
         link=_link(mesh) if count > 1 else 0.0,
@@ -59,12 +59,6 @@ def this_machine(
         cached=device.platform != "tpu",
     )
     return Topology(HERE, chip, (count,))
-
-
-def _flops(mesh: Mesh, dtype: str, rows: int) -> float:
-    matrices = _spread(mesh, (rows, rows), jnp.dtype(dtype))
-    seconds = _best(jax.jit(lambda x: jnp.einsum("nij,njk->nik", x, x)), matrices)
-    return 2 * rows**3 / seconds
 
 
 def _bandwidth(mesh: Mesh, size: int) -> float:

@@ -7,32 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from vt_flax.analysis.topology import OF_KIND
 from vt_flax.models.registry import DTYPES
 from vt_flax.parallel.mesh import batch_sharding
-
-# TFLOP/s of a JAX device by its `device_kind`, for 16-bit and for float32 operands, of
-# dense products, as published. What JAX makes of float32 products by default counts: a
-# pass of bfloat16 on TPUs, TF32 on these GPUs.
-#   TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "peak compute per chip".
-#   GPUs: the data sheets of nvidia.com/en-us/data-center/{a100,l4,h100,h200}; those of
-#   the last three print figures with sparsity, which are twice as high.
-PUBLISHED = {
-    "TPU v4": (275.0, 275.0),
-    "TPU v5 lite": (197.0, 197.0),
-    "TPU v5e": (197.0, 197.0),
-    "TPU v5": (459.0, 459.0),
-    "TPU v5p": (459.0, 459.0),
-    "TPU v6 lite": (918.0, 918.0),
-    "TPU v6e": (918.0, 918.0),
-    "NVIDIA A100-SXM4-40GB": (312.0, 156.0),
-    "NVIDIA A100-SXM4-80GB": (312.0, 156.0),
-    "NVIDIA A100-PCIE-40GB": (312.0, 156.0),
-    "NVIDIA A100 80GB PCIe": (312.0, 156.0),
-    "NVIDIA L4": (121.0, 60.0),
-    "NVIDIA H100 PCIe": (756.0, 378.0),
-    "NVIDIA H100 80GB HBM3": (989.4, 494.7),
-    "NVIDIA H200": (989.4, 494.7),
-}
 
 # A product of matrices that takes at least so long is measured.
 SECONDS = 0.05
@@ -46,10 +23,10 @@ def published_peak(device_kind: str, dtype: str) -> float | None:
       device_kind: as JAX has it.
       dtype: of the operands, by name.
     """
-    if device_kind not in PUBLISHED:
+    chip = OF_KIND.get(device_kind)
+    if chip is None:
         return None
-    half, single = PUBLISHED[device_kind]
-    return 1e12 * (single if dtype == "float32" else half)
+    return chip.single if dtype == "float32" else chip.flops
 
 
 def measured_peak(mesh: Mesh, dtype: str) -> float:

@@ -23,6 +23,9 @@ class Chip:
       source: where the figures are from.
       cached: whether a cache stands before its memory, so that a program may move less
         than it says.
+      kinds: what JAX calls it, its `device_kind`.
+      single: as `flops`, of what JAX makes of float32 products by default: a pass of
+        bfloat16 on TPUs, TF32 on GPUs.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Chip:
     one_host: int = 1
     source: str = ""
     cached: bool = False
+    kinds: tuple[str, ...] = ()
+    single: float = 0.0
 
 
 GIB = 2**30
@@ -50,31 +55,60 @@ CHIPS = {
         Chip(
             "v4", 275e12, int(30.75 * GIB), 1200e9, 50e9, 6, 4, 4,
             "docs.cloud.google.com/tpu/docs/v4, arXiv 2304.01433",
+            kinds=("TPU v4",), single=275e12,
         ),
         Chip(
             "v5e", 197e12, int(15.75 * GIB), 819e9, 50e9, 4, 4, 8,
             "docs.cloud.google.com/tpu/docs/v5e",
+            kinds=("TPU v5 lite", "TPU v5e"), single=197e12,
         ),
         Chip(
             "v5p", 459e12, int(95.74 * GIB), 2765e9, 100e9, 6, 4, 4,
             "docs.cloud.google.com/tpu/docs/v5p",
+            kinds=("TPU v5", "TPU v5p"), single=459e12,
         ),
         Chip(
             "v6e", 918e12, int(31.25 * GIB), 1638e9, 100e9, 4, 4, 8,
             "docs.cloud.google.com/tpu/docs/v6e",
+            kinds=("TPU v6 lite", "TPU v6e"), single=918e12,
         ),
     )
 }  # fmt: skip
-# By what JAX calls their kind; dense bfloat16, from NVIDIA's data sheets. A GPU reaches
-# the others by a switch: one link of all its bandwidth.
-GPUS = {
-    "NVIDIA H200": Chip("H200", 989.4e12, 141 * 10**9, 4.8e12, 450e9, 1),
-    "NVIDIA H100 80GB HBM3": Chip("H100", 989.4e12, 80 * 10**9, 3.35e12, 450e9, 1),
-    "NVIDIA H100 PCIe": Chip("H100 PCIe", 756e12, 80 * 10**9, 2.0e12),
-    "NVIDIA A100-SXM4-80GB": Chip("A100", 312e12, 80 * 10**9, 2.039e12, 300e9, 1),
-    "NVIDIA A100-SXM4-40GB": Chip("A100", 312e12, 40 * 10**9, 1.555e12, 300e9, 1),
-    "NVIDIA L4": Chip("L4", 121e12, 24 * 10**9, 300e9),
-}
+# Dense products, from the data sheets of nvidia.com/en-us/data-center/{a100,l4,h100,
+# h200}; those of the last three print figures with sparsity, which are twice as high. A
+# GPU reaches the others by a switch: one link of all its bandwidth.
+GPUS = (
+    Chip(
+        "H200", 989.4e12, 141 * 10**9, 4.8e12, 450e9, 1,
+        kinds=("NVIDIA H200",), single=494.7e12,
+    ),
+    Chip(
+        "H100", 989.4e12, 80 * 10**9, 3.35e12, 450e9, 1,
+        kinds=("NVIDIA H100 80GB HBM3",), single=494.7e12,
+    ),
+    Chip(
+        "H100 PCIe", 756e12, 80 * 10**9, 2.0e12,
+        kinds=("NVIDIA H100 PCIe",), single=378e12,
+    ),
+    Chip(
+        "A100 80GB", 312e12, 80 * 10**9, 2.039e12, 300e9, 1,
+        kinds=("NVIDIA A100-SXM4-80GB",), single=156e12,
+    ),
+    Chip(
+        "A100 80GB PCIe", 312e12, 80 * 10**9, 1.935e12,
+        kinds=("NVIDIA A100 80GB PCIe",), single=156e12,
+    ),
+    Chip(
+        "A100 40GB", 312e12, 40 * 10**9, 1.555e12, 300e9, 1,
+        kinds=("NVIDIA A100-SXM4-40GB",), single=156e12,
+    ),
+    Chip(
+        "A100 40GB PCIe", 312e12, 40 * 10**9, 1.555e12,
+        kinds=("NVIDIA A100-PCIE-40GB",), single=156e12,
+    ),
+    Chip("L4", 121e12, 24 * 10**9, 300e9, kinds=("NVIDIA L4",), single=60e12),
+)  # fmt: skip
+OF_KIND = {kind: chip for chip in (*CHIPS.values(), *GPUS) for kind in chip.kinds}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ then numbers of steps, a line each, and answers each line with one of JSON: see 
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import time
 import warnings
@@ -21,6 +22,9 @@ from vt_flax.analysis.references.plain import Plain
 from vt_flax.analysis.references.torch_resnet import TorchResNet
 from vt_flax.errors import UserError, first_line
 from vt_flax.models.resnet import STAGE_SIZES
+
+# With either set to 1 torch.compile gives back what it is given, without a word.
+COMPILE_SWITCHES = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
 
 
 def make_network(from_timm: bool, plain: Plain) -> nn.Module:
@@ -139,6 +143,10 @@ class TorchStep:
 
     def _first_step(self, compiled: bool) -> str:
         """Runs a step, compiled if that works, and tells how."""
+        disabled = [name for name in COMPILE_SWITCHES if os.environ.get(name) == "1"]
+        if compiled and disabled:
+            self.seconds(1)
+            return f"eager ({disabled[0]}=1)"
         if compiled:
             try:
                 self._called = torch.compile(self.network)
