@@ -13,9 +13,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-Arrays = dict[str, jax.Array]
+from vt_flax.nn.platforms import Arrays, by_platform
 
 # What a kernel holds of an example on the chip at once, in bytes of float32.
 LARGEST_MAP = 4 * 2**20
@@ -183,37 +182,12 @@ def _pull(
 # ---------------------------------------------------------------------- and by kernels
 
 
-def _by_platform(
-    kernel: Callable[..., Arrays],
-    products: Callable[..., Arrays],
-    *arrays: Arrays,
-    finish: Callable[[Arrays], Arrays] = lambda found: found,
-) -> Arrays:
-    """Calls `kernel` where the program is compiled for TPUs, else `products`.
+def _by_platform(*arguments, **options) -> Arrays:
+    return by_platform(*arguments, fits=_whole_steps, **options)
 
-    The kernel works on the examples of each device alone. The mesh is the one that the
-    caller has set (`jax.sharding.use_abstract_mesh`); without one everything is on one
-    device. What the kernel gives goes through `finish`.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    batch = arrays[0]["x"].shape[0]
-    devices = 1 if mesh.empty else mesh.size
-    own = batch // devices
-    if batch % devices or (own > EXAMPLES and own % EXAMPLES):
-        return products(*arrays)
-    if devices > 1:
-        spread, shared = PartitionSpec(mesh.axis_names), PartitionSpec()
-        kernel = jax.shard_map(
-            kernel,
-            in_specs=jax.tree.map(
-                lambda array: spread if array.shape[0] == batch else shared, arrays
-            ),
-            out_specs=spread,
-            check_vma=False,
-        )
-    return jax.lax.platform_dependent(
-        *arrays, tpu=lambda *arrays: finish(kernel(*arrays)), default=products
-    )
+
+def _whole_steps(examples: int) -> bool:
+    return examples <= EXAMPLES or examples % EXAMPLES == 0
 
 
 def _fitting(arrays: Arrays, found: Arrays) -> Arrays:
