@@ -122,12 +122,12 @@ def call(
             dimension_semantics=("parallel",),
             # Two steps' maps on their way, and one turned.
             vmem_limit_bytes=SPARE_BYTES
-            + 4 * sum(map(_bytes, (*inputs, *outputs))) // steps,
+            + 4 * sum(map(bytes_of, (*inputs, *outputs))) // steps,
         ),
         # Of memory exactly what is read and written.
         cost_estimate=pl.CostEstimate(
             flops=2 * macs,
-            bytes_accessed=sum(map(_bytes, (*inputs, *outputs))),
+            bytes_accessed=sum(map(bytes_of, (*inputs, *outputs))),
             transcendentals=exponentials,
         ),
         interpret=interpret,
@@ -142,5 +142,6 @@ def call(
     )
 
 
-def _bytes(array: Any) -> int:
+def bytes_of(array: Any) -> int:
+    """Returns the bytes of what has a shape and a type."""
     return math.prod(array.shape) * jnp.dtype(array.dtype).itemsize

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from vt_flax.experimental import pallas as pl
 from vt_flax.experimental import pallas_tpu as pltpu
 from vt_flax.nn.kernels.blocks import COLUMNS, ROWS, product
+from vt_flax.nn.kernels.calls import bytes_of
 from vt_flax.nn.pixel_attention import LANES
 
 Arrays = dict[str, jax.Array]
@@ -60,8 +61,9 @@ def narrowing(arrays: Arrays, *, interpret: bool = False) -> Arrays:
     """Returns the cotangents of r W^T beside r itself, where r = max(x, 0).
 
     Args:
-      arrays: `x`, which is r, (batch, H, W, wide); `kernel`, (1, narrow, wide); `dr`
-        and `dy`, (batch, H, W, narrow), the cotangents of r and of r W^T.
+      arrays: `x`, which is r, (batch, H, W, wide); `kernel`, (1, narrow, wide); `dr`,
+        (batch, H, W, wide), and `dy`, (batch, H, W, narrow), the cotangents of r and of
+        r W^T.
       interpret: whether to run it where there is no TPU, slowly.
 
     Returns:
@@ -161,12 +163,14 @@ def _call(
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"),
+            # Two steps' maps on their way, and those of one in float32. The weights and
+            # their gradient twice, and what is added to it.
             vmem_limit_bytes=SPARE_BYTES + 6 * STEP_BYTES + 4 * 4 * kernel.size,
         ),
         # Of memory exactly what is read and written.
         cost_estimate=pl.CostEstimate(
             flops=4 * batch * height * width * kernel.size,
-            bytes_accessed=sum(map(_bytes, (*inputs, *outputs))),
+            bytes_accessed=sum(map(bytes_of, (*inputs, *outputs))),
             transcendentals=0,
         ),
         interpret=interpret,
@@ -232,9 +236,5 @@ def _pixels(ref: Any) -> Iterable[tuple[int, int]]:
 
 
 def _divisor(number: int, most: int) -> int:
-    """The largest divisor that is no more than `most`, at least 1."""
+    """The largest divisor that is no more than `most`; 1 if there is none."""
     return max(i for i in range(1, max(most, 1) + 1) if number % i == 0)
-
-
-def _bytes(array: Any) -> int:
-    return math.prod(array.shape) * jnp.dtype(array.dtype).itemsize
