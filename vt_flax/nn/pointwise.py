@@ -16,8 +16,7 @@ from vt_flax.nn.layers import convolve, relu
 from vt_flax.nn.pixel_attention import LANES
 from vt_flax.nn.platforms import Arrays, by_platform
 
-# Channels are a multiple of the first; examples of the second if channels fill lanes,
-# else they have to fill lanes themselves.
+# What channels and examples are to be multiples of.
 TILE, ROWS = 64, 16
 # Of the weights, in bytes of float32: the 16 MB of a v4 hold their gradient four times,
 # beside the maps. Larger ones stand at 7 x 7, where XLA keeps whole maps on the chip.
@@ -62,7 +61,9 @@ def _fits(narrow: int, wide: int, examples: int) -> bool:
         and wide % LANES == 0
         and narrow < wide
         and 4 * narrow * wide <= LARGEST_KERNEL
-        and examples % (ROWS if narrow % LANES == 0 else LANES) == 0
+        and examples % ROWS == 0
+        # Of unfilled lanes XLA chooses those of the batch or the channels.
+        and (narrow % LANES == 0 or examples % LANES == 0 or examples <= TILE)
     )
 
 

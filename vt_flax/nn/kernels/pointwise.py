@@ -2,7 +2,7 @@
 
 A matrix W, (narrow, wide), leads from a narrow map to a wide one, or back if it is
 transposed. Maps are taken as convolutions leave them in memory: (H, W, batch, channels)
-where channels fill lanes; where only the batch does, (H, W, channels, batch).
+or, where only the batch fills lanes, (H, W, channels, batch).
 """
 
 import functools
@@ -50,7 +50,7 @@ def widening(
         arrays["x"],
         (arrays["dy"],),
         arrays["kernel"][0],
-        functools.partial(_widening_step, rectify),
+        functools.partial(_widening_step, rectify=rectify),
         wide=False,
         interpret=interpret,
     )
@@ -95,7 +95,7 @@ def _call(
     """Calls the kernel whose new map is wide or narrow."""
     batch, height, width, channels = narrow.shape
     dtype = narrow.dtype
-    in_lanes = channels % LANES != 0
+    in_lanes = channels % LANES != 0 and batch % LANES == 0
     examples = LANES if in_lanes else math.gcd(batch, EXAMPLES)
     each = examples * (
         (len(wides) + wide) * kernel.shape[1] + (2 - wide) * kernel.shape[0]
@@ -150,7 +150,7 @@ def _call(
         *(jax.ShapeDtypeStruct((parts, *s), jnp.float32) for s in totals),
     )
     found = pl.pallas_call(
-        step,
+        functools.partial(step, in_lanes),
         out_shape=outputs,
         grid=(parts, steps // parts),
         in_specs=[narrow_spec(), *map(rows_spec, wides), whole],
@@ -180,14 +180,15 @@ def _call(
     return [jnp.transpose(found[0], back), *found[1:]]
 
 
-def _widening_step(rectify, x_ref, dy_ref, kernel_ref, dx_ref, dkernel_ref, dbias_ref):
+def _widening_step(
+    in_lanes, x_ref, dy_ref, kernel_ref, dx_ref, dkernel_ref, dbias_ref, *, rectify
+):
     @pl.when(pl.program_id(1) == 0)
     def _():
         dkernel_ref[...] = jnp.zeros_like(dkernel_ref)
         dbias_ref[...] = jnp.zeros_like(dbias_ref)
 
     kernel, dy = kernel_ref[...], _rows(dy_ref)
-    in_lanes = kernel.shape[0] % LANES
     x = _columns(x_ref) if in_lanes else _rows(x_ref)
     if in_lanes:
         dx = product(kernel, dy, COLUMNS, COLUMNS)
@@ -206,13 +207,12 @@ def _widening_step(rectify, x_ref, dy_ref, kernel_ref, dx_ref, dkernel_ref, dbia
     dbias_ref[...] += jnp.sum(dy.astype(jnp.float32), axis=0, keepdims=True)
 
 
-def _narrowing_step(dy_ref, x_ref, dr_ref, kernel_ref, dx_ref, dkernel_ref):
+def _narrowing_step(in_lanes, dy_ref, x_ref, dr_ref, kernel_ref, dx_ref, dkernel_ref):
     @pl.when(pl.program_id(1) == 0)
     def _():
         dkernel_ref[...] = jnp.zeros_like(dkernel_ref)
 
     kernel, x = kernel_ref[...], _rows(x_ref)
-    in_lanes = kernel.shape[0] % LANES
     dy = _columns(dy_ref) if in_lanes else _rows(dy_ref)
     channels, positions = (ROWS, COLUMNS) if in_lanes else (COLUMNS, ROWS)
     dkernel_ref[...] += product(dy, x, positions, ROWS)
