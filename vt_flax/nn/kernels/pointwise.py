@@ -118,17 +118,13 @@ def _call(
             jax.lax.rem(beyond, grid[2]),
         )
 
-    def rows_spec(array):
-        return pl.BlockSpec(
-            (rows, columns, examples, array.shape[3]), lambda *at: (*place(*at), 0)
-        )
-
     def turned(array):
         return jnp.transpose(array, (1, 2, 3, 0) if in_lanes else (1, 2, 0, 3))
 
     def narrow_spec():
         if not in_lanes:
-            return rows_spec(narrow)
+            block = (rows, columns, examples, channels)
+            return pl.BlockSpec(block, lambda *at: (*place(*at), 0))
 
         def lanes(*at):
             *pixel, example = place(*at)
@@ -136,12 +132,24 @@ def _call(
 
         return pl.BlockSpec((rows, columns, channels, examples), lanes)
 
+    # Wide maps are taken flat: of one that is turned XLA writes a copy, in the pass
+    # that makes it. Of a flat narrow one it would write what is normalised, in float32.
+    def wide_spec(array):
+        def flat(*at):
+            row, column, example = place(*at)
+            return row * grid[1] + column, example, 0
+
+        return pl.BlockSpec((rows * columns, examples, array.shape[3]), flat)
+
     whole = pl.BlockSpec(kernel.shape, lambda part, step: (0, 0))
     new = wides[0] if wide else narrow
     totals = [kernel.shape] if wide else [kernel.shape, (1, kernel.shape[1])]
     inputs = (
         turned(narrow),
-        *(jnp.transpose(array, (1, 2, 0, 3)) for array in wides),
+        *(
+            jnp.swapaxes(array.reshape(batch, -1, array.shape[3]), 0, 1)
+            for array in wides
+        ),
         kernel,
     )
     first = inputs[1] if wide else inputs[0]
@@ -153,9 +161,9 @@ def _call(
         functools.partial(step, in_lanes),
         out_shape=outputs,
         grid=(parts, steps // parts),
-        in_specs=[narrow_spec(), *map(rows_spec, wides), whole],
+        in_specs=[narrow_spec(), *map(wide_spec, wides), whole],
         out_specs=[
-            rows_spec(new) if wide else narrow_spec(),
+            wide_spec(new) if wide else narrow_spec(),
             *(
                 pl.BlockSpec((None, *s), lambda part, step: (part, 0, 0))
                 for s in totals
@@ -176,7 +184,9 @@ def _call(
         interpret=interpret,
         name=name,
     )(*inputs)
-    back = (3, 0, 1, 2) if in_lanes and not wide else (2, 0, 1, 3)
+    if wide:
+        return [jnp.swapaxes(found[0], 0, 1).reshape(new.shape), *found[1:]]
+    back = (3, 0, 1, 2) if in_lanes else (2, 0, 1, 3)
     return [jnp.transpose(found[0], back), *found[1:]]
 
 
@@ -222,8 +232,8 @@ def _narrowing_step(in_lanes, dy_ref, x_ref, dr_ref, kernel_ref, dx_ref, dkernel
 
 
 def _rows(ref: Any) -> jax.Array:
-    """(pixels * examples, channels) of (rows, columns, examples, channels)."""
-    return ref[...].reshape(-1, ref.shape[3])
+    """(pixels * examples, channels) of a block with its pixels in one axis or two."""
+    return ref[...].reshape(-1, ref.shape[-1])
 
 
 def _columns(ref: Any) -> jax.Array:
