@@ -1,5 +1,8 @@
 """ResNet equals an independent one in PyTorch, and has the shapes of the papers."""
 
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,8 @@ from flax import traverse_util
 from model_variables import images_of, quick_jit, randomised
 
 from vt_flax.errors import UserError
-from vt_flax.models.resnet import Backbone, ResidualBlock, ResNet
+from vt_flax.models.resnet import Backbone, BlockParts, ResidualBlock, ResNet, Stage
+from vt_flax.nn.norm import Normalization
 
 WIDTH, CLASSES = 8, 7
 
@@ -251,6 +255,56 @@ def test_zero_init_residual_starts_as_the_identity(bottleneck, train):
     for (name, _), scale in scales.items():
         last = name == ("norm3" if bottleneck else "norm2")
         np.testing.assert_array_equal(scale, 0.0 if last else 1.0)
+
+
+class Shift(nn.Module):
+    """Gives what no ReLU gives."""
+
+    dtype: Any
+    norm: Normalization
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return x - 0.3
+
+
+@pytest.mark.parametrize("units", [(), (2,)])
+def test_a_stage_is_its_blocks(units):
+    """Wherever a sum is rectified, values and gradients are the same."""
+    size, width = 4, 8
+    parts = BlockParts(unit=Shift, unit_behind=units)
+    common = {"norm": Normalization(), "dtype": jnp.float32, "parts": parts}
+    stage = Stage(width, 1, (1.0,) * size, True, "torchvision", False, **common)
+    block = ResidualBlock(width, bottleneck=True)
+    x = np.random.default_rng(0).normal(size=(4, 3, 5, 4 * width)).astype(np.float32)
+    variables = quick_jit(lambda x: stage.init(jax.random.key(0), x, train=True))(x)
+    weights = np.random.default_rng(1).normal(size=x.shape)
+
+    def whole(params, x):
+        out, _ = stage.apply(
+            variables | {"params": params}, x, train=True, mutable=["batch_stats"]
+        )
+        return jnp.sum(out * weights)
+
+    def one_by_one(params, x):
+        for i in range(1, size + 1):
+            own = {
+                "params": params[f"block{i}"],
+                "batch_stats": variables["batch_stats"][f"block{i}"],
+            }
+            x, _ = block.apply(own, x, train=True, mutable=["batch_stats"])
+            x = x - 0.3 if i in units else x
+        return jnp.sum(x * weights)
+
+    found, expected = (
+        quick_jit(jax.value_and_grad(f, (0, 1)))(variables["params"], x)
+        for f in (whole, one_by_one)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-4 * np.abs(b).max()),
+        found,
+        expected,
+    )
 
 
 def test_zero_init_residual_in_a_whole_network():

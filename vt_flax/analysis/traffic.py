@@ -72,6 +72,8 @@ def _read(
     read, todo = 0, [_parameter(fused, number)]
     while todo:
         name = todo.pop()
+        if fused[name].root:
+            return whole
         for one in fused.values():
             if name not in one.operands:
                 continue
@@ -84,10 +86,22 @@ def _read(
                 continue
             elif one.opcode == "fusion":
                 nested = program.computations[one.calls]
-                read += _read(program, nested, one.operands.index(name), arrays)
+                place = one.operands.index(name)
+                if _goes_through(nested, place):
+                    todo.append(one.name)
+                else:
+                    read += _read(program, nested, place, arrays)
             else:
                 return whole
     return min(read, whole)
+
+
+def _goes_through(fused: dict[str, Instruction], number: int) -> bool:
+    """Returns whether a fusion's operand is its result as it is."""
+    (one,) = (one for one in fused.values() if one.root)
+    while one.opcode in THROUGH:
+        one = fused[one.operands[0]]
+    return one.name == _parameter(fused, number)
 
 
 def _parameter(fused: dict[str, Instruction], number: int) -> str:

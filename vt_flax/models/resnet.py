@@ -22,6 +22,7 @@ from vt_flax.nn.layers import (
     relu,
 )
 from vt_flax.nn.norm import Normalization
+from vt_flax.nn.pointwise import rectify_and_narrow
 from vt_flax.nn.pooled_norm import PooledNorm
 
 STAGE_SIZES = {
@@ -75,6 +76,10 @@ class ResidualBlock(nn.Module):
       norm: batch normalisation.
       dtype: type of the computation.
       parts: what it is made of.
+      rectify: whether the sum is rectified; if not, whoever takes it has to.
+      rectify_input: whether a bottleneck, of stride 1, is to do so for the block before
+        it: its first convolution then gives both of its own gradients and ReLU's in one
+        pass (`nn.pointwise`).
     """
 
     width: int
@@ -86,6 +91,8 @@ class ResidualBlock(nn.Module):
     norm: Normalization = Normalization()
     dtype: Any = jnp.float32
     parts: BlockParts = BlockParts()
+    rectify: bool = True
+    rectify_input: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -102,19 +109,20 @@ class ResidualBlock(nn.Module):
 
         y = x
         for i, (channels, kernel, stride) in enumerate(plan, 1):
-            last = i == len(plan)
-            zero = last and self.zero_init_residual
+            zero = i == len(plan) and self.zero_init_residual
             init = nn.initializers.zeros if zero else nn.initializers.ones
-            if kernel == 1:
-                y = self._pointwise(
-                    y, channels, stride, (f"conv{i}", f"norm{i}"), init, train
-                )
+            names = f"conv{i}", f"norm{i}"
+            if i == 1 and self.rectify_input:
+                weights = ConvKernel(channels, 1, name="conv1")(x.shape[-1])
+                x, y = rectify_and_narrow(x.astype(self.dtype), weights)
+                y = self.norm.layer("norm1", init)(y, train=train)
+            elif kernel == 1:
+                y = self._pointwise(y, channels, stride, names, init, train, i > 1)
             else:
+                y = relu(y) if i > 1 else y
                 conv = self.parts.conv
                 y = conv(channels, kernel, stride, self.dtype, name=f"conv{i}")(y)
                 y = self.norm.layer(f"norm{i}", init)(y, train=train)
-            if not last:
-                y = relu(y)
         if self.parts.gate is not None:
             gate = self.parts.gate(dtype=self.dtype, norm=self.norm, name="gate")
             y = gate(y, train=train)
@@ -123,18 +131,19 @@ class ResidualBlock(nn.Module):
             names = ("shortcut", "shortcut_norm")
             init = nn.initializers.ones
             x = self._pointwise(x, features, self.stride, names, init, train)
-        return relu(x + y)
+        return relu(x + y) if self.rectify else x + y
 
-    def _pointwise(self, x, features, stride, names, scale_init, train):
+    def _pointwise(self, x, features, stride, names, scale_init, train, rectify=False):
         """A 1 x 1 convolution and its normalisation, by their names."""
         conv, norm = names
         if features < WIDENING * x.shape[-1]:
+            x = relu(x) if rectify else x
             x = Conv(features, 1, stride, self.dtype, name=conv)(x)
             return self.norm.layer(norm, scale_init)(x, train=train)
         kernel = ConvKernel(features, 1, name=conv)(x.shape[-1])
         x = x[:, ::stride, ::stride].astype(self.dtype)
         layer = GramNorm.of(self.norm, norm, scale_init)
-        return layer(x, kernel, train=train)
+        return layer(x, kernel, train=train, rectify=rectify)
 
 
 class Stage(nn.Module):
@@ -157,7 +166,11 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps (batch, H, W, C) to (batch, H / stride, W / stride, C')."""
+        left = False  # to be rectified by the next block
         for i, survival in enumerate(self.survival_probabilities, 1):
+            unit_behind = i in self.parts.unit_behind
+            last = i == len(self.survival_probabilities)
+            before, left = left, self.bottleneck and not (unit_behind or last)
             x = ResidualBlock(
                 self.width,
                 self.stride if i == 1 else 1,
@@ -168,9 +181,11 @@ class Stage(nn.Module):
                 self.norm,
                 self.dtype,
                 self.parts,
+                rectify=not left,
+                rectify_input=before,
                 name=f"block{i}",
             )(x, train=train)
-            if i in self.parts.unit_behind:
+            if unit_behind:
                 unit = self.parts.unit
                 unit = unit(dtype=self.dtype, norm=self.norm, name=f"unit{i}")
                 x = unit(x, train=train)

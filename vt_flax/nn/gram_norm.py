@@ -16,21 +16,25 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.layers import convolve
+from vt_flax.nn.layers import pixel_product, relu
 from vt_flax.nn.moment_norm import MomentNorm
+from vt_flax.nn.pointwise import widen
 
 
 class GramNorm(MomentNorm):
     """`BatchNorm` of a 1 x 1 convolution, which it applies itself."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, kernel: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, kernel: jax.Array, *, train: bool, rectify: bool = False
+    ) -> jax.Array:
         """Convolves and normalises.
 
         Args:
           x: (batch, H, W, C).
           kernel: (1, 1, C, features), float32.
           train: whether to use, and fold in, the statistics of this batch.
+          rectify: whether max(x, 0) is to be taken for `x`.
 
         Returns:
           (batch, H, W, features) in the type of `x`.
@@ -38,6 +42,8 @@ class GramNorm(MomentNorm):
         Raises:
           UserError: if the batch is not a whole number of groups.
         """
+        given = x
+        x = relu(x) if rectify else x
 
         def moments(origin, groups):
             mean, covariance = _covariance(x.reshape(groups, -1, *x.shape[1:]))
@@ -51,13 +57,11 @@ class GramNorm(MomentNorm):
         bias = affine.bias - affine.centre * affine.factor
         groups = affine.factor.shape[0]
         if groups == 1:
-            out = convolve(x, kernel * affine.factor, dtype=x.dtype)
-        else:
-            grouped = x.reshape(groups, -1, *x.shape[1:])
-            scaled = (kernel * affine.factor)[:, 0].astype(x.dtype)
-            out = jnp.einsum("gnhwc,gcf->gnhwf", grouped, scaled)
-            bias = bias[:, None]
-        out = (out.astype(jnp.float32) + bias).astype(x.dtype)
+            return widen(given, kernel * affine.factor, bias, rectify=rectify)
+        grouped = x.reshape(groups, -1, *x.shape[1:])
+        scaled = (kernel * affine.factor)[:, 0].astype(x.dtype)
+        out = jnp.einsum("gnhwc,gcf->gnhwf", grouped, scaled)
+        out = (out.astype(jnp.float32) + bias[:, None]).astype(x.dtype)
         return out.reshape(*x.shape[:-1], -1)
 
 
@@ -72,8 +76,7 @@ def _covariance(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 @jax.custom_vjp
 def _gram(x: jax.Array) -> jax.Array:
     """x^T x, float32 (C, C), of (..., C)."""
-    pixels = tuple(range(x.ndim - 1))
-    return _product(x, x, pixels, pixels, jnp.float32)
+    return pixel_product(x, x)
 
 
 def _gram_forward(x):
@@ -83,13 +86,8 @@ def _gram_forward(x):
 def _gram_backward(x, cotangent):
     # In the type of x, or x would be read as float32.
     both = (cotangent + cotangent.T).astype(x.dtype)
-    return (_product(x, both, (x.ndim - 1,), (0,), x.dtype),)
+    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return (jnp.matmul(x, both, precision=exact),)
 
 
 _gram.defvjp(_gram_forward, _gram_backward)
-
-
-def _product(x, y, x_axes, y_axes, dtype):
-    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    axes = ((x_axes, y_axes), ((), ()))
-    return jax.lax.dot_general(x, y, axes, exact, preferred_element_type=dtype)

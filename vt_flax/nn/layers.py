@@ -95,6 +95,22 @@ def convolve(
     )
 
 
+def pixel_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Sums x^T y over all axes but the last of (..., C) and (..., F).
+
+    Returns:
+      (C, F), float32; float32 operands are multiplied in full.
+    """
+    pixels = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(
+        x,
+        y,
+        ((pixels, pixels), ((), ())),
+        precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+
+
 @jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0), whose derivative is read off the result, which is there anyway."""

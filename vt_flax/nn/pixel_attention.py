@@ -13,19 +13,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-Arrays = dict[str, jax.Array]
+from vt_flax.nn.platforms import Arrays, by_platform
 
 # What a kernel holds of an example on the chip at once, in bytes of float32.
 LARGEST_MAP = 4 * 2**20
 LANES, SUBLANES = 128, 8
 # That a kernel takes at a time.
 EXAMPLES = 8
-
-
-class TooLarge(Exception):
-    """A kernel needs more memory on the chip than this one has."""
 
 
 def pool(
@@ -187,42 +182,12 @@ def _pull(
 # ---------------------------------------------------------------------- and by kernels
 
 
-def _by_platform(
-    kernel: Callable[..., Arrays],
-    products: Callable[..., Arrays],
-    *arrays: Arrays,
-    finish: Callable[[Arrays], Arrays] = lambda found: found,
-) -> Arrays:
-    """Calls `kernel` where the program is compiled for TPUs, else `products`.
+def _by_platform(*arguments, **options) -> Arrays:
+    return by_platform(*arguments, fits=_whole_steps, **options)
 
-    Products too on a TPU whose memory on the chip is too small for the kernel: a v4 has
-    16 MiB, where others have 64 and more. The kernel works on the examples of each
-    device alone. The mesh is the one that the caller has set
-    (`jax.sharding.use_abstract_mesh`); without one everything is on one device. What
-    the kernel gives goes through `finish`.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    batch = arrays[0]["x"].shape[0]
-    devices = 1 if mesh.empty else mesh.size
-    own = batch // devices
-    if batch % devices or (own > EXAMPLES and own % EXAMPLES):
-        return products(*arrays)
-    if devices > 1:
-        spread, shared = PartitionSpec(mesh.axis_names), PartitionSpec()
-        kernel = jax.shard_map(
-            kernel,
-            in_specs=jax.tree.map(
-                lambda array: spread if array.shape[0] == batch else shared, arrays
-            ),
-            out_specs=spread,
-            check_vma=False,
-        )
-    try:
-        return jax.lax.platform_dependent(
-            *arrays, tpu=lambda *arrays: finish(kernel(*arrays)), default=products
-        )
-    except TooLarge:
-        return products(*arrays)
+
+def _whole_steps(examples: int) -> bool:
+    return examples <= EXAMPLES or examples % EXAMPLES == 0
 
 
 def _fitting(arrays: Arrays, found: Arrays) -> Arrays:

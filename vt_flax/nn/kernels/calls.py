@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from vt_flax.experimental import pallas as pl
 from vt_flax.experimental import pallas_tpu as pltpu
-from vt_flax.nn.pixel_attention import EXAMPLES, TooLarge
+from vt_flax.nn.pixel_attention import EXAMPLES
+from vt_flax.nn.platforms import TooLarge
 
 # On the chip, beside what is known to lie there: what the compiler puts aside.
 SPARE_BYTES = 12 * 2**20
@@ -126,7 +127,7 @@ def call(
         return pltpu.VMEM((examples, array.shape[0], array.shape[2]), dtype)
 
     inputs, outputs = (*turned, *rows.values()), (*map_out, *row_out, *sum_out)
-    moved = sum(map(_bytes, (*inputs, *outputs)))
+    moved = sum(map(bytes_of, (*inputs, *outputs)))
     # Two steps' maps on their way, and one turned.
     needed = SPARE_BYTES + 4 * moved // steps
     if needed > on_chip_memory():
@@ -160,5 +161,6 @@ def call(
     )
 
 
-def _bytes(array: Any) -> int:
+def bytes_of(array: Any) -> int:
+    """Returns the bytes of what has a shape and a type."""
     return math.prod(array.shape) * jnp.dtype(array.dtype).itemsize

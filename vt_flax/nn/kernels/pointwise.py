@@ -1,0 +1,250 @@
+"""Gradients of a 1 x 1 convolution, as TPU kernels: both in one pass over its maps.
+
+A matrix W, (narrow, wide), leads from a narrow map to a wide one, or back if it is
+transposed. Maps are taken as convolutions leave them in memory: (H, W, batch, channels)
+or, where only the batch fills lanes, (H, W, channels, batch).
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vt_flax.experimental import pallas as pl
+from vt_flax.experimental import pallas_tpu as pltpu
+from vt_flax.nn.kernels.blocks import COLUMNS, ROWS, product
+from vt_flax.nn.kernels.calls import bytes_of
+from vt_flax.nn.pixel_attention import LANES
+
+Arrays = dict[str, jax.Array]
+
+# Examples at a time where they need not fill lanes.
+EXAMPLES = 64
+# Of all maps in a step.
+STEP_BYTES = 3 * 2**19
+# On the chip, beside what is known to lie there: what the compiler puts aside.
+SPARE_BYTES = 4 * 2**20
+
+
+def widening(
+    arrays: Arrays, *, rectify: bool = False, interpret: bool = False
+) -> Arrays:
+    """Returns the cotangents of x W + b: of `x`, `kernel` and `bias`.
+
+    Args:
+      arrays: `x`, (batch, H, W, narrow); `kernel`, (1, narrow, wide); `dy`, (batch,
+        H, W, wide), the cotangent of the result.
+      rectify: whether max(x, 0) was taken for `x`.
+      interpret: whether to run it where there is no TPU, slowly.
+
+    Returns:
+      That of `x`; those of `kernel`, (parts, narrow, wide), and of `bias`, (parts,
+      wide), float32: the sums over parts of the pixels.
+    """
+    dx, dkernel, dbias = _call(
+        "widening_gradients",
+        arrays["x"],
+        (arrays["dy"],),
+        arrays["kernel"][0],
+        functools.partial(_widening_step, rectify=rectify),
+        wide=False,
+        interpret=interpret,
+    )
+    return {"x": dx, "kernel": dkernel, "bias": dbias[:, 0]}
+
+
+def narrowing(arrays: Arrays, *, interpret: bool = False) -> Arrays:
+    """Returns the cotangents of r W^T beside r itself, where r = max(x, 0).
+
+    Args:
+      arrays: `x`, which is r, (batch, H, W, wide); `kernel`, (1, narrow, wide); `dr`,
+        (batch, H, W, wide), and `dy`, (batch, H, W, narrow), the cotangents of r and of
+        r W^T.
+      interpret: whether to run it where there is no TPU, slowly.
+
+    Returns:
+      That of `x`; that of `kernel`, (parts, narrow, wide), float32: the sums over parts
+      of the pixels.
+    """
+    dx, dkernel = _call(
+        "narrowing_gradients",
+        arrays["dy"],
+        (arrays["x"], arrays["dr"]),
+        arrays["kernel"][0],
+        _narrowing_step,
+        wide=True,
+        interpret=interpret,
+    )
+    return {"x": dx, "kernel": dkernel}
+
+
+def _call(
+    name: str,
+    narrow: jax.Array,
+    wides: tuple[jax.Array, ...],
+    kernel: jax.Array,
+    step: Callable[..., None],
+    *,
+    wide: bool,
+    interpret: bool,
+) -> list[jax.Array]:
+    """Calls the kernel whose new map is wide or narrow."""
+    batch, height, width, channels = narrow.shape
+    dtype = narrow.dtype
+    in_lanes = channels % LANES != 0 and batch % LANES == 0
+    examples = LANES if in_lanes else math.gcd(batch, EXAMPLES)
+    each = examples * (
+        (len(wides) + wide) * kernel.shape[1] + (2 - wide) * kernel.shape[0]
+    )
+    pixels = STEP_BYTES // (each * dtype.itemsize)
+    columns = _divisor(width, pixels)
+    rows = _divisor(height, pixels // width)
+    grid = height // rows, width // columns, batch // examples
+    steps = math.prod(grid)
+    # Chips of two cores give each one half.
+    parts = 2 - steps % 2
+
+    def place(part, step):
+        step = part * (steps // parts) + step
+        across = grid[1] * grid[2]
+        beyond = jax.lax.rem(step, across)
+        return (
+            jax.lax.div(step, across),
+            jax.lax.div(beyond, grid[2]),
+            jax.lax.rem(beyond, grid[2]),
+        )
+
+    def turned(array):
+        return jnp.transpose(array, (1, 2, 3, 0) if in_lanes else (1, 2, 0, 3))
+
+    def narrow_spec():
+        if not in_lanes:
+            block = (rows, columns, examples, channels)
+            return pl.BlockSpec(block, lambda *at: (*place(*at), 0))
+
+        def lanes(*at):
+            *pixel, example = place(*at)
+            return *pixel, 0, example
+
+        return pl.BlockSpec((rows, columns, channels, examples), lanes)
+
+    # Wide maps are taken flat: of one that is turned XLA writes a copy, in the pass
+    # that makes it. Of a flat narrow one it would write what is normalised, in float32.
+    def wide_spec(array):
+        def flat(*at):
+            row, column, example = place(*at)
+            return row * grid[1] + column, example, 0
+
+        return pl.BlockSpec((rows * columns, examples, array.shape[3]), flat)
+
+    whole = pl.BlockSpec(kernel.shape, lambda part, step: (0, 0))
+    new = wides[0] if wide else narrow
+    totals = [kernel.shape] if wide else [kernel.shape, (1, kernel.shape[1])]
+    inputs = (
+        turned(narrow),
+        *(
+            jnp.swapaxes(array.reshape(batch, -1, array.shape[3]), 0, 1)
+            for array in wides
+        ),
+        kernel,
+    )
+    first = inputs[1] if wide else inputs[0]
+    outputs = (
+        jax.ShapeDtypeStruct(first.shape, dtype),
+        *(jax.ShapeDtypeStruct((parts, *s), jnp.float32) for s in totals),
+    )
+    found = pl.pallas_call(
+        functools.partial(step, in_lanes),
+        out_shape=outputs,
+        grid=(parts, steps // parts),
+        in_specs=[narrow_spec(), *map(wide_spec, wides), whole],
+        out_specs=[
+            wide_spec(new) if wide else narrow_spec(),
+            *(
+                pl.BlockSpec((None, *s), lambda part, step: (part, 0, 0))
+                for s in totals
+            ),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"),
+            # Two steps' maps on their way, and those of one in float32. The weights and
+            # their gradient twice, and what is added to it.
+            vmem_limit_bytes=SPARE_BYTES + 6 * STEP_BYTES + 4 * 4 * kernel.size,
+        ),
+        # Of memory exactly what is read and written.
+        cost_estimate=pl.CostEstimate(
+            flops=4 * batch * height * width * kernel.size,
+            bytes_accessed=sum(map(bytes_of, (*inputs, *outputs))),
+            transcendentals=0,
+        ),
+        interpret=interpret,
+        name=name,
+    )(*inputs)
+    if wide:
+        return [jnp.swapaxes(found[0], 0, 1).reshape(new.shape), *found[1:]]
+    back = (3, 0, 1, 2) if in_lanes else (2, 0, 1, 3)
+    return [jnp.transpose(found[0], back), *found[1:]]
+
+
+def _widening_step(
+    in_lanes, x_ref, dy_ref, kernel_ref, dx_ref, dkernel_ref, dbias_ref, *, rectify
+):
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        dkernel_ref[...] = jnp.zeros_like(dkernel_ref)
+        dbias_ref[...] = jnp.zeros_like(dbias_ref)
+
+    kernel, dy = kernel_ref[...], _rows(dy_ref)
+    x = _columns(x_ref) if in_lanes else _rows(x_ref)
+    if in_lanes:
+        dx = product(kernel, dy, COLUMNS, COLUMNS)
+    else:
+        dx = product(dy, kernel, COLUMNS, COLUMNS)
+    if rectify:
+        dx = jnp.where(x.astype(jnp.float32) > 0, dx, 0.0)
+        x = jnp.maximum(x, 0)
+    dx = dx.astype(dx_ref.dtype)
+    if in_lanes:
+        for i, place in enumerate(_pixels(dx_ref)):
+            dx_ref[place] = dx[:, i * LANES : (i + 1) * LANES]
+    else:
+        dx_ref[...] = dx.reshape(dx_ref.shape)
+    dkernel_ref[...] += product(x, dy, COLUMNS if in_lanes else ROWS, ROWS)
+    dbias_ref[...] += jnp.sum(dy.astype(jnp.float32), axis=0, keepdims=True)
+
+
+def _narrowing_step(in_lanes, dy_ref, x_ref, dr_ref, kernel_ref, dx_ref, dkernel_ref):
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        dkernel_ref[...] = jnp.zeros_like(dkernel_ref)
+
+    kernel, x = kernel_ref[...], _rows(x_ref)
+    dy = _columns(dy_ref) if in_lanes else _rows(dy_ref)
+    channels, positions = (ROWS, COLUMNS) if in_lanes else (COLUMNS, ROWS)
+    dkernel_ref[...] += product(dy, x, positions, ROWS)
+    dx = product(dy, kernel, channels, ROWS) + _rows(dr_ref).astype(jnp.float32)
+    dx = jnp.where(x.astype(jnp.float32) > 0, dx, 0.0)
+    dx_ref[...] = dx.astype(dx_ref.dtype).reshape(dx_ref.shape)
+
+
+def _rows(ref: Any) -> jax.Array:
+    """(pixels * examples, channels) of a block with its pixels in one axis or two."""
+    return ref[...].reshape(-1, ref.shape[-1])
+
+
+def _columns(ref: Any) -> jax.Array:
+    """(channels, pixels * examples) of (rows, columns, channels, examples)."""
+    return jnp.concatenate([ref[place] for place in _pixels(ref)], axis=1)
+
+
+def _pixels(ref: Any) -> Iterable[tuple[int, int]]:
+    return itertools.product(*map(range, ref.shape[:2]))
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor that is no more than `most`; 1 if there is none."""
+    return max(i for i in range(1, max(most, 1) + 1) if number % i == 0)

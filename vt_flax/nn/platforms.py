@@ -1,0 +1,59 @@
+"""Computations that are kernels on TPUs and matrix products elsewhere."""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import PartitionSpec
+
+Arrays = dict[str, jax.Array]
+
+
+class TooLarge(Exception):
+    """A kernel needs more memory on the chip than this one has."""
+
+
+def by_platform(
+    kernel: Callable[..., Arrays],
+    products: Callable[..., Arrays],
+    *arrays: Arrays,
+    fits: Callable[[int], bool],
+    finish: Callable[[Arrays], Arrays] = lambda found: found,
+) -> Arrays:
+    """Calls `kernel` where the program is compiled for TPUs, else `products`.
+
+    The kernel works on the examples of each device alone. The mesh is the one that the
+    caller has set (`jax.sharding.use_abstract_mesh`); without one everything is on one
+    device. What the kernel gives goes through `finish`.
+
+    A TPU whose memory on the chip is too small for the kernel computes products too: a
+    v4 has 16 MiB, where others have 64 and more.
+
+    Args:
+      kernel: takes and gives arrays that lead with the batch, or are shared and lead
+        with a 1; it may raise `TooLarge`.
+      products: the same for the whole batch.
+      *arrays: what they take; the first holds `x`, which leads with the batch.
+      fits: whether the kernel takes so many examples.
+      finish: brings what the kernel gives, of all devices, to what `products` gives.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    batch = arrays[0]["x"].shape[0]
+    devices = 1 if mesh.empty else mesh.size
+    if batch % devices or not fits(batch // devices):
+        return products(*arrays)
+    if devices > 1:
+        spread, shared = PartitionSpec(mesh.axis_names), PartitionSpec()
+        kernel = jax.shard_map(
+            kernel,
+            in_specs=jax.tree.map(
+                lambda array: spread if array.shape[0] == batch else shared, arrays
+            ),
+            out_specs=spread,
+            check_vma=False,
+        )
+    try:
+        return jax.lax.platform_dependent(
+            *arrays, tpu=lambda *arrays: finish(kernel(*arrays)), default=products
+        )
+    except TooLarge:
+        return products(*arrays)

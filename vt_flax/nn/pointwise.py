@@ -1,0 +1,173 @@
+"""1 x 1 convolutions whose two gradients are computed in one pass over the maps.
+
+The gradient by the map and that by the kernel both need the wider of a bottleneck's
+maps. On TPUs one kernel (`nn.kernels.pointwise`) gives both and reads it once;
+elsewhere they are products. What else would read a wide map is done on the way: the sum
+that is the bias's gradient, ReLU's derivative, the sum of gradients where a map
+branches.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from vt_flax.nn.layers import convolve, pixel_product, relu
+from vt_flax.nn.pixel_attention import LANES
+from vt_flax.nn.platforms import Arrays, by_platform
+
+# What channels and examples are to be multiples of.
+TILE, ROWS = 64, 16
+# Of the weights, in bytes of float32: the 16 MB of a v4 hold their gradient four times,
+# beside the maps. Larger ones stand at 7 x 7, where XLA keeps whole maps on the chip.
+LARGEST_KERNEL = 2**20
+
+
+def widen(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, rectify: bool = False
+) -> jax.Array:
+    """Convolves with a 1 x 1 kernel that gives more channels than it takes.
+
+    Args:
+      x: (batch, H, W, C).
+      kernel: (1, 1, C, features), float32.
+      bias: (1, 1, 1, features), float32.
+      rectify: whether max(x, 0) is to be taken for `x`.
+
+    Returns:
+      (batch, H, W, features) of the type of `x`.
+    """
+    return _widen(rectify, {"x": x, "kernel": kernel, "bias": bias})
+
+
+def rectify_and_narrow(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rectifies, and convolves with a 1 x 1 kernel that gives fewer channels.
+
+    Args:
+      x: (batch, H, W, C).
+      kernel: (1, 1, C, features), float32.
+
+    Returns:
+      max(x, 0), and that convolved, (batch, H, W, features) of the type of `x`.
+    """
+    found = _narrow({"x": x, "kernel": kernel})
+    return found["r"], found["y"]
+
+
+def _fits(narrow: int, wide: int, examples: int) -> bool:
+    """Whether the kernels take so many channels and examples."""
+    return (
+        narrow % TILE == 0
+        and wide % LANES == 0
+        and narrow < wide
+        and 4 * narrow * wide <= LARGEST_KERNEL
+        and examples % ROWS == 0
+        # Of unfilled lanes XLA chooses those of the batch or the channels.
+        and (narrow % LANES == 0 or examples % LANES == 0 or examples <= TILE)
+    )
+
+
+# ----------------------------------------------------------------------- to more
+
+
+def _widen_plainly(rectify: bool, arrays: Arrays) -> jax.Array:
+    x = relu(arrays["x"]) if rectify else arrays["x"]
+    y = convolve(x, arrays["kernel"], dtype=x.dtype)
+    return (y.astype(jnp.float32) + arrays["bias"]).astype(x.dtype)
+
+
+_widen = jax.custom_vjp(_widen_plainly, nondiff_argnums=(0,))
+
+
+def _widen_forward(rectify, arrays):
+    return _widen_plainly(rectify, arrays), arrays
+
+
+def _widen_backward(rectify, arrays, dy):
+    # Imported here, for only TPUs need it.
+    from vt_flax.nn.kernels import pointwise
+
+    def products(given, cotangent):
+        compute = functools.partial(_widen_plainly, rectify)
+        found = jax.vjp(compute, given)[1](cotangent["dy"])[0]
+        x = relu(given["x"]) if rectify else given["x"]
+        # In float32: what is normalised by statistics of x takes their gradient from
+        # it. Devices add it up together with the bias's.
+        found["kernel"] = pixel_product(x, cotangent["dy"])[None, None]
+        return found
+
+    def kernel(given, cotangent):
+        x = given["x"]
+        return pointwise.widening(
+            {
+                "x": x,
+                "kernel": given["kernel"][0].astype(x.dtype),
+                "dy": cotangent["dy"],
+            },
+            rectify=rectify,
+        )
+
+    def finish(found):
+        return {
+            "x": found["x"],
+            "kernel": jnp.sum(found["kernel"], 0)[None, None],
+            "bias": jnp.sum(found["bias"], 0)[None, None, None],
+        }
+
+    fits = functools.partial(_fits, *arrays["kernel"].shape[2:])
+    return (
+        by_platform(kernel, products, arrays, {"dy": dy}, fits=fits, finish=finish),
+    )
+
+
+_widen.defvjp(_widen_forward, _widen_backward)
+
+
+# ---------------------------------------------------------------------- and to fewer
+
+
+def _narrow_plainly(arrays: Arrays) -> Arrays:
+    r = relu(arrays["x"])
+    return {"r": r, "y": convolve(r, arrays["kernel"], dtype=r.dtype)}
+
+
+_narrow = jax.custom_vjp(_narrow_plainly)
+
+
+def _narrow_forward(arrays):
+    found = _narrow_plainly(arrays)
+    # max(x, 0) stands for x, whose derivative it shows.
+    return found, arrays | {"x": found["r"]}
+
+
+def _narrow_backward(arrays, cotangents):
+    from vt_flax.nn.kernels import pointwise
+
+    def products(given, cotangent):
+        return jax.vjp(_narrow_plainly, given)[1](cotangent)[0]
+
+    def kernel(given, cotangent):
+        x = given["x"]
+        return pointwise.narrowing(
+            {
+                "x": x,
+                "kernel": jnp.swapaxes(given["kernel"][0], 1, 2).astype(x.dtype),
+                "dr": cotangent["r"],
+                "dy": cotangent["y"],
+            }
+        )
+
+    def finish(found):
+        return {
+            "x": found["x"],
+            "kernel": jnp.sum(found["kernel"], 0).T[None, None],
+        }
+
+    wide, narrow = arrays["kernel"].shape[2:]
+    fits = functools.partial(_fits, narrow, wide)
+    return (
+        by_platform(kernel, products, arrays, cotangents, fits=fits, finish=finish),
+    )
+
+
+_narrow.defvjp(_narrow_forward, _narrow_backward)
