@@ -1,11 +1,33 @@
 """Computations that are kernels on TPUs and matrix products elsewhere."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+import os
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.sharding import PartitionSpec
 
 Arrays = dict[str, jax.Array]
+
+# A variable of the environment: with 0 all is products.
+SWITCH = "VT_FLAX_KERNELS"
+_allowed = contextvars.ContextVar("kernels_allowed", default=True)
+
+
+def kernels_allowed() -> bool:
+    """Returns whether kernels are to be run where they can be."""
+    return _allowed.get() and os.environ.get(SWITCH) != "0"
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """Within it what is traced has no kernels."""
+    token = _allowed.set(False)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
 
 
 class TooLarge(Exception):
@@ -39,7 +61,8 @@ def by_platform(
     mesh = jax.sharding.get_abstract_mesh()
     batch = arrays[0]["x"].shape[0]
     devices = 1 if mesh.empty else mesh.size
-    if batch % devices or not fits(batch // devices):
+    whole = not batch % devices and fits(batch // devices)
+    if not (whole and kernels_allowed()):
         return products(*arrays)
     if devices > 1:
         spread, shared = PartitionSpec(mesh.axis_names), PartitionSpec()

@@ -93,7 +93,8 @@ def _train(
     check_shared(workdir)
     changes = check_same_run(workdir, config, taught_by)
     notes = augment.check_device(config.data, batch_sharding(mesh))
-    check_network(run.model, run.task.input_size(config), mesh)
+    examples = config.batch_size // mesh.size // config.accumulation
+    check_network(run.model, run.task.input_size(config), mesh, examples)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
