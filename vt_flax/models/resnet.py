@@ -143,7 +143,9 @@ class ResidualBlock(nn.Module):
         kernel = ConvKernel(features, 1, name=conv)(x.shape[-1])
         x = x[:, ::stride, ::stride].astype(self.dtype)
         layer = GramNorm.of(self.norm, norm, scale_init)
-        return layer(x, kernel, train=train, rectify=rectify)
+        # What ends the branch is dropped for some examples, a shortcut never.
+        in_one = self.survival_probability >= 1.0 or norm == "shortcut_norm"
+        return layer(x, kernel, train=train, rectify=rectify, in_one=in_one)
 
 
 class Stage(nn.Module):

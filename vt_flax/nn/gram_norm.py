@@ -26,7 +26,13 @@ class GramNorm(MomentNorm):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, kernel: jax.Array, *, train: bool, rectify: bool = False
+        self,
+        x: jax.Array,
+        kernel: jax.Array,
+        *,
+        train: bool,
+        rectify: bool = False,
+        in_one: bool = True,
     ) -> jax.Array:
         """Convolves and normalises.
 
@@ -35,6 +41,7 @@ class GramNorm(MomentNorm):
           kernel: (1, 1, C, features), float32.
           train: whether to use, and fold in, the statistics of this batch.
           rectify: whether max(x, 0) is to be taken for `x`.
+          in_one: see `nn.pointwise.widen`.
 
         Returns:
           (batch, H, W, features) in the type of `x`.
@@ -57,7 +64,8 @@ class GramNorm(MomentNorm):
         bias = affine.bias - affine.centre * affine.factor
         groups = affine.factor.shape[0]
         if groups == 1:
-            return widen(given, kernel * affine.factor, bias, rectify=rectify)
+            kernel *= affine.factor
+            return widen(given, kernel, bias, rectify=rectify, in_one=in_one)
         grouped = x.reshape(groups, -1, *x.shape[1:])
         scaled = (kernel * affine.factor)[:, 0].astype(x.dtype)
         out = jnp.einsum("gnhwc,gcf->gnhwf", grouped, scaled)

@@ -24,7 +24,12 @@ LARGEST_KERNEL = 2**20
 
 
 def widen(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, rectify: bool = False
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    *,
+    rectify: bool = False,
+    in_one: bool = True,
 ) -> jax.Array:
     """Convolves with a 1 x 1 kernel that gives more channels than it takes.
 
@@ -33,11 +38,14 @@ def widen(
       kernel: (1, 1, C, features), float32.
       bias: (1, 1, 1, features), float32.
       rectify: whether max(x, 0) is to be taken for `x`.
+      in_one: whether both gradients may be a kernel. It takes the cotangent as it lies
+        in memory: one that is scaled example by example, as stochastic depth does,
+        would have to be written first, which costs more than the kernel saves.
 
     Returns:
       (batch, H, W, features) of the type of `x`.
     """
-    return _widen(rectify, {"x": x, "kernel": kernel, "bias": bias})
+    return _widen((rectify, in_one), {"x": x, "kernel": kernel, "bias": bias})
 
 
 def rectify_and_narrow(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -70,7 +78,8 @@ def _fits(narrow: int, wide: int, examples: int) -> bool:
 # ----------------------------------------------------------------------- to more
 
 
-def _widen_plainly(rectify: bool, arrays: Arrays) -> jax.Array:
+def _widen_plainly(how: tuple[bool, bool], arrays: Arrays) -> jax.Array:
+    rectify, _ = how
     x = relu(arrays["x"]) if rectify else arrays["x"]
     y = convolve(x, arrays["kernel"], dtype=x.dtype)
     return (y.astype(jnp.float32) + arrays["bias"]).astype(x.dtype)
@@ -79,16 +88,18 @@ def _widen_plainly(rectify: bool, arrays: Arrays) -> jax.Array:
 _widen = jax.custom_vjp(_widen_plainly, nondiff_argnums=(0,))
 
 
-def _widen_forward(rectify, arrays):
-    return _widen_plainly(rectify, arrays), arrays
+def _widen_forward(how, arrays):
+    return _widen_plainly(how, arrays), arrays
 
 
-def _widen_backward(rectify, arrays, dy):
+def _widen_backward(how, arrays, dy):
     # Imported here, for only TPUs need it.
     from vt_flax.nn.kernels import pointwise
 
+    rectify, in_one = how
+
     def products(given, cotangent):
-        compute = functools.partial(_widen_plainly, rectify)
+        compute = functools.partial(_widen_plainly, how)
         found = jax.vjp(compute, given)[1](cotangent["dy"])[0]
         x = relu(given["x"]) if rectify else given["x"]
         # In float32: what is normalised by statistics of x takes their gradient from
@@ -114,6 +125,8 @@ def _widen_backward(rectify, arrays, dy):
             "bias": jnp.sum(found["bias"], 0)[None, None, None],
         }
 
+    if not in_one:
+        return (products(arrays, {"dy": dy}),)
     fits = functools.partial(_fits, *arrays["kernel"].shape[2:])
     return (
         by_platform(kernel, products, arrays, {"dy": dy}, fits=fits, finish=finish),
