@@ -13,6 +13,7 @@ from vt_flax.analysis import peaks, step_rate, step_report
 from vt_flax.analysis.macs import count
 from vt_flax.analysis.references import beside
 from vt_flax.analysis.step import Step
+from vt_flax.analysis.topology import Chip
 from vt_flax.models import create_model
 from vt_flax.parallel.mesh import make_mesh
 from vt_flax.parallel.topology import has_tpu_compiler
@@ -104,7 +105,8 @@ def instant(monkeypatch):
 
 def test_batches(tiny_config, instant, monkeypatch, capsys):
     """Several, on devices whose peak is known."""
-    monkeypatch.setitem(peaks.PUBLISHED, "cpu", (9.0, 0.001))
+    known = Chip("a CPU", 9e12, 2**30, 1e9, single=1e9)
+    monkeypatch.setitem(peaks.OF_KIND, "cpu", known)
     arguments = ["--config", tiny_config, "--against", "flax_resnet,flax_resnet"]
     arguments += ["--batch", "8,16", "--rounds", "2", "--noise", "--no_compile"]
     records, told = records_of(arguments, capsys)

@@ -81,7 +81,7 @@ def test_options_of_the_pyramids():
         "feed_forward": "linear",
         "transformer_groups": 8,
         "group_channels": 16,
-        "formulation": "printed",
+        "formulation": "fused",
         "norm_placement": "tokens",
     }
     own = set(plain) - set(model_options("resnet50"))
