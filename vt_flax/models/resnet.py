@@ -117,7 +117,13 @@ class ResidualBlock(nn.Module):
                 x, y = rectify_and_narrow(x.astype(self.dtype), weights)
                 y = self.norm.layer("norm1", init)(y, train=train)
             elif kernel == 1:
-                y = self._pointwise(y, channels, stride, names, init, train, i > 1)
+                y = self._pointwise(
+                    y, channels, stride, names, init,
+                    train=train,
+                    rectify=i > 1,
+                    # What ends the branch is dropped for some examples.
+                    in_one=self.survival_probability >= 1.0,
+                )  # fmt: skip
             else:
                 y = relu(y) if i > 1 else y
                 conv = self.parts.conv
@@ -130,10 +136,21 @@ class ResidualBlock(nn.Module):
         if x.shape[-1] != features or self.stride != 1:
             names = ("shortcut", "shortcut_norm")
             init = nn.initializers.ones
-            x = self._pointwise(x, features, self.stride, names, init, train)
+            x = self._pointwise(x, features, self.stride, names, init, train=train)
         return relu(x + y) if self.rectify else x + y
 
-    def _pointwise(self, x, features, stride, names, scale_init, train, rectify=False):
+    def _pointwise(
+        self,
+        x,
+        features,
+        stride,
+        names,
+        scale_init,
+        *,
+        train,
+        rectify=False,
+        in_one=True,
+    ):
         """A 1 x 1 convolution and its normalisation, by their names."""
         conv, norm = names
         if features < WIDENING * x.shape[-1]:
@@ -143,8 +160,6 @@ class ResidualBlock(nn.Module):
         kernel = ConvKernel(features, 1, name=conv)(x.shape[-1])
         x = x[:, ::stride, ::stride].astype(self.dtype)
         layer = GramNorm.of(self.norm, norm, scale_init)
-        # What ends the branch is dropped for some examples, a shortcut never.
-        in_one = self.survival_probability >= 1.0 or norm == "shortcut_norm"
         return layer(x, kernel, train=train, rectify=rectify, in_one=in_one)
 
 

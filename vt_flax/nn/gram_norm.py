@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.layers import pixel_product, relu
+from vt_flax.nn.layers import pixel_product, precision_of, relu
 from vt_flax.nn.moment_norm import MomentNorm
 from vt_flax.nn.pointwise import widen
 
@@ -94,8 +94,7 @@ def _gram_forward(x):
 def _gram_backward(x, cotangent):
     # In the type of x, or x would be read as float32.
     both = (cotangent + cotangent.T).astype(x.dtype)
-    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return (jnp.matmul(x, both, precision=exact),)
+    return (jnp.matmul(x, both, precision=precision_of(x)),)
 
 
 _gram.defvjp(_gram_forward, _gram_backward)

@@ -95,6 +95,11 @@ def convolve(
     )
 
 
+def precision_of(x: jax.Array) -> jax.lax.Precision | None:
+    """Returns with what precision to multiply `x`: float32 in full, others as usual."""
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+
 def pixel_product(x: jax.Array, y: jax.Array) -> jax.Array:
     """Sums x^T y over all axes but the last of (..., C) and (..., F).
 
@@ -106,7 +111,7 @@ def pixel_product(x: jax.Array, y: jax.Array) -> jax.Array:
         x,
         y,
         ((pixels, pixels), ((), ())),
-        precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
+        precision=precision_of(x),
         preferred_element_type=jnp.float32,
     )
 

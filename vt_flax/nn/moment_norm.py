@@ -85,11 +85,10 @@ class MomentNorm(BatchNorm):
             first, second = (
                 jnp.mean(x.reshape(groups, -1, channels), 1) for x in means(origin)
             )
-            return first, jnp.maximum(second - jnp.square(first), 0.0)
+            return first, variance(first, second)
 
-        return self._affine(self._variables(channels), moments, batch, train).of_each(
-            batch
-        )
+        affine = self._affine(self._variables(channels), moments, batch, train)
+        return affine.of_each(batch)
 
     def _affine(
         self,
@@ -104,18 +103,18 @@ class MomentNorm(BatchNorm):
         mean of x - origin and the variance of x, (groups, channels) in float32.
         """
         running_mean, running_var, scale, bias = variables
-        if self._uses_running(train):
-            factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-            return Affine(*_of_groups(running_mean.value[None], factor[None]), bias)
-        group = self._group(batch)
         origin = running_mean.value
-        first, var = moments(origin, batch // group)
-        self._fold_in(running_mean, jnp.mean(origin + first, 0))
-        self._fold_in(running_var, jnp.mean(var, 0))
+        if self._uses_running(train):
+            centre, var = origin[None], running_var.value[None]
+        else:
+            first, var = moments(origin, batch // self._group(batch))
+            centre = origin + first
+            self._fold_in(running_mean, jnp.mean(centre, 0))
+            self._fold_in(running_var, jnp.mean(var, 0))
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return Affine(*_of_groups(origin + first, factor), bias)
+        return Affine(centre[:, None, None], factor[:, None, None], bias)
 
 
-def _of_groups(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Brings (groups, channels) to the rank of a map."""
-    return tuple(array[:, None, None] for array in arrays)
+def variance(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Returns the variance of what has these means, of itself and of its square."""
+    return jnp.maximum(second - jnp.square(first), 0.0)

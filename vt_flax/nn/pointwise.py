@@ -99,13 +99,15 @@ def _widen_backward(how, arrays, dy):
     rectify, in_one = how
 
     def products(given, cotangent):
-        compute = functools.partial(_widen_plainly, how)
-        found = jax.vjp(compute, given)[1](cotangent["dy"])[0]
+        def compute(x, bias):
+            return _widen_plainly(how, given | {"x": x, "bias": bias})
+
+        dx, dbias = jax.vjp(compute, given["x"], given["bias"])[1](cotangent["dy"])
         x = relu(given["x"]) if rectify else given["x"]
         # In float32: what is normalised by statistics of x takes their gradient from
         # it. Devices add it up together with the bias's.
-        found["kernel"] = pixel_product(x, cotangent["dy"])[None, None]
-        return found
+        dkernel = pixel_product(x, cotangent["dy"])[None, None]
+        return {"x": dx, "kernel": dkernel, "bias": dbias}
 
     def kernel(given, cotangent):
         x = given["x"]
@@ -125,9 +127,9 @@ def _widen_backward(how, arrays, dy):
             "bias": jnp.sum(found["bias"], 0)[None, None, None],
         }
 
-    if not in_one:
-        return (products(arrays, {"dy": dy}),)
-    fits = functools.partial(_fits, *arrays["kernel"].shape[2:])
+    def fits(examples):
+        return in_one and _fits(*arrays["kernel"].shape[2:], examples)
+
     return (
         by_platform(kernel, products, arrays, {"dy": dy}, fits=fits, finish=finish),
     )

@@ -12,24 +12,16 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.nn.layers import convolve, pad, relu
-from vt_flax.nn.moment_norm import MomentNorm
+from vt_flax.nn.moment_norm import MomentNorm, variance
 
 
 class PooledNorm(MomentNorm):
     """`BatchNorm` and ReLU between a convolution and a max pooling: all four of them.
 
+    The convolution has a stride of 2, the pooling windows of 3 x 3 and a stride of 2.
     Of numbers that tie another one may get the gradient than if they were pooled last:
     all of a channel tie if its scale is exactly 0.
-
-    Attributes:
-      stride: stride in pixels of the convolution.
-      window: side of the pooled windows in pixels, odd; padded by window // 2.
-      pool_stride: stride in pixels of the windows.
     """
-
-    stride: int = 2
-    window: int = 3
-    pool_stride: int = 2
 
     @nn.compact
     def __call__(self, x: jax.Array, kernel: jax.Array, *, train: bool) -> jax.Array:
@@ -48,16 +40,15 @@ class PooledNorm(MomentNorm):
         """
         variables = self._variables(kernel.shape[-1])
         sign = jnp.where(variables.scale < 0, -1.0, 1.0)
-        y = convolve(x, kernel * sign, self.stride, x.dtype)
+        y = convolve(x, kernel * sign, 2, x.dtype)
 
         def moments(origin, groups):
             beyond = sign * y.astype(jnp.float32) - origin
             beyond = beyond.reshape(groups, -1, *y.shape[1:])
             first = jnp.mean(beyond, (1, 2, 3))
             second = jnp.mean(jnp.square(beyond), (1, 2, 3))
-            return first, jnp.maximum(second - jnp.square(first), 0.0)
+            return first, variance(first, second)
 
         affine = self._affine(variables, moments, x.shape[0], train).of_each(len(x))
-        window, strides = (self.window,) * 2, (self.pool_stride,) * 2
-        y = nn.max_pool(y, window, strides, pad(self.window)) * sign.astype(y.dtype)
+        y = nn.max_pool(y, (3, 3), (2, 2), pad(3)) * sign.astype(y.dtype)
         return relu(affine(y).astype(x.dtype))

@@ -1,7 +1,5 @@
 """Whether a network's kernels compute on a device what they are to compute."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,11 +72,16 @@ def compare(
         flat = [leaf.ravel() for leaf in jax.tree.leaves(gradients)]
         return logits, jnp.concatenate(flat)
 
-    with _said_of(device):
+    try:
         program = traced()
         if "pallas_call" not in str(program.jaxpr):
             return
         found = jax.device_get(run(program))
+    except Exception as error:
+        raise UserError(
+            f"{device.device_kind} does not run the kernels: "
+            f"{first_line(error)[:200]}: {ADVICE}"
+        ) from error
     with without_kernels():
         expected = run(traced())
     names = ("logits", "gradients")
@@ -90,14 +93,3 @@ def compare(
                 f"on {device.device_kind} the kernels give other {name} than products, "
                 f"by {gap:.1%}: {ADVICE}"
             )
-
-
-@contextlib.contextmanager
-def _said_of(device: jax.Device):
-    try:
-        yield
-    except Exception as error:
-        raise UserError(
-            f"{device.device_kind} does not run the kernels: "
-            f"{first_line(error)[:200]}: {ADVICE}"
-        ) from error

@@ -8,6 +8,8 @@ compact: C is wide, so that no lane is padding.
 import jax
 import jax.numpy as jnp
 
+from vt_flax.nn.layers import precision_of
+
 ROWS, COLUMNS = 0, 1
 
 
@@ -20,12 +22,11 @@ def product(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
       x_axis: which axis of `x` is summed over.
       y_axis: which axis of `y`.
     """
-    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jax.lax.dot_general(
         x,
         y,
         (((x_axis,), (y_axis,)), ((), ())),
-        precision=exact,
+        precision=precision_of(x),
         preferred_element_type=jnp.float32,
     )
 

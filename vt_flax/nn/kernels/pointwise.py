@@ -19,8 +19,7 @@ from vt_flax.experimental import pallas_tpu as pltpu
 from vt_flax.nn.kernels.blocks import COLUMNS, ROWS, product
 from vt_flax.nn.kernels.calls import bytes_of
 from vt_flax.nn.pixel_attention import LANES
-
-Arrays = dict[str, jax.Array]
+from vt_flax.nn.platforms import Arrays
 
 # Examples at a time where they need not fill lanes.
 EXAMPLES = 64

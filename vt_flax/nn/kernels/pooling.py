@@ -20,8 +20,7 @@ from vt_flax.nn.kernels.blocks import (
     product,
 )
 from vt_flax.nn.kernels.calls import call
-
-Arrays = dict[str, jax.Array]
+from vt_flax.nn.platforms import Arrays
 
 
 def forward(
