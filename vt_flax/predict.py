@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     files = list(_files(args.images))
     workdir = cli.local_folder("--workdir", args.workdir)
     # Late, because JAX takes seconds to come: bad arguments need not wait.
-    from vt_flax.analysis.predictor import load
+    from vt_flax.inference.predictor import load
 
     predictor = load(workdir, overrides, step=args.step, best=args.best)
     out = cli.local_folder("--out", args.out) if args.out else None

@@ -9,9 +9,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vt_flax.analysis.plots import draw_tokens, token_coefficients
+from vt_flax.analysis.plots import draw_tokens
 from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.errors import UserError
+from vt_flax.inference.token_maps import token_coefficients
 from vt_flax.models import create_model
 from vt_flax.training.config import resolve
 

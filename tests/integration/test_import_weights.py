@@ -18,9 +18,9 @@ from PIL import Image
 from torch_resnet import randomise, torch_logits, torch_resnet
 
 from vt_flax import cli, evaluate, import_weights, predict
-from vt_flax.analysis.predictor import load
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
+from vt_flax.inference.predictor import load
 from vt_flax.models import create_model
 from vt_flax.training.imported import import_weights as import_file
 from vt_flax.training.initial import initialise

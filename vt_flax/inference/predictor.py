@@ -16,6 +16,7 @@ from vt_flax.data import augment, images
 from vt_flax.data.augment.scaled import eval_canvas, eval_inputs
 from vt_flax.data.host import tensorflow
 from vt_flax.errors import UserError
+from vt_flax.inference import token_maps
 from vt_flax.training.checkpoint import Checkpoints, read_run
 from vt_flax.training.config import resolve
 from vt_flax.training.run import model_for
@@ -58,7 +59,7 @@ class Predictor:
     def has_tokens(self) -> bool:
         """Whether there are token coefficients to draw."""
         size = self.task.input_size(self.task.config)
-        return plots.has_coefficients(self.model, self._variables, size)
+        return token_maps.has_coefficients(self.model, self._variables, size)
 
     def read(self, file: pathlib.Path) -> Image.Image:
         """Reads an image as a person sees it, turned as its camera was.
@@ -139,7 +140,7 @@ class Predictor:
         else:
             inputs = self._cropped(image)
             height, width = inputs.shape[1:3]
-        maps = plots.token_coefficients(
+        maps = token_maps.token_coefficients(
             self.model, self._variables, augment.normalise(inputs, config.data)
         )
         shown = np.clip(inputs[0, :height, :width] + 0.5, 0, 255).astype(np.uint8)
