@@ -19,6 +19,8 @@ SHAPES = [
     (32, 4, 6, 128, 256),
     (256, 2, 3, 64, 128),
 ]
+# Of sides that are even, for what is wanted of every second pixel.
+EVEN = [(32, 4, 6, 128, 256), (256, 4, 2, 64, 128)]
 
 
 def normal(seed, *shape):
@@ -41,7 +43,7 @@ def close(found, expected, tolerance):
         )
 
 
-def arrays_of(shape, widening):
+def arrays_of(shape, widening, stride=1):
     batch, height, width, narrow, wide = shape
     before, after = (narrow, wide) if widening else (wide, narrow)
     maps = {
@@ -49,7 +51,8 @@ def arrays_of(shape, widening):
         "dy": normal(1, batch, height, width, after),
     }
     if not widening:
-        maps["dr"] = normal(2, batch, height, width, before)
+        strided = height // stride, width // stride
+        maps["dr"] = normal(2, batch, *strided, before)
     return maps, normal(3, 1, 1, before, after)
 
 
@@ -57,7 +60,10 @@ def gradients(maps, kernel, rectify):
     """The equations: dx = dy W^T, dW = x^T dy, db = sum dy, and those of max(x, 0)."""
     x, dy = maps["x"], maps["dy"]
     taken = np.maximum(x, 0) if rectify else x
-    dx = dy @ kernel[0, 0].T + maps.get("dr", 0)
+    dx = dy @ kernel[0, 0].T
+    if "dr" in maps:
+        stride = x.shape[1] // maps["dr"].shape[1]
+        dx[:, ::stride, ::stride] += maps["dr"]
     found = {
         "x": np.where(x > 0, dx, 0) if rectify else dx,
         "kernel": np.einsum("nhwc,nhwf->cf", taken, dy)[None, None],
@@ -72,7 +78,10 @@ def pulled(maps, kernel, rectify):
     maps = {name: jnp.asarray(array, jnp.float32) for name, array in maps.items()}
     arrays = {"x": maps["x"], "kernel": jnp.asarray(kernel, jnp.float32)}
     if "dr" in maps:
-        _, pull = jax.vjp(lambda a: pointwise.rectify_and_narrow(**a), arrays)
+        stride = maps["x"].shape[1] // maps["dr"].shape[1]
+        _, pull = jax.vjp(
+            lambda a: pointwise.rectify_and_narrow(**a, stride=stride), arrays
+        )
         return pull((maps["dr"], maps["dy"]))[0]
     arrays["bias"] = jnp.zeros((1, 1, 1, kernel.shape[-1]))
     _, pull = jax.vjp(lambda a: pointwise.widen(**a, rectify=rectify), arrays)
@@ -83,7 +92,7 @@ def kernel_gradients(maps, kernel, rectify, dtype):
     arrays = {name: jnp.asarray(array, dtype) for name, array in maps.items()}
     kernel = jnp.asarray(kernel[0], dtype)
     if "dr" in maps:
-        arrays |= {"x": relu(arrays["x"]), "kernel": jnp.swapaxes(kernel, 1, 2)}
+        arrays["kernel"] = jnp.swapaxes(kernel, 1, 2)
         found = kernels.narrowing(arrays, interpret=True)
         found["kernel"] = jnp.swapaxes(found["kernel"], 1, 2)
     else:
@@ -106,6 +115,28 @@ def test_kernels(shape, dtype, tolerance, widening, rectify, monkeypatch):
         close(kernel_gradients(maps, kernel, rectify, dtype), expected, tolerance)
 
 
+def test_maps_of_few_channels_side_by_side(monkeypatch):
+    """The batch fills lanes, as for each of them alone."""
+    maps, kernel = arrays_of((128, 2, 3, 128, 256), True)
+    arrays = {name: jnp.asarray(array, jnp.float32) for name, array in maps.items()}
+    arrays["kernel"] = jnp.asarray(kernel[0], jnp.float32)
+    monkeypatch.setattr(kernels, "STEP_BYTES", 2**20)
+    found = kernels.widening(arrays, grain=64, interpret=True)
+    found["kernel"] = jnp.sum(found["kernel"], 0)[None, None]
+    found["bias"] = jnp.sum(found["bias"], 0)[None, None, None]
+    close(found, gradients(maps, kernel, False), 1e-6)
+
+
+@pytest.mark.parametrize("step", [2**30, 2**20, 1])
+@pytest.mark.parametrize("shape", EVEN)
+def test_every_second_pixel(shape, step, monkeypatch):
+    """Of a whole map, of a part of its rows, and of a part of one row, at a time."""
+    maps, kernel = arrays_of(shape, False, stride=2)
+    monkeypatch.setattr(kernels, "STEP_BYTES", step)
+    found = kernel_gradients(maps, kernel, True, "float32")
+    close(found, gradients(maps, kernel, True), 1e-6)
+
+
 OTHERS = [(12, 2, 3, 128, 256), (32, 2, 2, 96, 128), (96, 2, 2, 64, 128)]
 
 
@@ -120,6 +151,13 @@ def test_gradients(shape, widening, rectify, monkeypatch):
     close(found, gradients(maps, kernel, rectify), 1e-5)
 
 
+@pytest.mark.parametrize("shape", [*EVEN, OTHERS[1]])
+def test_gradients_of_every_second_pixel(shape):
+    maps, kernel = arrays_of(shape, False, stride=2)
+    found = quick_jit(pulled, static_argnums=2)(maps, kernel, True)
+    close(found, gradients(maps, kernel, True), 1e-5)
+
+
 def test_values():
     x, kernel, bias = normal(0, 2, 3, 3, 6), normal(1, 1, 1, 6, 10), normal(2, 10)
     single = [jnp.asarray(a, jnp.float32) for a in (x, kernel, bias[None, None, None])]
@@ -130,6 +168,9 @@ def test_values():
     r, y = pointwise.rectify_and_narrow(*single[:2])
     np.testing.assert_array_equal(r, np.maximum(x, 0))
     np.testing.assert_allclose(y, np.maximum(x, 0) @ kernel[0, 0], 1e-5, 1e-5)
+    strided, same = pointwise.rectify_and_narrow(*single[:2], stride=2)
+    np.testing.assert_array_equal(strided, np.maximum(x, 0)[:, ::2, ::2])
+    np.testing.assert_array_equal(same, y)
 
 
 @pytest.mark.parametrize("widening", [True, False])
@@ -156,8 +197,8 @@ def test_elsewhere_it_is_what_autodiff_gives(widening):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("widening", [True, False])
-def test_eight_devices_equal_one(widening, monkeypatch):
+@pytest.mark.parametrize("widening, stride", [(True, 1), (False, 1), (False, 2)])
+def test_eight_devices_equal_one(widening, stride, monkeypatch):
     """Each runs the kernel on its own examples, and kernels' gradients are summed."""
     monkeypatch.setattr(
         jax.lax, "platform_dependent", lambda *arrays, tpu, default: tpu(*arrays)
@@ -171,7 +212,7 @@ def test_eight_devices_equal_one(widening, monkeypatch):
             return whole(arrays, interpret=True, **options)
 
         monkeypatch.setattr(kernels, name, interpreted)
-    maps, kernel = arrays_of((128, 2, 2, 128, 256), widening)
+    maps, kernel = arrays_of((128, 2, 2, 128, 256), widening, stride)
     mesh = make_mesh()
     spread = jax.device_put(maps, batch_sharding(mesh))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -189,7 +230,11 @@ from vt_flax.parallel.topology import tpu_devices
 
 mesh = make_mesh(tpu_devices(sys.argv[1]))
 calls = 0
-for side, channels, dtype in ((56, 64, "bfloat16"), (7, 256, "float32")):
+for side, channels, dtype, stride in (
+    (56, 64, "bfloat16", 1),
+    (7, 256, "float32", 1),
+    (56, 128, "bfloat16", 2),
+):
     shape = (128 * mesh.size, side, side, 4 * channels)
     x = jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
     narrowing, widening = (
@@ -199,9 +244,9 @@ for side, channels, dtype in ((56, 64, "bfloat16"), (7, 256, "float32")):
 
     def loss(x, narrowing, widening):
         with on_devices_of(mesh):
-            r, y = rectify_and_narrow(x, narrowing)
+            r, y = rectify_and_narrow(x, narrowing, stride)
             bias = jnp.zeros((1, 1, 1, shape[3]))
-            y = widen(y, widening, bias, rectify=True)
+            y = widen(y[:, ::stride, ::stride], widening, bias, rectify=True)
         return jnp.sum(jnp.square((r + y).astype(jnp.float32)))
 
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, narrowing, widening)
@@ -217,4 +262,4 @@ print(calls)
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2"])
 def test_tpus_can_compile_it(topology):
     """Chips of two cores and little on-chip memory, and of one."""
-    assert run_program(PROGRAM, topology) == "4"
+    assert run_program(PROGRAM, topology) == "6"

@@ -77,9 +77,9 @@ class ResidualBlock(nn.Module):
       dtype: type of the computation.
       parts: what it is made of.
       rectify: whether the sum is rectified; if not, whoever takes it has to.
-      rectify_input: whether a bottleneck, of stride 1, is to do so for the block before
-        it: its first convolution then gives both of its own gradients and ReLU's in one
-        pass (`nn.pointwise`).
+      rectify_input: whether a bottleneck is to do so for the block before it: its first
+        convolution, which has no stride, then gives both of its own gradients and
+        ReLU's in one pass (`nn.pointwise`).
     """
 
     width: int
@@ -107,18 +107,38 @@ class ResidualBlock(nn.Module):
             features = self.width
             plan = [(self.width, 3, self.stride), (self.width, 3, 1)]
 
-        y = x
+        projected = x.shape[-1] != features or self.stride != 1
+        # Nothing may happen to the branch before it is added.
+        added = self.parts.gate is None and not (
+            train and self.survival_probability < 1.0
+        )
+        joint = (
+            projected and added and self.bottleneck
+            and features >= WIDENING * x.shape[-1]
+        )  # fmt: skip
+        shortcut = ("shortcut", "shortcut_norm", nn.initializers.ones)
+
+        y, beside = x, self.stride
         for i, (channels, kernel, stride) in enumerate(plan, 1):
             zero = i == len(plan) and self.zero_init_residual
             init = nn.initializers.zeros if zero else nn.initializers.ones
-            names = f"conv{i}", f"norm{i}"
+            names = f"conv{i}", f"norm{i}", init
             if i == 1 and self.rectify_input:
                 weights = ConvKernel(channels, 1, name="conv1")(x.shape[-1])
-                x, y = rectify_and_narrow(x.astype(self.dtype), weights)
+                x = x.astype(self.dtype)
+                x, y = rectify_and_narrow(x, weights, self.stride)
+                beside = 1
                 y = self.norm.layer("norm1", init)(y, train=train)
+            elif kernel == 1 and i > 1 and joint:
+                # Both convolutions as one: neither result is held on its own.
+                x = x[:, ::beside, ::beside].astype(self.dtype)
+                y = relu(y)
+                branch = self._folded(y, features, names, train=train)
+                both = branch.beside(self._folded(x, features, shortcut, train=train))
+                y = both(jnp.concatenate([y, x], axis=-1))
             elif kernel == 1:
                 y = self._pointwise(
-                    y, channels, stride, names, init,
+                    y, channels, stride, names,
                     train=train,
                     rectify=i > 1,
                     # What ends the branch is dropped for some examples.
@@ -129,38 +149,35 @@ class ResidualBlock(nn.Module):
                 conv = self.parts.conv
                 y = conv(channels, kernel, stride, self.dtype, name=f"conv{i}")(y)
                 y = self.norm.layer(f"norm{i}", init)(y, train=train)
+        if joint:
+            return relu(y) if self.rectify else y
         if self.parts.gate is not None:
             gate = self.parts.gate(dtype=self.dtype, norm=self.norm, name="gate")
             y = gate(y, train=train)
         y = StochasticDepth(self.survival_probability, name="depth")(y, train=train)
-        if x.shape[-1] != features or self.stride != 1:
-            names = ("shortcut", "shortcut_norm")
-            init = nn.initializers.ones
-            x = self._pointwise(x, features, self.stride, names, init, train=train)
+        if projected:
+            x = self._pointwise(x, features, beside, shortcut, train=train)
         return relu(x + y) if self.rectify else x + y
 
     def _pointwise(
-        self,
-        x,
-        features,
-        stride,
-        names,
-        scale_init,
-        *,
-        train,
-        rectify=False,
-        in_one=True,
+        self, x, features, stride, names, *, train, rectify=False, in_one=True
     ):
         """A 1 x 1 convolution and its normalisation, by their names."""
-        conv, norm = names
         if features < WIDENING * x.shape[-1]:
+            conv, norm, scale_init = names
             x = relu(x) if rectify else x
             x = Conv(features, 1, stride, self.dtype, name=conv)(x)
             return self.norm.layer(norm, scale_init)(x, train=train)
-        kernel = ConvKernel(features, 1, name=conv)(x.shape[-1])
         x = x[:, ::stride, ::stride].astype(self.dtype)
-        layer = GramNorm.of(self.norm, norm, scale_init)
-        return layer(x, kernel, train=train, rectify=rectify, in_one=in_one)
+        rectified = relu(x) if rectify else x
+        folded = self._folded(rectified, features, names, train=train)
+        return folded(x, rectify=rectify, in_one=in_one)
+
+    def _folded(self, x, features, names, *, train):
+        """One of many outputs, with its normalisation in it."""
+        conv, norm, scale_init = names
+        kernel = ConvKernel(features, 1, name=conv)(x.shape[-1])
+        return GramNorm.of(self.norm, norm, scale_init)(x, kernel, train=train)
 
 
 class Stage(nn.Module):
@@ -168,6 +185,8 @@ class Stage(nn.Module):
 
     Attributes:
       survival_probabilities: of each block; their number is the number of blocks.
+      rectify: of the last block.
+      rectify_input: of the first.
     """
 
     width: int
@@ -179,15 +198,18 @@ class Stage(nn.Module):
     norm: Normalization
     dtype: Any
     parts: BlockParts
+    rectify: bool = True
+    rectify_input: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps (batch, H, W, C) to (batch, H / stride, W / stride, C')."""
-        left = False  # to be rectified by the next block
+        left = self.rectify_input  # to be rectified by the next block
         for i, survival in enumerate(self.survival_probabilities, 1):
             unit_behind = i in self.parts.unit_behind
             last = i == len(self.survival_probabilities)
-            before, left = left, self.bottleneck and not (unit_behind or last)
+            before = left
+            left = not self.rectify if last else self.bottleneck and not unit_behind
             x = ResidualBlock(
                 self.width,
                 self.stride if i == 1 else 1,
@@ -344,8 +366,16 @@ class Backbone(nn.Module):
         """
         norm = self.normalization()
         x = self.run_stem(x, train=train)
-        maps, first = {}, 0
+        maps, first, left = {}, 0, False
         for i, size in enumerate(self.stage_sizes[:stages]):
+            parts = self.block_parts(i + 2)
+            before = left
+            left = (
+                self.bottleneck
+                and self.variant == "torchvision"
+                and i + 1 < stages
+                and size not in parts.unit_behind
+            )
             x = Stage(
                 self.stage_width(i + 2),
                 1 if i == 0 else 2,
@@ -355,11 +385,13 @@ class Backbone(nn.Module):
                 self.zero_init_residual,
                 norm,
                 self.dtype,
-                self.block_parts(i + 2),
+                parts,
+                rectify=not left,
+                rectify_input=before,
                 name=f"stage{i + 2}",
             )(x, train=train)
             first += size
-            maps[f"C{i + 2}"] = x
+            maps[f"C{i + 2}"] = relu(x) if left else x
         return maps
 
 

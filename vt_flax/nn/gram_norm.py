@@ -12,6 +12,7 @@ too: what a loss says of the factors is on the diagonal of W^T (x^T dy), and x^T
 needed for the gradient of W anyway.
 """
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,36 +22,67 @@ from vt_flax.nn.moment_norm import MomentNorm
 from vt_flax.nn.pointwise import widen
 
 
-class GramNorm(MomentNorm):
-    """`BatchNorm` of a 1 x 1 convolution, which it applies itself."""
+@flax.struct.dataclass
+class Folded:
+    """A 1 x 1 convolution with its normalisation in it.
 
-    @nn.compact
+    Attributes:
+      kernel: (groups, 1, C, features), float32; one group is for all examples.
+      bias: (groups, 1, 1, features), float32.
+      grain: see `nn.pointwise.widen`.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array
+    grain: int = flax.struct.field(pytree_node=False)
+
+    def beside(self, other: "Folded") -> "Folded":
+        """Returns the sum of both, of maps whose channels are put one after another."""
+        kernel = jnp.concatenate([self.kernel, other.kernel], axis=2)
+        grain = min(self.grain, other.grain)
+        return Folded(kernel, self.bias + other.bias, grain)
+
     def __call__(
-        self,
-        x: jax.Array,
-        kernel: jax.Array,
-        *,
-        train: bool,
-        rectify: bool = False,
-        in_one: bool = True,
+        self, x: jax.Array, *, rectify: bool = False, in_one: bool = True
     ) -> jax.Array:
-        """Convolves and normalises.
+        """Convolves.
 
         Args:
           x: (batch, H, W, C).
-          kernel: (1, 1, C, features), float32.
-          train: whether to use, and fold in, the statistics of this batch.
           rectify: whether max(x, 0) is to be taken for `x`.
           in_one: see `nn.pointwise.widen`.
 
         Returns:
           (batch, H, W, features) in the type of `x`.
+        """
+        groups = len(self.kernel)
+        if groups == 1:
+            return widen(
+                x, self.kernel, self.bias,
+                rectify=rectify, in_one=in_one, grain=self.grain,
+            )  # fmt: skip
+        x = relu(x) if rectify else x
+        grouped = x.reshape(groups, -1, *x.shape[1:])
+        kernel = self.kernel[:, 0].astype(x.dtype)
+        out = jnp.einsum("gnhwc,gcf->gnhwf", grouped, kernel).astype(jnp.float32)
+        return (out + self.bias[:, None]).astype(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+class GramNorm(MomentNorm):
+    """`BatchNorm` of a 1 x 1 convolution, which it takes into itself."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, kernel: jax.Array, *, train: bool) -> Folded:
+        """Returns the convolution with what normalises its result.
+
+        Args:
+          x: what is convolved, (batch, H, W, C).
+          kernel: (1, 1, C, features), float32.
+          train: whether to use, and fold in, the statistics of this batch.
 
         Raises:
           UserError: if the batch is not a whole number of groups.
         """
-        given = x
-        x = relu(x) if rectify else x
 
         def moments(origin, groups):
             mean, covariance = _covariance(x.reshape(groups, -1, *x.shape[1:]))
@@ -62,15 +94,7 @@ class GramNorm(MomentNorm):
         variables = self._variables(kernel.shape[-1])
         affine = self._affine(variables, moments, x.shape[0], train)
         bias = affine.bias - affine.centre * affine.factor
-        groups = affine.factor.shape[0]
-        if groups == 1:
-            kernel *= affine.factor
-            return widen(given, kernel, bias, rectify=rectify, in_one=in_one)
-        grouped = x.reshape(groups, -1, *x.shape[1:])
-        scaled = (kernel * affine.factor)[:, 0].astype(x.dtype)
-        out = jnp.einsum("gnhwc,gcf->gnhwf", grouped, scaled)
-        out = (out.astype(jnp.float32) + bias[:, None]).astype(x.dtype)
-        return out.reshape(*x.shape[:-1], -1)
+        return Folded(kernel * affine.factor, bias, x.shape[-1])
 
 
 def _covariance(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ branches.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ def widen(
     *,
     rectify: bool = False,
     in_one: bool = True,
+    grain: int = 0,
 ) -> jax.Array:
     """Convolves with a 1 x 1 kernel that gives more channels than it takes.
 
@@ -41,28 +43,35 @@ def widen(
       in_one: whether both gradients may be a kernel. It takes the cotangent as it lies
         in memory: one that is scaled example by example, as stochastic depth does,
         would have to be written first, which costs more than the kernel saves.
+      grain: channels of the maps that `x` is put together of, the fewest; 0 if it is
+        one. They decide how it lies in a TPU's memory.
 
     Returns:
       (batch, H, W, features) of the type of `x`.
     """
-    return _widen((rectify, in_one), {"x": x, "kernel": kernel, "bias": bias})
+    how = _Widening(rectify, in_one, grain or x.shape[-1])
+    return _widen(how, {"x": x, "kernel": kernel, "bias": bias})
 
 
-def rectify_and_narrow(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rectify_and_narrow(
+    x: jax.Array, kernel: jax.Array, stride: int = 1
+) -> tuple[jax.Array, jax.Array]:
     """Rectifies, and convolves with a 1 x 1 kernel that gives fewer channels.
 
     Args:
       x: (batch, H, W, C).
       kernel: (1, 1, C, features), float32.
+      stride: of what is wanted of max(x, 0) itself.
 
     Returns:
-      max(x, 0), and that convolved, (batch, H, W, features) of the type of `x`.
+      max(x, 0) of every `stride`-th pixel of every `stride`-th row, and max(x, 0)
+      convolved, (batch, H, W, features) of the type of `x`.
     """
-    found = _narrow({"x": x, "kernel": kernel})
+    found = _narrow(stride, {"x": x, "kernel": kernel})
     return found["r"], found["y"]
 
 
-def _fits(narrow: int, wide: int, examples: int) -> bool:
+def _fits(narrow: int, wide: int, examples: int, grain: int) -> bool:
     """Whether the kernels take so many channels and examples."""
     return (
         narrow % TILE == 0
@@ -71,16 +80,23 @@ def _fits(narrow: int, wide: int, examples: int) -> bool:
         and 4 * narrow * wide <= LARGEST_KERNEL
         and examples % ROWS == 0
         # Of unfilled lanes XLA chooses those of the batch or the channels.
-        and (narrow % LANES == 0 or examples % LANES == 0 or examples <= TILE)
+        and (grain % LANES == 0 or examples % LANES == 0 or examples <= TILE)
     )
 
 
 # ----------------------------------------------------------------------- to more
 
 
-def _widen_plainly(how: tuple[bool, bool], arrays: Arrays) -> jax.Array:
-    rectify, _ = how
-    x = relu(arrays["x"]) if rectify else arrays["x"]
+class _Widening(NamedTuple):
+    """The options of `widen`."""
+
+    rectify: bool
+    in_one: bool
+    grain: int
+
+
+def _widen_plainly(how: _Widening, arrays: Arrays) -> jax.Array:
+    x = relu(arrays["x"]) if how.rectify else arrays["x"]
     y = convolve(x, arrays["kernel"], dtype=x.dtype)
     return (y.astype(jnp.float32) + arrays["bias"]).astype(x.dtype)
 
@@ -96,14 +112,12 @@ def _widen_backward(how, arrays, dy):
     # Imported here, for only TPUs need it.
     from vt_flax.nn.kernels import pointwise
 
-    rectify, in_one = how
-
     def products(given, cotangent):
         def compute(x, bias):
             return _widen_plainly(how, given | {"x": x, "bias": bias})
 
         dx, dbias = jax.vjp(compute, given["x"], given["bias"])[1](cotangent["dy"])
-        x = relu(given["x"]) if rectify else given["x"]
+        x = relu(given["x"]) if how.rectify else given["x"]
         # In float32: what is normalised by statistics of x takes their gradient from
         # it. Devices add it up together with the bias's.
         dkernel = pixel_product(x, cotangent["dy"])[None, None]
@@ -117,7 +131,8 @@ def _widen_backward(how, arrays, dy):
                 "kernel": given["kernel"][0].astype(x.dtype),
                 "dy": cotangent["dy"],
             },
-            rectify=rectify,
+            rectify=how.rectify,
+            grain=how.grain,
         )
 
     def finish(found):
@@ -128,7 +143,8 @@ def _widen_backward(how, arrays, dy):
         }
 
     def fits(examples):
-        return in_one and _fits(*arrays["kernel"].shape[2:], examples)
+        narrow, wide = arrays["kernel"].shape[2:]
+        return how.in_one and _fits(narrow, wide, examples, how.grain)
 
     return (
         by_platform(kernel, products, arrays, {"dy": dy}, fits=fits, finish=finish),
@@ -141,25 +157,26 @@ _widen.defvjp(_widen_forward, _widen_backward)
 # ---------------------------------------------------------------------- and to fewer
 
 
-def _narrow_plainly(arrays: Arrays) -> Arrays:
+def _narrow_plainly(stride: int, arrays: Arrays) -> Arrays:
     r = relu(arrays["x"])
-    return {"r": r, "y": convolve(r, arrays["kernel"], dtype=r.dtype)}
+    y = convolve(r, arrays["kernel"], dtype=r.dtype)
+    return {"r": r[:, ::stride, ::stride], "y": y}
 
 
-_narrow = jax.custom_vjp(_narrow_plainly)
+_narrow = jax.custom_vjp(_narrow_plainly, nondiff_argnums=(0,))
 
 
-def _narrow_forward(arrays):
-    found = _narrow_plainly(arrays)
-    # max(x, 0) stands for x, whose derivative it shows.
-    return found, arrays | {"x": found["r"]}
+def _narrow_forward(stride, arrays):
+    # Not r, which would be written for this alone.
+    return _narrow_plainly(stride, arrays), arrays
 
 
-def _narrow_backward(arrays, cotangents):
+def _narrow_backward(stride, arrays, cotangents):
     from vt_flax.nn.kernels import pointwise
 
     def products(given, cotangent):
-        return jax.vjp(_narrow_plainly, given)[1](cotangent)[0]
+        compute = functools.partial(_narrow_plainly, stride)
+        return jax.vjp(compute, given)[1](cotangent)[0]
 
     def kernel(given, cotangent):
         x = given["x"]
@@ -178,8 +195,11 @@ def _narrow_backward(arrays, cotangents):
             "kernel": jnp.sum(found["kernel"], 0).T[None, None],
         }
 
-    wide, narrow = arrays["kernel"].shape[2:]
-    fits = functools.partial(_fits, narrow, wide)
+    def fits(examples):
+        wide, narrow = arrays["kernel"].shape[2:]
+        even = not any(side % stride for side in arrays["x"].shape[1:3])
+        return stride <= 2 and even and _fits(narrow, wide, examples, narrow)
+
     return (
         by_platform(kernel, products, arrays, cotangents, fits=fits, finish=finish),
     )

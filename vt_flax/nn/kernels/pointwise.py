@@ -30,7 +30,7 @@ SPARE_BYTES = 4 * 2**20
 
 
 def widening(
-    arrays: Arrays, *, rectify: bool = False, interpret: bool = False
+    arrays: Arrays, *, rectify: bool = False, grain: int = 0, interpret: bool = False
 ) -> Arrays:
     """Returns the cotangents of x W + b: of `x`, `kernel` and `bias`.
 
@@ -38,6 +38,7 @@ def widening(
       arrays: `x`, (batch, H, W, narrow); `kernel`, (1, narrow, wide); `dy`, (batch,
         H, W, wide), the cotangent of the result.
       rectify: whether max(x, 0) was taken for `x`.
+      grain: channels of the maps that `x` is put together of; 0 if it is one.
       interpret: whether to run it where there is no TPU, slowly.
 
     Returns:
@@ -51,6 +52,7 @@ def widening(
         arrays["kernel"][0],
         functools.partial(_widening_step, rectify=rectify),
         wide=False,
+        grain=grain,
         interpret=interpret,
     )
     return {"x": dx, "kernel": dkernel, "bias": dbias[:, 0]}
@@ -60,9 +62,9 @@ def narrowing(arrays: Arrays, *, interpret: bool = False) -> Arrays:
     """Returns the cotangents of r W^T beside r itself, where r = max(x, 0).
 
     Args:
-      arrays: `x`, which is r, (batch, H, W, wide); `kernel`, (1, narrow, wide); `dr`,
-        (batch, H, W, wide), and `dy`, (batch, H, W, narrow), the cotangents of r and of
-        r W^T.
+      arrays: `x`, (batch, H, W, wide); `kernel`, (1, narrow, wide); `dr`,
+        (batch, H, W, wide), or (batch, H / 2, W / 2, wide) if only every second pixel
+        of r is used, and `dy`, (batch, H, W, narrow): the cotangents of r and of r W^T.
       interpret: whether to run it where there is no TPU, slowly.
 
     Returns:
@@ -76,6 +78,7 @@ def narrowing(arrays: Arrays, *, interpret: bool = False) -> Arrays:
         arrays["kernel"][0],
         _narrowing_step,
         wide=True,
+        stride=arrays["x"].shape[1] // arrays["dr"].shape[1],
         interpret=interpret,
     )
     return {"x": dx, "kernel": dkernel}
@@ -89,19 +92,27 @@ def _call(
     step: Callable[..., None],
     *,
     wide: bool,
+    grain: int = 0,
+    stride: int = 1,
     interpret: bool,
 ) -> list[jax.Array]:
-    """Calls the kernel whose new map is wide or narrow."""
+    """Calls the kernel whose new map is wide or narrow.
+
+    A narrow map that is put together of maps of `grain` channels lies in memory as they
+    do. With a stride of 2 the last of the wide maps holds every second pixel of every
+    second row; height and width are even.
+    """
     batch, height, width, channels = narrow.shape
     dtype = narrow.dtype
-    in_lanes = channels % LANES != 0 and batch % LANES == 0
+    in_lanes = (grain or channels) % LANES != 0 and batch % LANES == 0
     examples = LANES if in_lanes else math.gcd(batch, EXAMPLES)
     each = examples * (
         (len(wides) + wide) * kernel.shape[1] + (2 - wide) * kernel.shape[0]
     )
     pixels = STEP_BYTES // (each * dtype.itemsize)
-    columns = _divisor(width, pixels)
-    rows = _divisor(height, pixels // width)
+    columns = stride * _divisor(width // stride, pixels // stride)
+    rows = pixels // width
+    rows = 1 if rows < stride else stride * _divisor(height // stride, rows // stride)
     grid = height // rows, width // columns, batch // examples
     steps = math.prod(grid)
     # Chips of two cores give each one half.
@@ -140,6 +151,20 @@ def _call(
 
         return pl.BlockSpec((rows * columns, examples, array.shape[3]), flat)
 
+    def strided_spec(array):
+        def flat(*at):
+            row, column, example = place(*at)
+            if rows == 1:
+                # Rows between need none: the block that was read last is kept.
+                between = row % 2 == 1
+                column = jnp.where(between, grid[1] - 1, column)
+                example = jnp.where(between, grid[2] - 1, example)
+                row = jax.lax.div(row, 2)
+            return row * grid[1] + column, example, 0
+
+        pixels = max(rows // 2, 1) * (columns // 2)
+        return pl.BlockSpec((pixels, examples, array.shape[3]), flat)
+
     whole = pl.BlockSpec(kernel.shape, lambda part, step: (0, 0))
     new = wides[0] if wide else narrow
     totals = [kernel.shape] if wide else [kernel.shape, (1, kernel.shape[1])]
@@ -156,11 +181,21 @@ def _call(
         jax.ShapeDtypeStruct(first.shape, dtype),
         *(jax.ShapeDtypeStruct((parts, *s), jnp.float32) for s in totals),
     )
+    wide_specs = [wide_spec(array) for array in wides]
+    if stride > 1:
+        wide_specs[-1] = strided_spec(wides[-1])
+
+        def row():
+            return place(pl.program_id(0), pl.program_id(1))[0]
+
+        step = functools.partial(
+            step, spread=functools.partial(_spread, rows, columns, row)
+        )
     found = pl.pallas_call(
         functools.partial(step, in_lanes),
         out_shape=outputs,
         grid=(parts, steps // parts),
-        in_specs=[narrow_spec(), *map(wide_spec, wides), whole],
+        in_specs=[narrow_spec(), *wide_specs, whole],
         out_specs=[
             wide_spec(new) if wide else narrow_spec(),
             *(
@@ -216,7 +251,9 @@ def _widening_step(
     dbias_ref[...] += jnp.sum(dy.astype(jnp.float32), axis=0, keepdims=True)
 
 
-def _narrowing_step(in_lanes, dy_ref, x_ref, dr_ref, kernel_ref, dx_ref, dkernel_ref):
+def _narrowing_step(
+    in_lanes, dy_ref, x_ref, dr_ref, kernel_ref, dx_ref, dkernel_ref, *, spread=None
+):
     @pl.when(pl.program_id(1) == 0)
     def _():
         dkernel_ref[...] = jnp.zeros_like(dkernel_ref)
@@ -224,10 +261,27 @@ def _narrowing_step(in_lanes, dy_ref, x_ref, dr_ref, kernel_ref, dx_ref, dkernel
     kernel, x = kernel_ref[...], _rows(x_ref)
     dy = _columns(dy_ref) if in_lanes else _rows(dy_ref)
     channels, positions = (ROWS, COLUMNS) if in_lanes else (COLUMNS, ROWS)
-    dkernel_ref[...] += product(dy, x, positions, ROWS)
-    dx = product(dy, kernel, channels, ROWS) + _rows(dr_ref).astype(jnp.float32)
+    dkernel_ref[...] += product(dy, jnp.maximum(x, 0), positions, ROWS)
+    dx = product(dy, kernel, channels, ROWS)
+    dr = spread(dr_ref) if spread else _rows(dr_ref)
+    dx += dr.astype(jnp.float32)
     dx = jnp.where(x.astype(jnp.float32) > 0, dx, 0.0)
     dx_ref[...] = dx.astype(dx_ref.dtype).reshape(dx_ref.shape)
+
+
+def _spread(rows: int, columns: int, row: Callable[[], jax.Array], ref: Any):
+    """`_rows` of a block with zeros between its pixels, to `rows` and `columns`.
+
+    If `rows` is 1, all are zeros where `row()` is odd.
+    """
+    pixels, empty = ref[...], jnp.zeros(ref.shape[1:], ref.dtype)
+    found = jnp.concatenate(
+        [
+            empty if i % 2 or j % 2 else pixels[(i // 2) * (columns // 2) + j // 2]
+            for i, j in itertools.product(range(rows), range(columns))
+        ]
+    )
+    return found if rows > 1 else jnp.where(row() % 2 == 0, found, 0)
 
 
 def _rows(ref: Any) -> jax.Array:
