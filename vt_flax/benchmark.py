@@ -2,6 +2,7 @@
 
 python -m vt_flax.benchmark input --config configs/imagenet.py --save sheet.png
 python -m vt_flax.benchmark step --config configs/imagenet.py --against torch
+python -m vt_flax.benchmark profile --config configs/imagenet.py --trace FOLDER
 python -m vt_flax.benchmark augmentation --config configs/imagenet.py --topology v5e:2x2
 python -m vt_flax.benchmark save --config configs/quickstart.py
 python -m vt_flax.benchmark collectives --config configs/imagenet.py --topology v5e:2x4
@@ -16,6 +17,8 @@ ResNets in turns with it: `flax_resnet`, as Flax's ImageNet example has it, `tor
 same in PyTorch, compiled where that works, or `torch_eager`, and `timm`'s; for a
 VT-ResNet the one that it replaces. With --topology it only compiles, for TPUs that need
 not be there.
+`profile` tells what a training step spends its time on here, and leaves the profiler's
+trace in a folder, for TensorBoard.
 `augmentation` tells the augmentation's share of a training step: of its time here and,
 with --topology, of what the TPU compiler counts; that needs no TPU.
 `save` tells how long a checkpoint keeps the loop waiting, as a share of the steps from
@@ -93,6 +96,16 @@ def main(argv: Sequence[str]) -> None:
         "--topology", metavar="NAME", help="only compile, for TPUs such as v5e:2x4"
     )
     step.add_argument("--chip", type=int, default=128, help="examples a chip (128)")
+    profile = _command(commands, "profile", "what a training step spends its time on")
+    profile.add_argument("--trace", required=True, metavar="FOLDER", help="to write")
+    profile.add_argument("--batch", type=int, default=32, help="examples (32)")
+    profile.add_argument("--steps", type=int, default=3, help="that are profiled (3)")
+    profile.add_argument(
+        "--of",
+        choices=("ours", "flax_resnet"),
+        default="ours",
+        help="whose step: ours, or that of the plain ResNet (ours)",
+    )
     share = _command(commands, "augmentation", "the augmentation's share of a step")
     share.add_argument("--batch", type=int, default=8, help="examples (8)")
     share.add_argument("--rounds", type=int, default=10, help="steps of each (10)")
@@ -118,7 +131,16 @@ def main(argv: Sequence[str]) -> None:
         return
     if args.command == "step":
         args.batch = _batches(args)
-    for option in ("seconds", "rounds", "examples", "batch", "chip", "saves", "warmup"):
+    for option in (
+        "seconds",
+        "rounds",
+        "examples",
+        "batch",
+        "chip",
+        "saves",
+        "warmup",
+        "steps",
+    ):
         value = getattr(args, option, 1)
         value = min(value) if isinstance(value, list) else value
         if value < 1 and (option != "seconds" or value <= 0):
@@ -138,6 +160,7 @@ def main(argv: Sequence[str]) -> None:
     measure = {
         "input": _input,
         "step": _step,
+        "profile": _profile,
         "augmentation": _augmentation,
         "save": _save,
         "collectives": _collectives,
@@ -257,6 +280,18 @@ def _step(args: argparse.Namespace, config: ConfigDict) -> None:
     if costs := cost_rows(records):
         print()
         cli.print_rows(costs, args.format, "Compiling, and memory of a device")
+
+
+def _profile(args: argparse.Namespace, config: ConfigDict) -> None:
+    from vt_flax.analysis.step_profile import profile
+
+    cli.use_cpu_devices(config.parallel.cpu_devices)
+    cli.keep_programs(config.compilation_cache)
+    folder = cli.local_folder("--trace", args.trace)
+    records, notes = profile(config, args.of, args.batch, args.steps, folder)
+    size = " x ".join(map(str, task_of(config).input_size(config)))
+    title = f"{config.model.name} ({args.of}) at {size}, batch {args.batch}: a step"
+    cli.print_rows(records, args.format, title, notes)
 
 
 def _augmentation(args: argparse.Namespace, config: ConfigDict) -> None:
