@@ -1,5 +1,6 @@
 """ResNet equals an independent one in PyTorch, and has the shapes of the papers."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -360,6 +361,52 @@ def test_dropped_blocks_are_their_shortcuts():
     assert not np.allclose(full[0], shortcut[0])
     same = out[np.flatnonzero(np.logical_not(dropped))]
     np.testing.assert_array_equal(same, np.broadcast_to(same[:1], same.shape))
+
+
+@pytest.mark.parametrize("stride, channels", [(1, 16), (1, 8), (2, 8), (2, 12)])
+def test_dropped_bottlenecks_are_their_shortcuts(stride, channels):
+    """The others' branch is twice what it is where none is dropped; gradients too."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, 4, 4, channels)).astype(np.float32)
+    weights = rng.normal(size=(16, 4 // stride, 4 // stride, 16))
+    half = ResidualBlock(4, stride, True, survival_probability=0.5, rectify=False)
+    whole = half.clone(survival_probability=1.0)
+    variables = quick_jit(lambda k, x: whole.init(k, x, train=False))(
+        jax.random.key(0), x
+    )
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32),
+        variables["params"],
+    )
+
+    def run(block, params, x):
+        return block.apply(
+            variables | {"params": params}, x, train=True,
+            rngs={"dropout": jax.random.key(1)}, mutable=["batch_stats"],
+        )[0]  # fmt: skip
+
+    def shortcut(params, x):
+        """What is left of a block whose last scale and bias are zero."""
+        silent = jax.tree.map(jnp.zeros_like, params["norm3"])
+        return run(whole, params | {"norm3": silent}, x)
+
+    out, left = quick_jit(lambda p, x: (run(half, p, x), shortcut(p, x)))(params, x)
+    kept = np.abs(out - left).max((1, 2, 3)) > 1e-5
+    assert 0 < kept.sum() < 16
+
+    def by_parts(params, x):
+        branch = run(whole, params, x) - shortcut(params, x)
+        return shortcut(params, x) + 2.0 * kept[:, None, None, None] * branch
+
+    def loss(make):
+        return lambda params, x: jnp.sum(make(params, x) * weights)
+
+    found, expected = (
+        quick_jit(jax.value_and_grad(loss(make), (0, 1)))(params, x)
+        for make in (functools.partial(run, half), by_parts)
+    )
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert np.abs(one - other).max() < 1e-4 * max(np.abs(other).max(), 1)
 
 
 def test_bfloat16_keeps_float32_parameters_and_logits():

@@ -125,6 +125,16 @@ def test_stochastic_depth_keeps_a_fraction_and_the_mean(probability):
     assert np.all(np.abs(out.mean(0) - x[0]) < bound)
 
 
+def test_shares_are_what_stochastic_depth_multiplies_with():
+    x, module, key = reference.normal(0, 64, 2), StochasticDepth(0.4), jax.random.key(3)
+    out = module.apply({}, x, train=True, rngs={"dropout": key})
+    shares = module.apply({}, 64, train=True, rngs={"dropout": key}, method="shares")
+    assert {*np.asarray(shares).tolist()} == {0.0, np.float32(2.5).item()}
+    np.testing.assert_allclose(out, x * shares[:, None], rtol=1e-6)
+    assert module.apply({}, 64, train=False, method="shares") is None
+    assert StochasticDepth(1.0).apply({}, 64, train=True, method="shares") is None
+
+
 def test_stochastic_depth_needs_random_numbers_and_differs_by_key():
     x = np.ones((64, 2), np.float32)
     module = StochasticDepth(0.5)

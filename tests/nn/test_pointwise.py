@@ -43,13 +43,15 @@ def close(found, expected, tolerance):
         )
 
 
-def arrays_of(shape, widening, stride=1):
+def arrays_of(shape, widening, stride=1, parts=0):
     batch, height, width, narrow, wide = shape
     before, after = (narrow, wide) if widening else (wide, narrow)
     maps = {
         "x": normal(0, batch, height, width, before),
         "dy": normal(1, batch, height, width, after),
     }
+    if parts:
+        maps["shares"] = normal(4, batch, parts)
     if not widening:
         strided = height // stride, width // stride
         maps["dr"] = normal(2, batch, *strided, before)
@@ -69,7 +71,8 @@ def gradients(maps, kernel, rectify):
         "kernel": np.einsum("nhwc,nhwf->cf", taken, dy)[None, None],
     }
     if "dr" not in maps:
-        found["bias"] = dy.sum((0, 1, 2))[None, None, None]
+        shares = maps.get("shares", np.ones((len(x), 1)))
+        found["bias"] = np.einsum("nhwf,np->pf", dy, shares)[None]
     return found
 
 
@@ -83,9 +86,14 @@ def pulled(maps, kernel, rectify):
             lambda a: pointwise.rectify_and_narrow(**a, stride=stride), arrays
         )
         return pull((maps["dr"], maps["dy"]))[0]
-    arrays["bias"] = jnp.zeros((1, 1, 1, kernel.shape[-1]))
-    _, pull = jax.vjp(lambda a: pointwise.widen(**a, rectify=rectify), arrays)
-    return pull(maps["dy"])[0]
+    shares = maps.get("shares")
+    parts = 1 if shares is None else shares.shape[1]
+    arrays["bias"] = jnp.zeros((1, parts, kernel.shape[-1]))
+
+    def widen(arrays):
+        return pointwise.widen(**arrays, shares=shares, rectify=rectify)
+
+    return jax.vjp(widen, arrays)[1](maps["dy"])[0]
 
 
 def kernel_gradients(maps, kernel, rectify, dtype):
@@ -98,7 +106,7 @@ def kernel_gradients(maps, kernel, rectify, dtype):
     else:
         arrays["kernel"] = kernel
         found = kernels.widening(arrays, rectify=rectify, interpret=True)
-        found["bias"] = jnp.sum(found["bias"], 0)[None, None, None]
+        found["bias"] = jnp.sum(found["bias"], 0)[None]
     assert found["x"].dtype == dtype and found["kernel"].dtype == jnp.float32
     return found | {"kernel": jnp.sum(found["kernel"], 0)[None, None]}
 
@@ -115,6 +123,18 @@ def test_kernels(shape, dtype, tolerance, widening, rectify, monkeypatch):
         close(kernel_gradients(maps, kernel, rectify, dtype), expected, tolerance)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("step", [2**30, 1])
+def test_shares_of_the_bias(shape, step, monkeypatch):
+    maps, kernel = arrays_of(shape, True, parts=2)
+    expected = gradients(maps, kernel, True)
+    monkeypatch.setattr(kernels, "STEP_BYTES", step)
+    close(kernel_gradients(maps, kernel, True, "float32"), expected, 1e-6)
+    if step > 1:
+        found = quick_jit(pulled, static_argnums=2)(maps, kernel, True)
+        close(found, expected, 1e-5)
+
+
 def test_maps_of_few_channels_side_by_side(monkeypatch):
     """The batch fills lanes, as for each of them alone."""
     maps, kernel = arrays_of((128, 2, 3, 128, 256), True)
@@ -123,7 +143,7 @@ def test_maps_of_few_channels_side_by_side(monkeypatch):
     monkeypatch.setattr(kernels, "STEP_BYTES", 2**20)
     found = kernels.widening(arrays, grain=64, interpret=True)
     found["kernel"] = jnp.sum(found["kernel"], 0)[None, None]
-    found["bias"] = jnp.sum(found["bias"], 0)[None, None, None]
+    found["bias"] = jnp.sum(found["bias"], 0)[None]
     close(found, gradients(maps, kernel, False), 1e-6)
 
 
@@ -160,11 +180,17 @@ def test_gradients_of_every_second_pixel(shape):
 
 def test_values():
     x, kernel, bias = normal(0, 2, 3, 3, 6), normal(1, 1, 1, 6, 10), normal(2, 10)
-    single = [jnp.asarray(a, jnp.float32) for a in (x, kernel, bias[None, None, None])]
+    single = [jnp.asarray(a, jnp.float32) for a in (x, kernel, bias[None, None])]
     for rectify in (False, True):
         taken = np.maximum(x, 0) if rectify else x
         found = pointwise.widen(*single, rectify=rectify)
         np.testing.assert_allclose(found, taken @ kernel[0, 0] + bias, 1e-5, 1e-5)
+    shares, both = np.array([[0.0, 1.0], [2.0, 1.0]]), np.stack([bias, 3 * bias])
+    found = pointwise.widen(
+        *single[:2], *(jnp.asarray(a, jnp.float32) for a in (both[None], shares))
+    )
+    expected = x @ kernel[0, 0] + (shares @ both)[:, None, None]
+    np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
     r, y = pointwise.rectify_and_narrow(*single[:2])
     np.testing.assert_array_equal(r, np.maximum(x, 0))
     np.testing.assert_allclose(y, np.maximum(x, 0) @ kernel[0, 0], 1e-5, 1e-5)
@@ -179,7 +205,7 @@ def test_elsewhere_it_is_what_autodiff_gives(widening):
     maps, kernel = arrays_of((4, 3, 3, 8, 16), widening)
     x, dy = (jnp.asarray(maps[name], jnp.bfloat16) for name in ("x", "dy"))
     kernel = jnp.asarray(kernel, jnp.float32)
-    bias = jnp.zeros((1, 1, 1, kernel.shape[-1]))
+    bias = jnp.zeros((1, 1, kernel.shape[-1]))
 
     def plain(x, kernel):
         return convolve(relu(x), kernel, dtype=x.dtype)
@@ -245,8 +271,9 @@ for side, channels, dtype, stride in (
     def loss(x, narrowing, widening):
         with on_devices_of(mesh):
             r, y = rectify_and_narrow(x, narrowing, stride)
-            bias = jnp.zeros((1, 1, 1, shape[3]))
-            y = widen(y[:, ::stride, ::stride], widening, bias, rectify=True)
+            bias = jnp.zeros((1, 2, shape[3]))
+            shares = jnp.stack([jnp.mean(y, (1, 2, 3)), jnp.ones(len(y))], 1)
+            y = widen(y[:, ::stride, ::stride], widening, bias, shares, rectify=True)
         return jnp.sum(jnp.square((r + y).astype(jnp.float32)))
 
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, narrowing, widening)

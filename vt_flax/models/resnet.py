@@ -36,6 +36,8 @@ STEMS = ("imagenet", "small")
 # their covariance is work, which what is not read and written has to outweigh.
 WIDENING = 2
 VARIANTS = ("torchvision", "msra")
+# The shortcut's convolution, its normalisation, and where its scale starts.
+SHORTCUT = ("shortcut", "shortcut_norm", nn.initializers.ones)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,18 +109,7 @@ class ResidualBlock(nn.Module):
             features = self.width
             plan = [(self.width, 3, self.stride), (self.width, 3, 1)]
 
-        projected = x.shape[-1] != features or self.stride != 1
-        # Nothing may happen to the branch before it is added.
-        added = self.parts.gate is None and not (
-            train and self.survival_probability < 1.0
-        )
-        joint = (
-            projected and added and self.bottleneck
-            and features >= WIDENING * x.shape[-1]
-        )  # fmt: skip
-        shortcut = ("shortcut", "shortcut_norm", nn.initializers.ones)
-
-        y, beside = x, self.stride
+        y, stride_left = x, self.stride
         for i, (channels, kernel, stride) in enumerate(plan, 1):
             zero = i == len(plan) and self.zero_init_residual
             init = nn.initializers.zeros if zero else nn.initializers.ones
@@ -127,57 +118,69 @@ class ResidualBlock(nn.Module):
                 weights = ConvKernel(channels, 1, name="conv1")(x.shape[-1])
                 x = x.astype(self.dtype)
                 x, y = rectify_and_narrow(x, weights, self.stride)
-                beside = 1
+                stride_left = 1
                 y = self.norm.layer("norm1", init)(y, train=train)
-            elif kernel == 1 and i > 1 and joint:
-                # Both convolutions as one: neither result is held on its own.
-                x = x[:, ::beside, ::beside].astype(self.dtype)
-                y = relu(y)
-                branch = self._folded(y, features, names, train=train)
-                both = branch.beside(self._folded(x, features, shortcut, train=train))
-                y = both(jnp.concatenate([y, x], axis=-1))
+            elif i == 3 and self.parts.gate is None and _widens(y, channels):
+                y = self._add(x, y, channels, stride_left, names, train=train)
+                return relu(y) if self.rectify else y
             elif kernel == 1:
-                y = self._pointwise(
-                    y, channels, stride, names,
-                    train=train,
-                    rectify=i > 1,
-                    # What ends the branch is dropped for some examples.
-                    in_one=self.survival_probability >= 1.0,
-                )  # fmt: skip
+                y = relu(y) if i > 1 else y
+                y = self._pointwise(y, channels, stride, names, train=train)
             else:
                 y = relu(y) if i > 1 else y
                 conv = self.parts.conv
                 y = conv(channels, kernel, stride, self.dtype, name=f"conv{i}")(y)
                 y = self.norm.layer(f"norm{i}", init)(y, train=train)
-        if joint:
-            return relu(y) if self.rectify else y
         if self.parts.gate is not None:
             gate = self.parts.gate(dtype=self.dtype, norm=self.norm, name="gate")
             y = gate(y, train=train)
         y = StochasticDepth(self.survival_probability, name="depth")(y, train=train)
-        if projected:
-            x = self._pointwise(x, features, beside, shortcut, train=train)
+        if x.shape[-1] != features or self.stride != 1:
+            x = self._pointwise(x, features, stride_left, SHORTCUT, train=train)
         return relu(x + y) if self.rectify else x + y
 
-    def _pointwise(
-        self, x, features, stride, names, *, train, rectify=False, in_one=True
-    ):
+    def _add(self, x, y, features, stride, names, *, train):
+        """The sum of what `x` and the branch come to, whose last convolution is left.
+
+        Where the shortcut has a convolution too, both are one, of their maps side by
+        side, and neither result is held on its own. A branch is dropped, and scaled,
+        before its convolution, whose result is then as large as what comes back to it.
+        """
+        depth = StochasticDepth(self.survival_probability, name="depth")
+        shares = depth.shares(len(y), train=train)
+        folded = self._folded(relu(y), features, names, train=train)
+        if shares is not None:
+            y *= shares[:, None, None, None].astype(y.dtype)
+            shares = shares[:, None]
+        projected = x.shape[-1] != features or self.stride != 1
+        if not (projected and _widens(x, features)):
+            if projected:
+                x = self._pointwise(x, features, stride, SHORTCUT, train=train)
+            return x + folded(y, shares, rectify=True)
+        x = x[:, ::stride, ::stride].astype(self.dtype)
+        folded = folded.beside(self._folded(x, features, SHORTCUT, train=train))
+        if shares is not None:
+            shares = jnp.concatenate([shares, jnp.ones_like(shares)], axis=1)
+        return folded(jnp.concatenate([relu(y), x], axis=-1), shares)
+
+    def _pointwise(self, x, features, stride, names, *, train):
         """A 1 x 1 convolution and its normalisation, by their names."""
-        if features < WIDENING * x.shape[-1]:
+        if not _widens(x, features):
             conv, norm, scale_init = names
-            x = relu(x) if rectify else x
             x = Conv(features, 1, stride, self.dtype, name=conv)(x)
             return self.norm.layer(norm, scale_init)(x, train=train)
         x = x[:, ::stride, ::stride].astype(self.dtype)
-        rectified = relu(x) if rectify else x
-        folded = self._folded(rectified, features, names, train=train)
-        return folded(x, rectify=rectify, in_one=in_one)
+        return self._folded(x, features, names, train=train)(x)
 
     def _folded(self, x, features, names, *, train):
         """One of many outputs, with its normalisation in it."""
         conv, norm, scale_init = names
         kernel = ConvKernel(features, 1, name=conv)(x.shape[-1])
         return GramNorm.of(self.norm, norm, scale_init)(x, kernel, train=train)
+
+
+def _widens(x: jax.Array, features: int) -> bool:
+    return features >= WIDENING * x.shape[-1]
 
 
 class Stage(nn.Module):

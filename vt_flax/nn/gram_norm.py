@@ -28,7 +28,7 @@ class Folded:
 
     Attributes:
       kernel: (groups, 1, C, features), float32; one group is for all examples.
-      bias: (groups, 1, 1, features), float32.
+      bias: (groups, parts, features), float32: one part for each map that is convolved.
       grain: see `nn.pointwise.widen`.
     """
 
@@ -38,19 +38,22 @@ class Folded:
 
     def beside(self, other: "Folded") -> "Folded":
         """Returns the sum of both, of maps whose channels are put one after another."""
-        kernel = jnp.concatenate([self.kernel, other.kernel], axis=2)
-        grain = min(self.grain, other.grain)
-        return Folded(kernel, self.bias + other.bias, grain)
+        return Folded(
+            jnp.concatenate([self.kernel, other.kernel], axis=2),
+            jnp.concatenate([self.bias, other.bias], axis=1),
+            min(self.grain, other.grain),
+        )
 
     def __call__(
-        self, x: jax.Array, *, rectify: bool = False, in_one: bool = True
+        self, x: jax.Array, shares: jax.Array | None = None, *, rectify: bool = False
     ) -> jax.Array:
         """Convolves.
 
         Args:
           x: (batch, H, W, C).
+          shares: of each map's bias that each example gets, (batch, parts), float32;
+            None for all of all.
           rectify: whether max(x, 0) is to be taken for `x`.
-          in_one: see `nn.pointwise.widen`.
 
         Returns:
           (batch, H, W, features) in the type of `x`.
@@ -58,14 +61,18 @@ class Folded:
         groups = len(self.kernel)
         if groups == 1:
             return widen(
-                x, self.kernel, self.bias,
-                rectify=rectify, in_one=in_one, grain=self.grain,
-            )  # fmt: skip
+                x, self.kernel, self.bias, shares, rectify=rectify, grain=self.grain
+            )
         x = relu(x) if rectify else x
+        if shares is None:
+            shares = jnp.ones((len(x), self.bias.shape[1]))
         grouped = x.reshape(groups, -1, *x.shape[1:])
         kernel = self.kernel[:, 0].astype(x.dtype)
         out = jnp.einsum("gnhwc,gcf->gnhwf", grouped, kernel).astype(jnp.float32)
-        return (out + self.bias[:, None]).astype(x.dtype).reshape(*x.shape[:-1], -1)
+        out += jnp.einsum(
+            "gnp,gpf->gnf", shares.reshape(groups, -1, shares.shape[1]), self.bias
+        )[:, :, None, None]
+        return out.astype(x.dtype).reshape(*x.shape[:-1], -1)
 
 
 class GramNorm(MomentNorm):
@@ -94,7 +101,7 @@ class GramNorm(MomentNorm):
         variables = self._variables(kernel.shape[-1])
         affine = self._affine(variables, moments, x.shape[0], train)
         bias = affine.bias - affine.centre * affine.factor
-        return Folded(kernel * affine.factor, bias, x.shape[-1])
+        return Folded(kernel * affine.factor, bias[:, 0], x.shape[-1])
 
 
 def _covariance(x: jax.Array) -> tuple[jax.Array, jax.Array]:

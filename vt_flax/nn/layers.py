@@ -234,16 +234,28 @@ class StochasticDepth(nn.Module):
 
     survival_probability: float
 
-    @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns (batch, ...) with the branch of some examples set to zero."""
-        if not train or self.survival_probability >= 1.0:
+        keep = self._keep(len(x), train)
+        if keep is None:
             return x
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        keep = jax.random.bernoulli(
-            self.make_rng("dropout"), self.survival_probability, shape
-        )
+        keep = keep.reshape(-1, *(1,) * (x.ndim - 1))
         return jnp.where(keep, x / self.survival_probability, jnp.zeros_like(x))
+
+    def shares(self, batch: int, *, train: bool) -> jax.Array | None:
+        """Returns what branches are to be multiplied with; None for all with 1.
+
+        Returns:
+          (batch,), float32: 0, or the inverse of the probability.
+        """
+        keep = self._keep(batch, train)
+        return None if keep is None else keep / jnp.float32(self.survival_probability)
+
+    def _keep(self, batch: int, train: bool) -> jax.Array | None:
+        if not train or self.survival_probability >= 1.0:
+            return None
+        key = self.make_rng("dropout")
+        return jax.random.bernoulli(key, self.survival_probability, (batch,))
 
 
 def linear_survival(index: int, count: int, final: float) -> float:

@@ -8,7 +8,6 @@ branches.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +27,9 @@ def widen(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array,
+    shares: jax.Array | None = None,
     *,
     rectify: bool = False,
-    in_one: bool = True,
     grain: int = 0,
 ) -> jax.Array:
     """Convolves with a 1 x 1 kernel that gives more channels than it takes.
@@ -38,19 +37,20 @@ def widen(
     Args:
       x: (batch, H, W, C).
       kernel: (1, 1, C, features), float32.
-      bias: (1, 1, 1, features), float32.
+      bias: (1, parts, features), float32.
+      shares: of each part of the bias that each example gets, (batch, parts), float32;
+        it has no gradient. None for all of all.
       rectify: whether max(x, 0) is to be taken for `x`.
-      in_one: whether both gradients may be a kernel. It takes the cotangent as it lies
-        in memory: one that is scaled example by example, as stochastic depth does,
-        would have to be written first, which costs more than the kernel saves.
       grain: channels of the maps that `x` is put together of, the fewest; 0 if it is
         one. They decide how it lies in a TPU's memory.
 
     Returns:
       (batch, H, W, features) of the type of `x`.
     """
-    how = _Widening(rectify, in_one, grain or x.shape[-1])
-    return _widen(how, {"x": x, "kernel": kernel, "bias": bias})
+    arrays = {"x": x, "kernel": kernel, "bias": bias}
+    if shares is not None:
+        arrays["shares"] = shares
+    return _widen((rectify, grain or x.shape[-1]), arrays)
 
 
 def rectify_and_narrow(
@@ -87,18 +87,17 @@ def _fits(narrow: int, wide: int, examples: int, grain: int) -> bool:
 # ----------------------------------------------------------------------- to more
 
 
-class _Widening(NamedTuple):
-    """The options of `widen`."""
-
-    rectify: bool
-    in_one: bool
-    grain: int
-
-
-def _widen_plainly(how: _Widening, arrays: Arrays) -> jax.Array:
-    x = relu(arrays["x"]) if how.rectify else arrays["x"]
+def _widen_plainly(how: tuple[bool, int], arrays: Arrays) -> jax.Array:
+    rectify, _ = how
+    x = relu(arrays["x"]) if rectify else arrays["x"]
     y = convolve(x, arrays["kernel"], dtype=x.dtype)
-    return (y.astype(jnp.float32) + arrays["bias"]).astype(x.dtype)
+    bias = arrays["bias"][0]
+    if "shares" in arrays:
+        exact = jax.lax.Precision.HIGHEST
+        bias = jnp.matmul(arrays["shares"], bias, precision=exact)[:, None, None]
+    else:
+        bias = jnp.sum(bias, axis=0)
+    return (y.astype(jnp.float32) + bias).astype(x.dtype)
 
 
 _widen = jax.custom_vjp(_widen_plainly, nondiff_argnums=(0,))
@@ -112,12 +111,14 @@ def _widen_backward(how, arrays, dy):
     # Imported here, for only TPUs need it.
     from vt_flax.nn.kernels import pointwise
 
+    rectify, grain = how
+
     def products(given, cotangent):
         def compute(x, bias):
             return _widen_plainly(how, given | {"x": x, "bias": bias})
 
         dx, dbias = jax.vjp(compute, given["x"], given["bias"])[1](cotangent["dy"])
-        x = relu(given["x"]) if how.rectify else given["x"]
+        x = relu(given["x"]) if rectify else given["x"]
         # In float32: what is normalised by statistics of x takes their gradient from
         # it. Devices add it up together with the bias's.
         dkernel = pixel_product(x, cotangent["dy"])[None, None]
@@ -125,30 +126,29 @@ def _widen_backward(how, arrays, dy):
 
     def kernel(given, cotangent):
         x = given["x"]
-        return pointwise.widening(
-            {
-                "x": x,
-                "kernel": given["kernel"][0].astype(x.dtype),
-                "dy": cotangent["dy"],
-            },
-            rectify=how.rectify,
-            grain=how.grain,
-        )
+        weights = given["kernel"][0].astype(x.dtype)
+        taken = {"x": x, "kernel": weights, "dy": cotangent["dy"]}
+        if "shares" in given:
+            taken["shares"] = given["shares"]
+        return pointwise.widening(taken, rectify=rectify, grain=grain)
 
     def finish(found):
+        bias = jnp.sum(found["bias"], 0)[None]
         return {
             "x": found["x"],
             "kernel": jnp.sum(found["kernel"], 0)[None, None],
-            "bias": jnp.sum(found["bias"], 0)[None, None, None],
+            # Of parts that all examples get whole, each has the gradient of the sum.
+            "bias": jnp.broadcast_to(bias, arrays["bias"].shape),
         }
 
     def fits(examples):
         narrow, wide = arrays["kernel"].shape[2:]
-        return how.in_one and _fits(narrow, wide, examples, how.grain)
+        return _fits(narrow, wide, examples, grain)
 
-    return (
-        by_platform(kernel, products, arrays, {"dy": dy}, fits=fits, finish=finish),
-    )
+    found = by_platform(kernel, products, arrays, {"dy": dy}, fits=fits, finish=finish)
+    if "shares" in arrays:
+        found["shares"] = jnp.zeros_like(arrays["shares"])
+    return (found,)
 
 
 _widen.defvjp(_widen_forward, _widen_backward)

@@ -36,14 +36,15 @@ def widening(
 
     Args:
       arrays: `x`, (batch, H, W, narrow); `kernel`, (1, narrow, wide); `dy`, (batch,
-        H, W, wide), the cotangent of the result.
+        H, W, wide), the cotangent of the result; `shares`, (batch, parts), if examples
+        get unlike shares of the parts of b.
       rectify: whether max(x, 0) was taken for `x`.
       grain: channels of the maps that `x` is put together of; 0 if it is one.
       interpret: whether to run it where there is no TPU, slowly.
 
     Returns:
-      That of `x`; those of `kernel`, (parts, narrow, wide), and of `bias`, (parts,
-      wide), float32: the sums over parts of the pixels.
+      That of `x`; those of `kernel`, (n, narrow, wide), and of `bias`, (n, parts or 1,
+      wide), float32: the sums over n shares of the pixels.
     """
     dx, dkernel, dbias = _call(
         "widening_gradients",
@@ -52,10 +53,11 @@ def widening(
         arrays["kernel"][0],
         functools.partial(_widening_step, rectify=rectify),
         wide=False,
+        shares=arrays.get("shares"),
         grain=grain,
         interpret=interpret,
     )
-    return {"x": dx, "kernel": dkernel, "bias": dbias[:, 0]}
+    return {"x": dx, "kernel": dkernel, "bias": dbias}
 
 
 def narrowing(arrays: Arrays, *, interpret: bool = False) -> Arrays:
@@ -68,7 +70,7 @@ def narrowing(arrays: Arrays, *, interpret: bool = False) -> Arrays:
       interpret: whether to run it where there is no TPU, slowly.
 
     Returns:
-      That of `x`; that of `kernel`, (parts, narrow, wide), float32: the sums over parts
+      That of `x`; that of `kernel`, (n, narrow, wide), float32: the sums over n shares
       of the pixels.
     """
     dx, dkernel = _call(
@@ -92,6 +94,7 @@ def _call(
     step: Callable[..., None],
     *,
     wide: bool,
+    shares: jax.Array | None = None,
     grain: int = 0,
     stride: int = 1,
     interpret: bool,
@@ -167,13 +170,20 @@ def _call(
 
     whole = pl.BlockSpec(kernel.shape, lambda part, step: (0, 0))
     new = wides[0] if wide else narrow
-    totals = [kernel.shape] if wide else [kernel.shape, (1, kernel.shape[1])]
+    totals, others, other_specs = [kernel.shape], [], []
+    if not wide:
+        totals.append((1 if shares is None else shares.shape[1], kernel.shape[1]))
+    if shares is not None:
+        others.append(shares)
+        block = (examples, shares.shape[1])
+        other_specs.append(pl.BlockSpec(block, lambda *at: (place(*at)[2], 0)))
     inputs = (
         turned(narrow),
         *(
             jnp.swapaxes(array.reshape(batch, -1, array.shape[3]), 0, 1)
             for array in wides
         ),
+        *others,
         kernel,
     )
     first = inputs[1] if wide else inputs[0]
@@ -195,7 +205,7 @@ def _call(
         functools.partial(step, in_lanes),
         out_shape=outputs,
         grid=(parts, steps // parts),
-        in_specs=[narrow_spec(), *wide_specs, whole],
+        in_specs=[narrow_spec(), *wide_specs, *other_specs, whole],
         out_specs=[
             wide_spec(new) if wide else narrow_spec(),
             *(
@@ -224,9 +234,9 @@ def _call(
     return [jnp.transpose(found[0], back), *found[1:]]
 
 
-def _widening_step(
-    in_lanes, x_ref, dy_ref, kernel_ref, dx_ref, dkernel_ref, dbias_ref, *, rectify
-):
+def _widening_step(in_lanes, x_ref, dy_ref, *refs, rectify):
+    *shares_refs, kernel_ref, dx_ref, dkernel_ref, dbias_ref = refs
+
     @pl.when(pl.program_id(1) == 0)
     def _():
         dkernel_ref[...] = jnp.zeros_like(dkernel_ref)
@@ -248,7 +258,13 @@ def _widening_step(
     else:
         dx_ref[...] = dx.reshape(dx_ref.shape)
     dkernel_ref[...] += product(x, dy, COLUMNS if in_lanes else ROWS, ROWS)
-    dbias_ref[...] += jnp.sum(dy.astype(jnp.float32), axis=0, keepdims=True)
+    total = jnp.sum(dy_ref[...].astype(jnp.float32), axis=0)
+    if not shares_refs:
+        dbias_ref[...] += jnp.sum(total, axis=0, keepdims=True)
+    for ref in shares_refs:
+        for part in range(ref.shape[1]):
+            sum_ = jnp.sum(ref[:, part : part + 1] * total, axis=0, keepdims=True)
+            dbias_ref[part : part + 1] += sum_
 
 
 def _narrowing_step(
