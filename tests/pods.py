@@ -1,6 +1,7 @@
 """Real processes that train together on this machine."""
 
 import contextlib
+import gc
 import importlib
 import multiprocessing
 import os
@@ -88,6 +89,8 @@ _starter.set_forkserver_preload(["vt_flax.train", "vt_flax.evaluate", "tensorflo
 
 def _run(name: str, words: Sequence[str], devices: int, output: pathlib.Path) -> None:
     """Runs `python -m vt_flax.NAME`, in a process of its own."""
+    # What has been imported is no garbage to look for.
+    gc.freeze()
     os.chdir(ROOT)
     for stream, file in ((1, output), (2, output.with_suffix(".err"))):
         os.dup2(os.open(file, os.O_WRONLY), stream)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vt_flax.data.host import tensorflow
+from vt_flax.data.host import as_written, tensorflow
 
 # Rows, records and labels; labels of no meaning where a record holds its own.
 Chunk = tuple[np.ndarray, list[bytes], list[int]]
@@ -54,9 +54,9 @@ class Feed:
 
         return (
             tf.data.Dataset.counter()
-            .map(next_chunk)
-            .take_while(lambda more, *_: more)
-            .map(lambda _, *chunk: tuple(chunk))
+            .map(as_written(next_chunk))
+            .take_while(as_written(lambda more, *_: more))
+            .map(as_written(lambda _, *chunk: tuple(chunk)))
             .unbatch()
         )
 

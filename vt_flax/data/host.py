@@ -6,7 +6,8 @@ import functools
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 # Its libraries log what they do, of no concern to a user; set to 0, everything is told.
 # JAX sets the same, where it is imported first.
@@ -35,6 +36,15 @@ def tensorflow() -> types.ModuleType:
             tf.config.set_visible_devices([], "GPU")
     _keep_memory()
     return tf
+
+
+def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps TensorFlow from rewriting a function that it traces.
+
+    It would turn `if` and `for` over tensors into operations. Ours have none, and to
+    read and rewrite their source takes half a second of each start.
+    """
+    return tensorflow().autograph.experimental.do_not_convert(function)
 
 
 @contextlib.contextmanager

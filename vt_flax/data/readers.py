@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vt_flax.data.decoders import Decoder, Item
 from vt_flax.data.feed import Chunk, Feed
-from vt_flax.data.host import tensorflow
+from vt_flax.data.host import as_written, tensorflow
 from vt_flax.data.source import Example, RandomAccessSource, StreamSource
 from vt_flax.data.threads import ordered_map
 from vt_flax.errors import UserError
@@ -215,7 +215,7 @@ def _decode(
     data = (
         feed.dataset()
         # More calls than threads: while one takes long, the others go on.
-        .map(one, num_parallel_calls=4 * workers, deterministic=True)
+        .map(as_written(one), num_parallel_calls=4 * workers, deterministic=True)
         # A bad record must not end the run: its row is missed and then looked into.
         .ignore_errors()
         .batch(size)
