@@ -1,4 +1,4 @@
-"""Configuration files: what is read from them."""
+"""Configuration files: where they are found, and what is read from them."""
 
 import importlib.util
 import pathlib
@@ -7,21 +7,23 @@ from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError
 
+# Here configs/ of the checkout is linked to, so that wheels carry its files.
+PACKAGE = pathlib.Path(__file__).parents[1]
+
 
 def read_file(path: str) -> ConfigDict:
     """Runs a configuration file and returns what it gives, which may be partial.
 
     Args:
       path: `FILE.py`, or `FILE.py:ARG`; the file defines `get_config()`, or
-        `get_config(arg)`.
+        `get_config(arg)`. Where the current folder has no `configs/NAME.py`, the one
+        that comes with the package is taken.
 
     Raises:
       UserError: for a missing or broken file, or an argument that it refuses.
     """
     name, _, argument = path.partition(":")
-    file = pathlib.Path(name)
-    if not file.is_file():
-        raise UserError(f"--config {name}: there is no such file")
+    file = _find(name)
     spec = importlib.util.spec_from_file_location("vt_flax_config", file)
     if spec is None or spec.loader is None:
         raise UserError(f"--config {name}: not a Python file")
@@ -38,3 +40,19 @@ def read_file(path: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config {path}: get_config must return a ConfigDict")
     return config
+
+
+def _find(name: str) -> pathlib.Path:
+    file = pathlib.Path(name)
+    if file.is_file():
+        return file
+    brought = {
+        found.relative_to(PACKAGE).as_posix(): found
+        for found in sorted((PACKAGE / "configs").glob("*.py"))
+    }
+    if file.as_posix() not in brought:
+        raise UserError(
+            f"--config {name}: there is no such file, nor is it one of those that come "
+            f"with vt_flax: {', '.join(brought)}"
+        )
+    return brought[file.as_posix()]
