@@ -14,7 +14,10 @@ from pods import ROOT, arguments, quick
 from vt_flax.training.config import load_config
 from vt_flax.version import __version__
 
-FILES = "setup.cfg pyproject.toml MANIFEST.in README.md LICENSE".split()
+FILES = [
+    *("setup.cfg", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"),
+    *("BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md"),
+]
 FOLDERS = "vt_flax configs launch tests docs".split()
 MODULES = [path.relative_to(ROOT) for path in (ROOT / "vt_flax").rglob("*.py")]
 CONFIGS = [path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.py")]
