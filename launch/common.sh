@@ -1,11 +1,10 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: the virtual environment and the installation.
 
-# make_environment EXTRAS: creates .venv (or uses $VENV) and installs the project with
-# the given extras, if anything that decides what is installed has changed.
-make_environment() {
-  local extras=$1 python=${PYTHON:-python3} stamp
-  VENV=${VENV:-.venv}
+# make_venv FOLDER: creates a virtual environment in $VENV, or in FOLDER.
+make_venv() {
+  local python=${PYTHON:-python3}
+  VENV=${VENV:-$1}
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     echo "error: $python is missing or older than 3.11: set PYTHON to a newer one" >&2
     exit 2
@@ -18,6 +17,13 @@ make_environment() {
       exit 2
     fi
   fi
+}
+
+# make_environment EXTRAS: creates .venv (or uses $VENV) and installs the project with
+# the given extras, if anything that decides what is installed has changed.
+make_environment() {
+  local extras=$1 stamp
+  make_venv .venv
   stamp="$extras $(cat setup.cfg pyproject.toml | cksum)"
   if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$stamp" ]; then
     echo "== installing vt_flax${extras:+ with $extras}"

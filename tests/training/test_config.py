@@ -384,36 +384,6 @@ def test_a_whole_number_may_stand_for_a_float(write):
     assert rate == 1.0 and isinstance(rate, float)
 
 
-@pytest.mark.parametrize("name", ["nowhere.py", "nowhere.py:arg", ""])
-def test_a_missing_file(tmp_path, name):
-    with pytest.raises(UserError, match="there is no such file"):
-        load_config(str(tmp_path / name))
-
-
-@pytest.mark.parametrize(
-    "lines,message",
-    [
-        (["def get_config(:"], "mine.py: SyntaxError"),
-        (["import no_such_module"], "mine.py: .*no_such_module"),
-        (["x = 1"], "mine.py: .*get_config"),
-        (["def get_config():", "  return 1 / 0"], "mine.py: ZeroDivisionError"),
-        (["def get_config():", "  return {}"], "mine.py: .*must return a ConfigDict"),
-        (["def get_config():", "  raise ValueError()"], "mine.py"),
-        (["def get_config():", "  return {}['speed']"], "mine.py: .*speed"),
-    ],
-)
-def test_a_broken_file(write, lines, message):
-    with pytest.raises(UserError, match=message):
-        load_config(write(*lines))
-
-
-def test_what_is_no_python_file(tmp_path):
-    path = tmp_path / "config.txt"
-    path.write_text("hello")
-    with pytest.raises(UserError, match="not a Python file"):
-        load_config(str(path))
-
-
 @pytest.mark.parametrize(
     "path,message",
     [

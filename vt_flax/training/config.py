@@ -1,8 +1,6 @@
 """The configuration: every key with its default, and how files and flags change it."""
 
 import ast
-import importlib.util
-import pathlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +10,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vt_flax.errors import UserError, nearest
 from vt_flax.models import model_options
+from vt_flax.training.config_files import read_file
 
 
 def default_config() -> ConfigDict:
@@ -145,8 +144,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Loads a configuration file and applies the command line's overrides.
 
     Args:
-      path: `FILE.py`, or `FILE.py:ARG`; the file defines `get_config()`, or
-        `get_config(arg)`.
+      path: `FILE.py`, or `FILE.py:ARG`; see `read_file`.
       overrides: arguments as in `--config.schedule.rate=0.1`.
 
     Returns:
@@ -155,7 +153,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       UserError: for a missing or broken file, an unknown key, or a wrong type.
     """
-    return resolve(_from_file(path), overrides)
+    return resolve(read_file(path), overrides)
 
 
 def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -186,29 +184,6 @@ def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
     _apply(resolved, overrides)
     resolved.lock()
     return resolved
-
-
-def _from_file(path: str) -> ConfigDict:
-    name, _, argument = path.partition(":")
-    file = pathlib.Path(name)
-    if not file.is_file():
-        raise UserError(f"--config {name}: there is no such file")
-    spec = importlib.util.spec_from_file_location("vt_flax_config", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config {name}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(*([argument] if argument else []))
-    except (KeyError, ValueError) as error:
-        # How a configuration file refuses its argument.
-        reason = error.args[0] if error.args else type(error).__name__
-        raise UserError(f"--config {path}: {reason}") from error
-    except Exception as error:
-        raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config {path}: get_config must return a ConfigDict")
-    return config
 
 
 def _merge(target: ConfigDict, source: dict[str, Any], prefix: str) -> None:

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The oldest libraries that setup.cfg allows: environment, installation and tests.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+  cat <<'EOF'
+usage: bash launch/oldest.sh [PYTEST ARGUMENT ...]
+
+Makes .cache/oldest, installs vt_flax there with the lowest version of each library that
+setup.cfg names, and runs the tests that touch most of them, or those that are named.
+
+environment variables:
+  PYTHON   the Python to make the environment with (python3; 3.11 or newer)
+  VENV     where the environment is (.cache/oldest)
+EOF
+}
+
+case ${1:-} in
+  -h | --help) usage; exit 0 ;;
+esac
+if [ $# -eq 0 ]; then
+  set -- tests/training/test_{checkpoint,config,config_files,logging,optimizer}.py \
+    tests/nn/test_{tokenizers,transformer}.py tests/models/test_registry.py \
+    tests/data/test_{images,operations,order,pipeline,sources}.py \
+    tests/analysis/test_{chart,plots}.py tests/weights tests/integration/test_wheel.py
+fi
+
+# shellcheck source=launch/common.sh
+source launch/common.sh
+make_venv .cache/oldest
+echo "== installing the oldest libraries"
+# pip takes the newest only.
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv
+"$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" \
+  --resolution lowest-direct --editable '.[test]'
+echo "== tests"
+"$VENV/bin/python" -m pytest "$@"

@@ -1,0 +1,159 @@
+"""A wheel, made of a source distribution, works where there is no checkout."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import pytest
+from pods import ROOT, arguments, quick
+
+from vt_flax.training.config import load_config
+from vt_flax.version import __version__
+
+FILES = [
+    *("setup.cfg", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"),
+    *("BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md"),
+]
+FOLDERS = "vt_flax configs launch tests docs".split()
+MODULES = [path.relative_to(ROOT) for path in (ROOT / "vt_flax").rglob("*.py")]
+CONFIGS = [path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.py")]
+COMMANDS = [
+    path.stem
+    for path in (ROOT / "vt_flax").glob("*.py")
+    if "cli.run(main)" in path.read_text()
+]
+
+# An editable installation in this environment would lend what the wheel lacks.
+HIDE_CHECKOUTS = """
+import pathlib, sys
+sys.meta_path[:] = [
+    finder for finder in sys.meta_path
+    if not getattr(finder, "__module__", "").startswith("__editable__")
+]
+sys.path[:] = [
+    path for path in sys.path
+    if not (pathlib.Path(path) / "setup.cfg").is_file()
+]
+"""
+
+# Of every command the help, and of one the work.
+HELP = """
+import importlib, importlib.metadata, json, sys
+import vt_flax
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(f"vt_flax.{name}").main(["--help"])
+    except SystemExit as end:
+        assert not end.code
+importlib.import_module("vt_flax.summarize").main(["vt_resnet18", "--format", "json"])
+print(json.dumps({
+    "places": sorted(
+        module.__file__ for name, module in sys.modules.items()
+        if name.partition(".")[0] == "vt_flax"
+    ),
+    "versions": [vt_flax.__version__, importlib.metadata.version("vt_flax")],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> pathlib.Path:
+    """A source distribution of this checkout."""
+    pytest.importorskip("setuptools", minversion="77")
+    # To build leaves files beside the sources.
+    copy = tmp_path_factory.mktemp("sources")
+    for name in FILES:
+        shutil.copy(ROOT / name, copy)
+    for name in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
+    program = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", program], cwd=copy, check=True)
+    (found,) = (copy / "dist").glob("*.tar.gz")
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(sdist, tmp_path_factory) -> pathlib.Path:
+    """A folder with nothing but the wheel's content."""
+    folder = tmp_path_factory.mktemp("installed")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--no-index"),
+            *("--no-deps", "--no-build-isolation", "--no-compile"),
+            *("--disable-pip-version-check", "--target", folder, sdist),
+        ],
+        check=True,
+    )
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, tmp_path_factory):
+    """Returns a function that runs Python in an empty folder, without the checkout."""
+    hiding = tmp_path_factory.mktemp("hiding")
+    (hiding / "sitecustomize.py").write_text(HIDE_CHECKOUTS)
+
+    def runner(*words: str, path: pathlib.Path | None = None):
+        paths = os.pathsep.join(str(p) for p in (hiding, path) if p)
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=os.environ | quick(1) | {"PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return runner
+
+
+def test_a_source_distribution_can_be_tested(sdist):
+    with tarfile.open(sdist) as archive:
+        files = {name.partition("/")[2] for name in archive.getnames()}
+    assert {*FILES, "launch/test.sh", "docs/chart.png", "tests/pods.py"} <= files
+    assert {path.as_posix() for path in (*MODULES, *CONFIGS)} <= files
+    assert not any("__pycache__" in name for name in files)
+
+
+def test_a_wheel_holds_the_modules_and_the_configurations(installed):
+    found = {path.relative_to(installed) for path in installed.glob("vt_flax/**/*")}
+    files = {path for path in found if (installed / path).is_file()}
+    assert files == {*MODULES, *("vt_flax" / path for path in CONFIGS)}
+    assert {path.name for path in installed.iterdir()} == {
+        "vt_flax",
+        f"vt_flax-{__version__}.dist-info",
+    }
+
+
+def test_without_the_wheel_there_is_nothing(run):
+    """So what works below works by it alone."""
+    assert "No module named 'vt_flax'" in run("-c", "import vt_flax").stderr
+
+
+def test_every_command_is_there(installed, run):
+    done = run("-c", HELP, *COMMANDS, path=installed)
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert f"usage: python -m vt_flax.{name}" in done.stdout
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert all(place.startswith(str(installed)) for place in told["places"])
+    assert told["versions"] == [__version__, __version__]
+
+
+def test_training_in_an_empty_folder(installed, digits, run, tmp_path):
+    words = arguments("run", {"data.data_dir": digits, "duration": "2 steps"})
+    done = run("-m", "vt_flax.train", *words, path=installed)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    # Where the package lies is to be seen nowhere.
+    written = (tmp_path / "run" / "config.json").read_text()
+    assert str(installed) not in written
+    expected = load_config(f"{ROOT}/configs/quickstart.py", words[4:])
+    content = json.loads(written)
+    assert content["config"] == expected.to_dict()
+    assert content["vt_flax"] == __version__

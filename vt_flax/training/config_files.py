@@ -1,0 +1,58 @@
+"""Configuration files: where they are found, and what is read from them."""
+
+import importlib.util
+import pathlib
+
+from ml_collections import ConfigDict
+
+from vt_flax.errors import UserError
+
+# Here configs/ of the checkout is linked to, so that wheels carry its files.
+PACKAGE = pathlib.Path(__file__).parents[1]
+
+
+def read_file(path: str) -> ConfigDict:
+    """Runs a configuration file and returns what it gives, which may be partial.
+
+    Args:
+      path: `FILE.py`, or `FILE.py:ARG`; the file defines `get_config()`, or
+        `get_config(arg)`. Where the current folder has no `configs/NAME.py`, the one
+        that comes with the package is taken.
+
+    Raises:
+      UserError: for a missing or broken file, or an argument that it refuses.
+    """
+    name, _, argument = path.partition(":")
+    file = _find(name)
+    spec = importlib.util.spec_from_file_location("vt_flax_config", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config {name}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*([argument] if argument else []))
+    except (KeyError, ValueError) as error:
+        # How a configuration file refuses its argument.
+        reason = error.args[0] if error.args else type(error).__name__
+        raise UserError(f"--config {path}: {reason}") from error
+    except Exception as error:
+        raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config {path}: get_config must return a ConfigDict")
+    return config
+
+
+def _find(name: str) -> pathlib.Path:
+    file = pathlib.Path(name)
+    if file.is_file():
+        return file
+    brought = {
+        found.relative_to(PACKAGE).as_posix(): found
+        for found in sorted((PACKAGE / "configs").glob("*.py"))
+    }
+    if file.as_posix() not in brought:
+        raise UserError(
+            f"--config {name}: there is no such file, nor is it one of those that come "
+            f"with vt_flax: {', '.join(brought)}"
+        )
+    return brought[file.as_posix()]
