@@ -136,7 +136,8 @@ def map_figures(
         if of_heads.shape[1] > 1:
             each = _entropies(cut_maps(of_heads, lengths, shape, real))
             figures |= {f"head_{key}": value for key, value in each.items()}
-        figures["outside"] = take_moments(1 - cut.inside, real)
+        # Rounded, a map may sum to a little more than 1.
+        figures["outside"] = take_moments(jnp.maximum(1 - cut.inside, 0), real)
         count = of_heads.shape[2]
         if count > 1:
             overlap, valid = _overlaps(cut, cut)
