@@ -4,6 +4,12 @@ python -m vt_flax.evaluate --workdir runs/quickstart
 python -m vt_flax.evaluate --workdir runs/quickstart --step 500 --format json
 python -m vt_flax.evaluate --workdir runs/quickstart --token_picture tokens.png
 python -m vt_flax.evaluate --workdir runs/shapes --page page.html
+python -m vt_flax.evaluate --workdir runs/shapes --tokens
+
+--tokens reports what the tokens do instead: entropy of each one's coefficients, their
+share on foreground and classes where there are masks, overlaps, and where tokens move
+from module to module. It is told in tables, and in all detail in tokens.json and a
+chart, tokens.png. Of the averaged weights, if there are any.
 
 --best takes the checkpoint that was best in evaluation while the run went on. On
 several machines, start the same command on each; see below.
@@ -13,9 +19,11 @@ The configuration is the workdir's; --config.k=v changes it, as in
 """
 
 import functools
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -24,12 +32,12 @@ from vt_flax import cli
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import on_devices_of
-from vt_flax.training.checkpoint import Checkpoints, read_config
+from vt_flax.training.checkpoint import Checkpoints, read_run
 from vt_flax.training.config import resolve
 from vt_flax.training.evaluation import evaluate
 from vt_flax.training.loop import weights_of
 from vt_flax.training.requests import Requests
-from vt_flax.training.run import prepare
+from vt_flax.training.run import Run, prepare
 from vt_flax.training.step import make_eval_step
 from vt_flax.training.tasks.segmentation import Segmentation
 
@@ -52,6 +60,13 @@ def main(argv: Sequence[str]) -> None:
         metavar="FILE.html",
         help="segmentation: also write the images that went best and worst",
     )
+    parser.add_argument(
+        "--tokens",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="a report on the tokens over the whole split (WORKDIR/tokens)",
+    )
     parser.add_argument("--format", choices=("table", "json"), default="table")
     cli.add_process_arguments(parser)
     args, overrides = parser.parse_known_args(argv)
@@ -60,8 +75,14 @@ def main(argv: Sequence[str]) -> None:
     cli.join_processes(args)
     if (args.token_picture or args.page) and processes.several():
         raise UserError("pictures are drawn by one process: add --processes 1")
-    config = resolve(ConfigDict(read_config(workdir)), overrides)
+    content = read_run(workdir)
+    config = resolve(ConfigDict(content["config"]), overrides)
     cli.agree("evaluate", config)
+    modules = None
+    if args.tokens is not None:
+        from vt_flax.analysis import token_report
+
+        modules = token_report.find_modules(config, len(content["class_names"]))
     run = prepare(config)
     segments = isinstance(run.task, Segmentation)
     if args.page and not segments:
@@ -78,15 +99,23 @@ def main(argv: Sequence[str]) -> None:
     finally:
         checkpoints.close()
 
-    eval_step = jax.jit(make_eval_step(run.model, run.task, run.mesh))
     weights = weights_of(state)
-    requests = Requests(run.mesh)
-    results = evaluate(eval_step, weights, run.task, run.eval_source, config, requests)
+    if modules:
+        folder = workdir / "tokens"
+        if args.tokens:
+            folder = cli.local_folder("--tokens", args.tokens)
+        _report_tokens(run, weights, modules, folder, step, args.format)
+    else:
+        eval_step = jax.jit(make_eval_step(run.model, run.task, run.mesh))
+        requests = Requests(run.mesh)
+        results = evaluate(
+            eval_step, weights, run.task, run.eval_source, config, requests
+        )
+        if jax.process_index() == 0:
+            where = f"{run.eval_source.name}, step {step:,} of {workdir}"
+            cli.print_results(results, args.format, where)
     if jax.process_index():
         return
-    cli.print_results(
-        results, args.format, f"{run.eval_source.name}, step {step:,} of {workdir}"
-    )
     params, batch_stats = weights["ema" if "ema" in weights else "raw"]
     # matplotlib takes a while to import: only who wants a picture waits for it.
     if args.page:
@@ -117,6 +146,56 @@ def main(argv: Sequence[str]) -> None:
             run.eval_source,
             config,
         )
+
+
+def _report_tokens(
+    run: Run,
+    weights: dict[str, tuple[Any, Any]],
+    modules: dict[str, tuple[int, ...]],
+    folder: pathlib.Path,
+    step: int,
+    form: str,
+) -> None:
+    """Writes and prints the report on the tokens: see `token_report.measure`."""
+    from vt_flax.analysis import token_report, token_tables
+
+    # Before all the images are gone through.
+    if jax.process_index() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+    name = "ema" if "ema" in weights else "raw"
+    found = token_report.measure(run, weights[name], modules)
+    if jax.process_index():
+        return
+    report = {
+        "network": run.config.model.name,
+        "dataset": run.eval_source.name,
+        "step": step,
+        "weights": name,
+        **found,
+    }
+    try:
+        files = token_report.write_report(folder, report)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    if form == "json":
+        print(json.dumps(report, indent=2))
+    else:
+        rows = token_tables.token_rows(report)
+        cli.print_rows(rows, form, token_tables.title(report))
+        cli.print_rows(token_tables.module_rows(report), form)
+        if report["moves"]:
+            cli.print_rows(token_tables.move_rows(report), form)
+        for note in token_tables.notes(report):
+            print(note)
+    for file in files:
+        print(f"wrote {file}", file=sys.stderr)
+
+
+def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
+    return UserError(f"--tokens {folder}: {error.strerror or error}")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ import re
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 from pods import assert_same_run, make_images, measured, pod
+
+from vt_flax import evaluate
 
 # Sums in another order differ in the last bit, which training multiplies: tenfold in
 # three steps at a rate of 0.01, hardly at this one.
@@ -84,6 +87,26 @@ def test_any_number_of_processes_evaluates_alike(count, devices, together, tmp_p
         assert found[weights]["examples"] == 45
         for metric in ("top1", "top5"):
             assert found[weights][metric] == round(expected[f"{weights}_{metric}"], 3)
+
+
+def test_two_processes_report_on_tokens_as_one(together, tmp_path):
+    """Of 45 examples: batches of 32, the second filled up, shared by two."""
+    workdir = str(together / "run")
+    words = ["--format", "json", "--workdir", workdir, "--tokens", str(tmp_path / "2")]
+    with pod(tmp_path, [{}] * 2, devices=1, command="evaluate", extra=words) as it:
+        for process in it:
+            assert process.end() == 0, process.err
+        found = json.loads(it[0].out)
+        assert it[1].out == "" and "wrote" not in it[1].err
+    assert json.loads((tmp_path / "2" / "tokens.json").read_text()) == found
+    evaluate.main(["--workdir", workdir, "--tokens", str(tmp_path / "1")])
+    expected = json.loads((tmp_path / "1" / "tokens.json").read_text())
+    assert expected["examples"] == 45
+    pairs = zip(*map(jax.tree.leaves_with_path, (found, expected)), strict=True)
+    for (path, a), (other, b) in pairs:
+        assert path == other
+        same = pytest.approx(b, rel=1e-3, abs=1e-5) if isinstance(b, float) else b
+        assert a == same, jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("count, devices, fsdp", [(4, 1, 1), (1, 4, 2), (2, 2, 4)])

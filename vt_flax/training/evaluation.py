@@ -14,6 +14,7 @@ from vt_flax.data.source import Source
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import own_rows, to_global
+from vt_flax.training.moments import Moments, merge
 from vt_flax.training.requests import STOP, Requests
 from vt_flax.training.tasks import Task
 
@@ -51,8 +52,50 @@ def evaluate(
       UserError: for an unreadable example, unless `config.data.on_error` is skip.
       RuntimeError: if another number of examples was counted than the split has.
     """
+    totals = split_totals(eval_step, weights, task, source, config, requests)
+    if totals is None:
+        return None
+    return {
+        name: {
+            "examples": total["examples"],
+            "skipped": total["skipped"],
+            **task.results(total),
+        }
+        for name, total in totals.items()
+    }
+
+
+def split_totals(
+    eval_step: Callable[[Any, Any, dict], dict],
+    weights: dict[str, tuple[Any, Any]],
+    task: Task,
+    source: Source,
+    config: ConfigDict,
+    requests: Requests,
+) -> dict[str, dict[str, Any]] | None:
+    """Adds up what a step says of the batches of a split, every example exactly once.
+
+    Args:
+      eval_step: maps parameters, batch statistics and a batch to `examples`, `skipped`,
+        `request`, and any other counts, which are the same on every process: arrays,
+        which are summed, and `Moments`, which are merged.
+      weights: parameters and batch statistics, by name.
+      task: which decodes the examples.
+      source: the split.
+      config: the whole configuration.
+      requests: see `evaluate`.
+
+    Returns:
+      None if it was cut off. Else for each name `examples` and `skipped`, whole
+      numbers, and the totals of all other counts, NumPy in 64 bits.
+
+    Raises:
+      UserError: for an unreadable example, unless `config.data.on_error` is skip, and
+        if none is readable.
+      RuntimeError: if another number of examples was counted than the split has.
+    """
     mesh = requests.mesh
-    totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in weights}
+    totals: dict[str, dict[str, Any]] = {name: {} for name in weights}
     held: list[tuple[str, dict]] = []
 
     def add() -> bool:
@@ -62,10 +105,9 @@ def evaluate(
             name, counts = held.pop()
             counts = jax.device_get(counts)
             stop |= counts.pop("request").item() == STOP
+            total = totals[name]
             for key, value in counts.items():
-                # Wide enough for the pixels of a whole split.
-                wide = np.int64 if value.dtype.kind == "i" else np.float64
-                totals[name][key] = totals[name].get(key, 0) + value.astype(wide)
+                total[key] = _added(total.get(key), value)
         return stop
 
     size = eval_batch_size(config, mesh)
@@ -94,9 +136,8 @@ def evaluate(
         if add():
             return None
 
-    results = {}
-    for name, total in totals.items():
-        examples, skipped = total["examples"].item(), total["skipped"].item()
+    for total in totals.values():
+        examples, skipped = (total[key].item() for key in ("examples", "skipped"))
         if examples + skipped != len(source):
             raise RuntimeError(
                 f"evaluated {examples} and skipped {skipped} of the {len(source)} "
@@ -104,9 +145,15 @@ def evaluate(
             )
         if not examples:
             raise UserError(f"{source.name}: not one example is readable")
-        results[name] = {
-            "examples": examples,
-            "skipped": skipped,
-            **task.results({**total, "examples": examples}),
-        }
-    return results
+        total |= {"examples": examples, "skipped": skipped}
+    return totals
+
+
+def _added(total: Any, value: Any) -> Any:
+    """Returns a total, None before the first batch, and a batch's count together."""
+    if isinstance(value, Moments):
+        none = Moments(*map(np.zeros_like, value))
+        return merge(none if total is None else total, value)
+    # Wide enough for the pixels of a whole split.
+    value = value.astype(np.int64 if value.dtype.kind == "i" else np.float64)
+    return value if total is None else total + value

@@ -1,0 +1,365 @@
+"""`evaluate --tokens` from end to end, recounted image by image in NumPy."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+import token_reference as reference
+from ml_collections import ConfigDict
+from pair_trees import draw_image, draw_labels, write
+from PIL import Image
+
+from vt_flax import cli, evaluate
+from vt_flax.analysis import token_report
+from vt_flax.data import pipeline
+from vt_flax.data.augment.scaled import eval_inputs
+from vt_flax.data.preparation.build import prepare as build
+from vt_flax.parallel.mesh import make_mesh
+from vt_flax.training.checkpoint import Checkpoints, write_config
+from vt_flax.training.config import resolve
+from vt_flax.training.run import prepare
+
+SMALL = {
+    "stem": "small",
+    "stage_sizes": [1, 1, 1, 1],
+    "width": 8,
+    "token_channels": 32,
+    "heads": 4,
+    "group_channels": 8,
+}
+NAMES = ("background", "green", "blue")
+# Of 11 images on 8 devices, the second batch holds 3.
+TESTED = range(4, 15)
+
+
+def save(run, workdir):
+    """Saves a network whose tokens look at few pixels; the raw weights' at others."""
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        name = jax.tree_util.keystr(path)
+        value = np.zeros(leaf.shape, leaf.dtype)
+        if name.endswith("['kernel']") and "params" in name:
+            value += rng.normal(size=leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5
+            sharp = "['filter']" in name or "['query']" in name
+            value *= 6 if sharp else 1
+        elif name.endswith(("['scale']", "['var']")):
+            value += 1
+        elif name == ".step":
+            value += 5
+        return jax.device_put(value, leaf.sharding)
+
+    workdir.mkdir()
+    state = jax.tree_util.tree_map_with_path(fill, run.abstract_state())
+    checkpoints = Checkpoints(workdir, keep=1)
+    checkpoints.save(5, state)
+    checkpoints.close()
+    write_config(workdir, run.config, run.task.class_names, run.task.mirrored)
+    return {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
+
+
+def configured(model, data, segmentation=None):
+    return resolve(
+        ConfigDict(
+            {
+                "batch_size": 8,
+                "duration": "10 steps",
+                "model": {**SMALL, **model},
+                "data": {"workers": 1, **data},
+                "segmentation": segmentation or {},
+                "ema": {"decay": 0.9},
+                "schedule": {"warmup": "1 steps"},
+            }
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def classifier(digits, tmp_path_factory):
+    config = configured(
+        {"name": "vt_resnet18", "stage_sizes": [1, 1, 1, 2], "tokens": 4},
+        {
+            "name": "digits",
+            "data_dir": digits,
+            "image_size": 16,
+            "eval_split": "test[:21]",
+        },
+    )
+    run, workdir = prepare(config), tmp_path_factory.mktemp("classifier") / "run"
+    return run, workdir, save(run, workdir)
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    manual = tmp_path_factory.mktemp("own")
+    (manual / "classes.txt").write_text("\n".join(NAMES))
+    for number in (0, 1, *TESTED):
+        split = "test" if number in TESTED else "train"
+        width, height = [(20, 14), (14, 20), (28, 9)][number % 3]
+        name = f"{split}/{number}.png"
+        write(manual / "images" / name, draw_image(number, width, height))
+        labels = draw_labels(number, width, height, (0, 1, 2, 255))
+        write(manual / "masks" / name, labels)
+    folder = str(tmp_path_factory.mktemp("data"))
+    build("image_mask_folder", folder, str(manual))
+    config = configured(
+        {
+            "name": "vt_fpn_resnet18",
+            "tokens": 2,
+            "fpn_channels": 16,
+            "head_channels": 8,
+        },
+        {"name": "image_mask_folder", "data_dir": folder},
+        {
+            "canvas": [28, 28],
+            "crop": [16, 16],
+            "short_side": 16,
+            "eval_size": [32, 24],
+        },
+    )
+    run, workdir = prepare(config), tmp_path_factory.mktemp("segmenter") / "run"
+    return run, workdir, save(run, workdir)
+
+
+def sown(run, variables, images):
+    """What the tokenizers sow, (images, heads, L, h, w) by module, in order."""
+    mean, std = (np.asarray(run.config.data[key]) for key in ("mean", "std"))
+    inputs = ((np.asarray(images) / 255 - mean) / std).astype(np.float32)
+
+    @jax.jit
+    def apply(variables, inputs):
+        return run.model.apply(
+            variables, inputs, train=False, mutable=["intermediates"]
+        )[1]["intermediates"]
+
+    found = apply(jax.device_get(variables), inputs)
+    (place,) = found.values()
+    maps = {}
+    for name, module in place.items():
+        module = module.get("tokenizer", module)
+        # Transformer and projectors sow what is theirs.
+        if "coefficients" not in module:
+            continue
+        maps_of, name = np.asarray(module["coefficients"][0]), name.split("_")[0]
+        maps[name] = maps_of if maps_of.ndim == 5 else maps_of[:, None]
+        np.testing.assert_allclose(maps[name].sum((-2, -1)), 1, rtol=1e-5)
+    return maps
+
+
+def whole_split(run):
+    """All examples in one batch, and nothing else."""
+    (batch,) = pipeline.eval_batches(
+        run.eval_source,
+        run.config.data,
+        batch=len(run.eval_source),
+        decoder=run.task.decoder(run.eval_source, train=False),
+    )
+    assert batch["mask"].all()
+    return batch
+
+
+def near(found, expected, place=()):
+    mean, spread = (values[place] for values in expected)
+    assert found["mean"] == pytest.approx(mean, rel=1e-3, abs=1e-5)
+    assert found["spread"] == pytest.approx(spread, rel=1e-3, abs=1e-5)
+
+
+def check_modules(report, expected, tokens):
+    for module in report["modules"]:
+        name = module["module"]
+        for key in ("entropy", "entropy_share", "outside"):
+            mean = expected[f"{name}/{key}"][0].mean()
+            assert module[key] == pytest.approx(mean, rel=1e-3, abs=1e-5)
+        near(module["overlap"], expected[f"{name}/overlap"])
+        numbers = [token["token"] for token in module["tokens"]]
+        assert numbers == list(range(tokens - len(numbers), tokens))
+        for row, token in enumerate(module["tokens"]):
+            for key in ("entropy", "entropy_share", "outside"):
+                near(token[key], expected[f"{name}/{key}"], row)
+            assert len(token.get("heads", [None])) == module["heads"]
+            for head, figures in enumerate(token.get("heads", [])):
+                for key, found in figures.items():
+                    near(found, expected[f"{name}/head_{key}"], (head, row))
+
+
+def check_picture(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert len(np.unique(np.asarray(image.convert("L")))) > 50
+
+
+@pytest.fixture(scope="module")
+def classified(classifier, tmp_path_factory):
+    """What is told of a classifier, and where it is written."""
+    _, workdir, _ = classifier
+    folder = tmp_path_factory.mktemp("report") / "new"
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        evaluate.main(["--workdir", str(workdir), "--tokens", str(folder)])
+    return told.getvalue(), folder, json.loads((folder / "tokens.json").read_text())
+
+
+def test_a_classifiers_report_equals_a_recount(classifier, classified):
+    run, _, variables = classifier
+    told, folder, report = classified
+    check_picture(folder / "tokens.png")
+    assert report["examples"] == 21 and report["weights"] == "ema"
+    assert report["classes"] is None
+
+    maps = sown(run, variables, whole_split(run)["image"])
+    rows = [
+        reference.figures({k: v[i] for k, v in maps.items()}, (16, 16), (16, 16))
+        for i in range(21)
+    ]
+    expected = reference.all_examples(rows)
+    assert [m["heads"] for m in report["modules"]] == [1, 4]
+    check_modules(report, expected, 4)
+
+    # Half replacement: the first two of four are extracted anew, and then come last.
+    (move,) = report["moves"]
+    overlaps = expected["module2/moved_overlap"][0]
+    match = reference.best_match(overlaps)
+    for row, token in enumerate(move["tokens"]):
+        assert token["token"] == 2 + row
+        assert token["was"] == {"module": "module1", "token": row}
+        near(token["overlap"], expected["module2/moved_overlap"], (row, row))
+        near(token["distance"], expected["module2/moved_distance"], row)
+        assert token["matches"] == {"module": "module1", "token": match[row]}
+    matched = np.mean([overlaps[match[row], row] for row in range(2)])
+    assert move["matched_overlap"] == pytest.approx(matched, rel=1e-3)
+    assert move["overlap"] == pytest.approx(np.diag(overlaps).mean(), rel=1e-3)
+    assert move["any_overlap"] == pytest.approx(overlaps.mean(), rel=1e-3)
+    assert move["kept"] == np.mean([match[row] == row for row in range(2)])
+
+    lines = told.splitlines()
+    assert "21 examples" in lines[0] and "digits" in lines[0]
+    shares = 100 * expected["module2/entropy_share"][0]
+    (line,) = (line for line in lines if line.split()[:2] == ["module2", "3"])
+    assert f"{shares[1]:.1f}" in line.split()
+    assert "has no masks" in told
+
+
+def test_one_device_and_eight_report_the_same(classifier, classified):
+    run, _, variables = classifier
+    *_, eight = classified
+    assert run.mesh.size == 8
+    weights = jax.device_get((variables["params"], variables["batch_stats"]))
+    alone = dataclasses.replace(run, mesh=make_mesh(jax.devices()[:1]))
+    shapes = token_report.find_modules(run.config, 10)
+    one = token_report.measure(alone, weights, shapes)
+    assert one.keys() < eight.keys()
+    found, expected = (
+        jax.tree.leaves_with_path({key: report[key] for key in one})
+        for report in (one, eight)
+    )
+    assert len(found) == len(expected) > 100
+    for (path, a), (other, b) in zip(found, expected, strict=True):
+        assert path == other
+        same = pytest.approx(b, rel=1e-3, abs=1e-5) if isinstance(b, float) else b
+        assert a == same, jax.tree_util.keystr(path)
+
+
+def test_a_segmenters_report_equals_a_recount(segmenter, capsys):
+    run, workdir, variables = segmenter
+    evaluate.main(["--workdir", str(workdir), "--tokens", "--format", "json"])
+    report = json.loads(capsys.readouterr().out)
+    stored = json.loads((workdir / "tokens" / "tokens.json").read_text())
+    assert stored == report
+    check_picture(workdir / "tokens" / "tokens.png")
+    assert report["examples"] == 11 and report["moves"] == []
+
+    batch = whole_split(run)
+    view = jax.jit(functools.partial(eval_inputs, config=run.config))
+    inputs = view(batch["image"], batch["size"]).images
+    maps = sown(run, variables, inputs)
+    rows = []
+    for i, (height, width) in enumerate(batch["size"].tolist()):
+        # A short side of 16, unless that does not fit 32 x 24.
+        factor = min(16 / min(height, width), 32 / height, 24 / width)
+        length = [round(side * factor) for side in (height, width)]
+        mine = {name: of_heads[i] for name, of_heads in maps.items()}
+        label = batch["label"][i, :height, :width]
+        figures = reference.figures(mine, length, (32, 24))
+        shares = reference.class_figures(
+            {k: v[0] for k, v in mine.items()}, label, length, (32, 24), 3, [0]
+        )
+        rows.append(figures | shares)
+    expected = reference.all_examples(rows)
+    check_modules(report, expected, 2)
+    outside = [module["outside"] for module in report["modules"]]
+    assert min(outside) > 0.05
+
+    *area, unlabelled = expected["classes"][0]
+    classes = report["classes"]
+    assert classes["foreground"] == ["green", "blue"]
+    near(classes["foreground_area"], expected["foreground"])
+    assert list(classes["area"].values()) == pytest.approx(area, rel=1e-4)
+    assert classes["unlabelled"] == pytest.approx(unlabelled, rel=1e-4)
+    for module in report["modules"]:
+        found = expected[f"{module['module']}/classes"][0]
+        nats, share = reference.information(found[:, :-1])
+        assert module["information"] == pytest.approx(nats, rel=2e-3, abs=1e-7)
+        assert module["information_share"] == pytest.approx(share, rel=2e-3, abs=1e-7)
+        for row, token in enumerate(module["tokens"]):
+            near(token["foreground"], expected[f"{module['module']}/foreground"], row)
+            assert list(token["classes"]) == list(NAMES)
+            shares = [*token["classes"].values(), token["unlabelled"]]
+            assert shares == pytest.approx(found[row], rel=1e-3)
+            times = found[row, :-1] / area
+            assert token["likes"]["class"] == NAMES[times.argmax()]
+            assert token["likes"]["times_its_area"] == pytest.approx(
+                times.max(), rel=1e-3
+            )
+
+
+def refusal(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(evaluate.main)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "resnet18"},
+        {"name": "fpn_resnet18"},
+        # Tokens without coefficients.
+        {
+            **{"name": "vt_resnet18", "first_tokenizer": "pooling"},
+            **{"tokenizer": "pooling", "position_encoding": False},
+        },
+    ],
+    ids=lambda model: model["name"],
+)
+def test_a_network_without_tokens_is_refused_before_its_data(
+    model, tmp_path, monkeypatch, capsys
+):
+    keep = ("stem", "stage_sizes", "width")
+    keep = (*keep, "token_channels", "heads") if "vt_" in model["name"] else keep
+    values = {"model": {**model, **{key: SMALL[key] for key in keep}}}
+    nowhere = str(tmp_path / "no_data")
+    values["data"] = {"name": "digits", "data_dir": nowhere}
+    write_config(tmp_path, resolve(ConfigDict(values)), NAMES, ())
+    line = refusal(["--workdir", str(tmp_path), "--tokens"], monkeypatch, capsys)
+    assert line == f"error: --tokens: {model['name']} has no token coefficients"
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    classifier, tmp_path, monkeypatch, capsys
+):
+    """Before the images are gone through."""
+    _, workdir, _ = classifier
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(token_report, "measure", None)
+    arguments = ["--workdir", str(workdir), "--tokens", str(tmp_path / "file" / "out")]
+    line = refusal(arguments, monkeypatch, capsys)
+    assert line.startswith(f"error: --tokens {tmp_path / 'file' / 'out'}: ")
