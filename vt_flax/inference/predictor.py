@@ -47,19 +47,24 @@ class Predictor:
       variables: its weights.
       task: what it is trained for.
       title: which checkpoint it is.
+
+    Attributes:
+      model, task, title: as given.
+      variables: the weights, on the device.
+      segments: whether it says a class of each pixel rather than of each image.
     """
 
     def __init__(self, model: nn.Module, variables: Any, task: Task, title: str):
         self.model, self.task, self.title = model, task, title
         self.segments = isinstance(task, Segmentation)
-        self._variables = jax.device_put(variables)
+        self.variables = jax.device_put(variables)
         self._run = jax.jit(self._segment if self.segments else self._classify)
 
     @property
     def has_tokens(self) -> bool:
         """Whether there are token coefficients to draw."""
         size = self.task.input_size(self.task.config)
-        return token_maps.has_coefficients(self.model, self._variables, size)
+        return token_maps.has_coefficients(self.model, self.variables, size)
 
     def read(self, file: pathlib.Path) -> Image.Image:
         """Reads an image as a person sees it, turned as its camera was.
@@ -87,11 +92,11 @@ class Predictor:
         """Returns what the network says of an image."""
         names = self.task.class_names
         if not self.segments:
-            probabilities = np.asarray(self._run(self._variables, self._cropped(image)))
+            probabilities = np.asarray(self._run(self.variables, self._cropped(image)))
             order = np.argsort(-probabilities, kind="stable")
             return Prediction([(names[i], float(probabilities[i])) for i in order])
         array, size = self._placed(image)
-        mask = np.asarray(self._run(self._variables, array, size))
+        mask = np.asarray(self._run(self.variables, array, size))
         height, width = size[0]
         mask = Image.fromarray(mask[:height, :width])
         mask = np.asarray(mask.resize(image.size, Image.Resampling.NEAREST))
@@ -141,7 +146,7 @@ class Predictor:
             inputs = self._cropped(image)
             height, width = inputs.shape[1:3]
         maps = token_maps.token_coefficients(
-            self.model, self._variables, augment.normalise(inputs, config.data)
+            self.model, self.variables, augment.normalise(inputs, config.data)
         )
         shown = np.clip(inputs[0, :height, :width] + 0.5, 0, 255).astype(np.uint8)
         return [
