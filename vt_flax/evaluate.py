@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--page {args.page}: {error.strerror or error}") from error
         print(f"wrote {args.page}", file=sys.stderr)
     if args.token_picture:
-        from vt_flax.analysis.plots import draw_tokens
+        from vt_flax.inference.split_tokens import draw_tokens
 
         draw_tokens(
             pathlib.Path(args.token_picture),
