@@ -88,6 +88,12 @@ def test_everything_is_in_it(page):
             assert tag == "img" and attributes["src"].startswith("data:image/")
     (policy,) = [a["content"] for a in reader.all("meta") if "http-equiv" in a]
     assert policy.startswith("default-src 'none'; img-src data:;")
+    shown = [
+        tuple(int(attributes[side]) for side in ("width", "height"))
+        for attributes in reader.all("img")
+        if "width" in attributes
+    ]
+    assert shown == [(128, round(128 * 8 / 9)), (100, 80)] * 3
     images = [decoded(attributes) for attributes in reader.all("img")]
     assert len(images) == 3 * 3
     for i in range(0, 9, 3):

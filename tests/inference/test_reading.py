@@ -193,6 +193,15 @@ def test_what_is_no_image_is_named_in_a_line(name, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_name_that_is_no_text(tmp_path):
+    """Written to pages and tables, which are UTF-8."""
+    file = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Image.new("L", (3, 4)).save(file, "PNG")
+    picture = read_picture(pathlib.Path(os.fsdecode(file)))
+    assert picture.name == f"{tmp_path}/caf\\xe9.png"
+    assert picture.name.encode("utf-8")
+
+
 def test_more_pixels_than_are_read(tmp_path, monkeypatch, capfd):
     """From what Pillow warns of to what it refuses, without a word in between."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

@@ -10,11 +10,12 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vt_flax.analysis.overlays import on_image, overlay, resized, share_on_image
+
 # Sides in pixels: the longer one of a panel, and what is left between things.
 PANEL = 112
 GAP, BETWEEN = 4, 20
-TEXT, LINE = 11, 15
-COLOURS = "inferno"
+TEXT, SMALL, LINE = 11, 9, 15
 # Panels of a block that stand side by side, at least; more make a square.
 ABREAST = 4
 
@@ -110,55 +111,6 @@ def captions(pictures: Sequence[TokenPicture]) -> list[str]:
     return texts
 
 
-def overlay(
-    image: np.ndarray,
-    map_: np.ndarray,
-    size: tuple[int, int],
-    part: tuple[float, float] = (1.0, 1.0),
-) -> np.ndarray:
-    """Lays a map over the grey version of an image.
-
-    Args:
-      image: (H, W, 3), uint8.
-      map_: (h, w), whose cells on the image have the colours from the least to the
-        greatest.
-      size: width and height of the result.
-      part: share of the map's height and width that lies on the image.
-
-    Returns:
-      (height, width, 3), uint8.
-    """
-    cells = on_image(map_, part)
-    low, high = cells.min(), cells.max()
-    box = (0, 0, map_.shape[1] * part[1], map_.shape[0] * part[0])
-    heat = Image.fromarray(map_.astype(np.float32)).resize(
-        size, Image.Resampling.BILINEAR, box
-    )
-    scaled = np.clip((np.asarray(heat) - low) / max(high - low, 1e-12), 0, 1)
-    colours = matplotlib.colormaps[COLOURS](scaled)[..., :3]
-    grey = np.asarray(_resized(image, size)).mean(axis=-1, keepdims=True) / 255
-    return np.round(255 * np.clip(0.35 * grey + 0.75 * colours, 0, 1)).astype(np.uint8)
-
-
-def on_image(map_: np.ndarray, part: tuple[float, float]) -> np.ndarray:
-    """Returns the cells of a map that lie on the image, also those that do in part."""
-    # Of 3.0000000000000004 cells the fourth is none.
-    rows, columns = (
-        math.ceil(round(n * share, 6))
-        for n, share in zip(map_.shape, part, strict=True)
-    )
-    return map_[:rows, :columns]
-
-
-def share_on_image(map_: np.ndarray, part: tuple[float, float]) -> float:
-    """Returns the sum of a map's cells, each by how much of it lies on the image."""
-    rows, columns = (
-        np.clip(n * share - np.arange(n), 0, 1)
-        for n, share in zip(map_.shape, part, strict=True)
-    )
-    return float(rows @ map_.astype(np.float64) @ columns)
-
-
 def _render_one(picture: TokenPicture) -> Image.Image:
     large = tuple(2 * side for side in _panel_size(picture.image))
     rows = [[_render_block(block, picture) for block in r] for r in picture.rows]
@@ -171,7 +123,7 @@ def _render_one(picture: TokenPicture) -> Image.Image:
     page = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(page)
     draw.text((GAP, GAP), " ".join(picture.title.split()), "black", _font(TEXT + 2))
-    page.paste(_resized(picture.image, large), (GAP, top + LINE))
+    page.paste(resized(picture.image, large), (GAP, top + LINE))
     for row, tall in zip(rows, heights, strict=True):
         left = large[0] + 2 * GAP + BETWEEN
         for block in row:
@@ -188,18 +140,18 @@ def _render_block(block: Block, picture: TokenPicture) -> Image.Image:
     rows = -(-total // columns)
     cells = " x ".join(map(str, block.maps.shape[1:]))
     heading = f"{block.heading}, {cells} cells"
-    across = columns * (width + GAP)
+    below = [_numbers(map_, block, picture) for map_ in block.maps]
+    widest = max(_font(SMALL).getlength(line) for lines in below for line in lines)
+    across = max(width, math.ceil(widest)) + GAP
+    down = height + LINE * len(below[0])
     needed = math.ceil(_font(TEXT).getlength(heading))
-    page = Image.new(
-        "RGB",
-        (max(across, needed), LINE + rows * (height + LINE) + BETWEEN - LINE // 2),
-        "white",
-    )
+    size = max(columns * across, needed), LINE + rows * down + BETWEEN - LINE // 2
+    page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
     draw.text((0, 0), heading, "black", _font(TEXT))
     for number in range(total):
-        left = number % columns * (width + GAP)
-        top = LINE + number // columns * (height + LINE)
+        left = number % columns * across
+        top = LINE + number // columns * down
         if number < block.first:
             draw.rectangle((left, top, left + width - 1, top + height - 1), "#eee")
             draw.text((left + 3, top + 1), f"{number} kept", "#777", _font(TEXT - 1))
@@ -211,17 +163,19 @@ def _render_block(block: Block, picture: TokenPicture) -> Image.Image:
         draw.text(
             place, str(number), "white", _font(TEXT - 1), stroke_width=1, stroke_fill=0
         )
-        draw.text((left, top + height), _range(map_, block, picture), "black", _font(9))
+        for i, line in enumerate(below[number - block.first]):
+            place = left, top + height + i * LINE
+            draw.text(place, line, "black", _font(SMALL))
     return page
 
 
-def _range(map_: np.ndarray, block: Block, picture: TokenPicture) -> str:
-    """Returns the least and the greatest coefficient as they stand below a panel."""
+def _numbers(map_: np.ndarray, block: Block, picture: TokenPicture) -> list[str]:
+    """Returns what stands below a panel: its least and its greatest coefficient."""
     cells = on_image(map_, picture.part)
-    text = f"{cells.min():.2g} – {cells.max():.2g}"
+    lines = [f"{cells.min():.2g} – {cells.max():.2g}"]
     if block.over == "pixels" and picture.part != (1.0, 1.0):
-        text += f"  Σ {share_on_image(map_, picture.part):.2f}"
-    return text
+        lines.append(f"Σ {share_on_image(map_, picture.part):.2f}")
+    return lines
 
 
 def _draw_scale(page: Image.Image, draw: ImageDraw.ImageDraw, top: int) -> None:
@@ -241,13 +195,6 @@ def _panel_size(image: np.ndarray) -> tuple[int, int]:
     height, width = image.shape[:2]
     scale = PANEL / max(height, width)
     return tuple(max(round(side * scale), PANEL // 8) for side in (width, height))
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Resizes an image; of one that grows the pixels are to be seen."""
-    grows = size[0] >= image.shape[1]
-    kind = Image.Resampling.NEAREST if grows else Image.Resampling.BILINEAR
-    return Image.fromarray(image).resize(size, kind)
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -19,6 +19,14 @@ from vt_flax.inference.views import View, view_of
 # The longer side, in pixels, of an image from which masks are drawn.
 MASK_SIDE = 960
 PAGE = "index.html"
+CLASSES = (
+    "Figures are the probabilities of the likeliest classes; confidence is that of the "
+    "likeliest."
+)
+MASKS = (
+    "Figures are the shares of the pixels that the largest classes have; confidence is "
+    "the mean, over the pixels, of the probability of each one's class."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +76,8 @@ class Gallery:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._network = folder, network
         self._tokens, self._heads, self._top = tokens, heads, top
-        self.page = Page(folder / PAGE, f"Predictions of {network.title}")
+        said = CLASSES if not network.segments else MASKS
+        self.page = Page(folder / PAGE, f"Predictions of {network.title}", said)
 
     def add(
         self, names: Sequence[str], some: Sequence[Shown], found: Sequence[Prediction]

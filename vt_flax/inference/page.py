@@ -15,7 +15,7 @@ from PIL import Image
 # The longer side of an image in pixels. Smaller ones are stored without loss, and shown
 # larger, so that their pixels are seen.
 SIDE = 320
-SMALL = 64
+SMALL, ENLARGED = 64, 128
 
 HEAD = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
@@ -27,8 +27,8 @@ body {{ font: 14px sans-serif; margin: 2em; max-width: 100em }}
 article {{ border-top: 1px solid #ccc; padding: .6em 0 }}
 h2 {{ font-size: 1em; margin: .2em 0; overflow-wrap: anywhere }}
 .row {{ display: flex; flex-wrap: wrap; gap: 1em }}
-.row img {{ width: {side}px; max-width: 100%; align-self: flex-start }}
-.row img.small {{ width: 128px; image-rendering: pixelated }}
+.row img {{ align-self: flex-start }}
+.row img.small {{ image-rendering: pixelated }}
 img.wide {{ max-width: 100%; display: block; margin-top: .6em }}
 td {{ padding: 0 .6em 0 0 }} td.number {{ text-align: right }}
 meter {{ width: 12em }}
@@ -57,6 +57,7 @@ function sortBy(key, sign) {{
 }}
 </script>
 <h1>{title}</h1>
+<p>{said}</p>
 <p>Sort by {buttons}</p>
 <main>
 """
@@ -71,12 +72,13 @@ class Page:
     Args:
       path: file to write.
       title: of the page.
+      said: what its figures are.
 
     Raises:
       OSError: if it cannot be written.
     """
 
-    def __init__(self, path: pathlib.Path, title: str):
+    def __init__(self, path: pathlib.Path, title: str, said: str = ""):
         self._path, self._partial = path, path.with_name(f".{path.name}.{os.getpid()}")
         self._file = self._partial.open("w", encoding="utf-8")
         self._count = 0
@@ -86,9 +88,8 @@ class Page:
             "<span></span></button>"
             for key, sign in KEYS
         )
-        self._file.write(
-            HEAD.format(title=html.escape(title), side=SIDE, buttons=buttons)
-        )
+        title, said = html.escape(title), html.escape(said)
+        self._file.write(HEAD.format(title=title, said=said, buttons=buttons))
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -182,7 +183,13 @@ def _picture(pixels: np.ndarray) -> str:
     image = Image.fromarray(pixels)
     small = max(image.size) <= SMALL
     kind = ' class="small"' if small else ""
-    return f'<img alt=""{kind} src="{_inline(image, small=small)}">'
+    # Of very long images the short side is a pixel at least.
+    scale = ENLARGED / max(image.size) if small else 1
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return (
+        f'<img alt=""{kind} width="{width}" height="{height}" '
+        f'src="{_inline(image, small=small)}">'
+    )
 
 
 def _inline(image: Image.Image, *, small: bool) -> str:

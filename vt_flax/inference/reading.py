@@ -87,20 +87,22 @@ def read_picture(image: ImageLike, name: str = "image") -> Picture:
 
 
 def _read_file(file: pathlib.Path) -> Picture:
-    with _readable(str(file)):
+    # A file may be called what is no text.
+    name = os.fsencode(file).decode("utf-8", "backslashreplace")
+    with _readable(name):
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            raise UserError(f"{file}: {kind}, not an image")
+            raise UserError(f"{name}: {kind}, not an image")
         if not status.st_size:
-            raise UserError(f"{file}: not a readable image (it is empty)")
+            raise UserError(f"{name}: not a readable image (it is empty)")
         if status.st_size > MOST_BYTES:
             raise UserError(
-                f"{file}: {status.st_size / 2**30:.1f} GiB are more than the "
+                f"{name}: {status.st_size / 2**30:.1f} GiB are more than the "
                 f"{MOST_BYTES >> 30} GiB that are read: make it smaller"
             )
         with Image.open(file) as image:
-            return _decode(str(file), image)
+            return _decode(name, image)
 
 
 @contextlib.contextmanager
