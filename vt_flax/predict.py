@@ -18,6 +18,7 @@ status is then 2.
 """
 
 import contextlib
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -82,6 +83,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--out FOLDER is missing: where the pictures go")
     if args.tokens and not network.has_tokens:
         raise UserError("--tokens: this network has no token coefficients")
+    top = min(args.top, len(network.class_names))
     names: list[str] = []
     if out is not None:
         patterns = picture_names(network, tokens=args.tokens, heads=args.heads)
@@ -92,10 +94,10 @@ def main(argv: Sequence[str]) -> None:
         if out is not None:
             stack.enter_context(_named(out))
             gallery = Gallery(
-                out, network, tokens=args.tokens, heads=args.heads, top=args.top
+                out, network, tokens=args.tokens, heads=args.heads, top=top
             )
             stack.enter_context(gallery.page)
-        rows = _predict(files, names, network, gallery, args.top, refused)
+        rows = _predict(files, names, network, gallery, top, refused)
     cli.print_rows(rows, args.format, network.title)
     if out is not None:
         print(f"wrote {out / PAGE}", file=sys.stderr)
@@ -124,29 +126,35 @@ def _predict(
     from vt_flax.inference.gallery import Shown
     from vt_flax.inference.reading import read_picture
 
-    rows = []
-    progress = tqdm(total=len(files), unit=" images", disable=None, leave=False)
-    with progress:
-        for start in range(0, len(files), network.batch):
-            some, own = [], []
-            for i in range(start, min(start + network.batch, len(files))):
-                try:
-                    some.append(Shown.of(read_picture(files[i]), network))
-                except UserError as error:
-                    _refuse(str(error), refused)
-                    if gallery:
-                        gallery.page.leave_out(str(error))
-                    continue
-                own.append(names[i] if gallery else "")
-            if some:
-                found = network.predict([shown.view for shown in some])
-                for shown, prediction in zip(some, found, strict=True):
-                    for note in shown.picture.notes:
-                        _say(f"note: {shown.picture.name}: {note}")
-                    rows.append(_row(prediction, top, segments=network.segments))
-                if gallery:
-                    gallery.add(own, some, found)
-            progress.update(min(network.batch, len(files) - start))
+    rows: list[dict[str, Any]] = []
+    some: list[Shown] = []
+    own: list[str] = []
+
+    def finish() -> None:
+        found = network.predict([shown.view for shown in some])
+        for shown, prediction in zip(some, found, strict=True):
+            for note in shown.picture.notes:
+                _say(f"note: {shown.picture.name}: {note}")
+            rows.append(_row(prediction, top, segments=network.segments))
+        if gallery:
+            gallery.add(own, some, found)
+        some.clear()
+        own.clear()
+
+    for i, file in enumerate(
+        tqdm(files, unit=" images", disable=None, leave=False, file=sys.stderr)
+    ):
+        try:
+            some.append(Shown.of(read_picture(file), network))
+            own.append(names[i] if gallery else "")
+        except UserError as error:
+            _refuse(str(error), refused)
+            if gallery:
+                gallery.page.leave_out(str(error))
+        if len(some) == network.batch:
+            finish()
+    if some:
+        finish()
     return rows
 
 
@@ -187,10 +195,11 @@ def _names(files: Sequence[pathlib.Path], patterns: Sequence[str]) -> list[str]:
     taken: set[str] = set()
     counts: dict[str, int] = {}
     for file in files:
-        name = file.stem
+        # Names of files have 255 bytes at most, and something is put behind this one.
+        name = stem = os.fsdecode(os.fsencode(file.stem)[:200])
         while taken & (pictures := {pattern.format(name) for pattern in patterns}):
-            counts[file.stem] = counts.get(file.stem, 1) + 1
-            name = f"{file.stem}_{counts[file.stem]}"
+            counts[stem] = counts.get(stem, 1) + 1
+            name = f"{stem}_{counts[stem]}"
         taken |= pictures
         names.append(name)
     return names

@@ -170,7 +170,7 @@ def picture_names(network: Predictor, *, tokens: bool, heads: bool) -> list[str]
     if heads:
         found += [
             f"{{}}_{module}{kind}_heads.png"
-            for module in network.tokenizers()
+            for module in network.tokenizers
             for kind in ("", "_projector")
         ]
     return found

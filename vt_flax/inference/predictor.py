@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from vt_flax.data.augment.scaled import eval_inputs
 from vt_flax.errors import UserError
 from vt_flax.inference import token_maps
 from vt_flax.inference.predictions import Prediction, classified, segmented
-from vt_flax.inference.reading import Images, each_image, read_picture
+from vt_flax.inference.reading import ImageLike, each_image, read_picture
 from vt_flax.inference.token_maps import TokenMaps
 from vt_flax.inference.views import View, view_of
 from vt_flax.training.checkpoint import Checkpoints, read_run
@@ -28,6 +29,9 @@ from vt_flax.training.run import model_for
 from vt_flax.training.tasks import Task, task_of
 from vt_flax.training.tasks.segmentation import Segmentation
 from vt_flax.training.weights import read_weights
+
+# One or many, read already or not.
+Images = ImageLike | View | Iterable[ImageLike | View]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +88,18 @@ class Predictor:
         self._features = jax.jit(self._compute_features)
         self._look = jax.jit(self._compute_maps)
 
+    @functools.cached_property
     def tokenizers(self) -> dict[str, str]:
-        """Returns the kind of each VT module's tokenizer; see `TokenMaps`."""
+        """The kind of each VT module's tokenizer; see `TokenMaps`."""
         size = self.task.input_size(self.task.config)
         return token_maps.tokenizer_kinds(self.model, self.variables, size)
 
     @property
     def has_tokens(self) -> bool:
         """Whether there are token coefficients; a pooling tokenizer has none."""
-        return any(kind != "pooling" for kind in self.tokenizers().values())
+        return any(kind != "pooling" for kind in self.tokenizers.values())
 
-    def view(self, image: Any) -> View:
+    def view(self, image: ImageLike) -> View:
         """Returns an image as evaluation would have it; every method takes it too."""
         ((name, one),) = each_image(image)
         return self._view(name, one)
@@ -147,7 +152,7 @@ class Predictor:
             path: np.concatenate([part[path] for part in maps])
             for path in (maps[0] if maps else ())
         }
-        kinds = self.tokenizers() if maps else {}
+        kinds = self.tokenizers if maps else {}
         return Looks(shown, parts, token_maps.by_module(joined, kinds))
 
     def _view(self, name: str, image: Any) -> View:
@@ -156,14 +161,12 @@ class Predictor:
         return view_of(read_picture(image, name), self.task)
 
     def _batches(
-        self, function: Callable, images: Any
+        self, function: Callable, images: Images
     ) -> Iterator[tuple[list[View], Any]]:
         """Yields views of images, a batch at a time, and what a function makes of them.
 
         What it makes of the places that are filled up is cut off.
         """
-        if isinstance(images, View):
-            images = [images]
         views = (self._view(*named) for named in each_image(images))
         while some := list(itertools.islice(views, self.batch)):
             count = len(some)

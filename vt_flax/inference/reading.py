@@ -40,10 +40,9 @@ class Picture:
 
 # A file's path, an image of Pillow's, an array (H, W) or (H, W, channels), uint8.
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Picture
-Images = ImageLike | Iterable[ImageLike]
 
 
-def each_image(images: Images) -> Iterator[tuple[str, Any]]:
+def each_image(images: Any) -> Iterator[tuple[str, Any]]:
     """Yields the name and each of one or many images, none of them read yet."""
     if hasattr(images, "shape"):
         images = np.asarray(images)
