@@ -1,18 +1,22 @@
 """A picture of where tokens look in the first images of a split."""
 
 import contextlib
+import functools
 import pathlib
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.token_pictures import Block, TokenPicture, render
+from vt_flax.analysis.token_pictures import render
 from vt_flax.data import augment, pipeline
 from vt_flax.data.source import Source
 from vt_flax.errors import UserError
-from vt_flax.inference.token_maps import token_coefficients, tokenizer_kinds
+from vt_flax.inference.pictures import token_picture
+from vt_flax.inference.predictor import Looks
+from vt_flax.inference.token_maps import by_module, sown_maps, tokenizer_kinds
 
 
 def draw_tokens(
@@ -39,21 +43,17 @@ def draw_tokens(
     if path.suffix.lower() != ".png":
         raise UserError(f"--token_picture {path}: the name must end in .png")
     images, labels = _pick(source, config, count)
-    maps = token_coefficients(model, variables, augment.normalise(images, config.data))
-    if not maps:
-        raise UserError("--token_picture: this model has no token coefficients")
     kinds = tokenizer_kinds(model, variables, images.shape[1:3])
-    pictures = []
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        blocks = [
-            Block(
-                f"{module}: {kinds[module]} tokenizer",
-                coefficients[i],
-                len(coefficients[i]) if kinds[module] == "dynamic" else 0,
-            )
-            for module, coefficients in maps.items()
-        ]
-        pictures.append(TokenPicture(source.class_names[label], image, [blocks]))
+    if set(kinds.values()) <= {"pooling"}:
+        raise UserError("--token_picture: this model has no token coefficients")
+    found = jax.jit(functools.partial(sown_maps, model))(
+        variables, augment.normalise(images, config.data)
+    )
+    looks = Looks(images, [(1.0, 1.0)] * len(images), by_module(found, kinds))
+    pictures = [
+        token_picture(looks, i, source.class_names[label], projections=False)
+        for i, label in enumerate(labels)
+    ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         render(pictures).save(path)
