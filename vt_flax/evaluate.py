@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     cli.agree("evaluate", config)
     modules = None
     if args.tokens is not None:
-        from vt_flax.analysis import token_report
+        from vt_flax.inference import token_report
 
         modules = token_report.find_modules(config, len(content["class_names"]))
     run = prepare(config)
@@ -137,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--page {args.page}: {error.strerror or error}") from error
         print(f"wrote {args.page}", file=sys.stderr)
     if args.token_picture:
-        from vt_flax.analysis.plots import draw_tokens
+        from vt_flax.inference.split_tokens import draw_tokens
 
         draw_tokens(
             pathlib.Path(args.token_picture),
@@ -157,7 +157,7 @@ def _report_tokens(
     form: str,
 ) -> None:
     """Writes and prints the report on the tokens: see `token_report.measure`."""
-    from vt_flax.analysis import token_report, token_tables
+    from vt_flax.inference import token_report, token_tables
 
     # Before all the images are gone through.
     if jax.process_index() == 0:

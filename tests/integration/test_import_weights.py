@@ -297,7 +297,7 @@ def test_predict_names_imagenets_classes(tmp_path, monkeypatch, capsys):
     Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(picture)
 
     predictor = load(tmp_path / "out")
-    crop = predictor._cropped(predictor.read(picture)).astype(np.float64) / 255
+    crop = predictor.view(picture).pixels[None].astype(np.float64) / 255
     crop = (crop - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     assert crop.shape == (1, 224, 224, 3)
     logits = torch_logits(torch, network, crop.astype(np.float32))[0].astype(float)

@@ -16,10 +16,10 @@ from pair_trees import draw_image, draw_labels, write
 from PIL import Image
 
 from vt_flax import cli, evaluate
-from vt_flax.analysis import token_report
 from vt_flax.data import pipeline
 from vt_flax.data.augment.scaled import eval_inputs
 from vt_flax.data.preparation.build import prepare as build
+from vt_flax.inference import token_report
 from vt_flax.parallel.mesh import make_mesh
 from vt_flax.training.checkpoint import Checkpoints, write_config
 from vt_flax.training.config import resolve

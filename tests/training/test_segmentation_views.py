@@ -148,9 +148,9 @@ def test_predictions_and_their_counts(scales, flip, mirrored):
     @jax.jit
     def run(batch):
         inputs = (batch[key] for key in ("image", "size", "label"))
-        return task.counts(network, batch), *task.predict(network, *inputs)
+        return task.counts(network, batch), *task.probable(network, *inputs)
 
-    counts, predicted, losses = jax.device_get(run(batch))
+    counts, predicted, likely, losses = jax.device_get(run(batch))
     expected_losses, all_sure = [], []
     for k, (h, w) in enumerate(SIZES):
         views = [
@@ -165,6 +165,8 @@ def test_predictions_and_their_counts(scales, flip, mirrored):
         found = predicted[k, :h, :w]
         np.testing.assert_array_equal(found[sure], mean.argmax(-1)[sure])
         assert (predicted[k, h:] == 255).all() and (predicted[k, :, w:] == 255).all()
+        np.testing.assert_allclose(likely[k, :h, :w], first, rtol=1e-3, atol=1e-5)
+        assert not likely[k, h:].any() and not likely[k, :, w:].any()
         label = labels[k, :h, :w]
         own = np.take_along_axis(mean, np.minimum(label, 3)[..., None], -1)[..., 0]
         expected_losses.append(-np.log(own)[label != 255].sum())

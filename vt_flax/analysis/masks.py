@@ -48,16 +48,27 @@ def paint(image: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     return np.where(known[..., None], mixed, picture)
 
 
-def legend(labels: np.ndarray, class_names: Sequence[str]) -> list[Patch]:
-    """Returns a legend of the classes in a mask, with their shares, largest first."""
-    counts = np.bincount(labels[labels < len(class_names)], minlength=len(class_names))
+def legend(
+    labels: np.ndarray, class_names: Sequence[str], counts: np.ndarray | None = None
+) -> list[Patch]:
+    """Returns a legend of the classes in a mask, with their shares, largest first.
+
+    Args:
+      labels: (H, W), class indices.
+      class_names: their names.
+      counts: pixels of each class, where `labels` are a smaller mask than was counted.
+    """
+    pixels = labels.size if counts is None else counts.sum()
+    if counts is None:
+        known = labels[labels < len(class_names)]
+        counts = np.bincount(known, minlength=len(class_names))
     palette = colours(len(class_names))
     order = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
     return [
         # Between two $ matplotlib would read mathematics.
         Patch(
             color=palette[i],
-            label=f"{class_names[i]} {counts[i] / labels.size:.1%}".replace("$", r"\$"),
+            label=f"{class_names[i]} {counts[i] / pixels:.1%}".replace("$", r"\$"),
         )
         for i in order[:MOST_NAMED]
     ]
@@ -68,6 +79,7 @@ def draw_mask(
     image: np.ndarray,
     labels: np.ndarray,
     class_names: Sequence[str],
+    counts: np.ndarray | None = None,
 ) -> None:
     """Writes an image beside its predicted mask, with a legend, as PNG.
 
@@ -76,6 +88,7 @@ def draw_mask(
       image: (H, W, 3), uint8.
       labels: (H, W), class indices.
       class_names: their names.
+      counts: see `legend`.
     """
     height, width = labels.shape
     each = 4.8
@@ -86,7 +99,7 @@ def draw_mask(
     left.imshow(image)
     right.imshow(paint(image, labels, len(class_names)))
     right.legend(
-        handles=legend(labels, class_names),
+        handles=legend(labels, class_names, counts),
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
         fontsize=7,

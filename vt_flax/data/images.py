@@ -46,8 +46,18 @@ def train_crop(config: ConfigDict) -> Crop:
 
 def eval_crop(config: ConfigDict) -> Crop:
     """Returns `crop(encoded, seed)` as the section `data` wants it in evaluation."""
+    crop = eval_crop_pixels(config)
+    return lambda encoded, seed: crop(decode(encoded))
+
+
+def eval_crop_pixels(config: ConfigDict) -> Callable[[Tensor], Tensor]:
+    """Returns what `eval_crop` does with an image once it is decoded.
+
+    The function takes an image (height, width, 3) and returns one (image_size,
+    image_size, 3), both uint8.
+    """
     size = config.image_size
-    return lambda encoded, seed: centre_crop(encoded, size, config.eval_resize or size)
+    return lambda image: centre_crop_pixels(image, size, config.eval_resize or size)
 
 
 def random_resized_crop(
@@ -152,13 +162,22 @@ def pad_and_crop(encoded: Tensor, size: int, padding: int, seed: Tensor) -> Tens
 
 
 def centre_crop(encoded: Tensor, size: int, resize: int) -> Tensor:
+    """Decodes an image, and does what `centre_crop_pixels` does."""
+    return centre_crop_pixels(decode(encoded), size, resize)
+
+
+def centre_crop_pixels(image: Tensor, size: int, resize: int) -> Tensor:
     """Brings the short side to `resize` and cuts the central (size, size, 3), uint8.
 
     Bilinear with antialiasing, as Pillow does it: weights from elsewhere were measured
     on such images.
+
+    Args:
+      image: (height, width, 3), uint8.
+      size: side of the result in pixels.
+      resize: of the short side in pixels, at least `size`.
     """
     tf = tensorflow()
-    image = decode(encoded)
     shape = tf.shape(image)[:2]
     short = tf.reduce_min(shape)
     scaled = tf.round(tf.cast(shape * resize, tf.float64) / tf.cast(short, tf.float64))

@@ -1,22 +1,28 @@
-"""A trained network and what it says of images."""
+"""A trained network: what it says of images, and what it computes on the way."""
 
+import contextlib
 import dataclasses
+import functools
+import itertools
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
 
-from vt_flax.analysis import masks, plots
-from vt_flax.data import augment, images
-from vt_flax.data.augment.scaled import eval_canvas, eval_inputs
-from vt_flax.data.host import tensorflow
+from vt_flax.data import augment
+from vt_flax.data.augment.scaled import eval_inputs
 from vt_flax.errors import UserError
 from vt_flax.inference import token_maps
+from vt_flax.inference.predictions import Prediction, classified, segmented
+from vt_flax.inference.reading import ImageLike, each_image, read_picture
+from vt_flax.inference.token_maps import TokenMaps
+from vt_flax.inference.views import View, view_of
 from vt_flax.training.checkpoint import Checkpoints, read_run
 from vt_flax.training.config import resolve
 from vt_flax.training.run import model_for
@@ -24,201 +30,251 @@ from vt_flax.training.tasks import Task, task_of
 from vt_flax.training.tasks.segmentation import Segmentation
 from vt_flax.training.weights import read_weights
 
+# One or many, read already or not.
+Images = ImageLike | View | Iterable[ImageLike | View]
+
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a network says of an image.
+class Looks:
+    """Where tokens look in images, and what the network was shown of these.
 
     Attributes:
-      shares: classes, the likeliest or largest first, each with its probability or its
-        share of the pixels.
-      mask: class indices (H, W), uint8, at the image's own size; None of a classifier.
+      images: of each image what the network was shown, (h, w, 3), uint8.
+      parts: of each image which share of the input's height and width that is.
+      tokens: by module; see `TokenMaps`.
     """
 
-    shares: Sequence[tuple[str, float]]
-    mask: np.ndarray | None = None
+    images: Sequence[np.ndarray]
+    parts: Sequence[tuple[float, float]]
+    tokens: dict[str, TokenMaps]
 
 
 class Predictor:
     """A trained network.
+
+    Where a method takes images, that is one or many of these: a file's path; an image
+    of Pillow's; an array, uint8, (H, W) or (H, W, channels), or (images, H, W,
+    channels); in a list they may be mixed. They may have any size and mode. What is no
+    image raises `UserError`, with its name.
+
+    So many images at a time go through one compiled program, the last ones with others
+    in the empty places; a program for a single image is made where one comes first.
 
     Args:
       model: the network.
       variables: its weights.
       task: what it is trained for.
       title: which checkpoint it is.
+      batch: images at a time.
+
+    Attributes:
+      model, task, title, batch: as given.
+      variables: the weights, on the device.
+      class_names: of its classes, in order.
+      segments: whether it says a class of each pixel rather than of each image.
     """
 
-    def __init__(self, model: nn.Module, variables: Any, task: Task, title: str):
-        self.model, self.task, self.title = model, task, title
+    def __init__(
+        self, model: nn.Module, variables: Any, task: Task, title: str, batch: int = 8
+    ):
+        if batch < 1:
+            raise UserError(f"batch {batch}: must be at least 1")
+        self.model, self.task, self.title, self.batch = model, task, title, batch
+        self.class_names = task.class_names
         self.segments = isinstance(task, Segmentation)
-        self._variables = jax.device_put(variables)
-        self._run = jax.jit(self._segment if self.segments else self._classify)
+        self.variables = jax.device_put(variables)
+        self._compiled: set[int] = set()
+        self._predict = jax.jit(self._segment if self.segments else self._classify)
+        self._features = jax.jit(self._compute_features)
+        self._look = jax.jit(self._compute_maps)
+
+    @functools.cached_property
+    def tokenizers(self) -> dict[str, str]:
+        """The kind of each VT module's tokenizer; see `TokenMaps`."""
+        size = self.task.input_size(self.task.config)
+        return token_maps.tokenizer_kinds(self.model, self.variables, size)
 
     @property
     def has_tokens(self) -> bool:
-        """Whether there are token coefficients to draw."""
-        size = self.task.input_size(self.task.config)
-        return token_maps.has_coefficients(self.model, self._variables, size)
+        """Whether there are token coefficients; a pooling tokenizer has none."""
+        return any(kind != "pooling" for kind in self.tokenizers.values())
 
-    def read(self, file: pathlib.Path) -> Image.Image:
-        """Reads an image as a person sees it, turned as its camera was.
+    def view(self, image: ImageLike) -> View:
+        """Returns an image as evaluation would have it; every method takes it too."""
+        ((name, one),) = each_image(image)
+        return self._view(name, one)
 
-        Raises:
-          UserError: if it is no image.
+    def predict(self, images: Images) -> list[Prediction]:
+        """Returns what the network says of images, of a single one too as a list.
+
+        Classes with their probabilities, or with their shares of the pixels, and masks
+        at each image's own size; see `Prediction`.
         """
-        try:
-            encoded = file.read_bytes()
-            with Image.open(file) as stored:
-                turned = ImageOps.exif_transpose(stored)
-                same = turned.size == stored.size and "transposition" not in stored.info
-            if not same:
-                return turned.convert("RGB")
-            return images.decode_with_pillow(encoded)
-        except OSError as error:
-            raise UserError(
-                f"{file}: {error.strerror or 'not a readable image'}"
-            ) from error
-        except Exception as error:
-            # Pillow's plugins raise ValueError, SyntaxError, struct.error and more.
-            raise UserError(f"{file}: not a readable image ({error})") from error
+        found = []
+        for views, answers in self._batches(self._predict, images):
+            for view, *own in zip(views, *answers, strict=True):
+                make = segmented if self.segments else classified
+                found.append(make(view, self.class_names, *own))
+        return found
 
-    def predict(self, image: Image.Image) -> Prediction:
-        """Returns what the network says of an image."""
-        names = self.task.class_names
+    def features(self, images: Images) -> dict[str, np.ndarray]:
+        """Returns the maps of the stages, and the tokens of networks that have them.
+
+        Returns:
+          By name, float32: C2 to C5 (images, h, w, channels), as far as a network has
+          them; those of a pyramid, P2 to P5; `tokens` (images, L, C_T).
+        """
+        parts = [found for _, found in self._batches(self._features, images)]
+        return {
+            name: np.concatenate([np.asarray(p[name], np.float32) for p in parts])
+            for name in (parts[0] if parts else ())
+        }
+
+    def tokens(self, images: Images) -> dict[str, TokenMaps]:
+        """Returns where tokens look and write, by module: `module1`, or `level2`.
+
+        A network that is no VT has none. In segmentation the maps are those of the
+        network's whole input, also where that is larger than an image.
+        """
+        return self.looks(images).tokens
+
+    def looks(self, images: Images) -> Looks:
+        """Returns what `tokens` does, and what the network was shown."""
+        shown, parts, maps = [], [], []
+        for _, (found, levels, lengths) in self._batches(self._look, images):
+            levels = np.clip(levels + 0.5, 0, 255).astype(np.uint8)
+            whole = levels.shape[1:3]
+            maps.append(found)
+            for image, (height, width) in zip(levels, lengths, strict=True):
+                shown.append(image[:height, :width])
+                parts.append((float(height / whole[0]), float(width / whole[1])))
+        joined = {
+            path: np.concatenate([part[path] for part in maps])
+            for path in (maps[0] if maps else ())
+        }
+        kinds = self.tokenizers if maps else {}
+        return Looks(shown, parts, token_maps.by_module(joined, kinds))
+
+    def _view(self, name: str, image: Any) -> View:
+        if isinstance(image, View):
+            return image
+        return view_of(read_picture(image, name), self.task)
+
+    def _batches(
+        self, function: Callable, images: Images
+    ) -> Iterator[tuple[list[View], Any]]:
+        """Yields views of images, a batch at a time, and what a function makes of them.
+
+        What it makes of the places that are filled up is cut off.
+        """
+        views = (self._view(*named) for named in each_image(images))
+        while some := list(itertools.islice(views, self.batch)):
+            count = len(some)
+            fitting = [size for size in self._compiled if size >= count]
+            size = min(fitting, default=1 if count == 1 else self.batch)
+            self._compiled.add(size)
+            filled = some + [some[-1]] * (size - count)
+            found = function(
+                self.variables,
+                np.stack([view.pixels for view in filled]),
+                np.asarray([view.lengths for view in filled], np.int32),
+            )
+            found = jax.device_get(found)
+            yield some, jax.tree.map(lambda x, n=count: x[:n], found)
+
+    def _classify(self, variables: Any, images: jax.Array, _: jax.Array):
+        logits = self._apply(variables, augment.normalise(images, self._data))
+        return (jax.nn.softmax(logits),)
+
+    def _segment(self, variables: Any, images: jax.Array, lengths: jax.Array):
+        classes, likely, _ = self.task.probable(
+            lambda x: self._apply(variables, x), images, lengths
+        )
+        return classes, likely.sum((1, 2)) / lengths.prod(1)
+
+    def _compute_features(
+        self, variables: Any, images: jax.Array, lengths: jax.Array
+    ) -> dict[str, jax.Array]:
+        levels, _ = self._inputs(images, lengths)
+        inputs = augment.normalise(levels, self._data)
+        return self._apply(variables, inputs, features=True)
+
+    def _compute_maps(
+        self, variables: Any, images: jax.Array, lengths: jax.Array
+    ) -> tuple[token_maps.Sown, jax.Array, jax.Array]:
+        levels, lengths = self._inputs(images, lengths)
+        inputs = augment.normalise(levels, self._data)
+        return token_maps.sown_maps(self.model, variables, inputs), levels, lengths
+
+    def _inputs(
+        self, images: jax.Array, lengths: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns levels of the network's input, and each image's lengths in it."""
         if not self.segments:
-            probabilities = np.asarray(self._run(self._variables, self._cropped(image)))
-            order = np.argsort(-probabilities, kind="stable")
-            return Prediction([(names[i], float(probabilities[i])) for i in order])
-        array, size = self._placed(image)
-        mask = np.asarray(self._run(self._variables, array, size))
-        height, width = size[0]
-        mask = Image.fromarray(mask[:height, :width])
-        mask = np.asarray(mask.resize(image.size, Image.Resampling.NEAREST))
-        counts = np.bincount(mask.ravel(), minlength=len(names))[: len(names)]
-        order = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
-        return Prediction([(names[i], counts[i] / mask.size) for i in order], mask)
+            return images, lengths
+        return tuple(eval_inputs(images, lengths, self.task.config))
 
-    def draw(
-        self,
-        folder: pathlib.Path,
-        name: str,
-        image: Image.Image,
-        found: Prediction,
-        *,
-        tokens: bool,
-    ) -> None:
-        """Draws a prediction to `folder/name.png`, tokens to `folder/name_tokens.png`.
+    def _apply(self, variables: Any, inputs: jax.Array, **options: Any) -> Any:
+        return self.model.apply(variables, inputs, train=False, **options)
 
-        Args:
-          folder: for the pictures.
-          name: of the image.
-          image: what the prediction is of.
-          found: the prediction.
-          tokens: whether to draw tokens too, of a network that `has_tokens`.
-
-        Raises:
-          OSError: if a file cannot be written.
-        """
-        if found.mask is not None:
-            masks.draw_mask(
-                folder / f"{name}.png",
-                np.asarray(image),
-                found.mask,
-                self.task.class_names,
-            )
-        if tokens:
-            plots.draw_rows(folder / f"{name}_tokens.png", self._token_rows(image))
-
-    def _token_rows(self, image: Image.Image) -> list[plots.TokenRow]:
-        config = self.task.config
-        if self.segments:
-            array, size = self._placed(image)
-            view = eval_inputs(array, size, config)
-            inputs = np.asarray(view.images)
-            height, width = np.asarray(view.lengths)[0]
-        else:
-            inputs = self._cropped(image)
-            height, width = inputs.shape[1:3]
-        maps = token_maps.token_coefficients(
-            self.model, self._variables, augment.normalise(inputs, config.data)
-        )
-        shown = np.clip(inputs[0, :height, :width] + 0.5, 0, 255).astype(np.uint8)
-        return [
-            plots.TokenRow(
-                part,
-                shown,
-                np.stack(
-                    [_part(m, inputs.shape[1:3], height, width) for m in found[0]]
-                ),
-                "token {}" if i == 0 else "",
-            )
-            for i, (part, found) in enumerate(maps.items())
-        ]
-
-    def _cropped(self, image: Image.Image) -> np.ndarray:
-        """Returns an image as it is evaluated, (1, size, size, 3)."""
-        data = self.task.config.data
-        tf = tensorflow()
-        encoded = tf.io.encode_png(np.asarray(image))
-        crop = images.eval_crop(data)(encoded, tf.zeros(2, tf.int64))
-        return crop.numpy()[None]
-
-    def _placed(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-        """Returns an image in evaluation's canvas, shrunk to it if it is larger."""
-        height, width = eval_canvas(self.task.config)
-        if image.width > width or image.height > height:
-            image = ImageOps.contain(image, (width, height), Image.Resampling.BILINEAR)
-        canvas = np.zeros((1, height, width, 3), np.uint8)
-        canvas[0, : image.height, : image.width] = np.asarray(image)
-        return canvas, np.asarray([[image.height, image.width]], np.int32)
-
-    def _classify(self, variables: Any, inputs: jax.Array) -> jax.Array:
-        inputs = augment.normalise(inputs, self.task.config.data)
-        return jax.nn.softmax(self.model.apply(variables, inputs, train=False))[0]
-
-    def _segment(self, variables: Any, inputs: jax.Array, size: jax.Array):
-        classes, _ = self.task.predict(
-            lambda x: self.model.apply(variables, x, train=False), inputs, size
-        )
-        return classes[0]
+    @property
+    def _data(self) -> ConfigDict:
+        return self.task.config.data
 
 
 def load(
-    workdir: pathlib.Path,
+    workdir: str | os.PathLike,
     overrides: Sequence[str] = (),
     *,
     step: int | None = None,
     best: bool = False,
+    batch: int = 8,
 ) -> Predictor:
-    """Loads the network of a workdir. Its dataset is not needed.
+    """Loads the trained network of a workdir. Its dataset is not needed.
+
+    Averaged weights are taken where there are any. For example:
+
+      network = vt_flax.load("runs/quickstart")
+      (digit,) = network.predict("digit.png")
+      digit.shares[0]  # ("7", 0.98)
+      tokens = network.tokens(["digit.png", "another.jpg"])
+      tokens["module1"].kind  # "static"
+      tokens["module1"].coefficients.shape  # (2, 1, 8, 8, 8)
+      network.features("digit.png")["C4"].shape  # (1, 8, 8, 64)
 
     Args:
-      workdir: folder of a run.
+      workdir: folder of a run, or one that `import_weights` has made.
       overrides: of its configuration, as in `--config.segmentation.eval_flip=True`.
       step: of the checkpoint; None for the newest, or the best.
       best: whether the best checkpoints are meant.
+      batch: images at a time.
+
+    Returns:
+      The network; see `Predictor`.
 
     Raises:
       UserError: if there is no run, or no such checkpoint, or it cannot be read.
     """
+    workdir = pathlib.Path(workdir).expanduser()
     content = read_run(workdir)
     config = resolve(ConfigDict(content["config"]), overrides)
-    checkpoints = Checkpoints(workdir, read_only=True, best=best)
-    step = checkpoints.choose(step)
-    checkpoints.close()
-    weights, name = read_weights("--workdir", checkpoints.folder / str(step))
+    with _without_warnings():
+        checkpoints = Checkpoints(workdir, read_only=True, best=best)
+        step = checkpoints.choose(step)
+        checkpoints.close()
+        weights, name = read_weights("--workdir", checkpoints.folder / str(step))
     task = task_of(config)(config, content["class_names"], content["mirrored"])
     model = model_for(config, len(task.class_names))
     title = f"{config.model.name}, step {step:,} of {workdir}, {name} weights"
-    return Predictor(model, weights, task, title)
+    return Predictor(model, weights, task, title, batch)
 
 
-def _part(
-    map_: np.ndarray, shape: Sequence[int], height: int, width: int
-) -> np.ndarray:
-    """Returns the part of a map of a whole input that lies on the image in it."""
-    whole = Image.fromarray(map_).resize(
-        (shape[1], shape[0]), Image.Resampling.BILINEAR
-    )
-    return np.asarray(whole)[:height, :width]
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Drops what Orbax says of a folder that is only read."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(min(verbosity, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,5 +1,11 @@
-"""Where each token of a network looks: the coefficients of its tokenizers."""
+"""Where each token of a network looks, and where it writes.
 
+The coefficients of a tokenizer are a softmax over the pixels for each token, those of a
+projector a softmax over the tokens for each pixel. Modules sow them (`nn.tokenizers`,
+`nn.projector`); here they are collected, by module.
+"""
+
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -10,29 +16,36 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from vt_flax.nn.tokenizers import (
+    ClusteringTokenizer,
+    DynamicTokenizer,
+    PoolingTokenizer,
+    StaticTokenizer,
+)
 
-def token_coefficients(
-    model: nn.Module, variables: dict[str, Any], images: jax.Array
-) -> dict[str, np.ndarray]:
-    """Returns the coefficient maps of every module with tokenizer coefficients.
+Sown = dict[tuple[str, ...], jax.Array]
+SOWN = ("coefficients", "projection")
 
-    Args:
-      model: a network of VT modules.
-      variables: its parameters and batch statistics.
-      images: (batch, H, W, 3), normalised.
 
-    Returns:
-      By module, in order, (batch, L, h, w) float32; maps of several heads are averaged.
-      Each map sums to 1 over its pixels.
+@dataclasses.dataclass(frozen=True)
+class TokenMaps:
+    """What the tokens of a module have to do with each pixel of a batch of images.
+
+    Attributes:
+      kind: of the tokenizer: `static` (v4: filter), `dynamic`, `recurrent`,
+        `clustering` or `pooling`.
+      coefficients: (batch, heads, L, h, w), float32; each map sums to 1 over its
+        pixels. None of a pooling tokenizer.
+      first: number of the first of these tokens. A dynamic tokenizer makes half of
+        them anew, and puts these behind those that it keeps.
+      projection: (batch, heads, L, h, w), float32, of all tokens: at each pixel they
+        sum to 1 over the tokens. None where nothing is written back.
     """
-    found = jax.jit(functools.partial(_coefficients, model))(variables, images)
-    maps = {}
-    for path in sorted(found, key=_natural):
-        coefficients = np.asarray(found[path], np.float32)
-        if coefficients.ndim == 5:
-            coefficients = coefficients.mean(axis=1)
-        maps[_module(path)] = coefficients
-    return maps
+
+    kind: str
+    coefficients: np.ndarray | None
+    first: int = 0
+    projection: np.ndarray | None = None
 
 
 def module_coefficients(
@@ -48,13 +61,14 @@ def module_coefficients(
       images: (batch, H, W, 3), normalised.
 
     Returns:
-      By module as in `token_coefficients`, (batch, heads, L, h, w) float32; of a
-      tokenizer without heads there is one. Each map sums to 1 over its pixels.
+      By module, in order, (batch, heads, L, h, w) float32; of a tokenizer without heads
+      there is one. Each map sums to 1 over its pixels.
     """
-    found = _coefficients(model, variables, images)
+    found = sown_maps(model, variables, images)
     return {
-        _module(path): (maps if maps.ndim == 5 else maps[:, None]).astype(jnp.float32)
-        for path, maps in sorted(found.items(), key=lambda item: _natural(item[0]))
+        _module(path): _by_head(found[path]).astype(jnp.float32)
+        for path in sorted(found, key=_natural)
+        if path[-1] == "coefficients"
     }
 
 
@@ -77,33 +91,84 @@ def module_shapes(
     return {name: found[name].shape[1:] for name in names}
 
 
-def has_coefficients(
+def tokenizer_kinds(
     model: nn.Module, variables: dict[str, Any], size: tuple[int, int]
-) -> bool:
-    """Tells whether a network has modules with tokenizer coefficients.
+) -> dict[str, str]:
+    """Returns the kind of each module's tokenizer, see `TokenMaps`; in order.
 
     Args:
       model: any network.
       variables: its parameters and batch statistics.
       size: height and width of its input. Nothing is computed.
     """
+    found: dict[tuple[str, ...], str] = {}
+
+    def watch(call, args, kwargs, context):
+        if context.method_name == "__call__" and (kind := _kind(context.module)):
+            found[context.module.path] = kind
+        return call(*args, **kwargs)
+
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    found = functools.partial(_coefficients, model)
-    return bool(jax.eval_shape(found, variables, images))
+    with nn.intercept_methods(watch):
+        jax.eval_shape(functools.partial(model.apply, train=False), variables, images)
+    return {_module(path): found[path] for path in sorted(found, key=_natural)}
 
 
-def _coefficients(
-    model: nn.Module, variables: dict[str, Any], images: jax.Array
-) -> dict[tuple[str, ...], jax.Array]:
-    """Returns what the tokenizers sow, by path."""
+def sown_maps(model: nn.Module, variables: dict[str, Any], images: jax.Array) -> Sown:
+    """Returns what tokenizers and projectors sow, by path; may be compiled.
+
+    Args:
+      model: any network.
+      variables: its parameters and batch statistics.
+      images: (batch, H, W, 3), normalised.
+    """
     _, sown = model.apply(variables, images, train=False, mutable=["intermediates"])
     flat = traverse_util.flatten_dict(sown.get("intermediates", {}))
-    found = {path: sown for path, sown in flat.items() if path[-1] == "coefficients"}
-    return {path: maps for path, (maps,) in found.items()}
+    return {path: maps for path, (maps,) in flat.items() if path[-1] in SOWN}
+
+
+def by_module(found: Sown, kinds: dict[str, str]) -> dict[str, TokenMaps]:
+    """Arranges what was sown by module.
+
+    Args:
+      found: see `sown_maps`.
+      kinds: see `tokenizer_kinds`.
+    """
+    parts: dict[str, dict[str, np.ndarray]] = {module: {} for module in kinds}
+    for path, maps in found.items():
+        parts[_module(path)][path[-1]] = _by_head(np.asarray(maps, np.float32))
+    return {
+        module: TokenMaps(
+            kind,
+            parts[module].get("coefficients"),
+            # As many as it made are kept, and come first.
+            parts[module]["coefficients"].shape[2] if kind == "dynamic" else 0,
+            parts[module].get("projection"),
+        )
+        for module, kind in kinds.items()
+    }
+
+
+def _by_head(maps: Any) -> Any:
+    return maps[:, None] if maps.ndim == 4 else maps
+
+
+def _kind(module: nn.Module) -> str:
+    """Returns a tokenizer's kind; empty of any other module."""
+    match module:
+        case StaticTokenizer():
+            return "static"
+        case DynamicTokenizer():
+            return "dynamic" if module.replace == "half" else "recurrent"
+        case ClusteringTokenizer():
+            return "clustering"
+        case PoolingTokenizer():
+            return "pooling"
+    return ""
 
 
 def _module(path: tuple[str, ...]) -> str:
-    """Returns `module2`, or `level3` of `level3_tokenizer`, or else `stage`."""
+    """Returns `module2`, or `level3` of `level3_tokenizer`; else `stage`."""
     named = (part for part in path if part.startswith(("module", "level")))
     return next(named, "stage").partition("_")[0]
 

@@ -146,6 +146,28 @@ class Segmentation(Task):
     ) -> tuple[jax.Array, jax.Array]:
         """Tells the class of each pixel, at each image's own size.
 
+        Args:
+          apply: maps normalised images to logits.
+          images: see `probable`.
+          sizes: see `probable`.
+          labels: see `probable`.
+
+        Returns:
+          The classes, uint8 (batch, H, W), IGNORE beyond an image; and the sum of the
+          labelled pixels' losses, (batch,), 0 without labels.
+        """
+        classes, _, losses = self.probable(apply, images, sizes, labels)
+        return classes, losses
+
+    def probable(
+        self,
+        apply: Apply,
+        images: jax.Array,
+        sizes: jax.Array,
+        labels: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Tells the likeliest class of each pixel, and how likely it is.
+
         The mean of the probabilities over the configured scales and mirrorings, each
         brought to the image's size before the softmax.
 
@@ -156,8 +178,9 @@ class Segmentation(Task):
           labels: uint8, (batch, H, W); none where there are none.
 
         Returns:
-          The classes, uint8 (batch, H, W), IGNORE beyond an image; and the sum of the
-          labelled pixels' losses, (batch,), 0 without labels.
+          The classes, uint8 (batch, H, W), IGNORE beyond an image; their probabilities,
+          float32 (batch, H, W), 0 there; and the sum of the labelled pixels' losses,
+          (batch,), 0 without labels.
         """
         settings = self.config.segmentation
         height, width = images.shape[1:3]
@@ -196,15 +219,19 @@ class Segmentation(Task):
             logs = jnp.log(jnp.maximum(probabilities, 1e-30))
             losses = jnp.where(known, -_own(logs, labels), 0.0)
             classes = jnp.argmax(probabilities, -1).astype(jnp.uint8)
-            return total + jnp.sum(losses, (1, 2)), classes
+            found = classes, jnp.max(probabilities, -1)
+            return total + jnp.sum(losses, (1, 2)), found
 
         cut = [by_block(x, 0) for x in rows] + [by_block(labels, IGNORE)]
-        losses, classes = jax.lax.scan(one, jnp.zeros(len(images)), cut)
-        classes = classes.swapaxes(0, 1).reshape(len(images), blocks * ROWS, width)
+        losses, found = jax.lax.scan(one, jnp.zeros(len(images)), cut)
+        classes, likely = (
+            x.swapaxes(0, 1).reshape(len(images), blocks * ROWS, width)[:, :height]
+            for x in found
+        )
         inside = (jnp.arange(height)[:, None] < sizes[:, 0, None, None]) & (
             jnp.arange(width) < sizes[:, 1, None, None]
         )
-        return jnp.where(inside, classes[:, :height], IGNORE), losses
+        return jnp.where(inside, classes, IGNORE), jnp.where(inside, likely, 0), losses
 
     def results(self, totals: dict[str, Any]) -> dict[str, float | None]:
         """Returns `scores`, and the mean `loss` of the labelled pixels."""

@@ -7,8 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vt_flax.analysis.figures import save_figure
-from vt_flax.analysis.token_records import Report
-from vt_flax.analysis.token_tables import title
+from vt_flax.inference.token_records import Report
+from vt_flax.inference.token_tables import title
 
 COLOURS = ("#1f77b4", "#c1121f", "#2ca02c", "#9467bd", "#8c564b", "#17a2b8")
 # Tokens' places between two modules.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vt_flax.analysis.token_records import Report
+from vt_flax.inference.token_records import Report
 
 Row = dict[str, Any]
 

@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.token_records import (
+from vt_flax.data.augment.scaled import eval_canvas, input_size
+from vt_flax.errors import UserError
+from vt_flax.inference.token_classes import foreground_of
+from vt_flax.inference.token_figures import make_token_step
+from vt_flax.inference.token_maps import module_shapes
+from vt_flax.inference.token_records import (
     Report,
     Shapes,
     class_record,
     module_record,
     move_records,
 )
-from vt_flax.data.augment.scaled import eval_canvas, input_size
-from vt_flax.errors import UserError
-from vt_flax.inference.token_classes import foreground_of
-from vt_flax.inference.token_figures import make_token_step
-from vt_flax.inference.token_maps import module_shapes
 from vt_flax.parallel.mesh import replicated
 from vt_flax.training.evaluation import split_totals
 from vt_flax.training.requests import Requests
@@ -126,7 +126,7 @@ def write_report(folder: pathlib.Path, report: Report) -> list[pathlib.Path]:
       OSError: if it cannot be.
     """
     # matplotlib takes a while to import.
-    from vt_flax.analysis.token_chart import draw_report
+    from vt_flax.inference.token_chart import draw_report
 
     files = [folder / "tokens.json", folder / "tokens.png"]
     files[0].write_text(json.dumps(report, indent=2) + "\n")

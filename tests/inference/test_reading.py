@@ -1,0 +1,294 @@
+"""Images as people have them: any mode and size, and what is no image at all."""
+
+import io
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from vt_flax.data import images
+from vt_flax.errors import UserError
+from vt_flax.inference import reading
+from vt_flax.inference.reading import each_image, read_picture
+
+# The orientations of EXIF, and how a stored image becomes the one that was seen.
+TURNED = {
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: np.rot90(x),
+}
+
+
+def noise(height=12, width=20, channels=3):
+    rng = np.random.default_rng(height)
+    shape = (height, width, channels) if channels else (height, width)
+    return rng.integers(0, 256, shape, np.uint8)
+
+
+def smooth(height=40, width=56):
+    y, x = np.mgrid[:height, :width]
+    return np.stack([4 * x, 6 * y, 2 * (x + y)], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_pngs_are_read_as_evaluation_reads_them(mode, tmp_path):
+    file = tmp_path / "a.png"
+    Image.fromarray(noise(channels=4)).convert(mode).save(file)
+    expected = images.decode(tf.constant(file.read_bytes())).numpy()
+    np.testing.assert_array_equal(read_picture(file).pixels, expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpegs_are_read_as_evaluation_reads_them(mode, tmp_path):
+    file = tmp_path / "a.jpg"
+    Image.fromarray(smooth()).convert(mode).save(file, quality=80)
+    expected = images.decode(tf.constant(file.read_bytes())).numpy()
+    np.testing.assert_array_equal(read_picture(file).pixels, expected)
+
+
+def test_photographs_are_read_as_evaluation_reads_them(real_data):
+    files = sorted((real_data / "imagenet_samples").glob("*/*"))[::60]
+    assert len(files) == 5
+    for file in files:
+        picture = read_picture(file)
+        expected = images.decode(tf.constant(file.read_bytes())).numpy()
+        np.testing.assert_array_equal(picture.pixels, expected)
+        assert picture.name == str(file) and picture.notes == ()
+
+
+def test_16_bits_are_scaled(tmp_path):
+    """In a PNG as libpng does for evaluation, elsewhere to the nearest level below."""
+    levels = np.linspace(0, 65535, 240).astype(np.uint16).reshape(12, 20)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(levels).save(tmp_path / name)
+        picture = read_picture(tmp_path / name)
+        encoded = tf.constant((tmp_path / name).read_bytes())
+        np.testing.assert_array_equal(picture.pixels, images.decode(encoded).numpy())
+        grey = picture.pixels[..., 0]
+        assert np.abs(grey - levels / 257).max() <= 1
+        assert (grey[0, 0], grey[-1, -1]) == (0, 255)
+        assert "16 bits" in picture.notes[0]
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        np.linspace(-3e6, 9e6, 240).astype(np.int32),
+        np.linspace(0, 1, 240, dtype=np.float32),
+        np.linspace(-7, 4000, 240, dtype=np.float32),
+    ],
+)
+def test_32_bits_are_stretched(levels, tmp_path):
+    levels = levels.reshape(12, 20)
+    Image.fromarray(levels).save(tmp_path / "a.tif")
+    picture = read_picture(tmp_path / "a.tif")
+    own = levels.astype(np.float64)
+    expected = 255 * (own - own.min()) / (own.max() - own.min())
+    assert np.abs(picture.pixels[..., 1] - expected).max() < 0.51
+    assert "32 bits" in picture.notes[0]
+
+
+def test_32_bits_that_hold_usual_levels_stay(tmp_path):
+    levels = noise(channels=0) // 2
+    Image.fromarray(levels.astype(np.int32)).save(tmp_path / "a.tif")
+    picture = read_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(picture.pixels[..., 2], levels)
+    assert picture.notes == ()
+
+
+def test_what_is_not_finite_is_refused(tmp_path):
+    levels = np.linspace(0, 1, 240, dtype=np.float32).reshape(12, 20)
+    levels[0, 0] = np.inf
+    Image.fromarray(levels).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="a.tif: .*no finite numbers"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_transparency_is_told(tmp_path):
+    array = noise(channels=4)
+    for alpha, told in ((255, 0), (17, 1)):
+        array[..., 3] = alpha
+        Image.fromarray(array).save(tmp_path / "a.png")
+        picture = read_picture(tmp_path / "a.png")
+        np.testing.assert_array_equal(picture.pixels, array[..., :3])
+        assert len(picture.notes) == told
+    palette = Image.fromarray(array[..., :3]).quantize(8)
+    palette.save(tmp_path / "b.png", transparency=3)
+    assert "transparent" in read_picture(tmp_path / "b.png").notes[0]
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png", "tif"])
+def test_of_an_animation_the_first_frame_is_taken(ending, tmp_path):
+    file = tmp_path / f"a.{ending}"
+    frames = [Image.new("RGB", (24, 16), (i * 100, 50, 20)) for i in range(3)]
+    frames[0].save(file, save_all=True, append_images=frames[1:])
+    picture = read_picture(file)
+    assert np.abs(picture.pixels.astype(int) - (0, 50, 20)).max() <= 4
+    assert picture.notes == ("the first of 3 frames",)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_orientation(ending, orientation, tmp_path):
+    stored = smooth()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if ending == "webp" else {}
+    options |= {"quality": 95, "subsampling": 0} if ending == "jpg" else {}
+    image = Image.fromarray(stored)
+    image.save(tmp_path / f"a.{ending}", exif=exif, **options)
+    found = read_picture(tmp_path / f"a.{ending}").pixels
+    expected = TURNED[orientation](stored)
+    assert found.shape == expected.shape
+    tolerance = 8 if ending == "jpg" else 0
+    assert np.abs(found.astype(int) - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (2000, 1)])
+def test_odd_sizes(shape, tmp_path):
+    array = noise(*shape)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png").pixels, array)
+
+
+def jpeg():
+    encoded = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(encoded, "JPEG")
+    return encoded.getvalue()
+
+
+def png():
+    encoded = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+BAD = {
+    "empty.png": (b"", "it is empty"),
+    "text.jpg": (b"no image\n", "not an image in a format"),
+    "cut.jpg": (jpeg()[:-900], "not a readable image"),
+    "cut.png": (png()[:-900], "not a readable image"),
+    "header.jpg": (jpeg()[:30], "not a"),
+    "damaged.png": (png()[:200] + bytes(99) + png()[299:], "not a readable image"),
+    "zeros.gif": (bytes(1000), "not an image in a format"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_image_is_named_in_a_line(name, tmp_path, capfd):
+    content, match = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=match) as error:
+        read_picture(tmp_path / name)
+    assert str(error.value).startswith(f"{tmp_path / name}: ")
+    assert "\n" not in str(error.value)
+    # Neither do the decoders say anything.
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    """Written to pages and tables, which are UTF-8."""
+    file = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Image.new("L", (3, 4)).save(file, "PNG")
+    picture = read_picture(pathlib.Path(os.fsdecode(file)))
+    assert picture.name == f"{tmp_path}/caf\\xe9.png"
+    assert picture.name.encode("utf-8")
+
+
+def test_more_pixels_than_are_read(tmp_path, monkeypatch, capfd):
+    """From what Pillow warns of to what it refuses, without a word in between."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("L", (40, 45)).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").pixels.shape == (45, 40, 3)
+    assert capfd.readouterr() == ("", "")
+    Image.new("L", (50, 45)).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match="b.png: has more than"):
+        read_picture(tmp_path / "b.png")
+
+
+def test_places_that_are_no_files(tmp_path, monkeypatch):
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, match in (
+        ("folder.png", "a folder, not an image"),
+        ("pipe.png", "no regular file"),
+        ("none.png", "No such file"),
+    ):
+        with pytest.raises(UserError, match=f"{name}: .*{match}"):
+            read_picture(tmp_path / name)
+    (tmp_path / "a.png").write_bytes(png())
+    monkeypatch.setattr(reading, "MOST_BYTES", 100)
+    with pytest.raises(UserError, match="a.png: .*GiB"):
+        read_picture(tmp_path / "a.png")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(png())
+    if os.geteuid():
+        (tmp_path / "a.png").chmod(0)
+    else:  # whom no permission keeps out
+
+        def refuse(file):
+            raise PermissionError(13, "Permission denied", str(file))
+
+        monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(UserError, match="a.png: Permission denied$"):
+        read_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("shape", [(8, 9), (8, 9, 1), (8, 9, 2), (8, 9, 3), (8, 9, 4)])
+def test_arrays(shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    found = read_picture(array).pixels
+    assert found.shape == (8, 9, 3)
+    channels = (0, 1, 2) if array.ndim == 3 and shape[-1] > 2 else (0, 0, 0)
+    expected = np.stack([array.reshape(8, 9, -1)[..., c] for c in channels], -1)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "image, match",
+    [
+        (np.zeros((8, 9, 3)), "an array of float64: levels must be uint8"),
+        (np.zeros((8, 9, 5), np.uint8), "an array of 8 x 9 x 5"),
+        (np.zeros((0, 9, 3), np.uint8), "an array of 0 x 9 x 3"),
+        (np.zeros(9, np.uint8), "an array of 9: "),
+        (7, "a int: give a path"),
+    ],
+)
+def test_what_can_be_no_image(image, match):
+    with pytest.raises(UserError, match=f"^that is {match}"):
+        read_picture(image, "that")
+
+
+def test_images_of_pillow_are_turned_and_converted():
+    image = Image.fromarray(smooth())
+    image.getexif()[0x0112] = 6
+    found = read_picture(image).pixels
+    np.testing.assert_array_equal(found, np.rot90(smooth(), -1))
+    # And the one that was given stays as it is.
+    assert image.size == (56, 40)
+    grey = read_picture(Image.new("L", (3, 4), 7)).pixels
+    np.testing.assert_array_equal(grey, np.full((4, 3, 3), 7))
+
+
+def test_one_or_many():
+    array, file = noise(), pathlib.Path("a.png")
+    for images_, names in (
+        ("a.png", ["a.png"]),
+        (file, ["a.png"]),
+        (array, ["image 0"]),
+        (np.stack([array] * 3), ["image 0", "image 1", "image 2"]),
+        (Image.fromarray(array), ["image 0"]),
+        ([array, file, Image.fromarray(array)], ["image 0", "a.png", "image 2"]),
+        ((a for a in [array, array]), ["image 0", "image 1"]),
+        ([], []),
+    ):
+        assert [name for name, _ in each_image(images_)] == names

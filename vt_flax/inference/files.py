@@ -1,0 +1,75 @@
+"""Which files are meant: images, folders of them, and patterns."""
+
+import glob
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+from vt_flax.data.folders import IMAGE_SUFFIXES
+from vt_flax.errors import UserError
+
+
+def find_images(
+    names: Sequence[str],
+    leave_out: pathlib.Path | None = None,
+    on_error: Callable[[OSError], None] | None = None,
+) -> list[pathlib.Path]:
+    """Returns the files that are meant, each once, in the order of the names.
+
+    Args:
+      names: of files, which are taken whatever they are called; of folders, whose
+        images are taken, and those of the folders in them, without hidden ones; or
+        patterns such as `shots/*.png` or `shots/**/left_*`.
+      leave_out: a folder that is left out inside of others.
+      on_error: called for a folder that cannot be read.
+
+    Raises:
+      UserError: if a folder has no images, or nothing matches a pattern.
+    """
+    found: dict[pathlib.Path, None] = {}
+    for name in names:
+        path = pathlib.Path(name).expanduser()
+        if path.is_dir():
+            some = list(_in_folder(path, leave_out, on_error))
+            if not some:
+                raise UserError(f"{path}: no images in this folder")
+        elif glob.has_magic(name) and not os.path.lexists(path):
+            some = list(_matching(str(path)))
+            if not some:
+                raise UserError(f"{name}: no image matches this pattern")
+        else:
+            # One that is not there is told of when it is read.
+            some = [path]
+        found |= dict.fromkeys(some)
+    return list(found)
+
+
+def _in_folder(
+    folder: pathlib.Path,
+    leave_out: pathlib.Path | None,
+    on_error: Callable[[OSError], None] | None,
+) -> Iterator[pathlib.Path]:
+    without = leave_out.resolve() if leave_out else None
+    for place, inside, files in os.walk(folder, onerror=on_error):
+        here = pathlib.Path(place)
+        inside[:] = sorted(
+            name
+            for name in inside
+            if name[0] != "." and (here / name).resolve() != without
+        )
+        for name in sorted(files):
+            if name[0] != "." and _is_image(name):
+                yield here / name
+
+
+def _matching(pattern: str) -> Iterator[pathlib.Path]:
+    # Who asks for an ending gets it; else what is no image is left out.
+    ending = os.path.splitext(pattern)[1]
+    asked = bool(ending) and not glob.has_magic(ending)
+    for name in sorted(glob.glob(pattern, recursive=True)):
+        if os.path.isfile(name) and (asked or _is_image(name)):
+            yield pathlib.Path(name)
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

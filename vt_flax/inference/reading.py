@@ -1,0 +1,202 @@
+"""Images as people have them, brought to the pixels that evaluation would see.
+
+Pillow decodes, as it does for evaluation where TensorFlow cannot; of JPEG and PNG the
+two give the same pixels.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import stat
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from vt_flax.errors import UserError, first_line
+
+# Beyond this Pillow takes an image for an attack. 540 MB as an array.
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+MOST_BYTES = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image as a person sees it.
+
+    Attributes:
+      name: what it is called: a file's path, or its number among others.
+      pixels: (H, W, 3), uint8.
+      notes: what had to be done to it that may matter, in a few words each.
+    """
+
+    name: str
+    pixels: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+# A file's path, an image of Pillow's, an array (H, W) or (H, W, channels), uint8.
+ImageLike = str | os.PathLike | Image.Image | np.ndarray | Picture
+
+
+def each_image(images: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the name and each of one or many images, none of them read yet."""
+    if hasattr(images, "shape"):
+        images = np.asarray(images)
+        if images.ndim != 4:
+            images = [images]
+    elif isinstance(images, (str, os.PathLike, Image.Image)) or not isinstance(
+        images, Iterable
+    ):
+        images = [images]
+    for i, image in enumerate(images):
+        named = isinstance(image, (str, os.PathLike))
+        yield os.fspath(image) if named else f"image {i}", image
+
+
+def read_picture(image: ImageLike, name: str = "image") -> Picture:
+    """Reads an image of any size and mode.
+
+    It is turned as its camera was held. Of an animation the first frame is taken, of 16
+    bits the upper 8, as in evaluation; transparency is left out, as there.
+
+    Args:
+      image: a file's path, an image of Pillow's, or an array, uint8, (H, W) or (H, W,
+        channels) with 1, 2 (grey and alpha), 3 or 4 channels.
+      name: of an image that is no file.
+
+    Raises:
+      UserError: if it is no image, a damaged one, or too large; names it.
+    """
+    if isinstance(image, Picture):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        return _read_file(pathlib.Path(image).expanduser())
+    if isinstance(image, Image.Image):
+        with _readable(name):
+            return _decode(name, image)
+    if hasattr(image, "shape"):
+        return Picture(name, _from_array(name, np.asarray(image)))
+    raise UserError(
+        f"{name} is a {type(image).__name__}: give a path, a PIL image or a uint8 array"
+    )
+
+
+def _read_file(file: pathlib.Path) -> Picture:
+    # A file may be called what is no text.
+    name = os.fsencode(file).decode("utf-8", "backslashreplace")
+    with _readable(name):
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise UserError(f"{name}: {kind}, not an image")
+        if not status.st_size:
+            raise UserError(f"{name}: not a readable image (it is empty)")
+        if status.st_size > MOST_BYTES:
+            raise UserError(
+                f"{name}: {status.st_size / 2**30:.1f} GiB are more than the "
+                f"{MOST_BYTES >> 30} GiB that are read: make it smaller"
+            )
+        with Image.open(file) as image:
+            return _decode(name, image)
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Makes one line of whatever Pillow finds wrong with a file."""
+    try:
+        with warnings.catch_warnings():
+            # Of large images, odd palettes and broken metadata.
+            warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{name}: has more than the {MOST_PIXELS:,} pixels that are read: make it "
+            "smaller"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{name}: not an image in a format that is known") from error
+    except Exception as error:
+        # Pillow's plugins raise OSError, ValueError, SyntaxError, struct.error, more.
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"{name}: {error.strerror}") from error
+        reason = first_line(error)[:200] or type(error).__name__
+        raise UserError(f"{name}: not a readable image ({reason})") from error
+
+
+def _decode(name: str, image: Image.Image) -> Picture:
+    width, height = image.size
+    if not width or not height:
+        raise UserError(f"{name}: an image of {width} x {height} pixels")
+    if image.format == "EPS":
+        raise UserError(f"{name}: EPS is a program, not pixels: convert it")
+    notes = []
+    frames = getattr(image, "n_frames", 1)
+    # Phones put previews beside a photograph and call it MPO.
+    if frames > 1 and image.format != "MPO":
+        notes.append(f"the first of {frames} frames")
+    image.load()
+    # TIFFs have been turned by now, and say no more of it.
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        kind = image.format
+        image = ImageOps.exif_transpose(image)
+        image.format = kind
+    # The mode is known only now: of some files a palette is found on loading.
+    pixels = np.asarray(_to_rgb(name, image, notes))
+    return Picture(name, pixels, tuple(notes))
+
+
+def _to_rgb(name: str, image: Image.Image, notes: list[str]) -> Image.Image:
+    png = image.format == "PNG"
+    # Before its version 11, Pillow has PNGs of 16 bits in 32.
+    if image.mode.startswith("I;16") or (png and image.mode == "I"):
+        notes.append("16 bits brought to 8: 65,535 is white")
+        levels = np.asarray(image)
+        # As evaluation has them: libpng drops the lower byte.
+        levels = levels >> 8 if png else levels // 257
+        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return Image.fromarray(_stretched(name, image, notes)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA"):
+        transparent = image.getchannel("A").getextrema()[0] < 255
+    else:
+        transparent = "transparency" in image.info
+    if transparent:
+        notes.append("transparent pixels in the colours that are stored for them")
+    # A copy of a large image takes half a gigabyte.
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _stretched(name: str, image: Image.Image, notes: list[str]) -> np.ndarray:
+    """Brings 32 bits a pixel, of which no format says the white, to 8."""
+    low, high = image.getextrema()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UserError(f"{name}: has levels that are no finite numbers")
+    levels = np.asarray(image, np.float32)
+    if low >= 0 and 1 < high <= 255:
+        return np.round(levels).astype(np.uint8)
+    notes.append(f"32 bits brought to 8: {low:g} is black, {high:g} is white")
+    return np.round((levels - low) / max(high - low, 1e-30) * 255).astype(np.uint8)
+
+
+def _from_array(name: str, array: np.ndarray) -> np.ndarray:
+    shape = " x ".join(map(str, array.shape))
+    if array.dtype != np.uint8:
+        raise UserError(
+            f"{name} is an array of {array.dtype}: levels must be uint8, 0 to 255"
+        )
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or not 1 <= array.shape[-1] <= 4 or not array.size:
+        raise UserError(
+            f"{name} is an array of {shape}: must be (H, W) or (H, W, channels) with 1 "
+            "to 4 channels"
+        )
+    if array.shape[-1] < 3:
+        return np.repeat(array[..., :1], 3, axis=-1)
+    return np.ascontiguousarray(array[..., :3])

@@ -1,0 +1,66 @@
+"""Images as evaluation has them: a crop of each, or each in a canvas."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from vt_flax.data.augment.scaled import eval_canvas
+from vt_flax.data.host import tensorflow
+from vt_flax.data.images import eval_crop_pixels
+from vt_flax.inference.reading import Picture
+from vt_flax.training.tasks import Task
+from vt_flax.training.tasks.segmentation import Segmentation
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """An image as evaluation has it.
+
+    Attributes:
+      name: of the image.
+      size: its height and width.
+      pixels: (h, w, 3), uint8, of one size for all images: the central crop, or the
+        whole image in the upper left corner.
+      lengths: height and width of what belongs to the image.
+      notes: see `Picture`.
+    """
+
+    name: str
+    size: tuple[int, int]
+    pixels: np.ndarray
+    lengths: tuple[int, int]
+    notes: tuple[str, ...] = ()
+
+
+def view_of(picture: Picture, task: Task) -> View:
+    """Returns an image as the task's evaluation has it.
+
+    To be classified it is resized and cropped; to be segmented it stays as it is, but
+    that it is shrunk where it is larger than the canvas.
+    """
+    if isinstance(task, Segmentation):
+        pixels, lengths = _placed(picture.pixels, eval_canvas(task.config))
+    else:
+        crop = eval_crop_pixels(task.config.data)
+        pixels = crop(tensorflow().constant(picture.pixels)).numpy()
+        lengths = pixels.shape[:2]
+    return View(picture.name, picture.pixels.shape[:2], pixels, lengths, picture.notes)
+
+
+def _placed(
+    pixels: np.ndarray, canvas: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns an image in a canvas, and its lengths there."""
+    height, width = pixels.shape[:2]
+    scale = min(canvas[0] / height, canvas[1] / width)
+    if scale < 1:
+        height, width = (
+            min(max(round(side * scale), 1), most)
+            for side, most in zip((height, width), canvas, strict=True)
+        )
+        image = Image.fromarray(pixels)
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    placed = np.zeros((*canvas, 3), np.uint8)
+    placed[:height, :width] = pixels
+    return placed, (height, width)
