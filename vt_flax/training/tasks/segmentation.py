@@ -183,7 +183,7 @@ class Segmentation(Task):
             """Cuts (batch, H, ...) into (blocks, batch, ROWS, ...)."""
             room = [(0, 0), (0, blocks * ROWS - height)] + [(0, 0)] * (x.ndim - 2)
             x = jnp.pad(x, room, constant_values=value)
-            return x.reshape(len(x), blocks, ROWS, *x.shape[2:]).swapaxes(0, 1)
+            return x.reshape(x.shape[0], blocks, ROWS, *x.shape[2:]).swapaxes(0, 1)
 
         def one(total: jax.Array, block: tuple) -> tuple[jax.Array, jax.Array]:
             *downs, labels = block
@@ -199,8 +199,8 @@ class Segmentation(Task):
             return total + jnp.sum(losses, (1, 2)), classes
 
         cut = [by_block(x, 0) for x in rows] + [by_block(labels, IGNORE)]
-        losses, classes = jax.lax.scan(one, jnp.zeros(len(images)), cut)
-        classes = classes.swapaxes(0, 1).reshape(len(images), blocks * ROWS, width)
+        losses, classes = jax.lax.scan(one, jnp.zeros(images.shape[0]), cut)
+        classes = classes.swapaxes(0, 1).reshape(-1, blocks * ROWS, width)
         inside = (jnp.arange(height)[:, None] < sizes[:, 0, None, None]) & (
             jnp.arange(width) < sizes[:, 1, None, None]
         )
