@@ -58,7 +58,7 @@ def by_platform(
       fits: whether the kernel takes so many examples.
       finish: brings what the kernel gives, of all devices, to what `products` gives.
     """
-    # First: a program for any batch, which has none, cannot tell how large its batch is.
+    # First: a program for a batch of any size, which has none, cannot tell its size.
     if not kernels_allowed():
         return products(*arrays)
     mesh = jax.sharding.get_abstract_mesh()
