@@ -8,19 +8,14 @@ from jax import export
 from vt_flax.models import create_model, model_options
 from vt_flax.nn.platforms import without_kernels
 
-NO_MAPS = {"first_tokenizer": "pooling", "position_encoding": False}
-
 
 @pytest.mark.parametrize(
     "name, options",
     [
         ("vt_resnet18", {}),
         ("vt_resnet18", {"preset": "v4"}),
-        ("vt_resnet18", NO_MAPS),
         ("vt_fpn_resnet18", {}),
         ("aa_resnet50", {}),
-        ("lr_net26", {}),
-        ("sasa_resnet26", {}),
         ("san10_pairwise", {}),
         ("san10_patchwise", {}),
     ],

@@ -169,8 +169,10 @@ def _segmentation(
         shape = (*shape, len(task.class_names))
         outputs.append(Array("logits", "float32", shape, meaning))
     settings = config.segmentation
+    side = settings.short_side
     inside = (
-        f"in a canvas of {canvas[0]} x {canvas[1]}; to the network's input of "
+        f"in a canvas of {canvas[0]} x {canvas[1]}; "
+        f"{f'short side to {side} pixels, ' if side else ''}to the network's input of "
         f"{settings.eval_size[0] or canvas[0]} x {settings.eval_size[1] or canvas[1]}, "
         f"at scales {list(settings.eval_scales)}"
         f"{', mirrored too' if settings.eval_flip else ''}"
