@@ -205,6 +205,24 @@ def test_each_image_is_predicted_and_counted_at_its_own_size():
     assert results["miou"] == scores(confusion, NAMES)["miou"]
 
 
+def test_logits_of_a_prediction_are_logarithms_of_its_probabilities():
+    images, _, sizes = scene(SIZES)
+    images_, sizes_ = jnp.asarray(images), jnp.asarray(sizes)
+    it = task()
+    classes, logits = it.predict_with_logits(network, images_, sizes_)
+    np.testing.assert_array_equal(classes, it.predict(network, images_, sizes_)[0])
+    expected = expected_probabilities(images, sizes, it.config)
+    for i, (height, width) in enumerate(sizes):
+        np.testing.assert_allclose(
+            np.exp(logits[i, :height, :width]), expected[i, :height, :width], atol=1e-5
+        )
+    # Of probabilities that are averaged, those of the average.
+    it = task(eval_scales=[1.0, 0.5], eval_flip=True)
+    classes, logits = it.predict_with_logits(network, images_, sizes_)
+    np.testing.assert_allclose(np.exp(logits).sum(-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(classes, it.predict(network, images_, sizes_)[0])
+
+
 def test_predictions_are_averaged_over_mirrored_images():
     """A network that looks at where a pixel is, and classes that change sides."""
 

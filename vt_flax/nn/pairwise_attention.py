@@ -65,7 +65,7 @@ class PairwiseAttention(SANAttention):
                 return jax.tree.map(lambda x: x / self.size**2, total)
 
             layer = MomentNorm.of(self.norm, name)
-            return layer(channels, means, len(query), train=train)
+            return layer(channels, means, query.shape[0], train=train)
 
         norm1 = norm("norm1", lambda x: x, relations + 2)
         norm2 = norm(

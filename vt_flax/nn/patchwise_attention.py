@@ -48,7 +48,7 @@ class PatchwiseAttention(SANAttention):
             )
 
         norm = MomentNorm.of(self.norm, "norm1")(
-            len(first), means, len(query), train=train
+            len(first), means, query.shape[0], train=train
         )
         of_query, of_keys = (
             jax.tree.map(lambda x, i=i: split(x)[i], norm) for i in range(2)

@@ -58,11 +58,13 @@ def by_platform(
       fits: whether the kernel takes so many examples.
       finish: brings what the kernel gives, of all devices, to what `products` gives.
     """
+    # First: a program for a batch of any size, which has none, cannot tell its size.
+    if not kernels_allowed():
+        return products(*arrays)
     mesh = jax.sharding.get_abstract_mesh()
     batch = arrays[0]["x"].shape[0]
     devices = 1 if mesh.empty else mesh.size
-    whole = not batch % devices and fits(batch // devices)
-    if not (whole and kernels_allowed()):
+    if batch % devices or not fits(batch // devices):
         return products(*arrays)
     if devices > 1:
         spread, shared = PartitionSpec(mesh.axis_names), PartitionSpec()

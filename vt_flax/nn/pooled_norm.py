@@ -49,6 +49,6 @@ class PooledNorm(MomentNorm):
             second = jnp.mean(jnp.square(beyond), (1, 2, 3))
             return first, variance(first, second)
 
-        affine = self._affine(variables, moments, x.shape[0], train).of_each(len(x))
+        affine = self._affine(variables, moments, x.shape[0], train).of_each(x.shape[0])
         y = nn.max_pool(y, (3, 3), (2, 2), pad(3)) * sign.astype(y.dtype)
         return relu(affine(y).astype(x.dtype))

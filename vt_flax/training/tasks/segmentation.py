@@ -1,5 +1,6 @@
 """Semantic segmentation: cross-entropy and mIoU, each pixel a class."""
 
+import math
 from typing import Any
 
 import jax
@@ -182,31 +183,17 @@ class Segmentation(Task):
           float32 (batch, H, W), 0 there; and the sum of the labelled pixels' losses,
           (batch,), 0 without labels.
         """
-        settings = self.config.segmentation
         height, width = images.shape[1:3]
         if labels is None:
             labels = jnp.full(images.shape[:3], IGNORE, jnp.uint8)
-        rows, columns = [], []
-        for scale in settings.eval_scales:
-            for flip in (False, True) if settings.eval_flip else (False,):
-                view = eval_inputs(images, sizes, self.config, scale, flip)
-                logits = apply(normalise(view.images, self.config.data))
-                logits = logits.astype(jnp.float32)
-                down, across = eval_weights(
-                    view, sizes, logits.shape[1:3], (height, width), flip
-                )
-                if flip and self.mirrored:
-                    logits = logits[..., jnp.asarray(self.mirrored)]
-                rows.append(down)
-                # Once for all blocks of rows.
-                columns.append(_product("bxm,bnmc->bnxc", across, logits))
+        rows, columns = self._views(apply, images, sizes)
         blocks = -(-height // ROWS)
 
         def by_block(x: jax.Array, value: int) -> jax.Array:
             """Cuts (batch, H, ...) into (blocks, batch, ROWS, ...)."""
             room = [(0, 0), (0, blocks * ROWS - height)] + [(0, 0)] * (x.ndim - 2)
             x = jnp.pad(x, room, constant_values=value)
-            return x.reshape(len(x), blocks, ROWS, *x.shape[2:]).swapaxes(0, 1)
+            return x.reshape(x.shape[0], blocks, ROWS, *x.shape[2:]).swapaxes(0, 1)
 
         def one(total: jax.Array, block: tuple) -> tuple[jax.Array, jax.Array]:
             *downs, labels = block
@@ -223,15 +210,62 @@ class Segmentation(Task):
             return total + jnp.sum(losses, (1, 2)), found
 
         cut = [by_block(x, 0) for x in rows] + [by_block(labels, IGNORE)]
-        losses, found = jax.lax.scan(one, jnp.zeros(len(images)), cut)
+        losses, found = jax.lax.scan(one, jnp.zeros(images.shape[0]), cut)
         classes, likely = (
-            x.swapaxes(0, 1).reshape(len(images), blocks * ROWS, width)[:, :height]
+            x.swapaxes(0, 1).reshape(-1, blocks * ROWS, width)[:, :height]
             for x in found
         )
-        inside = (jnp.arange(height)[:, None] < sizes[:, 0, None, None]) & (
-            jnp.arange(width) < sizes[:, 1, None, None]
-        )
-        return jnp.where(inside, classes, IGNORE), jnp.where(inside, likely, 0), losses
+        return _within(classes, sizes), _within(likely, sizes, 0), losses
+
+    def predict_with_logits(
+        self, apply: Apply, images: jax.Array, sizes: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Tells the class of each pixel as `predict` does, and how sure it is.
+
+        Args:
+          apply: see `predict`.
+          images: see `predict`.
+          sizes: see `predict`.
+
+        Returns:
+          The classes, as `predict` has them; and the logarithms of the probabilities
+          they are chosen by, float32 (batch, H, W, classes), which mean nothing beyond
+          an image. Unlike `predict`, this holds those of all pixels at once.
+        """
+        views = zip(*self._views(apply, images, sizes), strict=True)
+        logs = [
+            jax.nn.log_softmax(_product("byn,bnxc->byxc", down, wide))
+            for down, wide in views
+        ]
+        mean = jax.nn.logsumexp(jnp.stack(logs), 0) - math.log(len(logs))
+        return _within(jnp.argmax(mean, -1).astype(jnp.uint8), sizes), mean
+
+    def _views(
+        self, apply: Apply, images: jax.Array, sizes: jax.Array
+    ) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Returns the logits of each scale and mirroring, brought to the image's width.
+
+        Returns:
+          Matrices (batch, H, h) that bring the rows to the image's height, and logits
+          (batch, h, W, classes), float32.
+        """
+        settings = self.config.segmentation
+        canvas = images.shape[1:3]
+        rows, columns = [], []
+        for scale in settings.eval_scales:
+            for flip in (False, True) if settings.eval_flip else (False,):
+                view = eval_inputs(images, sizes, self.config, scale, flip)
+                logits = apply(normalise(view.images, self.config.data))
+                logits = logits.astype(jnp.float32)
+                down, across = eval_weights(
+                    view, sizes, logits.shape[1:3], canvas, flip
+                )
+                if flip and self.mirrored:
+                    logits = logits[..., jnp.asarray(self.mirrored)]
+                rows.append(down)
+                # Once for all blocks of rows.
+                columns.append(_product("bxm,bnmc->bnxc", across, logits))
+        return rows, columns
 
     def results(self, totals: dict[str, Any]) -> dict[str, float | None]:
         """Returns `scores`, and the mean `loss` of the labelled pixels."""
@@ -259,6 +293,15 @@ def cross_entropy(
     """
     logs = jax.nn.log_softmax(logits)
     return -(1 - smoothing) * _own(logs, labels) - smoothing * jnp.mean(logs, -1)
+
+
+def _within(maps: jax.Array, sizes: jax.Array, beyond: int = IGNORE) -> jax.Array:
+    """Returns maps (batch, H, W) with `beyond` beyond each image's size."""
+    height, width = maps.shape[1:]
+    inside = (jnp.arange(height)[:, None] < sizes[:, 0, None, None]) & (
+        jnp.arange(width) < sizes[:, 1, None, None]
+    )
+    return jnp.where(inside, maps, beyond)
 
 
 def _own(values: jax.Array, labels: jax.Array) -> jax.Array:
