@@ -14,9 +14,11 @@ import subprocess
 from unittest import mock
 
 import doc_pages
+import numpy as np
 import pytest
 from doc_pages import ROOT
 from ml_collections import ConfigDict
+from PIL import Image
 
 from vt_flax import cli
 from vt_flax.analysis.sweep import BATCH, SPAN, parse_sweep
@@ -354,3 +356,44 @@ def test_what_is_cheap_is_run(tmp_path, monkeypatch, capsys):
         told = capsys.readouterr()
         assert found in told.out + told.err
     assert (tmp_path / "docs" / "chart.png").stat().st_size > 10_000
+
+
+# As small as a network with tokens can be.
+SMALL = [
+    *("--config.model.stage_sizes=[1,1,1,1]", "--config.model.width=8"),
+    *("--config.model.token_channels=32", "--config.model.heads=4"),
+    *("--config.model.group_channels=16", "--config.model.tokens=2"),
+    *("--config.data.image_size=16", "--config.batch_size=8"),
+    *("--config.duration=2 steps", "--config.log.tensorboard=False"),
+]
+
+
+def test_the_way_of_ones_own_images_is_run(tmp_path, monkeypatch, capsys):
+    draw = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / "PHOTOS" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = draw.integers(0, 256, (20, 24, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "PHOTOS" / name / f"{i}.png")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        [*command.words]
+        for command in doc_pages.commands(ROOT / "README.md")
+        if "runs/mine" in command.words
+    ]
+    assert [words[2] for words in lines] == [
+        MODULE + name for name in ("train", "evaluate", "predict")
+    ]
+    for _, _, module, *arguments in lines:
+        if "IMAGE..." in arguments:
+            arguments[arguments.index("IMAGE...") :] = ["PHOTOS/cats"]
+        if module == MODULE + "train":
+            arguments += SMALL
+        importlib.import_module(module).main(arguments)
+        told = capsys.readouterr().out
+        if module == MODULE + "predict":
+            assert told.count("PHOTOS/cats") == 8
+            assert "cats" in told and "dogs" in told
+        else:
+            assert "Evaluation on folder:PHOTOS all[80%:]" in told
