@@ -23,33 +23,40 @@ def default_config() -> ConfigDict:
             # Of the initial parameters, the order of the examples and all noise.
             "seed": 0,
             "batch_size": 256,  # examples in a step, over all devices
-            "duration": "90 epochs",
+            "duration": "90 epochs",  # of the whole training
             # Parts of a batch that are computed one after the other, for less memory.
             "accumulation": 1,
             # A workdir, or a checkpoint's folder, whose weights a new run starts from.
             "init_from": "",
-            "model": {"name": "vt_resnet18"},
+            "model": {
+                # Its other keys are the options of the model.
+                "name": "vt_resnet18",
+            },
             "data": {
                 "name": "digits",  # a TFDS dataset, or folder:PATH
-                "data_dir": "",  # empty: TFDS's default
-                "train_split": "train",
-                "eval_split": "test",
+                "data_dir": "",  # of TFDS datasets; empty: TFDS's default
+                "train_split": "train",  # or a slice, such as train[:90%]
+                "eval_split": "test",  # likewise
                 "image_size": 32,  # side in pixels
                 "train_crop": "pad",  # random_resized, pad or centre
                 "crop_min_area": 0.08,  # random_resized: least share of the area
                 "crop_padding": 4,  # pad: pixels on each side
                 "eval_resize": 0,  # short side before the centre crop; 0: image_size
-                "flip": True,
+                "flip": True,  # mirror half of the images
                 "augment": "none",  # none, autoaugment (ImageNet's) or randaugment
                 "randaugment_layers": 2,  # operations, one after the other
-                "randaugment_magnitude": 9.0,  # of 10
+                "randaugment_magnitude": 9.0,  # of 10, the strongest
                 # On TPUs, as one kernel; False for XLA's own operations, very slow.
                 "augment_kernel": True,
                 "erasing": 0.0,  # share of the images that lose a rectangle
                 "mixup": 0.0,  # both parameters of the Beta distribution; 0: off
                 "cutmix": 0.0,  # the same; with both on each example takes one
-                "mean": [0.485, 0.456, 0.406],
-                "std": [0.229, 0.224, 0.225],
+                "mean": [
+                    0.485,
+                    0.456,
+                    0.406,
+                ],  # of the channels, from 0 to 1: subtracted
+                "std": [0.229, 0.224, 0.225],  # of the channels: divided by
                 "on_error": "raise",  # a bad example: raise, or skip (and count it)
                 "workers": 0,  # threads that decode; 0: one for each core
                 "readers": 2,  # reads under way at once; more for a bucket
@@ -69,12 +76,12 @@ def default_config() -> ConfigDict:
                 "eval_canvas": [0, 0],  # the same in evaluation; 0: the canvas
                 "crop": [512, 512],  # height and width that is trained on
                 "short_side": 0,  # what it is brought to first; 0: an example's own
-                "scale_min": 0.5,  # times that, drawn uniformly
-                "scale_max": 2.0,
+                "scale_min": 0.5,  # times that, drawn uniformly: the smallest factor
+                "scale_max": 2.0,  # the largest of these factors
                 "max_class_share": 0.75,  # of a crop's labelled pixels; 1: any
                 "brightness": 0.0,  # a factor from 1 - v to 1 + v; 0: off
-                "contrast": 0.0,
-                "saturation": 0.0,
+                "contrast": 0.0,  # the same
+                "saturation": 0.0,  # the same
                 "hue": 0.0,  # turned by at most this share of the colour circle
                 "eval_size": [0, 0],  # of the network's input; 0: eval_canvas
                 "eval_scales": [1.0],  # over which predictions are averaged
@@ -82,26 +89,29 @@ def default_config() -> ConfigDict:
             },
             "optimizer": {
                 "name": "rmsprop_tf",  # rmsprop_tf, rmsprop_torch, sgd or adamw
-                "momentum": 0.9,
+                "momentum": 0.9,  # adamw: of the gradients' average
                 "nesterov": False,  # but for adamw
-                # Of the squared gradients' average, but for sgd; adamw wants 0.999,
+                # Of the squared gradients' average, but for sgd; adamw wants 0.999.
                 "decay": 0.9,
-                "epsilon": 1e-3,  # and 1e-8
-                "weight_decay": 1e-5,
+                "epsilon": 1e-3,  # beside that average; adamw wants 1e-8
+                "weight_decay": 1e-5,  # L2; a step of its own in adamw
                 "clip_norm": 0.0,  # of the whole gradient; 0: no clipping
             },
             "schedule": {
                 "name": "exponential",  # exponential, step, cosine, poly or constant
-                "rate": 0.16,
-                "warmup": "5 epochs",
+                "rate": 0.16,  # after the warm-up
+                "warmup": "5 epochs",  # in which the rate rises linearly
                 "warmup_rate": 0.01,  # at step 0
-                "decay_factor": 0.9875,  # exponential: each decay_every; step: each
-                "decay_every": "1 epochs",  # exponential
+                "decay_factor": 0.9875,  # exponential: every decay_every; step: at each
+                "decay_every": "1 epochs",  # exponential: from the warm-up's end
                 "staircase": True,  # exponential: at once, or smoothly
-                "boundaries": ["30 epochs", "60 epochs", "80 epochs"],  # step
-                "power": 0.9,  # poly
+                # step: counted from the start of the run.
+                "boundaries": ["30 epochs", "60 epochs", "80 epochs"],
+                "power": 0.9,  # poly: of the share of the run that is left
             },
-            "loss": {"label_smoothing": 0.1},
+            "loss": {
+                "label_smoothing": 0.1,  # the share that all classes have alike
+            },
             # Of classifiers: what a trained network says of the same images is learnt.
             "distillation": {
                 "teacher": "",  # its workdir, or a checkpoint's folder; empty: off
@@ -113,16 +123,19 @@ def default_config() -> ConfigDict:
                 "ramp": True,  # at step t at most (1 + t) / (10 + t)
             },
             "eval": {
-                "every": "1 epochs",
+                "every": "1 epochs",  # and at the end
                 "batch_size": 0,  # 0: the training batch size
             },
             "checkpoint": {
-                "every": "1 epochs",
+                "every": "1 epochs",  # and at the end
                 "minutes": 15.0,  # at the latest after so many; 0: never for that
                 "keep": 2,  # the newest
                 "keep_best": 1,  # by top-1 or mIoU, of the averages if kept
             },
-            "log": {"every": "50 steps", "tensorboard": True},
+            "log": {
+                "every": "50 steps",  # of the progress, and of metrics in training
+                "tensorboard": True,  # write its files too
+            },
             "parallel": {
                 # Devices that CPUs count as, in each process; 0: as JAX has it, one.
                 # Two cores compute halves of a batch faster than each operation both.
@@ -132,7 +145,10 @@ def default_config() -> ConfigDict:
                 "stall_seconds": 900.0,  # then one that gets no further does
             },
             # A trace of some steps, for TensorBoard or xprof, in the workdir.
-            "profile": {"start": 10, "steps": 0},  # first step; how many, 0: none
+            "profile": {
+                "start": 10,  # the first step
+                "steps": 0,  # how many; 0: none
+            },
             # Of compiled programs, by machine; empty: none. The environment variable
             # JAX_COMPILATION_CACHE_DIR goes before.
             "compilation_cache": "~/.cache/vt_flax/jax",

@@ -1,0 +1,399 @@
+"""Every command of README.md and docs/ is one that works.
+
+What is cheap is run. Of the rest the arguments go through the command's own parser,
+configurations are resolved, and scripts are asked what they would do.
+"""
+
+import argparse
+import functools
+import importlib
+import os
+import re
+import shlex
+import subprocess
+from unittest import mock
+
+import doc_pages
+import numpy as np
+import pytest
+from doc_pages import ROOT
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vt_flax import cli
+from vt_flax.analysis.sweep import BATCH, SPAN, parse_sweep
+from vt_flax.analysis.topology import HERE, parse_topology
+from vt_flax.data.sources import EMBEDDED
+from vt_flax.errors import UserError
+from vt_flax.models import create_model, list_models
+from vt_flax.training.config import load_config, resolve
+from vt_flax.training.run import check_step, model_for
+from vt_flax.training.schedule import duration_steps
+
+COMMANDS = [c for page in doc_pages.PAGES for c in doc_pages.commands(page)]
+MODULE = "vt_flax."
+ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)")
+# The options that the pages use, as Google's reference has them:
+# https://cloud.google.com/sdk/gcloud/reference/storage
+GCLOUD = {
+    ("storage", "buckets", "create"): {
+        "--location",
+        "--uniform-bucket-level-access",
+        "--enable-hierarchical-namespace",
+    },
+    ("storage", "cp"): set(),
+    ("storage", "rsync"): {"--recursive"},
+}
+
+
+class Parsed(Exception):
+    """A front door's parser, what it made of the arguments, and what it left."""
+
+
+def parsed(name, arguments):
+    """Returns what a front door's own parser makes of arguments; nothing is run."""
+    front_door = importlib.import_module(MODULE + name)
+    parse = argparse.ArgumentParser.parse_known_args
+    begun = False
+
+    def stop(self, args=None, namespace=None):
+        nonlocal begun
+        if begun:  # a command's command
+            return parse(self, args, namespace)
+        begun = True
+        raise Parsed(self, *parse(self, args, namespace))
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop):
+        with pytest.raises(Parsed) as found:
+            front_door.main(list(arguments))
+    return found.value.args
+
+
+def options_of(name, *command):
+    """Returns the options of a front door, or of one of its commands."""
+    front_door = importlib.import_module(MODULE + name)
+
+    def stop(self, args=None, namespace=None):
+        raise Parsed(self)
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop):
+        with pytest.raises(Parsed) as found:
+            front_door.main([])
+    (parser,) = found.value.args
+    for word in command:
+        (choice,) = (a for a in parser._actions if isinstance(a.choices, dict))
+        parser = choice.choices[word]
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+@pytest.fixture(scope="module")
+def workdirs():
+    """The workdirs that commands of the pages make, and their configurations."""
+    found = {"runs/quickstart": load_config("configs/quickstart.py")}
+    for command in COMMANDS:
+        words = list(command.words)
+        if MODULE + "train" in words:
+            start = words.index(MODULE + "train") + 1
+        elif "launch/tpu/resubmit.sh" in words or "launch/tpu/run.sh" in words:
+            start = words.index("--") + 1
+        elif MODULE + "import_weights" in words:
+            _, args, _ = parsed("import_weights", words[3:])
+            options = cli.parse_overrides(args.set)
+            model = {"name": args.model, **options}
+            # What is told of it is in docs/weights.md: a workdir on ImageNet.
+            data = {"name": "imagenet2012", "eval_split": "validation"}
+            found[args.out] = resolve(ConfigDict({"model": model, "data": data}))
+            continue
+        else:
+            continue
+        _, args, overrides = parsed("train", words[start:])
+        # From the folder that the bucket is mounted beside to here: `rsync`.
+        place = args.workdir.removeprefix("../bucket/")
+        found[place] = load_config(args.config, overrides)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_command(command, workdirs):
+    words = list(command.words)
+    assert not set("".join(words)) & set("|;<>&()"), "no kind of command known here"
+    if words[0] == "export":
+        for word in words[1:]:
+            check_variable(word)
+        return
+    while ASSIGNMENT.fullmatch(words[0]):
+        check_variable(words.pop(0))
+    if words[0] == "srun":
+        words = words[words.index("python") :]
+        assert all(word.startswith("--") for word in command.words[1 : -len(words)])
+    match words:
+        case ["python", "-m", module, *arguments] if module.startswith(MODULE):
+            check_front_door(module.removeprefix(MODULE), arguments, workdirs)
+        case ["python", script, *arguments]:
+            check_python_script(script, arguments)
+        case ["bash", script, *arguments]:
+            check_bash_script(script, arguments, dict(command.exported), workdirs)
+        case ["pip", "install", *packages]:
+            needed = (ROOT / "setup.cfg").read_text()
+            needed = re.findall(r"^ +([\w\[\]-]+)[=>]=", needed, flags=re.M)
+            assert packages and {*packages} <= {*needed}
+        case ["gcloud", *arguments]:
+            given = [word for word in arguments if not word.startswith("-")]
+            (known,) = (k for k in GCLOUD if k == tuple(given[: len(k)]))
+            options = {w.partition("=")[0] for w in arguments} - {*given}
+            assert options <= GCLOUD[known]
+            assert any(word.startswith("gs://") for word in given)
+        case _:
+            pytest.fail("no kind of command known here")
+
+
+def check_variable(word):
+    """Checks that something reads the variable of an assignment."""
+    name = ASSIGNMENT.fullmatch(word)[1]
+    sources = [*ROOT.glob("launch/**/*.sh"), *ROOT.glob("vt_flax/**/*.py")]
+    assert any(name in path.read_text() for path in sources), name
+
+
+def check_front_door(name, arguments, workdirs):
+    _, args, overrides = parsed(name, arguments)
+    known = vars(args)
+    assert all(word.startswith("--config.") for word in overrides), overrides
+    config = None
+    if known.get("config"):
+        config = load_config(args.config, overrides)
+    elif known.get("workdir"):
+        assert args.workdir in workdirs, f"nothing here makes {args.workdir}"
+        config = resolve(workdirs[args.workdir], overrides)
+    else:
+        assert not overrides
+    if config is not None:
+        check_configuration(config, workdirs)
+    for run in known.get("runs") or ():
+        assert run in workdirs, f"nothing here makes {run}"
+    places = known.get("topology") or ()
+    for place in [places] if isinstance(places, str) else places:
+        assert place == HERE or parse_topology(place)
+    for point in parse_sweep(known.get("sweep") or []):
+        for key, value in point.items():
+            if key not in (BATCH, SPAN):
+                load_config(args.config, [*overrides, f"--config.{key}={value}"])
+    if "model" in known:
+        create_model(args.model, **cli.parse_overrides(args.set))
+    if "pattern" in known:
+        names = list_models(args.pattern)
+        assert names
+        for model in names if args.set else ():
+            create_model(model, **cli.parse_overrides(args.set))
+    if name == "prepare_data":
+        dataset = args.words[-1].partition("/")[0]
+        prepared = {p.stem for p in ROOT.glob("vt_flax/data/builders/*.py")}
+        assert dataset in prepared | tfds_names()
+        assert len(args.words) == 1 or args.words[0] == "convert"
+
+
+@functools.cache
+def tfds_names():
+    """Returns the datasets that TFDS knows by itself."""
+    # Late: most of this file does without, and it takes seconds to come.
+    import tensorflow_datasets as tfds
+
+    return {*tfds.list_builders(with_community_datasets=False)}
+
+
+def check_configuration(config, workdirs):
+    """Checks what a run checks of its configuration before it opens the data."""
+    check_step(config, 1)
+    model_for(config, 10)
+    # As many examples as a batch: an epoch is a step.
+    steps = {"examples": config.batch_size, "batch": config.batch_size}
+    total = duration_steps(config.duration, **steps)
+    assert total > 0
+    for duration in (config.eval.every, config.checkpoint.every, config.log.every):
+        assert duration_steps(duration, **steps, total=total) >= 0
+    for place in (config.init_from, config.distillation.teacher):
+        assert not place or place in workdirs, f"nothing here makes {place}"
+    if config.data.name in EMBEDDED:
+        assert not config.data.data_dir
+
+
+def check_python_script(script, arguments):
+    """Runs a script's own parser on the arguments; it has no more at its start."""
+    assert (ROOT / script).is_file() and script.startswith("tests/")
+    module = importlib.import_module(os.path.basename(script).removesuffix(".py"))
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def stop(self, args=None, namespace=None):
+        raise Parsed(self, *parse(self, arguments, namespace))
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop):
+        with pytest.raises(Parsed) as found:
+            module.main()
+    assert not found.value.args[2]
+
+
+def check_bash_script(script, arguments, exported, workdirs):
+    """Has a script print what it would do, and checks what it would have trained."""
+    assert (ROOT / script).is_file()
+    text = (ROOT / script).read_text()
+    if script == "launch/test.sh":
+        assert all((ROOT / word).exists() for word in arguments if word[0] != "-")
+        return
+    if script == "launch/quickstart.sh":
+        check_quickstart(arguments, workdirs)
+        return
+    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--help" in before:
+        assert answer(script, arguments, exported).startswith("usage: ")
+        return
+    # Those of the cloud share it.
+    assert "--dry-run" in text or "cloud.sh" in text
+    lines = answer(script, ["--dry-run", *arguments], exported)
+    lines = [line for line in lines.splitlines() if line.startswith("+ ")]
+    assert lines
+    if "--" in arguments:
+        trained = [arguments[arguments.index("--") + 1 :]]
+    else:
+        words = [shlex.split(line[2:]) for line in lines]
+        name = MODULE + "train"
+        trained = [w[w.index(name) + 1 :] for w in words if name in w]
+    for words in trained:
+        check_front_door("train", words, workdirs)
+
+
+def check_quickstart(arguments, workdirs):
+    overrides = [word for word in arguments if word.startswith("--config.")]
+    assert len(arguments) - len(overrides) <= 1 and arguments[:1] != ["-"]
+    config = load_config("configs/quickstart.py", overrides)
+    check_configuration(config, workdirs)
+
+
+def answer(script, arguments, exported):
+    done = subprocess.run(
+        ["bash", script, *arguments],
+        env={"PATH": "/usr/bin:/bin", "HOME": "/nowhere", **exported},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "line", ["make all", "python -c pass", "ls | wc", "for x in a"]
+)
+def test_an_unknown_kind_of_command_fails(line, workdirs):
+    command = doc_pages.Command("here", tuple(line.split()), ())
+    with pytest.raises((pytest.fail.Exception, AssertionError)):
+        test_a_command(command, workdirs)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python -m vt_flax.train --config configs/imagenet.py --workdir d --sed=1",
+        "python -m vt_flax.train --config configs/imagenet.py:resnet19 --workdir d",
+        "python -m vt_flax.train --config configs/quickstart.py --workdir d"
+        " --config.data.flp=False",
+        "python -m vt_flax.evaluate --workdir runs/that_nothing_makes",
+        "python -m vt_flax.plan --config configs/imagenet.py --topology v9:1x1",
+        "python -m vt_flax.prepare_data cifar11 --data_dir D",
+        "python -m vt_flax.summarize --papers",
+        "python tests/kills.py --killed 1",
+        "bash launch/tpu/create.sh --tipe v4-8 --name n --zone z",
+        "bash launch/ablation.sh --rows nothing",
+        "gcloud storage cp --quickly gs://a gs://b",
+        "pip install nothing",
+    ],
+)
+def test_a_wrong_command_fails(line, workdirs):
+    command = doc_pages.Command("here", tuple(shlex.split(line)), ())
+    with pytest.raises((UserError, AssertionError, ValueError, KeyError)):
+        test_a_command(command, workdirs)
+
+
+def rows_of_commands():
+    (table,) = (
+        t
+        for t in doc_pages.tables(ROOT / "README.md")
+        if list(t[0]) == ["command", "job"]
+    )
+    return [row["command"].strip("`") for row in table]
+
+
+@pytest.mark.parametrize("row", rows_of_commands())
+def test_a_row_of_the_table_of_commands(row):
+    name, *words = row.split()
+    given = set(re.findall(r"(?<!\S)\[?(--\w+)(?=[\s\]]|$)", row))
+    command = words[:1] if name == "benchmark" else []
+    assert given <= options_of(name, *command)
+
+
+def test_every_front_door_is_in_the_table_of_commands():
+    front_doors = {
+        path.stem
+        for path in ROOT.glob("vt_flax/*.py")
+        if "def main(argv" in path.read_text()
+    }
+    assert {row.split()[0] for row in rows_of_commands()} == front_doors
+
+
+def test_what_is_cheap_is_run(tmp_path, monkeypatch, capsys):
+    lines = {" ".join(command.words): command.words for command in COMMANDS}
+    monkeypatch.chdir(tmp_path)
+    for line, found in {
+        "python -m vt_flax.summarize vt_resnet18": "vt_resnet18",
+        "python -m vt_flax.summarize --chart docs/chart.png": "wrote docs/chart.png",
+    }.items():
+        (tmp_path / "docs").mkdir(exist_ok=True)
+        _, _, module, *arguments = lines[line]
+        importlib.import_module(module).main(arguments)
+        told = capsys.readouterr()
+        assert found in told.out + told.err
+    assert (tmp_path / "docs" / "chart.png").stat().st_size > 10_000
+
+
+# As small as a network with tokens can be.
+SMALL = [
+    *("--config.model.stage_sizes=[1,1,1,1]", "--config.model.width=8"),
+    *("--config.model.token_channels=32", "--config.model.heads=4"),
+    *("--config.model.group_channels=16", "--config.model.tokens=2"),
+    *("--config.data.image_size=16", "--config.batch_size=8"),
+    *("--config.duration=2 steps", "--config.log.tensorboard=False"),
+]
+
+
+def test_the_way_of_ones_own_images_is_run(tmp_path, monkeypatch, capsys):
+    draw = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / "PHOTOS" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = draw.integers(0, 256, (20, 24, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "PHOTOS" / name / f"{i}.png")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        [*command.words]
+        for command in doc_pages.commands(ROOT / "README.md")
+        if "runs/mine" in command.words
+    ]
+    assert [words[2] for words in lines] == [
+        MODULE + name for name in ("train", "evaluate", "predict")
+    ]
+    for _, _, module, *arguments in lines:
+        if "IMAGE..." in arguments:
+            arguments[arguments.index("IMAGE...") :] = ["PHOTOS/cats"]
+        if module == MODULE + "train":
+            arguments += SMALL
+        importlib.import_module(module).main(arguments)
+        told = capsys.readouterr().out
+        if module == MODULE + "predict":
+            assert told.count("PHOTOS/cats") == 8
+            assert "cats" in told and "dogs" in told
+        else:
+            assert "Evaluation on folder:PHOTOS all[80%:]" in told

@@ -1,0 +1,56 @@
+"""Links, pictures and names of files in the pages lead somewhere."""
+
+import re
+
+import doc_pages
+import pytest
+from doc_pages import ROOT
+
+# With those that stand beside README.md.
+PAGES = sorted({*doc_pages.PAGES, *ROOT.glob("*.md")})
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+# In code: `configs/imagenet.py:ARG`, `bash launch/test.sh`.
+FILE = re.compile(
+    r"(?<![\w/.])(?:configs|docs|launch|tests|vt_flax)/[\w/]+\.(?:py|sh|md|png)\b"
+)
+
+
+def anchors(page):
+    """Returns what GitHub makes of a page's headings."""
+    heads = re.findall(r"^#+ (.+)$", doc_pages.prose(page), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_resolve(page):
+    for link in LINK.findall(doc_pages.prose(page)):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), link
+        assert target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", doc_pages.PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_are_there(page):
+    bash = [b.text for b in doc_pages.blocks(page) if b.language == "bash"]
+    named = FILE.findall("\n".join([doc_pages.prose(page), *bash]))
+    assert not [name for name in named if not (ROOT / name).is_file()]
+
+
+def test_every_page_is_linked_from_the_readme_and_says_what_it_is_for():
+    readme, *pages = doc_pages.PAGES
+    links = {(ROOT / link).resolve() for link in LINK.findall(readme.read_text())}
+    assert {*pages} <= links
+    for page in pages:
+        title, blank, purpose, *_ = page.read_text().splitlines()
+        assert title.startswith("# ") and not blank and purpose[:1].isalpha(), page
+
+
+def test_what_is_checked_here_is_not_nothing():
+    prose = "\n".join(doc_pages.prose(page) for page in PAGES)
+    assert len(LINK.findall(prose)) > 30 and len(FILE.findall(prose)) > 10
+    assert "where-we-differ" not in anchors(ROOT / "README.md")
+    assert "your-own-images" in anchors(ROOT / "README.md")

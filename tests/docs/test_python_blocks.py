@@ -1,0 +1,102 @@
+"""Python in the pages does what it says there."""
+
+import re
+import sys
+import types
+
+import doc_pages
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from doc_pages import ROOT
+
+from vt_flax.models import create_model, registry
+from vt_flax.training.config import load_config
+
+BLOCKS = [
+    block
+    for page in doc_pages.PAGES
+    for block in doc_pages.blocks(page)
+    if block.language == "python"
+]
+# A block that begins so is the file's, or what is added to it; others are programs.
+FILE = re.compile(r"# ((?:vt_flax|configs)/\S+\.py)\n")
+PROGRAMS = [block for block in BLOCKS if not FILE.match(block.text)]
+FILES = {FILE.match(b.text)[1]: b.text for b in BLOCKS if FILE.match(b.text)}
+
+
+@pytest.mark.parametrize("block", PROGRAMS, ids=str)
+def test_a_program(block):
+    names: dict = {"__name__": "block"}
+
+    def run():
+        exec(compile(block.text, str(block), "exec"), names)
+
+    # Traced, not computed: at the sizes that are written there.
+    jax.eval_shape(run)
+    for name, shape in re.findall(r"^(\w+) = .*# (\([\d, ]+\))$", block.text, re.M):
+        assert str(names[name].shape) == shape, name
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if name.startswith("configs/")]
+)
+def test_a_configuration(name, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FILES[name])
+    config = load_config(str(path))
+    # What the file says, and not the defaults.
+    assert config.model.preset == "v4" and config.model.tokens == 32
+    assert config.optimizer.name == "sgd" and config.data.train_crop != "pad"
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """The model of docs/models.md, in the registry."""
+    name = "vt_flax.models.scaled"
+    module = types.ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    exec(FILES["vt_flax/models/scaled.py"], vars(module))
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
+    exec(FILES["vt_flax/models/registry.py"], vars(registry))
+    yield "scaled_resnet18"
+    del registry.ScaledResNet
+
+
+def test_a_model_of_ones_own_is_known_by_its_name(scaled):
+    small = {"width": 8, "num_classes": 3, "stem": "small", "stage_sizes": [1] * 4}
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)))
+    plain = create_model("resnet18", **small)
+    ours = create_model(scaled, scale_start=1.0, **small)
+    variables = jax.jit(ours.init)(jax.random.key(0), images)
+
+    def without_scales(tree):
+        return {
+            key: without_scales(value) if isinstance(value, dict) else value
+            for key, value in tree.items()
+            if key != "gate"
+        }
+
+    scales = {}
+    for path, value in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        if path[-1].key == "scale" and path[-2].key == "gate":
+            scales[path] = value.shape
+    # A number for each channel of each of the four blocks.
+    assert sorted(scales.values()) == [(8,), (16,), (32,), (64,)]
+    # Scales of one change nothing: a plain ResNet of the same weights.
+    expected = jax.jit(plain.apply)(without_scales(variables), images)
+    found = jax.jit(ours.apply)(variables, images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    half = jax.tree_util.tree_map_with_path(
+        lambda path, x: x / 2 if path in scales else x, variables["params"]
+    )
+    halved = jax.jit(ours.apply)({**variables, "params": half}, images)
+    assert np.abs(halved - found).max() > 1e-3
+
+
+def test_programs_and_files_are_found():
+    assert len(PROGRAMS) >= 2 and len(FILES) == 3
+    for name in FILES:
+        kept = (ROOT / name).is_file()
+        assert kept == (name == "vt_flax/models/registry.py")
