@@ -1,5 +1,8 @@
 """Python in the pages does what it says there."""
 
+import ast
+import contextlib
+import pathlib
 import re
 import sys
 import types
@@ -10,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from doc_pages import ROOT
+from PIL import Image
 
+from vt_flax import export, train
 from vt_flax.models import create_model, registry
 from vt_flax.training.config import load_config
 
@@ -23,20 +28,65 @@ BLOCKS = [
 # A block that begins so is the file's, or what is added to it; others are programs.
 FILE = re.compile(r"# ((?:vt_flax|configs)/\S+\.py)\n")
 PROGRAMS = [block for block in BLOCKS if not FILE.match(block.text)]
+# What these read, `at_work` makes.
+READ = ("runs/quickstart", "digits.zip", "serving/digits/1")
 FILES = {FILE.match(b.text)[1]: b.text for b in BLOCKS if FILE.match(b.text)}
 
 
-@pytest.mark.parametrize("block", PROGRAMS, ids=str)
+def reads(block):
+    return any(name in block.text for name in READ)
+
+
+def run(block, names):
+    exec(compile(block.text, str(block), "exec"), names)
+
+
+@pytest.mark.parametrize("block", [b for b in PROGRAMS if not reads(b)], ids=str)
 def test_a_program(block):
     names: dict = {"__name__": "block"}
-
-    def run():
-        exec(compile(block.text, str(block), "exec"), names)
-
     # Traced, not computed: at the sizes that are written there.
-    jax.eval_shape(run)
-    for name, shape in re.findall(r"^(\w+) = .*# (\([\d, ]+\))$", block.text, re.M):
-        assert str(names[name].shape) == shape, name
+    jax.eval_shape(lambda: run(block, names))
+    check(block, names)
+
+
+def check(block, names):
+    """What a line comes to stands behind it, as a tuple or a string."""
+    found = re.findall(r"^(?:(\w+) = )?(.+)  # (\([\d, ]+\)|\"\w+\")", block.text, re.M)
+    for name, expression, said in found:
+        value = eval(name or expression, names)
+        value = getattr(value, "shape", value)
+        assert value == ast.literal_eval(said), expression
+
+
+@pytest.fixture(scope="module")
+def at_work(tmp_path_factory):
+    """A folder with a run of the quickstart, of a step, and what is made of it."""
+    folder = tmp_path_factory.mktemp("work")
+    config = str(ROOT / "configs" / "quickstart.py")
+    with contextlib.chdir(folder):
+        train.main(
+            ["--config", config, "--workdir", "runs/quickstart"]
+            + ["--config.duration=1 steps"]
+        )
+        for kind, out in (("stablehlo", READ[1]), ("savedmodel", READ[2])):
+            pathlib.Path(out).parent.mkdir(parents=True, exist_ok=True)
+            export.main(["--workdir", "runs/quickstart", "--out", out, "--kind", kind])
+        image = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+        image.save("digit.png")
+        image.save("another.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("page", sorted({b.page for b in PROGRAMS if reads(b)}))
+def test_programs_at_work(page, at_work):
+    """Those of a page one after the other: later ones take up what was before."""
+    names: dict = {"__name__": "block"}
+    with contextlib.chdir(at_work):
+        for block in PROGRAMS:
+            if block.page == page:
+                run(block, names)
+                if reads(block):
+                    check(block, names)
 
 
 @pytest.mark.parametrize(

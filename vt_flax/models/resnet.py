@@ -147,7 +147,7 @@ class ResidualBlock(nn.Module):
         before its convolution, whose result is then as large as what comes back to it.
         """
         depth = StochasticDepth(self.survival_probability, name="depth")
-        shares = depth.shares(len(y), train=train)
+        shares = depth.shares(y.shape[0], train=train)
         folded = self._folded(relu(y), features, names, train=train)
         if shares is not None:
             y *= shares[:, None, None, None].astype(y.dtype)

@@ -65,7 +65,7 @@ class Folded:
             )
         x = relu(x) if rectify else x
         if shares is None:
-            shares = jnp.ones((len(x), self.bias.shape[1]))
+            shares = jnp.ones((x.shape[0], self.bias.shape[1]))
         grouped = x.reshape(groups, -1, *x.shape[1:])
         kernel = self.kernel[:, 0].astype(x.dtype)
         out = jnp.einsum("gnhwc,gcf->gnhwf", grouped, kernel).astype(jnp.float32)

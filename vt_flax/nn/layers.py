@@ -236,7 +236,7 @@ class StochasticDepth(nn.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns (batch, ...) with the branch of some examples set to zero."""
-        keep = self._keep(len(x), train)
+        keep = self._keep(x.shape[0], train)
         if keep is None:
             return x
         keep = keep.reshape(-1, *(1,) * (x.ndim - 1))
