@@ -40,6 +40,15 @@ def make_parser(command: str, description: str) -> ArgumentParser:
     )
 
 
+def add_checkpoint_arguments(parser: ArgumentParser) -> None:
+    """Adds --workdir, --step and --best: which weights are meant."""
+    parser.add_argument("--workdir", required=True, metavar="FOLDER")
+    parser.add_argument("--step", type=int, help="default: the newest checkpoint")
+    parser.add_argument(
+        "--best", action="store_true", help="the best checkpoint instead"
+    )
+
+
 def add_process_arguments(parser: ArgumentParser) -> None:
     """Adds what a command takes that may run in several processes."""
     group = parser.add_argument_group(

@@ -45,11 +45,7 @@ from vt_flax.training.tasks.segmentation import Segmentation
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = cli.make_parser("evaluate", __doc__)
-    parser.add_argument("--workdir", required=True, metavar="FOLDER")
-    parser.add_argument("--step", type=int, help="default: the newest checkpoint")
-    parser.add_argument(
-        "--best", action="store_true", help="the best checkpoint instead"
-    )
+    cli.add_checkpoint_arguments(parser)
     parser.add_argument(
         "--token_picture",
         metavar="FILE.png",

@@ -33,12 +33,8 @@ SAVED_MODEL = "saved_model.pb"
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = cli.make_parser("export", __doc__)
-    parser.add_argument("--workdir", required=True, metavar="FOLDER")
+    cli.add_checkpoint_arguments(parser)
     parser.add_argument("--out", required=True, metavar="OUT")
-    parser.add_argument("--step", type=int, help="default: the newest checkpoint")
-    parser.add_argument(
-        "--best", action="store_true", help="the best checkpoint instead"
-    )
     parser.add_argument("--kind", choices=KINDS, default=KINDS[0])
     parser.add_argument(
         "--platforms",

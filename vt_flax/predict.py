@@ -38,11 +38,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = cli.make_parser("predict", __doc__)
-    parser.add_argument("--workdir", required=True, metavar="FOLDER")
-    parser.add_argument("--step", type=int, help="default: the newest checkpoint")
-    parser.add_argument(
-        "--best", action="store_true", help="the best checkpoint instead"
-    )
+    cli.add_checkpoint_arguments(parser)
     parser.add_argument("--out", default="", metavar="FOLDER", help="for pictures")
     parser.add_argument(
         "--top", type=int, default=3, metavar="K", help="classes to tell (%(default)s)"
