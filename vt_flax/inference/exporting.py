@@ -20,7 +20,6 @@ from vt_flax.inference import loader
 from vt_flax.inference.predictor import Predictor, load
 from vt_flax.inference.program import Program, Size, make_program
 from vt_flax.nn.platforms import without_kernels
-from vt_flax.training.checkpoint import Checkpoints, read_config
 from vt_flax.version import __version__
 
 # Of metadata.json, and of the file that it is in.
@@ -79,19 +78,12 @@ def export_network(
       UserError: if there is no such network, or no such program of it.
       OSError: if it cannot be written; what was there is left then.
     """
-    # The averages are switched on in a run's own configuration, and for good.
-    averaged = bool(read_config(workdir)["ema"]["decay"])
-    checkpoints = Checkpoints(workdir, read_only=True, best=best)
-    step = checkpoints.choose(step)
-    checkpoints.close()
     predictor = load(workdir, overrides, step=step, best=best)
     program = make_program(predictor, size, logits=logits)
     metadata = {
         **_metadata(predictor, program),
         "kind": kind,
         "platforms": list(platforms),
-        "step": step,
-        "weights": "ema" if averaged else "raw",
     }
     # Pallas's kernels ask for a batch of known size, and JAX promises for no program
     # with them that a later version reads it.
@@ -108,6 +100,8 @@ def _metadata(predictor: Predictor, program: Program) -> dict[str, Any]:
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "checkpoint": predictor.title,
+        "step": predictor.step,
+        "weights": "ema" if predictor.averaged else "raw",
         "model": config.model.to_dict(),
         "class_names": list(predictor.task.class_names),
         "preprocessing": program.preprocessing,

@@ -66,20 +66,30 @@ class Predictor:
       task: what it is trained for.
       title: which checkpoint it is.
       batch: images at a time.
+      step: of the training that they are from.
+      averaged: whether they are averages.
 
     Attributes:
-      model, task, title, batch: as given.
+      model, task, title, batch, step, averaged: as given.
       variables: the weights, on the device.
       class_names: of its classes, in order.
       segments: whether it says a class of each pixel rather than of each image.
     """
 
     def __init__(
-        self, model: nn.Module, variables: Any, task: Task, title: str, batch: int = 8
+        self,
+        model: nn.Module,
+        variables: Any,
+        task: Task,
+        title: str,
+        batch: int = 8,
+        step: int = 0,
+        averaged: bool = False,
     ):
         if batch < 1:
             raise UserError(f"batch {batch}: must be at least 1")
         self.model, self.task, self.title, self.batch = model, task, title, batch
+        self.step, self.averaged = step, averaged
         self.class_names = task.class_names
         self.segments = isinstance(task, Segmentation)
         self.variables = jax.device_put(variables)
@@ -266,7 +276,7 @@ def load(
     task = task_of(config)(config, content["class_names"], content["mirrored"])
     model = model_for(config, len(task.class_names))
     title = f"{config.model.name}, step {step:,} of {workdir}, {name} weights"
-    return Predictor(model, weights, task, title, batch)
+    return Predictor(model, weights, task, title, batch, step, name == "ema")
 
 
 @contextlib.contextmanager
