@@ -139,6 +139,8 @@ def test_the_largest_batch(told, most, bend):
     assert low <= most < high and high - low <= max(1, high // 16)
     assert len(tries) == len(set(tries)) <= (5 if told and not bend else 14)
     assert high == 1000 or high in tries
+    # A sixteenth of 1000 is 62: they are multiples of 32, at first.
+    assert tries[0] % 32 == 0
 
 
 @pytest.fixture

@@ -170,6 +170,10 @@ def largest(
         if known and available and tries < 4 and high - low > 2 * step:
             guess = _crossing(known, available)
             guess = min(max(guess, low + step), high - step)
+        # Numbers that divide well, as those that are trained with: chips compute others
+        # in another way, which takes longer to compile.
+        whole = 1 << (step.bit_length() - 1)
+        guess = max(guess // whole * whole, low + whole)
         fits, found = memory(guess)
         if found:
             known[guess] = found
