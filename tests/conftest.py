@@ -8,15 +8,13 @@ from collections.abc import Iterator
 # Set before JAX is imported anywhere: both are read once.
 flags = os.environ.get("XLA_FLAGS", "")
 if "host_platform_device_count" not in flags:
-    flags += " --xla_force_host_platform_device_count=8"
-# Without the CPU's emitters of fusions compiling takes a third as long.
-os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What TensorFlow's libraries log of errors that a test provokes.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 root = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
