@@ -68,9 +68,14 @@ def make_schedule(
     elif config.name == "poly":
         if config.power <= 0:
             raise UserError(f"schedule.power {config.power}: must be over 0")
-        after = optax.polynomial_schedule(
-            config.rate, 0.0, config.power, max(1, total - warmup)
-        )
+        length = max(1, total - warmup)
+
+        def after(step):
+            # Optax's own is not a number at the end where a compiler rounds what is
+            # left to less than nothing.
+            left = jnp.maximum(1 - step / length, 0.0)
+            return config.rate * left**config.power
+
     elif config.name == "exponential":
         # An exact fraction: an epoch need not be a whole number of steps, and rounding
         # would add up over hundreds of them.
