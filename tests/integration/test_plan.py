@@ -238,6 +238,7 @@ def test_what_the_compiler_refuses(monkeypatch, capsys):
     arguments = [*TINY, "--topology", "v5e:3x3", "--chip", "8"]
     _, last = lines_of(arguments, monkeypatch, capsys)
     assert 'layout "v5e:3x3" is not divisible' in last
+    assert last.count("--topology v5e:3x3") == 1
 
 
 @needs_compiler

@@ -98,7 +98,10 @@ def compile_apart(module: str, request: dict[str, Any], programs: int) -> Any:
             # An interrupted plan leaves no compiler behind.
             process.kill()
     if process.returncode:
-        raise UserError(f"--topology {topology}: {_reason(process, complaint)}")
+        # A reason of our own says the place itself.
+        place = f"--topology {topology}: "
+        reason = _reason(process, complaint).removeprefix(place)
+        raise UserError(place + reason)
     _tell(f"{topology}: {time.monotonic() - begin:.0f} s")
     return json.loads(answer.splitlines()[-1])
 
