@@ -96,11 +96,14 @@ def main(argv: Sequence[str]) -> None:
         checkpoints.close()
 
     weights = weights_of(state)
+    # Of which there are pictures and reports.
+    name = "ema" if "ema" in weights else "raw"
     if modules:
         folder = workdir / "tokens"
         if args.tokens:
             folder = cli.local_folder("--tokens", args.tokens)
-        _report_tokens(run, weights, modules, folder, step, args.format)
+        origin = {"step": step, "weights": name}
+        _report_tokens(run, weights[name], modules, folder, origin, args.format)
     else:
         eval_step = jax.jit(make_eval_step(run.model, run.task, run.mesh))
         requests = Requests(run.mesh)
@@ -112,12 +115,11 @@ def main(argv: Sequence[str]) -> None:
             cli.print_results(results, args.format, where)
     if jax.process_index():
         return
-    params, batch_stats = weights["ema" if "ema" in weights else "raw"]
+    params, batch_stats = weights[name]
+    variables = {"params": params, "batch_stats": batch_stats}
     # matplotlib takes a while to import: only who wants a picture waits for it.
     if args.page:
         from vt_flax.analysis.extremes import draw_extremes
-
-        variables = {"params": params, "batch_stats": batch_stats}
 
         @jax.jit
         def predict(variables, images, sizes):
@@ -138,7 +140,7 @@ def main(argv: Sequence[str]) -> None:
         draw_tokens(
             pathlib.Path(args.token_picture),
             run.model,
-            {"params": params, "batch_stats": batch_stats},
+            variables,
             run.eval_source,
             config,
         )
@@ -146,10 +148,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _report_tokens(
     run: Run,
-    weights: dict[str, tuple[Any, Any]],
+    weights: tuple[Any, Any],
     modules: dict[str, tuple[int, ...]],
     folder: pathlib.Path,
-    step: int,
+    origin: dict[str, Any],
     form: str,
 ) -> None:
     """Writes and prints the report on the tokens: see `token_report.measure`."""
@@ -161,15 +163,13 @@ def _report_tokens(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(folder, error) from error
-    name = "ema" if "ema" in weights else "raw"
-    found = token_report.measure(run, weights[name], modules)
+    found = token_report.measure(run, weights, modules)
     if jax.process_index():
         return
     report = {
         "network": run.config.model.name,
         "dataset": run.eval_source.name,
-        "step": step,
-        "weights": name,
+        **origin,
         **found,
     }
     try:

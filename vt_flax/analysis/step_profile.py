@@ -2,12 +2,13 @@
 
 import collections
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from vt_flax.analysis.collectives import KINDS
 from vt_flax.analysis.hlo import Instruction, Program
 from vt_flax.analysis.macs import products
 from vt_flax.analysis.peaks import measured_peak
@@ -21,9 +22,7 @@ NAMED = {
     "convolution": "convolutions",
     "dot": "products of matrices",
     "custom-call": "kernels and library calls",
-    "all-reduce": "collectives",
-    "all-gather": "collectives",
-    "reduce-scatter": "collectives",
+    **dict.fromkeys(KINDS, "collectives"),
 }
 # Of these alone an instruction does nothing but move numbers.
 MOVES = (
@@ -122,14 +121,10 @@ def _times(folder: pathlib.Path) -> dict[str, float]:
         for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
             for line in plane.lines:
                 for event in line.events:
-                    named = dict(_stats(event)).get("hlo_op")
+                    named = dict(event.stats).get("hlo_op")
                     if named == event.name:
                         times[named] += event.duration_ns / 1e9
     return times
-
-
-def _stats(event: Any) -> Iterable[tuple[str, Any]]:
-    return ((name, value) for name, value in event.stats if name)
 
 
 def _kind(inside: Sequence[Instruction]) -> str:

@@ -80,15 +80,14 @@ def make_program(
     Raises:
       UserError: if there are no logits to choose, or images would not fit the canvas.
     """
-    variables = predictor.variables
     if predictor.segments:
-        return _segmentation(predictor, variables, size, logits)
+        return _segmentation(predictor, size, logits)
     if logits:
         raise UserError("--logits: a classifier's program gives them as it is")
-    return _classification(predictor, variables, size)
+    return _classification(predictor, size)
 
 
-def _classification(predictor: Predictor, weights: Any, size: Size) -> Program:
+def _classification(predictor: Predictor, size: Size) -> Program:
     model, data = predictor.model, predictor.task.config.data
     classes = len(predictor.task.class_names)
     side, resize = data.image_size, data.eval_resize or data.image_size
@@ -112,7 +111,7 @@ def _classification(predictor: Predictor, weights: Any, size: Size) -> Program:
     )
     return Program(
         function,
-        weights,
+        predictor.variables,
         (Array("images", "uint8", shape, meaning),),
         outputs,
         (),
@@ -120,9 +119,7 @@ def _classification(predictor: Predictor, weights: Any, size: Size) -> Program:
     )
 
 
-def _segmentation(
-    predictor: Predictor, weights: Any, size: Size, logits: bool
-) -> Program:
+def _segmentation(predictor: Predictor, size: Size, logits: bool) -> Program:
     task, config = predictor.task, predictor.task.config
     canvas = eval_canvas(config)
     constraints = ()
@@ -179,7 +176,7 @@ def _segmentation(
     )
     return Program(
         function,
-        weights,
+        predictor.variables,
         (images,) if size else (images, sizes),
         tuple(outputs),
         constraints,

@@ -17,14 +17,12 @@ import jax.numpy as jnp
 
 from vt_flax.data.mask_labels import IGNORE
 from vt_flax.training.moments import Moments, take_moments
+from vt_flax.training.tasks.pixels import exact_product, on_images, row_blocks
 
 # Names of classes that are no foreground, whatever their case.
 BACKGROUND = ("background", "void", "unlabeled", "unlabelled", "ignore", "ignored")
 # Less of a map than this on an example is nothing of which there are shares.
 LEAST_INSIDE = 1e-6
-# Rows of an example whose pixels are counted at once: of all, one number for each class
-# and pixel would take gigabytes.
-ROWS = 32
 
 
 def foreground_of(class_names: Sequence[str]) -> list[int]:
@@ -57,12 +55,10 @@ def class_figures(
     labels, sizes = batch["label"], jnp.maximum(batch["size"], 1)
     height, width = labels.shape[1:]
     classes = len(class_names)
-    inside = (jnp.arange(height)[:, None] < sizes[:, 0, None, None]) & (
-        jnp.arange(width) < sizes[:, 1, None, None]
-    )
+    inside = on_images(sizes, height, width)
     # Those without a label after all classes, those outside nowhere.
     labels = jnp.where(labels == IGNORE, classes, labels.astype(jnp.int32))
-    labels = _blocks(jnp.where(inside, labels, -1), -1)
+    labels = row_blocks(jnp.where(inside, labels, -1), -1)
     downs, wides = [], []
     for of_module in maps.values():
         down, across = (
@@ -72,21 +68,21 @@ def class_figures(
             )
             for axis in range(2)
         )
-        downs.append(_blocks(down, 0))
+        downs.append(row_blocks(down, 0))
         # Once for all blocks of rows.
-        wides.append(_product("bxw,blhw->blhx", across, of_module))
+        wides.append(exact_product("bxw,blhw->blhx", across, of_module))
 
     def one(total: jax.Array, block: tuple) -> tuple[jax.Array, None]:
         label, *downs = block
         spread = [
-            _product("byh,blhx->blyx", down, wide)
+            exact_product("byh,blhx->blyx", down, wide)
             for down, wide in zip(downs, wides, strict=True)
         ]
         # The area, as a token that looks at all pixels alike.
         spread.append(jnp.ones((len(label), 1, *label.shape[1:])))
         spread = jnp.concatenate(spread, 1)
         there = jax.nn.one_hot(label, classes + 1)
-        return total + _product("blyx,byxk->blk", spread, there), None
+        return total + exact_product("blyx,byxk->blk", spread, there), None
 
     counts = [of_module.shape[1] for of_module in maps.values()]
     start = jnp.zeros((len(sizes), sum(counts) + 1, classes + 1))
@@ -129,14 +125,3 @@ def spread_weights(
     edges = edges * (valid * cells / extent)[:, None]
     begun = jnp.clip(edges[..., None] - jnp.arange(cells), 0, 1)
     return begun[:, 1:] - begun[:, :-1]
-
-
-def _blocks(x: jax.Array, value: int) -> jax.Array:
-    """Cuts (batch, H, ...) into (blocks, batch, ROWS, ...)."""
-    room = [(0, 0), (0, -x.shape[1] % ROWS)] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, room, constant_values=value)
-    return x.reshape(len(x), -1, ROWS, *x.shape[2:]).swapaxes(0, 1)
-
-
-def _product(equation: str, one: jax.Array, other: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, one, other, precision=jax.lax.Precision.HIGHEST)

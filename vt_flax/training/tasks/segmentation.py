@@ -17,11 +17,9 @@ from vt_flax.data.segmentation_sources import TFDSPairs
 from vt_flax.data.sources import FOLDER_PREFIX, prepared_builder
 from vt_flax.errors import UserError
 from vt_flax.nn.layers import resize
+from vt_flax.training.tasks.pixels import exact_product, on_images, row_blocks
 from vt_flax.training.tasks.task import Apply, Batch, Task
 
-# Rows of an image whose classes are told at once: the probabilities of all its pixels
-# would take gigabytes.
-ROWS = 32
 # Pairs of the evaluation split that are looked at, about, before anything is trained.
 SAMPLE = 100
 
@@ -187,18 +185,11 @@ class Segmentation(Task):
         if labels is None:
             labels = jnp.full(images.shape[:3], IGNORE, jnp.uint8)
         rows, columns = self._views(apply, images, sizes)
-        blocks = -(-height // ROWS)
-
-        def by_block(x: jax.Array, value: int) -> jax.Array:
-            """Cuts (batch, H, ...) into (blocks, batch, ROWS, ...)."""
-            room = [(0, 0), (0, blocks * ROWS - height)] + [(0, 0)] * (x.ndim - 2)
-            x = jnp.pad(x, room, constant_values=value)
-            return x.reshape(x.shape[0], blocks, ROWS, *x.shape[2:]).swapaxes(0, 1)
 
         def one(total: jax.Array, block: tuple) -> tuple[jax.Array, jax.Array]:
             *downs, labels = block
             probabilities = sum(
-                jax.nn.softmax(_product("byn,bnxc->byxc", down, wide))
+                jax.nn.softmax(exact_product("byn,bnxc->byxc", down, wide))
                 for down, wide in zip(downs, columns, strict=True)
             ) / len(downs)
             known = labels != IGNORE
@@ -209,11 +200,10 @@ class Segmentation(Task):
             found = classes, jnp.max(probabilities, -1)
             return total + jnp.sum(losses, (1, 2)), found
 
-        cut = [by_block(x, 0) for x in rows] + [by_block(labels, IGNORE)]
+        cut = [row_blocks(x, 0) for x in rows] + [row_blocks(labels, IGNORE)]
         losses, found = jax.lax.scan(one, jnp.zeros(images.shape[0]), cut)
         classes, likely = (
-            x.swapaxes(0, 1).reshape(-1, blocks * ROWS, width)[:, :height]
-            for x in found
+            x.swapaxes(0, 1).reshape(x.shape[1], -1, width)[:, :height] for x in found
         )
         return _within(classes, sizes), _within(likely, sizes, 0), losses
 
@@ -234,7 +224,7 @@ class Segmentation(Task):
         """
         views = zip(*self._views(apply, images, sizes), strict=True)
         logs = [
-            jax.nn.log_softmax(_product("byn,bnxc->byxc", down, wide))
+            jax.nn.log_softmax(exact_product("byn,bnxc->byxc", down, wide))
             for down, wide in views
         ]
         mean = jax.nn.logsumexp(jnp.stack(logs), 0) - math.log(len(logs))
@@ -264,7 +254,7 @@ class Segmentation(Task):
                     logits = logits[..., jnp.asarray(self.mirrored)]
                 rows.append(down)
                 # Once for all blocks of rows.
-                columns.append(_product("bxm,bnmc->bnxc", across, logits))
+                columns.append(exact_product("bxm,bnmc->bnxc", across, logits))
         return rows, columns
 
     def results(self, totals: dict[str, Any]) -> dict[str, float | None]:
@@ -297,11 +287,7 @@ def cross_entropy(
 
 def _within(maps: jax.Array, sizes: jax.Array, beyond: int = IGNORE) -> jax.Array:
     """Returns maps (batch, H, W) with `beyond` beyond each image's size."""
-    height, width = maps.shape[1:]
-    inside = (jnp.arange(height)[:, None] < sizes[:, 0, None, None]) & (
-        jnp.arange(width) < sizes[:, 1, None, None]
-    )
-    return jnp.where(inside, maps, beyond)
+    return jnp.where(on_images(sizes, *maps.shape[1:]), maps, beyond)
 
 
 def _own(values: jax.Array, labels: jax.Array) -> jax.Array:
@@ -326,24 +312,19 @@ def count_pairs(labels: jax.Array, predicted: jax.Array, classes: int) -> jax.Ar
     Returns:
       int32, (batch, classes, classes), label by prediction.
     """
-    height = labels.shape[1]
-    room = [(0, 0), (0, -height % ROWS), (0, 0)]
-
-    def blocks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, room, constant_values=IGNORE)
-        return x.reshape(len(x), -1, ROWS * x.shape[2]).swapaxes(0, 1)
 
     def one(total: jax.Array, block: tuple) -> tuple[jax.Array, None]:
         label, prediction = (
             jax.nn.one_hot(x, classes, dtype=jnp.bfloat16) for x in block
         )
         found = jnp.einsum(
-            "bpl,bpq->blq", label, prediction, preferred_element_type=jnp.float32
+            "byxl,byxq->blq", label, prediction, preferred_element_type=jnp.float32
         )
         return total + found.astype(jnp.int32), None
 
     start = jnp.zeros((len(labels), classes, classes), jnp.int32)
-    return jax.lax.scan(one, start, (blocks(labels), blocks(predicted)))[0]
+    blocks = row_blocks(labels, IGNORE), row_blocks(predicted, IGNORE)
+    return jax.lax.scan(one, start, blocks)[0]
 
 
 def scores(confusion: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -379,7 +360,3 @@ def scores(confusion: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any
         f"iou/{name}": 100 * iou[i].item() if there[i] else None
         for i, name in enumerate(class_names)
     }
-
-
-def _product(equation: str, weights: jax.Array, values: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, weights, values, precision=jax.lax.Precision.HIGHEST)
