@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
+from quick_compiler import FEW_EMITTERS
 
 from vt_flax import cli
 from vt_flax.training.logging import read_metrics
@@ -63,11 +64,11 @@ def free_port() -> int:
 
 def quick(devices: int) -> dict[str, str]:
     """Returns an environment of so many devices, and of quick compilation."""
+    flags = {"xla_force_host_platform_device_count": devices, **FEW_EMITTERS}
     return {
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_cpu_use_fusion_emitters=false",
+        "XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in flags.items()),
     }
 
 

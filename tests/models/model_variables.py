@@ -5,14 +5,10 @@ import functools
 import jax
 import numpy as np
 from flax import traverse_util
+from quick_compiler import FEW_EMITTERS
 
-# Tests compile far longer than they run; a third as long without the CPU's emitters.
 quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, **FEW_EMITTERS}
 )
 
 
