@@ -252,3 +252,14 @@ def test_a_period_of_nothing(every):
 def test_a_bad_duration_is_shown(changes):
     with pytest.raises(UserError, match="duration 'soon': write it as"):
         rates([0], **changes)
+
+
+def test_a_warm_up_does_not_fall():
+    with pytest.raises(
+        UserError, match="warmup_rate 0.01 is above schedule.rate 0.001"
+    ):
+        rates([0], rate=0.001, warmup_rate=0.01)
+    # Alike it may be, and without a warm-up it is not read.
+    assert set(rates([0, 9], name="constant", rate=0.5, warmup_rate=0.5)) == {0.5}
+    without = rates([0], name="constant", rate=0.5, warmup="0 steps", warmup_rate=1.0)
+    assert without == 0.5

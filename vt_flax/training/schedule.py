@@ -54,7 +54,7 @@ def make_schedule(
       total: steps of the run.
 
     Raises:
-      UserError: for an unknown name or a bad duration.
+      UserError: for an unknown name, a bad duration, or a warm-up that falls.
     """
 
     def steps(text: str) -> int:
@@ -106,6 +106,12 @@ def make_schedule(
         )
     if not warmup:
         return after
+    if config.warmup_rate > config.rate:
+        raise UserError(
+            f"schedule.warmup_rate {config.warmup_rate} is above schedule.rate "
+            f"{config.rate}, to which a warm-up rises: lower it, or set "
+            "schedule.warmup to '0 steps'"
+        )
     rise = optax.linear_schedule(config.warmup_rate, config.rate, warmup)
     return optax.join_schedules([rise, after], [warmup])
 
