@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 import zipfile
 
 import jax
@@ -21,6 +22,7 @@ from vt_flax import cli, export
 from vt_flax.data.augment import normalise
 from vt_flax.data.augment.centred import centre_crop
 from vt_flax.data.host import tensorflow
+from vt_flax.experimental import tensorflow_bridge
 from vt_flax.inference import exporting, loader, program
 from vt_flax.inference.predictor import load
 from vt_flax.training.weights import read_weights
@@ -305,11 +307,41 @@ print("f32[3,5]" in compiled, "tpu_custom_call" in compiled)
 # ------------------------------------------------------------------------ TensorFlow
 
 
+def skip_where_tensorflow_is_too_old():
+    """Skips where this TensorFlow does not read what this JAX writes."""
+    tf, bridge = tensorflow(), tensorflow_bridge()
+    program = tf.function(
+        bridge.convert(lambda x: x + 1, polymorphic_shapes=["b"]),
+        [tf.TensorSpec([None])],
+        autograph=False,
+    )
+    try:
+        program(tf.ones(2))
+    except tf.errors.OpError as error:
+        pytest.skip(f"TensorFlow {tf.__version__}: {error.message[:200]}")
+
+
+def test_a_saved_model_that_tensorflow_cannot_run_is_not_left(
+    refused, tmp_path, monkeypatch
+):
+    tf = tensorflow()
+
+    def serve(**arrays):
+        assert arrays["images"].shape[0] == 1
+        raise tf.errors.InvalidArgumentError(None, None, "unregistered operation")
+
+    loaded = types.SimpleNamespace(signatures={"serving_default": serve})
+    monkeypatch.setattr(tf.saved_model, "load", lambda folder: loaded)
+    line = refused("--kind", "savedmodel", out="out")
+    assert re.search(r"TensorFlow \S+ cannot run what JAX \S+ writes for it", line)
+
+
 def test_a_saved_model_is_the_network(workdirs, tmp_path, monkeypatch):
     tf = tensorflow()
     out = tmp_path / "serving" / "1"
     out.parent.mkdir()
     words = ("--workdir", workdirs / "plain", "--out", out, "--kind", "savedmodel")
+    skip_where_tensorflow_is_too_old()
     exported(monkeypatch, *words)
     about = json.loads((out / "assets.extra" / "metadata.json").read_text())
     assert (about["kind"], about["step"]) == ("savedmodel", 7)

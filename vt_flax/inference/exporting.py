@@ -15,6 +15,7 @@ import jaxlib
 from jax import export
 
 from vt_flax.data.host import tensorflow
+from vt_flax.errors import UserError
 from vt_flax.experimental import tensorflow_bridge
 from vt_flax.inference import loader
 from vt_flax.inference.predictor import Predictor, load
@@ -153,6 +154,9 @@ def write_saved_model(
 
     Returns:
       Its size in bytes.
+
+    Raises:
+      UserError: if the TensorFlow that is here cannot run it, if it is for CPUs.
     """
     tf, bridge = tensorflow(), tensorflow_bridge()
     function = bridge.convert(
@@ -185,8 +189,32 @@ def write_saved_model(
         (partial / EXTRA).mkdir()
         text = json.dumps(metadata, indent=2) + "\n"
         (partial / EXTRA / METADATA).write_text(text)
+        if "cpu" in metadata["platforms"]:
+            _try_saved_model(partial, specs)
 
     return _put(out, write)
+
+
+def _try_saved_model(folder: pathlib.Path, specs: Sequence[Any]) -> None:
+    """Runs a SavedModel once: TensorFlow looks at the program in it only then.
+
+    JAX writes programs for readers that are at most weeks older than itself.
+    """
+    tf = tensorflow()
+    one = {
+        spec.name: tf.ones(
+            [1 if side is None else side for side in spec.shape], spec.dtype
+        )
+        for spec in specs
+    }
+    try:
+        with tf.device("CPU"):
+            tf.saved_model.load(str(folder)).signatures["serving_default"](**one)
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"TensorFlow {tf.__version__} cannot run what JAX {jax.__version__} writes "
+            "for it: install a newer TensorFlow, or an older JAX"
+        ) from error
 
 
 WRITERS = {"stablehlo": write_stablehlo, "savedmodel": write_saved_model}
