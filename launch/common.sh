@@ -1,14 +1,20 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: the virtual environment and the installation.
 
-# make_venv FOLDER: creates a virtual environment in $VENV, or in FOLDER.
-make_venv() {
+# check_python: ends with a line if there is no Python to make an environment with.
+check_python() {
   local python=${PYTHON:-python3}
-  VENV=${VENV:-$1}
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     echo "error: $python is missing or older than 3.11: set PYTHON to a newer one" >&2
     exit 2
   fi
+}
+
+# make_venv FOLDER: creates a virtual environment in $VENV, or in FOLDER.
+make_venv() {
+  local python=${PYTHON:-python3}
+  VENV=${VENV:-$1}
+  check_python
   if [ ! -x "$VENV/bin/python" ]; then
     echo "== making the environment $VENV"
     if ! "$python" -m venv "$VENV"; then

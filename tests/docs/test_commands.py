@@ -19,6 +19,7 @@ import pytest
 from doc_pages import ROOT
 from ml_collections import ConfigDict
 from PIL import Image
+from pip._internal.commands import create_command
 
 from vt_flax import cli
 from vt_flax.analysis.sweep import BATCH, SPAN, parse_sweep
@@ -142,6 +143,11 @@ def test_a_command(command, workdirs):
             needed = (ROOT / "setup.cfg").read_text()
             needed = re.findall(r"^ +([\w\[\]-]+)[=>]=", needed, flags=re.M)
             assert packages and {*packages} <= {*needed}
+        case ["pip", "wheel", *arguments]:
+            options, given = create_command("wheel").parse_args(arguments)
+            assert options.wheel_dir and all(
+                (ROOT / p / "setup.cfg").is_file() for p in given
+            )
         case ["gcloud", *arguments]:
             given = [word for word in arguments if not word.startswith("-")]
             (known,) = (k for k in GCLOUD if k == tuple(given[: len(k)]))
@@ -242,6 +248,10 @@ def check_bash_script(script, arguments, exported, workdirs):
     text = (ROOT / script).read_text()
     if script == "launch/test.sh":
         assert all((ROOT / word).exists() for word in arguments if word[0] != "-")
+        return
+    if script == "launch/notebooks.sh":
+        books = {path.stem for path in (ROOT / "launch" / "notebooks").glob("*.ipynb")}
+        assert {*arguments} <= books
         return
     if script == "launch/quickstart.sh":
         check_quickstart(arguments, workdirs)

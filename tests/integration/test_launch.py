@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = [
     *("launch/quickstart.sh", "launch/test.sh", "launch/local_pod.sh"),
-    *("launch/ablation.sh", "launch/oldest.sh"),
+    *("launch/ablation.sh", "launch/oldest.sh", "launch/notebooks.sh"),
 ]
 
 
