@@ -123,7 +123,7 @@ def _adamw(config: ConfigDict) -> None:
 def _camvid(config: ConfigDict) -> str:
     config.batch_size = 16
     config.duration = "400 epochs"
-    config.model.num_classes = 11  # the dataset does not tell
+    config.model.num_classes = 11  # for `plan`, where the data is not there
     config.data.name = "camvid"
     config.segmentation.canvas = [360, 480]
     config.segmentation.crop = [360, 480]

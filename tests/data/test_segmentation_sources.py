@@ -410,10 +410,30 @@ def test_cityscapes_without_labels(tmp_path):
 def test_camvid(real_data):
     builder = prepared_builder("camvid", str(real_data))
     source = TFDSPairs(builder, "camvid", "validation", num_classes=11)
-    assert len(source) == 101 and source.class_names[10] == "class 10"
+    assert len(source) == 101 and len(source.class_names) == 11
     for pair in source.read([0, 50]):
         labels = source.label_map[decoded(pair.label)]
         assert labels.shape == decoded(pair.image).shape[:2] == (360, 480)
         assert set(np.unique(labels)) <= {*range(11), 255}
-    with pytest.raises(UserError, match="'camvid' does not tell how many classes"):
-        TFDSPairs(builder, "camvid", "train")
+    with pytest.raises(UserError, match="has 11 classes, not 12"):
+        TFDSPairs(builder, "camvid", "train", num_classes=12)
+
+
+def test_the_names_of_camvid(real_data):
+    """The scenes themselves tell: where classes lie, and how much of them is there."""
+    source = TFDSPairs(prepared_builder("camvid", str(real_data)), "camvid", "train")
+    rows = np.zeros((11, 360))
+    for pair in source.read(range(0, len(source), 12)):
+        labels = source.label_map[decoded(pair.label)]
+        rows += [(labels == i).sum(1) for i in range(11)]
+    share = dict(zip(source.class_names, rows.sum(1) / rows.sum(), strict=True))
+    height = rows @ np.arange(360) / rows.sum(1) / 360
+    height = dict(zip(source.class_names, height, strict=True))
+    assert min(height, key=height.get) == "sky"
+    assert {*sorted(height, key=height.get)[-2:]} == {"road", "pavement"}
+    assert share["road"] > share["pavement"] > share["sign"]
+    largest = sorted(share, key=share.get, reverse=True)
+    assert {*largest[:3]} == {"road", "building", "sky"}
+    assert {*largest[3:6]} == {"tree", "car", "pavement"}
+    assert {*largest[6:]} == {"sign", "fence", "pole", "pedestrian", "bicyclist"}
+    assert height["sign"] < height["fence"] < height["bicyclist"]

@@ -56,8 +56,20 @@ def _map_of(stored: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(stored.index(i) if i in stored else IGNORE for i in range(count))
 
 
+# The 11 classes to which Badrinarayanan, Kendall and Cipolla (SegNet, arXiv 1511.00561)
+# have brought CamVid's 32, in the order of their masks; 255, or 11 there, is void.
+CAMVID = (
+    *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
+    *("pedestrian", "bicyclist"),
+)
+
+
 # By the dataset's name in TFDS.
 KNOWN_MASKS = {
+    # Not in TFDS itself: one that was made of those masks.
+    "camvid": KnownMask(
+        "image", "segmentation_label", (*range(len(CAMVID)), IGNORE), CAMVID
+    ),
     "cityscapes": KnownMask(
         "image_left",
         "segmentation_label",
