@@ -183,3 +183,13 @@ def test_images_are_not_kept(tmp_path):
             (partial,) = tmp_path.iterdir()
             sizes.append(partial.stat().st_size)
     assert min(np.diff([0, *sizes])) > 50_000
+
+
+def test_a_confidence_that_is_no_share_is_told(tmp_path):
+    """Of masks it is: without it an order by confidence would show no reason."""
+    path = tmp_path / "page.html"
+    with Page(path, "Masks") as page:
+        page.add("a.png", [("sky", 0.25)], 0.875, [], (), ["#00ff00"])
+        page.add("b.png", [("sky", 0.5)], 0.5, [])
+    words = " ".join(" ".join(Reader(path.read_text()).words).split())
+    assert words.endswith("a.png sky 25.00 % confidence 87.50 % b.png sky 50.00 %")

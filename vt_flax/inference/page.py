@@ -27,7 +27,7 @@ body {{ font: 14px sans-serif; margin: 2em; max-width: 100em }}
 article {{ border-top: 1px solid #ccc; padding: .6em 0 }}
 h2 {{ font-size: 1em; margin: .2em 0; overflow-wrap: anywhere }}
 .row {{ display: flex; flex-wrap: wrap; gap: 1em }}
-.row img {{ align-self: flex-start }}
+.row > * {{ align-self: flex-start }}
 .row img.small {{ image-rendering: pixelated }}
 img.wide {{ max-width: 100%; display: block; margin-top: .6em }}
 td {{ padding: 0 .6em 0 0 }} td.number {{ text-align: right }}
@@ -153,7 +153,8 @@ class Page:
         self._file.write('<div class="row">')
         for picture in pictures:
             self._file.write(_picture(picture))
-        self._file.write(f"{_table(shares, colours)}</div>\n")
+        told = confidence if confidence != shares[0][1] else None
+        self._file.write(f"{_table(shares, colours, told)}</div>\n")
         for said, picture in wide:
             self._file.write(
                 f'<img class="wide" alt="{html.escape(said)}" '
@@ -167,7 +168,11 @@ class Page:
         self._refused.append(line)
 
 
-def _table(shares: Sequence[tuple[str, float]], colours: Sequence[str]) -> str:
+def _table(
+    shares: Sequence[tuple[str, float]],
+    colours: Sequence[str],
+    confidence: float | None,
+) -> str:
     rows = []
     for i, (name, share) in enumerate(shares):
         square = f'<i style="background:{colours[i]}"></i>' if colours else ""
@@ -175,6 +180,10 @@ def _table(shares: Sequence[tuple[str, float]], colours: Sequence[str]) -> str:
             f"<tr><td>{square}{html.escape(name)}"
             f'<td class="number">{100 * share:.2f} %'
             f'<td><meter value="{share:.4f}"></meter>'
+        )
+    if confidence is not None:
+        rows.append(
+            f'<tr><td>confidence<td class="number">{100 * confidence:.2f} %<td>'
         )
     return f"<table>{''.join(rows)}</table>"
 
