@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 import types
 import zipfile
 
@@ -225,6 +226,15 @@ def test_the_file_is_as_documented(workdirs, tmp_path, monkeypatch, capsys):
 
 
 # --------------------------------------------------------------------------- options
+
+
+def test_the_same_network_makes_the_same_file(workdirs, tmp_path, monkeypatch):
+    files = tmp_path / "one.zip", tmp_path / "two.zip"
+    for i, file in enumerate(files):
+        # As if it were a day later; files of a ZIP archive have the local time.
+        monkeypatch.setattr(time, "time", lambda i=i: 1e9 + 86400 * i)
+        exported(monkeypatch, "--workdir", workdirs / "plain", "--out", file)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_classifier_takes_images_of_any_size(workdirs, tmp_path, monkeypatch):

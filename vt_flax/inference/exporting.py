@@ -140,7 +140,8 @@ def write_stablehlo(
     def write(partial: pathlib.Path) -> None:
         with zipfile.ZipFile(partial, "w") as file:
             for name, content in parts.items():
-                file.writestr(name, content)
+                # Without the time, so that the same network makes the same file.
+                file.writestr(zipfile.ZipInfo(name), content)
 
     return _put(out, write)
 
