@@ -14,10 +14,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 root = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src import compiler  # noqa: E402
+from quick_compiler import ROUGH  # noqa: E402
 
 # Files that take longest: begun last, one of them would be waited for alone.
 FIRST = (
@@ -36,9 +38,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish():
-    """Spares the garbage collector what has been imported: a seventh of all tracing."""
+    """Spares the garbage collector work: a fifth of all tracing.
+
+    What has been imported is no garbage to look for; and tracing makes many objects,
+    few of which are garbage.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
 
 
 @pytest.fixture
@@ -47,6 +54,34 @@ def well_compiled() -> Iterator[None]:
     _compile_quickly(False)
     yield
     _compile_quickly(True)
+
+
+# Where whole networks are compiled, and nothing hangs on how the last bit is rounded.
+ROUGHLY = ("docs", "inference", "integration", "models", "nn", "training")
+_options, _rough = compiler.get_compile_options, False
+
+
+def _options_here(*args, backend, **named):
+    """As JAX, which has no public place for it; `jit` would have to be told each time."""
+    if _rough and backend.platform == "cpu":
+        named["env_options_overrides"] = {
+            **ROUGH,
+            **(named.get("env_options_overrides") or {}),
+        }
+    return _options(*args, backend=backend, **named)
+
+
+compiler.get_compile_options = _options_here
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_as_here(request: pytest.FixtureRequest) -> None:
+    """Compiles roughly in the folders of ROUGHLY, and nowhere else."""
+    global _rough
+    if _rough != (request.path.parent.name in ROUGHLY):
+        _rough = not _rough
+        # What is compiled already would stay.
+        jax.clear_caches()
 
 
 def _compile_quickly(value: bool) -> None:

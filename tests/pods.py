@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
-from quick_compiler import FEW_EMITTERS
+from quick_compiler import ROUGH
 
 from vt_flax import cli
 from vt_flax.training.logging import read_metrics
@@ -64,7 +64,7 @@ def free_port() -> int:
 
 def quick(devices: int) -> dict[str, str]:
     """Returns an environment of so many devices, and of quick compilation."""
-    flags = {"xla_force_host_platform_device_count": devices, **FEW_EMITTERS}
+    flags = {"xla_force_host_platform_device_count": devices, **ROUGH}
     return {
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -90,8 +90,9 @@ _starter.set_forkserver_preload(["vt_flax.train", "vt_flax.evaluate", "tensorflo
 
 def _run(name: str, words: Sequence[str], devices: int, output: pathlib.Path) -> None:
     """Runs `python -m vt_flax.NAME`, in a process of its own."""
-    # What has been imported is no garbage to look for.
+    # What has been imported is no garbage to look for, and little of what is traced.
     gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
     os.chdir(ROOT)
     for stream, file in ((1, output), (2, output.with_suffix(".err"))):
         os.dup2(os.open(file, os.O_WRONLY), stream)

@@ -5,10 +5,10 @@ import functools
 import jax
 import numpy as np
 from flax import traverse_util
-from quick_compiler import FEW_EMITTERS
+from quick_compiler import ROUGH
 
 quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, **FEW_EMITTERS}
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, **ROUGH}
 )
 
 
