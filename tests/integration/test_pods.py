@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from kills import LONG
 from pods import assert_same_run, make_images, measured, pod
 
 from vt_flax import evaluate
@@ -18,11 +19,26 @@ from vt_flax import evaluate
 # Sums in another order differ in the last bit, which training multiplies: tenfold in
 # three steps at a rate of 0.01, hardly at this one.
 CALM = {"schedule.rate": 0.001, "batch_size": 32}
+# Fewer steps of less, where it matters who computes and not what. Of this network too
+# the largest arrays are spread by `fsdp`.
+PLAIN = {
+    **LONG,
+    **CALM,
+    "model.width": 16,
+    "duration": "10 steps",
+    "eval.every": "10 steps",
+    "log.every": "1 steps",
+}
 
 
 @pytest.fixture(scope="module")
 def data(digits):
     return {"data.data_dir": digits, **CALM}
+
+
+@pytest.fixture(scope="module")
+def plain(digits):
+    return {"data.data_dir": digits, **PLAIN}
 
 
 def finish(folder: pathlib.Path, count: int, devices: int, changes: dict):
@@ -44,6 +60,12 @@ def alone(tmp_path_factory, data):
 
 
 @pytest.fixture(scope="module")
+def plain_alone(tmp_path_factory, plain):
+    """The same of a plain network."""
+    return finish(tmp_path_factory.mktemp("plain_alone"), 1, 4, plain)
+
+
+@pytest.fixture(scope="module")
 def together(tmp_path_factory, data):
     """Two processes with two devices each."""
     folder = tmp_path_factory.mktemp("together")
@@ -61,8 +83,8 @@ def counts(records):
 
 
 def assert_alike(found, expected):
-    """In float32, whose sums depend on their order, over 20 steps."""
-    assert losses(found).shape == (20,)
+    """In float32, whose sums depend on their order, over all steps."""
+    assert losses(found).shape in ((20,), (10,))
     np.testing.assert_allclose(losses(found), losses(expected), rtol=1e-5)
     assert counts(found) == counts(expected)
 
@@ -110,9 +132,9 @@ def test_two_processes_report_on_tokens_as_one(together, tmp_path):
 
 
 @pytest.mark.parametrize("count, devices, fsdp", [(4, 1, 1), (1, 4, 2), (2, 2, 4)])
-def test_any_layout_trains_alike(count, devices, fsdp, alone, data, tmp_path):
-    changes = {**data, "parallel.fsdp": fsdp}
-    assert_alike(finish(tmp_path, count, devices, changes), alone)
+def test_any_layout_trains_alike(count, devices, fsdp, plain_alone, plain, tmp_path):
+    changes = {**plain, "parallel.fsdp": fsdp}
+    assert_alike(finish(tmp_path, count, devices, changes), plain_alone)
 
 
 def ends(processes, status, lines, seconds=60):
@@ -185,10 +207,10 @@ def test_workdirs_that_differ(data, tmp_path):
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
 
 
-def test_one_that_cannot_read_tells_the_others_why(data, tmp_path):
+def test_one_that_cannot_read_tells_the_others_why(plain, tmp_path):
     """A file that is gone in the midst of a run, on process 0's or 1's turn."""
     own, file = make_images(tmp_path / "images")
-    changes = data | own | {"checkpoint.every": "2 steps"}
+    changes = plain | own | {"checkpoint.every": "2 steps"}
     with pod(tmp_path, [changes] * 2, devices=2) as it:
         it[0].wait_for("step 3/")
         file.unlink()
@@ -196,11 +218,11 @@ def test_one_that_cannot_read_tells_the_others_why(data, tmp_path):
     assert any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
-def test_one_that_hangs_is_named(data, tmp_path):
+def test_one_that_hangs_is_named(plain, tmp_path):
     """In reading a file that never comes to an end; its link is alive."""
     own, file = make_images(tmp_path / "images")
     # In training or in evaluation, whichever comes upon the file.
-    changes = data | own | {"parallel.stall_seconds": 15.0}
+    changes = plain | own | {"parallel.stall_seconds": 15.0}
     with pod(tmp_path, [changes] * 2, devices=2) as it:
         it[0].wait_for("step 3/")
         file.unlink()

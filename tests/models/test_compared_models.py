@@ -135,12 +135,14 @@ def test_gradients_are_finite_and_the_same_on_eight_devices(name):
         chances = jax.nn.log_softmax(logits)
         return -jnp.mean(chances[jnp.arange(16), labels]), state["batch_stats"]
 
+    # One for both, so that it is traced once.
+    computed = jax.value_and_grad(loss, has_aux=True)
     results = []
     for count in (1, 8):
         mesh = make_mesh(jax.devices()[:count])
         whole, rows = replicated(mesh), batch_sharding(mesh)
         function = quick_jit(
-            jax.value_and_grad(loss, has_aux=True),
+            computed,
             in_shardings=(whole, whole, rows, rows),
             out_shardings=whole,
         )
