@@ -7,5 +7,5 @@ from kills import compare
 
 
 def test_kills_change_no_bit(digits, tmp_path):
-    found = compare(tmp_path, {"data.data_dir": digits}, 9, print)
-    assert found == {"starting": 3, "training": 3, "saving": 3}
+    found = compare(tmp_path, {"data.data_dir": digits}, 6, print)
+    assert found == {"starting": 2, "training": 2, "saving": 2}

@@ -4,16 +4,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import types
 
 import jax
 import numpy as np
 import pytest
 from flax import traverse_util
+from kills import LONG
 from ml_collections import ConfigDict
-from pods import ROOT, arguments, measured, quick
+from pods import measured, pod
 from run_states import assert_same, changed, cut_off, last_state, leaves
 
 from vt_flax import evaluate
@@ -236,26 +235,14 @@ def test_a_sigterm_cuts_off_an_evaluation(trained, digits, tmp_path, monkeypatch
 
 
 def test_the_command_ends_with_status_4_at_a_sigterm(digits, tmp_path):
-    changes = {"data.data_dir": digits, "duration": "1000 steps"}
-    changes["parallel.cpu_devices"] = 2
-    words = arguments(tmp_path / "run", changes)
-    with subprocess.Popen(
-        [sys.executable, "-m", "vt_flax.train", *words],
-        cwd=ROOT,
-        env=os.environ | quick(1),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        start = []
-        for line in process.stdout:
-            start.append(line)
-            if line.startswith("step 3/"):
-                process.send_signal(signal.SIGTERM)
-                break
-        out, errors = process.communicate(timeout=120)
-    assert process.returncode == 4, errors
-    assert "mesh data 2 x fsdp 1" in start[0]
+    changes = LONG | {"data.data_dir": digits, "duration": "1000 steps"}
+    changes |= {"parallel.cpu_devices": 2, "log.every": "1 steps"}
+    with pod(tmp_path, [changes]) as (process,):
+        process.wait_for("step 3/")
+        process.send(signal.SIGTERM)
+        assert process.end() == 4, process.err
+        errors = process.err
+    assert "mesh data 2 x fsdp 1" in process.out.splitlines()[0]
     assert errors.startswith("stopped by SIGTERM after step ")
     assert errors.count("\n") == 1 and "run the same command to go on" in errors
     step = int(errors.split("step ")[1].split(" ")[0])
