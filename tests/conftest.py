@@ -61,9 +61,9 @@ ROUGHLY = ("docs", "inference", "integration", "models", "nn", "training")
 _options, _rough = compiler.get_compile_options, False
 
 
-def _options_here(*args, backend, **named):
-    """As JAX, which has no public place for it; `jit` would have to be told each time."""
-    if _rough and backend.platform == "cpu":
+def _options_here(*args, backend=None, **named):
+    """As JAX, which has no public place for this but each call of `jit`."""
+    if _rough and backend and backend.platform == "cpu":
         named["env_options_overrides"] = {
             **ROUGH,
             **(named.get("env_options_overrides") or {}),
