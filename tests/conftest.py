@@ -63,7 +63,8 @@ _options, _rough = compiler.get_compile_options, False
 
 def _options_here(*args, backend=None, **named):
     """As JAX, which has no public place for this but each call of `jit`."""
-    if _rough and backend and backend.platform == "cpu":
+    quickly = _rough and jax.config.jax_disable_most_optimizations
+    if quickly and backend and backend.platform == "cpu":
         named["env_options_overrides"] = {
             **ROUGH,
             **(named.get("env_options_overrides") or {}),
