@@ -23,8 +23,9 @@ from quick_compiler import ROUGH  # noqa: E402
 
 # Files that take longest: begun last, one of them would be waited for alone.
 FIRST = (
-    *("test_pods", "test_train", "test_kills", "test_devices", "test_faults"),
-    "test_segmentation",
+    *("test_pods", "test_compared_models", "test_train", "test_segmentation"),
+    *("test_devices", "test_faults", "test_kills", "test_benchmark_step"),
+    *("test_benchmark", "test_import_weights", "test_published"),
 )
 
 
