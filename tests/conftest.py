@@ -59,13 +59,13 @@ def well_compiled() -> Iterator[None]:
 
 # Where whole networks are compiled, and nothing hangs on how the last bit is rounded.
 ROUGHLY = ("docs", "inference", "integration", "models", "nn", "training")
-_options, _rough = compiler.get_compile_options, False
+_options = compiler.get_compile_options
+_quick, _rough = True, False
 
 
 def _options_here(*args, backend=None, **named):
     """As JAX, which has no public place for this but each call of `jit`."""
-    quickly = _rough and jax.config.jax_disable_most_optimizations
-    if quickly and backend and backend.platform == "cpu":
+    if _quick and _rough and backend and backend.platform == "cpu":
         named["env_options_overrides"] = {
             **ROUGH,
             **(named.get("env_options_overrides") or {}),
@@ -87,6 +87,8 @@ def compiled_as_here(request: pytest.FixtureRequest) -> None:
 
 
 def _compile_quickly(value: bool) -> None:
+    global _quick
+    _quick = value
     jax.config.update("jax_disable_most_optimizations", value)
     # What is compiled already would stay.
     jax.clear_caches()
