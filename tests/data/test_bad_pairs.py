@@ -7,9 +7,9 @@ import zlib
 
 import numpy as np
 import pytest
-from pair_trees import draw_image, draw_labels, with_palette, write
+from pair_trees import draw_image, draw_labels, make_lip, with_palette, write
 from PIL import Image
-from test_prepare_pairs import make_ade20k, make_lip
+from test_prepare_pairs import make_ade20k
 
 from vt_flax.data.mask_labels import decode_mask
 from vt_flax.data.preparation import build

@@ -9,11 +9,12 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 from pair_trees import (
+    SPLITS,
     assert_same,
     draw_image,
     draw_labels,
+    make_lip,
     stored,
-    with_palette,
     write,
 )
 from PIL import Image
@@ -21,8 +22,6 @@ from PIL import Image
 from vt_flax.data.builders.coco_stuff import UNUSED
 from vt_flax.data.preparation import build
 from vt_flax.errors import UserError
-
-SPLITS = {"train": 5, "validation": 3}
 
 
 def metadata(builder):
@@ -75,23 +74,6 @@ def test_ade20k_names_that_are_not_150(tmp_path):
 
 
 # Look into Person.
-
-
-def make_lip(root, images="TrainVal_images", masks="TrainVal_parsing_annotations"):
-    expected = {split: {} for split in SPLITS}
-    for split, count in SPLITS.items():
-        short = {"train": "train", "validation": "val"}[split]
-        names = [f"{i}_{1000 + i}" for i in range(count)]
-        for i, name in enumerate(names):
-            file = root / images / f"{short}_images" / f"{name}.jpg"
-            image = write(file, draw_image(10 * count + i, 20, 45))
-            labels = draw_labels(i, 20, 45, [*range(20), 255] if i else [0, 14, 15])
-            file = root / masks / f"{short}_segmentations" / f"{name}.png"
-            write(file, with_palette(labels) if i % 2 else labels)
-            expected[split][image] = labels
-        listed = "".join(f"{name}\n" for name in names)
-        (root / images / f"{short}_id.txt").write_text(listed)
-    return expected
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from pair_trees import draw_image, draw_labels, with_palette
+from pair_trees import draw_image, draw_labels, make_lip, with_palette
 from PIL import Image
-from test_prepare_pairs import make_lip
 
 from vt_flax.data.known_masks import CITYSCAPES
 from vt_flax.data.preparation import build

@@ -8,9 +8,8 @@ import sys
 
 import pytest
 import requests
-from pair_trees import assert_same, stored
+from pair_trees import assert_same, make_lip, stored
 from test_bad_input import refusal
-from test_prepare_pairs import make_lip
 
 from vt_flax import cli, prepare_data, train
 
