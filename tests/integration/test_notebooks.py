@@ -36,11 +36,15 @@ def folder(tmp_path_factory):
 def ran(folder, digits, request):
     """Returns a function that runs a notebook with other parameters.
 
-    It gives what cells have printed, and how many pictures they have shown.
+    Something more may be put behind a place in a cell. It gives what cells have
+    printed, and how many pictures they have shown.
     """
 
-    def run(name, **parameters):
+    def run(name, place="", more="", **parameters):
         book = nbformat.read(FOLDER / f"{name}.ipynb", 4)
+        if more:
+            (found,) = (cell for cell in code(book) if place in cell.source)
+            found.source = found.source.replace(place, place + more)
         for key, value in parameters.items():
             lines = re.compile(rf"^{key} = .*  # @param", flags=re.M)
             found = [cell for cell in code(book) if lines.search(cell.source)]
@@ -68,7 +72,9 @@ def last_evaluation(workdir):
 
 
 def test_train_and_inspect(ran, folder):
-    printed, pictures = ran("train_and_inspect", DURATION="2 steps")
+    blocks = " --config.model.stage_sizes=[1,1,1,2]"
+    place = '--config.duration="$DURATION"'
+    printed, pictures = ran("train_and_inspect", place, blocks, DURATION="2 steps")
     # What the callable network gets right is what evaluation has counted.
     (said,) = re.findall(r"^(\S+)% of 360 test digits are right", printed, flags=re.M)
     expected = last_evaluation(folder / "runs" / "digits")
@@ -91,7 +97,9 @@ def test_tokens(ran, folder):
 
 
 def test_fine_tune(ran, folder):
-    printed, pictures = ran("fine_tune", STEPS=2, FIRST_STEPS=2)
+    blocks = "\n        config.model.stage_sizes = [1, 1, 1, 2]"
+    place = "config.model.width = 16"
+    printed, pictures = ran("fine_tune", place, blocks, STEPS=1, FIRST_STEPS=1)
     assert "init_from: not in there, so made anew: head" in printed
     for name in ("tuned", "scratch"):
         expected = last_evaluation(folder / "runs" / name)
