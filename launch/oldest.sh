@@ -23,7 +23,8 @@ if [ $# -eq 0 ]; then
   set -- tests/training/test_{checkpoint,config,config_files,logging,optimizer}.py \
     tests/nn/test_{tokenizers,transformer}.py tests/models/test_registry.py \
     tests/data/test_{images,operations,order,pipeline,sources}.py \
-    tests/analysis/test_{chart,plots}.py tests/weights tests/integration/test_wheel.py
+    tests/analysis/test_{chart,masks,token_pictures}.py tests/weights \
+    tests/inference/test_export.py tests/integration/test_{notebooks,wheel}.py
 fi
 
 # shellcheck source=launch/common.sh

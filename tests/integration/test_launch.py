@@ -62,3 +62,12 @@ def test_a_local_pod_of_no_number_is_one_line_and_status_2(arguments):
     done = run("launch/local_pod.sh", *arguments)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+
+
+def test_the_tests_of_the_oldest_libraries_are_there():
+    text = (ROOT / "launch/oldest.sh").read_text()
+    words = text.partition("set -- ")[2].partition("\nfi\n")[0]
+    done = run("-c", f"printf '%s\\n' {words}")
+    paths = done.stdout.split()
+    assert len(paths) > 15
+    assert [path for path in paths if not (ROOT / path).exists()] == []
