@@ -229,10 +229,11 @@ def test_the_file_is_as_documented(workdirs, tmp_path, monkeypatch, capsys):
 
 
 def test_the_same_network_makes_the_same_file(workdirs, tmp_path, monkeypatch):
-    files = tmp_path / "one.zip", tmp_path / "two.zip"
+    files, local = (tmp_path / "one.zip", tmp_path / "two.zip"), time.localtime
     for i, file in enumerate(files):
         # As if it were a day later; files of a ZIP archive have the local time.
-        monkeypatch.setattr(time, "time", lambda i=i: 1e9 + 86400 * i)
+        now = local(1e9 + 86400 * i)
+        monkeypatch.setattr(time, "localtime", lambda *_, now=now: now)
         exported(monkeypatch, "--workdir", workdirs / "plain", "--out", file)
     assert files[0].read_bytes() == files[1].read_bytes()
 
