@@ -238,13 +238,14 @@ def _step(args: argparse.Namespace, config: ConfigDict) -> None:
     from vt_flax.analysis.step_rate import BESIDE, find_references
 
     names = [name for name in args.against.split(",") if name]
-    references, reasons = find_references(names, config)
+    reasons = []
     if args.topology:
-        reasons += [
-            f"{x} is left out: it runs on no TPU" for x in references if x in BESIDE
-        ]
-        references = [x for x in references if x not in BESIDE]
-    for reason in reasons:
+        # Whether they are installed matters to nobody then.
+        beside = [x for x in dict.fromkeys(names) if x in BESIDE]
+        reasons = [f"{x} is left out: it runs on no TPU" for x in beside]
+        names = [x for x in names if x not in BESIDE]
+    references, missing = find_references(names, config)
+    for reason in reasons + missing:
         print(reason, file=sys.stderr, flush=True)
     size = " x ".join(map(str, task_of(config).input_size(config)))
     title = f"{config.model.name} at {size}, a training step"
