@@ -18,6 +18,8 @@ import pytest
 from pods import ROOT, quick
 from tpu_programs import needs_tpu_compiler
 
+from vt_flax.training.logging import read_metrics
+
 FOLDER = ROOT / "launch" / "notebooks"
 BOOKS = {path.stem: nbformat.read(path, 4) for path in FOLDER.glob("*.ipynb")}
 
@@ -33,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def ran(folder, digits, request):
+def ran(folder, digits):
     """Returns a function that runs a notebook with other parameters.
 
     Something more may be put behind a place in a cell. It gives what cells have
@@ -67,8 +69,7 @@ def ran(folder, digits, request):
 
 
 def last_evaluation(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [r for r in map(json.loads, lines) if r["kind"] == "eval"][-1]
+    return [r for r in read_metrics(workdir) if r["kind"] == "eval"][-1]
 
 
 def test_train_and_inspect(ran, folder):
@@ -162,10 +163,8 @@ def install(tmp_path, monkeypatch):
         assert first == os.path.dirname(sys.executable)
         if not asked:
             return None
-        ((python, *pip, quiet), wanted) = asked[0][:5], asked[0][5:]
-        assert python == sys.executable
-        assert (pip, quiet) == (["-m", "pip", "install"], "--quiet")
-        return wanted
+        assert asked[0][:5] == [sys.executable, "-m", "pip", "install", "--quiet"]
+        return asked[0][5:]
 
     return run
 

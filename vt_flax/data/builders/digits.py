@@ -48,12 +48,15 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, digits, first, last):
         for i in range(first, last):
-            levels = np.rint(digits.images[i] * (255 / 16)).astype(np.uint8)
-            image = Image.fromarray(levels).resize(
-                (SIDE, SIDE), Image.Resampling.BILINEAR
-            )
             # An encoded file: TFDS would need TensorFlow to encode an array.
             encoded = io.BytesIO()
-            image.convert("RGB").save(encoded, "PNG")
+            draw_digit(digits.images[i]).save(encoded, "PNG")
             encoded.seek(0)
             yield i, {"image": encoded, "label": int(digits.target[i])}
+
+
+def draw_digit(image: np.ndarray) -> Image.Image:
+    """Returns one of scikit-learn's digits, (8, 8), 0 to 16, as 32 x 32 RGB."""
+    levels = np.rint(image * (255 / 16)).astype(np.uint8)
+    enlarged = Image.fromarray(levels).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return enlarged.convert("RGB")
