@@ -19,7 +19,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from jax._src import compiler  # noqa: E402
-from quick_compiler import ROUGH  # noqa: E402
+from quicker import ROUGH, spare_the_collector  # noqa: E402
 
 # Files that take longest: begun last, one of them would be waited for alone.
 FIRST = (
@@ -39,14 +39,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish():
-    """Spares the garbage collector work: a fifth of all tracing.
-
-    What has been imported is no garbage to look for; and tracing makes many objects,
-    few of which are garbage.
-    """
+    """Begins the tests without what to import them has left behind."""
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 20)
+    spare_the_collector()
 
 
 @pytest.fixture
@@ -59,13 +54,13 @@ def well_compiled() -> Iterator[None]:
 
 # Where whole networks are compiled, and nothing hangs on how the last bit is rounded.
 ROUGHLY = ("docs", "inference", "integration", "models", "nn", "training")
-_options = compiler.get_compile_options
-_quick, _rough = True, False
+_options, _rough = compiler.get_compile_options, False
 
 
 def _options_here(*args, backend=None, **named):
     """As JAX, which has no public place for this but each call of `jit`."""
-    if _quick and _rough and backend and backend.platform == "cpu":
+    quickly = _rough and jax.config.read("jax_disable_most_optimizations")
+    if quickly and backend and backend.platform == "cpu":
         named["env_options_overrides"] = {
             **ROUGH,
             **(named.get("env_options_overrides") or {}),
@@ -87,8 +82,6 @@ def compiled_as_here(request: pytest.FixtureRequest) -> None:
 
 
 def _compile_quickly(value: bool) -> None:
-    global _quick
-    _quick = value
     jax.config.update("jax_disable_most_optimizations", value)
     # What is compiled already would stay.
     jax.clear_caches()

@@ -1,7 +1,6 @@
 """Real processes that train together on this machine."""
 
 import contextlib
-import gc
 import importlib
 import multiprocessing
 import os
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
-from quick_compiler import ROUGH
+from quicker import ROUGH, spare_the_collector
 
 from vt_flax import cli
 from vt_flax.training.logging import read_metrics
@@ -90,9 +89,7 @@ _starter.set_forkserver_preload(["vt_flax.train", "vt_flax.evaluate", "tensorflo
 
 def _run(name: str, words: Sequence[str], devices: int, output: pathlib.Path) -> None:
     """Runs `python -m vt_flax.NAME`, in a process of its own."""
-    # What has been imported is no garbage to look for, and little of what is traced.
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 20)
+    spare_the_collector()
     os.chdir(ROOT)
     for stream, file in ((1, output), (2, output.with_suffix(".err"))):
         os.dup2(os.open(file, os.O_WRONLY), stream)

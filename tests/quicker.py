@@ -1,9 +1,21 @@
-"""What has XLA compile quickly for CPUs: tests compile far longer than they run."""
+"""What makes tests quicker, which trace and compile far longer than they run."""
+
+import gc
 
 import jax
 
-# Neither fusions' emitters, which are always there from JAX 0.11.1 on, nor a module for
-# each core: a third of the work.
+# Of XLA for CPUs, neither fusions' emitters, which are always there from JAX 0.11.1 on,
+# nor a module for each core: a third of the work.
 ROUGH = {"xla_cpu_parallel_codegen_split_count": 1} | (
     {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11, 1) else {}
 )
+
+
+def spare_the_collector() -> None:
+    """Spares the garbage collector work: a fifth of all tracing.
+
+    What has been imported is no garbage to look for; and tracing makes many objects,
+    few of which are garbage.
+    """
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 20)

@@ -4,17 +4,10 @@ Nothing here imports the library. Each function quotes its equation; parameters 
 found by their names in the library's tree, and each of them must be used.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-
-# Tests compile far longer than they run.
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 
 # --------------------------------------------------------------------- plain functions
 
@@ -456,7 +449,7 @@ def check(
         function(first, *double(settle_on or inputs))
         variables["batch_stats"] = settled(first, seed)
     collections = ["intermediates", "batch_stats"]
-    out, state = quick_jit(
+    out, state = jax.jit(
         lambda v, *a: module.apply(v, *a, train=train, mutable=collections)
     )(variables, *inputs)
     scope = Scope(variables, train=train, **settings)
@@ -501,7 +494,7 @@ def check_gradients(module, *inputs, train=True, live=True):
             total += jnp.sum(leaf.astype(jnp.float32) * weights[i])
         return total
 
-    value, (by_params, by_inputs) = quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))(
+    value, (by_params, by_inputs) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(
         variables["params"], inputs
     )
     assert np.isfinite(value)
@@ -514,7 +507,7 @@ def check_gradients(module, *inputs, train=True, live=True):
 
 def sown(module, variables, *inputs):
     """The maps that a module gives when asked, by path."""
-    _, state = quick_jit(
+    _, state = jax.jit(
         lambda v, *a: module.apply(v, *a, train=False, mutable=["intermediates"])
     )(variables, *inputs)
     maps = traverse_util.flatten_dict(state.get("intermediates", {}), sep="/")
@@ -536,7 +529,7 @@ def check_bfloat16(make, *inputs, tolerance=0.05):
     variables = variables_of(half, *inputs, seed=2)
     for leaf in jax.tree.leaves(variables):
         assert leaf.dtype == np.float32
-    (out, state), expected = quick_jit(
+    (out, state), expected = jax.jit(
         lambda v, *a: (
             half.apply(v, *a, train=False, mutable=["intermediates"]),
             full.apply(v, *a, train=False),

@@ -5,7 +5,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-from reference import quick_jit
 from tiny_networks import MAP, RESNET, SIDE, build, variables_of
 
 from vt_flax.inference import token_maps
@@ -15,7 +14,7 @@ from vt_flax.models import create_model
 
 def averaged(model, variables, images):
     """The coefficients of every module, averaged over its heads."""
-    found = quick_jit(functools.partial(module_coefficients, model))(variables, images)
+    found = jax.jit(functools.partial(module_coefficients, model))(variables, images)
     return {name: np.asarray(maps).mean(1) for name, maps in found.items()}
 
 

@@ -1,15 +1,8 @@
 """Variables for whole networks without their initialisers, which compile slowly."""
 
-import functools
-
 import jax
 import numpy as np
 from flax import traverse_util
-from quick_compiler import ROUGH
-
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, **ROUGH}
-)
 
 
 def images_of(batch, height, width, seed=0):

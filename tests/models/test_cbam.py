@@ -12,7 +12,6 @@ from reference import (
     convolve,
     near,
     normal,
-    quick_jit,
 )
 
 from vt_flax.analysis.macs import count
@@ -64,7 +63,7 @@ def test_maximum(axis):
     """The gradient is one at the first of the largest; half of these are several."""
     x = np.random.default_rng(4).integers(0, 3, (4, 5, 6)).astype(np.float32)
     weights = normal(5, *np.delete(x.shape, axis))
-    value, gradient = quick_jit(
+    value, gradient = jax.jit(
         jax.value_and_grad(lambda x: jnp.sum(maximum(x, axis) * weights))
     )(x)
     near(value, np.sum(x.max(axis) * weights), 1e-6)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from model_variables import images_of, quick_jit, randomised
+from model_variables import images_of, randomised
 
 from vt_flax.models import create_model, list_models, model_options
 from vt_flax.models.registry import MODELS
@@ -101,7 +101,7 @@ def test_examples_are_apart_and_bfloat16_is_near(name):
     model, half = small(name), small(name, dtype="bfloat16")
     images = images_of(3, 17, 22)
     variables = randomised(model, images_of(1, 16, 16))
-    both = quick_jit(lambda v, x: (model.apply(v, x), half.apply(v, x)))
+    both = jax.jit(lambda v, x: (model.apply(v, x), half.apply(v, x)))
     logits, rounded = both(variables, images)
     assert np.min(np.linalg.norm(logits[1:] - logits[:1], axis=1)) > 1e-3
     others = np.stack([images[2], images[1], images[1]])
@@ -141,7 +141,7 @@ def test_gradients_are_finite_and_the_same_on_eight_devices(name):
     for count in (1, 8):
         mesh = make_mesh(jax.devices()[:count])
         whole, rows = replicated(mesh), batch_sharding(mesh)
-        function = quick_jit(
+        function = jax.jit(
             computed,
             in_shardings=(whole, whole, rows, rows),
             out_shardings=whole,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from model_variables import images_of, quick_jit, randomised
+from model_variables import images_of, randomised
 
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
@@ -106,7 +106,7 @@ def test_equals_pytorch(size, train):
     model, images = tiny("fpn"), images_of(2, *size)
     variables = randomised(model, images)
 
-    @quick_jit
+    @jax.jit
     def run(variables, images):
         settings = {"train": train, "mutable": ["batch_stats"]}
         return [
@@ -213,7 +213,7 @@ def test_laterals_and_head_are_alike_in_both():
 def test_examples_are_independent_in_evaluation(kind):
     model, images = tiny(kind), images_of(2, 45, 70)
     variables = randomised(model, images)
-    apply = quick_jit(model.apply)
+    apply = jax.jit(model.apply)
     logits = apply(variables, images)
     assert logits.shape == (2, 12, 18, CLASSES)
     assert np.std(logits, axis=(1, 2)).min() > 0.1
@@ -240,7 +240,7 @@ def test_gradients_are_finite_and_reach_every_parameter(kind):
         hot = jax.nn.one_hot(labels, CLASSES)
         return -jnp.sum(hot * jax.nn.log_softmax(logits))
 
-    value, found = quick_jit(jax.value_and_grad(loss, (0, 1)))(
+    value, found = jax.jit(jax.value_and_grad(loss, (0, 1)))(
         variables["params"], images
     )
     assert np.isfinite(value)
@@ -258,8 +258,8 @@ def test_bfloat16_keeps_float32_parameters_and_logits(kind):
         jnp.dtype("float32")
     }
     full = half.clone(dtype=jnp.float32)
-    logits = quick_jit(half.apply)(variables, images)
-    expected = quick_jit(full.apply)(variables, images)
+    logits = jax.jit(half.apply)(variables, images)
+    expected = jax.jit(full.apply)(variables, images)
     assert logits.dtype == jnp.float32
     assert 0 < np.linalg.norm(logits - expected) < 0.05 * np.linalg.norm(expected)
     small = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

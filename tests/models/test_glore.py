@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from block_reference import dense
-from reference import check, check_bfloat16, check_gradients, normal, quick_jit
+from reference import check, check_bfloat16, check_gradients, normal
 
 from vt_flax.analysis.macs import count
 from vt_flax.models import create_model
@@ -35,7 +35,7 @@ def test_unit(shape, train):
 def test_unit_starts_as_the_identity():
     x = normal(1, 2, 4, 3, 8)
     unit = GloReUnit()
-    out = quick_jit(
+    out = jax.jit(
         lambda k, x: unit.init_with_output(k, x, train=True)[0],
     )(jax.random.key(0), x)
     np.testing.assert_array_equal(out, x)

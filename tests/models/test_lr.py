@@ -120,7 +120,7 @@ def test_stem_strides_by_its_layer():
         for kind in ("small", "imagenet")
     )
     variables = reference.variables_of(whole, images)
-    every, found = reference.quick_jit(
+    every, found = reference.jax.jit(
         lambda v, x: [stem.apply(v, x, train=False) for stem in (whole, strided)]
     )(variables, images)
     every = np.asarray(every)[:, ::2, ::2]

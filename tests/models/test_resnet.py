@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from model_variables import images_of, quick_jit, randomised
+from model_variables import images_of, randomised
 
 from vt_flax.errors import UserError
 from vt_flax.models.resnet import Backbone, BlockParts, ResidualBlock, ResNet, Stage
@@ -148,7 +148,7 @@ def test_equals_pytorch(sizes, bottleneck, variant):
     network.eval()
     for size in ((64, 64), (65, 97)):
         images = images_of(2, *size)
-        logits = quick_jit(model.apply)(variables, images)
+        logits = jax.jit(model.apply)(variables, images)
         expected = in_torch(images)
         assert np.std(expected) > 0.1
         np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
@@ -158,7 +158,7 @@ def test_equals_pytorch(sizes, bottleneck, variant):
         sizes_of = count_numbers(torch, network)
         before = {name: value.clone() for name, value in network.state_dict().items()}
         expected = in_torch(images)
-        logits, state = quick_jit(
+        logits, state = jax.jit(
             lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])
         )(variables, images)
         np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
@@ -225,12 +225,12 @@ def test_where_a_bottleneck_strides(variant, strided):
     """A strided 1 x 1 sees every second pixel only; a strided 3 x 3 sees them all."""
     block = ResidualBlock(4, 2, True, variant)
     x = np.zeros((1, 6, 6, 16), np.float32)
-    variables = quick_jit(lambda k, x: block.init(k, x, train=False))(
+    variables = jax.jit(lambda k, x: block.init(k, x, train=False))(
         jax.random.key(0), x
     )
     odd = x.copy()
     odd[:, 1::2, 1::2] = 1.0
-    apply = quick_jit(lambda v, x: block.apply(v, x, train=False))
+    apply = jax.jit(lambda v, x: block.apply(v, x, train=False))
     differ = np.any(apply(variables, odd) != apply(variables, x))
     assert differ == (strided == 2)
 
@@ -241,10 +241,10 @@ def test_zero_init_residual_starts_as_the_identity(bottleneck, train):
     width, channels = 4, 16 if bottleneck else 4
     block = ResidualBlock(width, bottleneck=bottleneck, zero_init_residual=True)
     x = np.random.default_rng(0).normal(size=(2, 5, 4, channels)).astype(np.float32)
-    variables = quick_jit(lambda k, x: block.init(k, x, train=False))(
+    variables = jax.jit(lambda k, x: block.init(k, x, train=False))(
         jax.random.key(0), x
     )
-    out, _ = quick_jit(
+    out, _ = jax.jit(
         lambda v, x: block.apply(v, x, train=train, mutable=["batch_stats"])
     )(variables, x)
     np.testing.assert_array_equal(out, np.maximum(x, 0.0))
@@ -278,7 +278,7 @@ def test_a_stage_is_its_blocks(units):
     stage = Stage(width, 1, (1.0,) * size, True, "torchvision", False, **common)
     block = ResidualBlock(width, bottleneck=True)
     x = np.random.default_rng(0).normal(size=(4, 3, 5, 4 * width)).astype(np.float32)
-    variables = quick_jit(lambda x: stage.init(jax.random.key(0), x, train=True))(x)
+    variables = jax.jit(lambda x: stage.init(jax.random.key(0), x, train=True))(x)
     weights = np.random.default_rng(1).normal(size=x.shape)
 
     def whole(params, x):
@@ -298,7 +298,7 @@ def test_a_stage_is_its_blocks(units):
         return jnp.sum(x * weights)
 
     found, expected = (
-        quick_jit(jax.value_and_grad(f, (0, 1)))(variables["params"], x)
+        jax.jit(jax.value_and_grad(f, (0, 1)))(variables["params"], x)
         for f in (whole, one_by_one)
     )
     jax.tree.map(
@@ -310,7 +310,7 @@ def test_a_stage_is_its_blocks(units):
 
 def test_zero_init_residual_in_a_whole_network():
     model = ResNet((1, 1, 1, 1), True, CLASSES, WIDTH, zero_init_residual=True)
-    variables = quick_jit(model.init)(jax.random.key(0), images_of(1, 32, 32))
+    variables = jax.jit(model.init)(jax.random.key(0), images_of(1, 32, 32))
     for path, value in traverse_util.flatten_dict(variables["params"]).items():
         if path[-1] == "scale":
             zero = path[-2] == "norm3"
@@ -320,7 +320,7 @@ def test_zero_init_residual_in_a_whole_network():
 def test_convolutions_start_with_the_variance_of_their_fan_out():
     """He et al. (2015): 2 / (k k C_out), as in torchvision."""
     block = ResidualBlock(64, 2, bottleneck=True)
-    variables = quick_jit(lambda k, x: block.init(k, x, train=False))(
+    variables = jax.jit(lambda k, x: block.init(k, x, train=False))(
         jax.random.key(0), jnp.zeros((1, 4, 4, 64))
     )
     for path, value in traverse_util.flatten_dict(variables["params"]).items():
@@ -346,10 +346,10 @@ def test_dropped_blocks_are_their_shortcuts():
     x = np.repeat(x, 16, axis=0)
     block = ResidualBlock(4, survival_probability=0.5)
     whole = ResidualBlock(4)
-    variables = quick_jit(lambda k, x: block.init(k, x, train=False))(
+    variables = jax.jit(lambda k, x: block.init(k, x, train=False))(
         jax.random.key(0), x
     )
-    out, full = quick_jit(
+    out, full = jax.jit(
         lambda v, x, key: [
             b.apply(v, x, train=True, rngs={"dropout": key}, mutable=["batch_stats"])[0]
             for b in (block, whole)
@@ -371,7 +371,7 @@ def test_dropped_bottlenecks_are_their_shortcuts(stride, channels):
     weights = rng.normal(size=(16, 4 // stride, 4 // stride, 16))
     half = ResidualBlock(4, stride, True, survival_probability=0.5, rectify=False)
     whole = half.clone(survival_probability=1.0)
-    variables = quick_jit(lambda k, x: whole.init(k, x, train=False))(
+    variables = jax.jit(lambda k, x: whole.init(k, x, train=False))(
         jax.random.key(0), x
     )
     params = jax.tree.map(
@@ -390,7 +390,7 @@ def test_dropped_bottlenecks_are_their_shortcuts(stride, channels):
         silent = jax.tree.map(jnp.zeros_like, params["norm3"])
         return run(whole, params | {"norm3": silent}, x)
 
-    out, left = quick_jit(lambda p, x: (run(half, p, x), shortcut(p, x)))(params, x)
+    out, left = jax.jit(lambda p, x: (run(half, p, x), shortcut(p, x)))(params, x)
     kept = np.abs(out - left).max((1, 2, 3)) > 1e-5
     assert 0 < kept.sum() < 16
 
@@ -402,7 +402,7 @@ def test_dropped_bottlenecks_are_their_shortcuts(stride, channels):
         return lambda params, x: jnp.sum(make(params, x) * weights)
 
     found, expected = (
-        quick_jit(jax.value_and_grad(loss(make), (0, 1)))(params, x)
+        jax.jit(jax.value_and_grad(loss(make), (0, 1)))(params, x)
         for make in (functools.partial(run, half), by_parts)
     )
     for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
@@ -416,7 +416,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     full = model.clone(dtype=jnp.float32)
-    logits, expected = quick_jit(lambda v, x: (model.apply(v, x), full.apply(v, x)))(
+    logits, expected = jax.jit(lambda v, x: (model.apply(v, x), full.apply(v, x)))(
         variables, images
     )
     assert logits.dtype == jnp.float32
@@ -438,7 +438,7 @@ def test_gradients_are_finite():
         )
         return -jax.nn.log_softmax(out)[:, 0].mean()
 
-    found = quick_jit(jax.grad(loss, (0, 1)))(variables["params"], images)
+    found = jax.jit(jax.grad(loss, (0, 1)))(variables["params"], images)
     for leaf in jax.tree.leaves(found):
         assert np.all(np.isfinite(leaf))
     assert np.any(np.asarray(found[0]["head"]["kernel"]) != 0)

@@ -9,7 +9,7 @@ import pytest
 import reference
 from flax import traverse_util
 from local_models import check_shapes
-from model_variables import quick_jit, randomised
+from model_variables import randomised
 
 from vt_flax.analysis import macs
 from vt_flax.errors import UserError
@@ -125,7 +125,7 @@ def test_a_silent_branch_leaves_the_stages_alone():
             flat[path] = np.zeros_like(flat[path])
     params = traverse_util.unflatten_dict(flat)
     stats = variables["batch_stats"]
-    maps = quick_jit(
+    maps = jax.jit(
         lambda p, x: model.apply({"params": p, "batch_stats": stats}, x, features=True)
     )(params, images)
 
@@ -162,7 +162,7 @@ def test_options():
 def test_zero_init_residual_silences_the_branches():
     x = reference.normal(0, 1, 4, 3, 16)
     for zero in (False, True):
-        init = quick_jit(functools.partial(block(zero).init, train=False))
+        init = jax.jit(functools.partial(block(zero).init, train=False))
         found = block(zero).apply(init(jax.random.key(0), x), x, train=False)
         assert np.array_equal(found, x) == zero
 

@@ -80,9 +80,9 @@ def test_gradients_of_a_block():
 
 
 def run(module, x, **settings):
-    init = reference.quick_jit(lambda k, x: module.init(k, x, **settings))
+    init = reference.jax.jit(lambda k, x: module.init(k, x, **settings))
     variables = init(jax.random.key(0), x)
-    apply = reference.quick_jit(lambda v, x: module.apply(v, x, **settings))
+    apply = reference.jax.jit(lambda v, x: module.apply(v, x, **settings))
     return variables, np.asarray(apply(variables, x))
 
 

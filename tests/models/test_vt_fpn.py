@@ -109,7 +109,7 @@ def test_levels_meet_in_the_transformer_and_only_there():
     silent = traverse_util.flatten_dict(variables)
     value = ("params", "pyramid", "transformer", "value", "kernel")
     silent[value] = np.zeros_like(silent[value])
-    apply = reference.quick_jit(functools.partial(module.apply, train=False))
+    apply = reference.jax.jit(functools.partial(module.apply, train=False))
 
     def differences(variables):
         before, after = apply(variables, *maps), apply(variables, *changed)
@@ -126,7 +126,7 @@ def test_tokens_are_in_the_order_of_their_levels():
     """A map is in the sums of its own level and of the finer ones."""
     module, maps = pyramid(), four_maps()
     variables = reference.variables_of(module, *maps)
-    apply = reference.quick_jit(functools.partial(module.apply, train=False))
+    apply = reference.jax.jit(functools.partial(module.apply, train=False))
     flat = traverse_util.flatten_dict(variables)
     for name in ("value", "feed_forward"):
         path = ("params", "pyramid", "transformer", name, "kernel")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from model_variables import images_of, quick_jit, randomised
+from model_variables import images_of, randomised
 
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
@@ -151,7 +151,7 @@ def test_ablations(changes):
 
 def test_classifier_reads_the_mean_over_tokens(variables):
     model, images = tiny(), IMAGES
-    logits, maps = quick_jit(
+    logits, maps = jax.jit(
         lambda v, x: (model.apply(v, x), model.apply(v, x, features=True))
     )(variables, images)
     head = variables["params"]["head"]
@@ -170,12 +170,12 @@ def test_dropout_and_stochastic_depth_are_live_in_training_only(variables):
                 v, x, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
             )[0]
 
-        logits, expected = quick_jit(
+        logits, expected = jax.jit(
             lambda v, x, m=model: (m.apply(v, x), plain.apply(v, x))
         )(variables, images)
         np.testing.assert_allclose(logits, expected, rtol=1e-6, atol=1e-6)
 
-        trained = quick_jit(train)
+        trained = jax.jit(train)
         outs = [trained(variables, images, jax.random.key(k)) for k in (0, 0, 1, 2)]
         np.testing.assert_array_equal(outs[0], outs[1])
         assert not (np.allclose(outs[0], outs[2]) and np.allclose(outs[0], outs[3]))
@@ -239,7 +239,7 @@ def test_gradients_are_finite(preset):
         )
         return -jax.nn.log_softmax(logits)[:, 0].mean()
 
-    value, found = quick_jit(jax.value_and_grad(loss, (0, 1)))(
+    value, found = jax.jit(jax.value_and_grad(loss, (0, 1)))(
         variables["params"], images
     )
     assert np.isfinite(value)

@@ -12,7 +12,6 @@ from reference import (
     check_gradients,
     near,
     normal,
-    quick_jit,
     variables_of,
 )
 
@@ -42,14 +41,14 @@ def test_attention_on_maps_of_another_size(height, width):
     table = variables["params"]["module"]["rows"]
     assert table.shape == (2 * 4 - 1, KEYS // HEADS)
     x = normal(1, 2, height, width, 8)
-    out = quick_jit(lambda v, x: attention().apply(v, x, train=False))(variables, x)
+    out = jax.jit(lambda v, x: attention().apply(v, x, train=False))(variables, x)
     near(out, restated(Scope(variables), x.astype(np.float64)), 1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 8, 3), (1, 5, 7, 2), (2, 1, 2, 4)])
 def test_halve(shape):
     x = normal(3, *shape)
-    near(quick_jit(halve)(x), block_reference.halve(x.astype(np.float64)), 1e-6)
+    near(jax.jit(halve)(x), block_reference.halve(x.astype(np.float64)), 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import normal, quick_jit, randomise
+from reference import normal, randomise
 
 from vt_flax.models import create_model
 from vt_flax.nn.lazy_map import LazyMap
@@ -52,7 +52,7 @@ def run(module, inputs, train):
         return jnp.sum(flat * weights) / flat.size**0.5, (out, new)
 
     compute = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
-    (_, found), gradients = quick_jit(compute)(variables["params"], inputs)
+    (_, found), gradients = jax.jit(compute)(variables["params"], inputs)
     return found, gradients
 
 
@@ -154,7 +154,7 @@ def test_sown_maps_are_those_of_the_printed_form():
         variables = randomise(
             jax.eval_shape(lambda x, m=model: m.init(jax.random.key(0), x), images), 1
         )
-        apply = quick_jit(
+        apply = jax.jit(
             lambda v, x, m=model: m.apply(v, x, mutable=["intermediates"])[1]
         )
         sown.append(apply(variables, images))

@@ -153,7 +153,7 @@ def test_frozen_statistics_are_used_and_left_alone(kind):
     x = reference.normal(0, 2, 4, 5, 32)
     frozen, plain = LAYERS[kind](norm=Normalization(span="frozen")), LAYERS[kind]()
     variables = reference.variables_of(plain, x)
-    out, state, expected = reference.quick_jit(
+    out, state, expected = reference.jax.jit(
         lambda v, x: (
             *frozen.apply(v, x, train=True, mutable=["batch_stats"]),
             plain.apply(v, x, train=False),
@@ -176,7 +176,7 @@ def gradients(module, x):
         weights = reference.normal(7, *out.shape)
         return jnp.sum(out * weights), (out, state)
 
-    by, made = reference.quick_jit(jax.grad(loss, (0, 1), has_aux=True))(variables, x)
+    by, made = reference.jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variables, x)
     return made, by
 
 

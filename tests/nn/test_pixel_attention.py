@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import normal as single_normal
-from reference import quick_jit, softmax
+from reference import softmax
 from tpu_programs import needs_tpu_compiler, run_program
 
 from vt_flax.nn import pixel_attention as attention
@@ -123,11 +123,11 @@ def single(arrays):
 def test_pool(blocks, weights, arrays):
     expected = pool_reference(blocks, weights, arrays)
     given = single(arrays)
-    products = quick_jit(attention._pool_by_products, static_argnums=(0, 1))
+    products = jax.jit(attention._pool_by_products, static_argnums=(0, 1))
     close(products(blocks, weights, given), expected)
     options = {"blocks": blocks, "weights": weights, "interpret": True}
     close(pooling.forward(given, **options), expected)
-    pooled, found = quick_jit(
+    pooled, found = jax.jit(
         lambda a: attention.pool(
             a["x"], a["filters"], blocks, affine=a.get("affine"), weights=weights
         )
@@ -140,10 +140,10 @@ def test_pool(blocks, weights, arrays):
 def test_write_back(blocks, arrays):
     expected = write_back_reference(blocks, arrays)
     given = single(arrays)
-    products = quick_jit(attention._write_back_by_products, static_argnums=0)
+    products = jax.jit(attention._write_back_by_products, static_argnums=0)
     close(products(blocks, given), expected)
     close(writing.forward(given, blocks=blocks, interpret=True), expected)
-    out, sums = quick_jit(lambda a: attention.write_back(**a, blocks=blocks))(given)
+    out, sums = jax.jit(lambda a: attention.write_back(**a, blocks=blocks))(given)
     close({"out": out}, {"out": expected["out"]})
     assert (sums is not None) == ("origin" in arrays)
 
@@ -189,7 +189,7 @@ def test_cotangents_of_pool(blocks, weights, arrays):
 
     def whole(arrays, cotangents):
         compute = lambda a: attention._pool(blocks, weights, a)  # noqa: E731
-        return quick_jit(attention._pull, static_argnums=0)(compute, arrays, cotangents)
+        return jax.jit(attention._pull, static_argnums=0)(compute, arrays, cotangents)
 
     check_cotangents(
         lambda a: pool_reference(blocks, weights, a), (kernel, whole), arrays
@@ -204,7 +204,7 @@ def test_cotangents_of_write_back(blocks, arrays):
 
     def whole(arrays, cotangents):
         compute = lambda a: attention._write_back(blocks, a)  # noqa: E731
-        return quick_jit(attention._pull, static_argnums=0)(compute, arrays, cotangents)
+        return jax.jit(attention._pull, static_argnums=0)(compute, arrays, cotangents)
 
     check_cotangents(lambda a: write_back_reference(blocks, a), (kernel, whole), arrays)
 

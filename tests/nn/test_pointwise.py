@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import normal as single_normal
-from reference import quick_jit
 from tpu_programs import needs_tpu_compiler, run_program
 
 from vt_flax.nn import pointwise
@@ -131,7 +130,7 @@ def test_shares_of_the_bias(shape, step, monkeypatch):
     monkeypatch.setattr(kernels, "STEP_BYTES", step)
     close(kernel_gradients(maps, kernel, True, "float32"), expected, 1e-6)
     if step > 1:
-        found = quick_jit(pulled, static_argnums=2)(maps, kernel, True)
+        found = jax.jit(pulled, static_argnums=2)(maps, kernel, True)
         close(found, expected, 1e-5)
 
 
@@ -167,14 +166,14 @@ def test_gradients(shape, widening, rectify, monkeypatch):
     maps, kernel = arrays_of(shape, widening)
     if shape not in SHAPES:
         monkeypatch.delattr(jax.lax, "platform_dependent")
-    found = quick_jit(pulled, static_argnums=2)(maps, kernel, rectify)
+    found = jax.jit(pulled, static_argnums=2)(maps, kernel, rectify)
     close(found, gradients(maps, kernel, rectify), 1e-5)
 
 
 @pytest.mark.parametrize("shape", [*EVEN, OTHERS[1]])
 def test_gradients_of_every_second_pixel(shape):
     maps, kernel = arrays_of(shape, False, stride=2)
-    found = quick_jit(pulled, static_argnums=2)(maps, kernel, True)
+    found = jax.jit(pulled, static_argnums=2)(maps, kernel, True)
     close(found, gradients(maps, kernel, True), 1e-5)
 
 

@@ -95,7 +95,7 @@ def test_stochastic_depth_drops_what_is_written_for_whole_examples():
     norm = Normalization("none")
     module = Projector(32, heads=4, survival_probability=0.5, norm=norm)
     variables = reference.variables_of(module, x, tokens)
-    whole, out = reference.quick_jit(
+    whole, out = reference.jax.jit(
         lambda v, x, tokens, key: (
             module.apply(v, x, tokens, train=False),
             module.apply(v, x, tokens, train=True, rngs={"dropout": key}),

@@ -129,7 +129,7 @@ def test_half_replacement_keeps_the_second_half_first():
     x, tokens = inputs_of("half")
     module = tokenizer("half")
     variables = reference.variables_of(module, x, tokens)
-    apply = reference.quick_jit(functools.partial(module.apply, train=False))
+    apply = reference.jax.jit(functools.partial(module.apply, train=False))
     out = apply(variables, x, tokens)
     np.testing.assert_array_equal(out[:, :2], tokens[:, 2:])
     changed = tokens.copy()
@@ -224,8 +224,8 @@ def test_no_gradient_flows_through_the_centroids():
 
     assert (
         reference.error(
-            reference.quick_jit(jax.grad(loss))(x),
-            reference.quick_jit(jax.grad(held))(x),
+            reference.jax.jit(jax.grad(loss))(x),
+            reference.jax.jit(jax.grad(held))(x),
         )
         < 1e-5
     )

@@ -120,7 +120,7 @@ def test_bfloat16(name):
 def test_stochastic_depth_is_absent_in_evaluation(name):
     variables = reference.variables_of(part(name), some_tokens())
     dropping = part(name, survival_probability=0.3)
-    run = reference.quick_jit(
+    run = reference.jax.jit(
         lambda v, t: [m.apply(v, t, train=False) for m in (dropping, part(name))]
     )
     np.testing.assert_array_equal(*run(variables, some_tokens()))
@@ -133,7 +133,7 @@ def test_stochastic_depth_drops_each_branch_for_whole_examples(name):
     p = 0.5
     module = part(name, survival_probability=p, norm=Normalization("none"))
     variables = reference.variables_of(module, tokens)
-    out = reference.quick_jit(
+    out = reference.jax.jit(
         lambda v, t, key: module.apply(v, t, train=True, rngs={"dropout": key})
     )(variables, tokens, jax.random.key(0))
     scope = reference.Scope(variables, placement="none")

@@ -308,7 +308,7 @@ def test_stochastic_depth_is_absent_in_evaluation():
     dropping = VTStage(options(**V4), 2, FEATURES, survival_probabilities=(0.6, 0.2))
     variables = reference.variables_of(stage, x)
 
-    run = reference.quick_jit(
+    run = reference.jax.jit(
         lambda v, x: [m.apply(v, x, train=False)[1] for m in (stage, dropping)]
     )
     np.testing.assert_array_equal(*run(variables, x))
