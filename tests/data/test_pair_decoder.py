@@ -1,6 +1,7 @@
 """Images and masks brought to a canvas, and pairs that nothing can be made of."""
 
 import io
+import re
 import struct
 import zlib
 
@@ -33,14 +34,14 @@ def encode(image, form="PNG", **options):
 
 
 class Pairs(RandomAccessSource):
-    """Images of one level each, ten times their index, and blocks of labels."""
+    """Images of one level each, seven times their index, and blocks of labels."""
 
     name, class_names, label_map = "pairs train", ("a", "b"), MAP
 
-    def __init__(self):
-        shades = [np.full((HEIGHT, WIDTH, 3), 10 * i, np.uint8) for i in range(COUNT)]
+    def __init__(self, count=COUNT):
+        shades = [np.full((HEIGHT, WIDTH, 3), 7 * i, np.uint8) for i in range(count)]
         self.masks = [
-            draw_labels(i, WIDTH, HEIGHT, [5, 3, 7, 255]) for i in range(COUNT)
+            draw_labels(i, WIDTH, HEIGHT, [5, 3, 7, 255]) for i in range(count)
         ]
         self.pairs = [
             [encode(shade), encode(mask)]
@@ -48,7 +49,7 @@ class Pairs(RandomAccessSource):
         ]
 
     def __len__(self):
-        return COUNT
+        return len(self.pairs)
 
     def read(self, indices):
         return [Example(*self.pairs[i]) for i in indices]
@@ -228,7 +229,7 @@ def train(source, on_error="raise"):
             seed=3,
             batch=6,
             first=0,
-            last=2,
+            last=len(source) // 6,
             decoder=decoder,
         )
     )
@@ -249,7 +250,7 @@ def are_shades(source, found, indices):
         found["image"], found["label"], found["size"], indices, strict=True
     ):
         assert size.tolist() == [HEIGHT, WIDTH]
-        assert (image[:HEIGHT, :WIDTH] == 10 * index).all()
+        assert (image[:HEIGHT, :WIDTH] == 7 * index).all()
         expected = MAP[source.masks[index]]
         np.testing.assert_array_equal(label[:HEIGHT, :WIDTH], expected)
 
@@ -265,34 +266,47 @@ def test_good_pairs_come_as_they_are():
     assert not found["bad"].any() and not found["size"][COUNT:].any()
 
 
+@pytest.mark.parametrize("shrink", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_by_default_it_is_named_and_ends_the_run(kind):
+def test_it_is_named(kind, shrink):
+    example = Example(*damaged(*Pairs().pairs[BAD], kind))
+    with pytest.raises(UserError, match=KINDS[kind]) as caught:
+        decode(example, CANVAS, shrink=shrink)
+    message = str(caught.value)
+    assert message.startswith("pairs train, example 9: ")
+    assert "\n" not in message and "BytesIO" not in message
+
+
+@pytest.mark.parametrize("kind", ["label", "mask cut"])
+def test_by_default_it_ends_the_run(kind):
+    """What is found after decoding, and what cannot be decoded."""
     source = Pairs()
     source.pairs[BAD] = damaged(*source.pairs[BAD], kind)
     for run in (train, evaluate):
-        with pytest.raises(UserError, match=KINDS[kind]) as caught:
+        with pytest.raises(UserError, match=f"^pairs train, example {BAD}: .*") as it:
             run(source)
-        message = str(caught.value)
-        assert message.startswith(f"pairs train, example {BAD}: ")
-        assert "\n" not in message and "BytesIO" not in message
+        assert re.search(KINDS[kind], str(it.value))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_skipping_replaces_and_marks(kind):
-    source = Pairs()
-    source.pairs[BAD] = damaged(*source.pairs[BAD], kind)
+def test_skipping_replaces_and_marks():
+    """One of each kind, and a good one after it."""
+    source = Pairs(2 * len(KINDS) + 2)
+    count, bad = len(source), 1 + 2 * np.arange(len(KINDS))
+    for index, kind in zip(bad, KINDS, strict=True):
+        source.pairs[index] = damaged(*source.pairs[index], kind)
     found = joined(train(source, "skip"))
-    indices = order.locate(np.arange(COUNT), COUNT, 3)
-    np.testing.assert_array_equal(found["bad"], indices == BAD)
-    are_shades(source, found, np.where(indices == BAD, BAD + 1, indices))
+    indices = order.locate(np.arange(count), count, 3)
+    np.testing.assert_array_equal(found["bad"], np.isin(indices, bad))
+    are_shades(source, found, np.where(found["bad"], indices + 1, indices))
 
     found = joined(evaluate(source, "skip"))
-    places = np.arange(16)
-    np.testing.assert_array_equal(found["mask"], (places < COUNT) & (places != BAD))
-    np.testing.assert_array_equal(found["bad"], places == BAD)
+    places = np.arange(len(found["mask"]))
+    skipped = np.isin(places, bad)
+    np.testing.assert_array_equal(found["mask"], (places < count) & ~skipped)
+    np.testing.assert_array_equal(found["bad"], skipped)
     kept = found["mask"]
     are_shades(source, {k: v[kept] for k, v in found.items()}, places[kept])
-    assert not found["size"][BAD].any()
+    assert not found["size"][bad].any()
 
 
 def test_too_large_ones_are_refused_or_skipped_in_evaluation_alone():
