@@ -90,8 +90,10 @@ def evaluate(source, batch=10, **changes):
     return list(pipeline.eval_batches(source, settings(**changes), batch=batch))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("index", [0, 13, COUNT - 1])
+@pytest.mark.parametrize(
+    "kind, index",
+    [*((kind, 13) for kind in KINDS), ("zeros", 0), ("label", COUNT - 1)],
+)
 def test_by_default_it_is_named_and_ends_the_run(kind, index):
     source = Files()
     damage(source, index, kind)
