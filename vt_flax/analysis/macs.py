@@ -62,8 +62,10 @@ def count(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Counts:
     if getattr(model, "formulation", "") == "fused":
         model = model.clone(formulation="printed")
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    traced = jax.make_jaxpr(lambda v, x: model.apply(v, x))(variables, images)
+    # What makes the parameters multiplies nothing, so one program has it all.
+    traced, (_, variables) = jax.make_jaxpr(model.init_with_output, return_shape=True)(
+        jax.random.key(0), images
+    )
     params: dict[str, int] = collections.defaultdict(int)
     for path, leaf in traverse_util.flatten_dict(variables["params"]).items():
         params[path[0]] += math.prod(leaf.shape)
