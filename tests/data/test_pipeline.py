@@ -91,15 +91,15 @@ def test_threads_do_not_change_the_batches(crop):
     assert_same(one, three)
 
 
-@pytest.mark.parametrize("prefetch", [0, 1, 7])
-def test_reading_ahead_does_not_change_the_batches(prefetch):
+def test_reading_ahead_does_not_change_the_batches():
     source = ArraySource(30)
-    assert_same(train(source), train(source, settings(prefetch=prefetch)))
+    usual = train(source)
+    for prefetch in (0, 7):
+        assert_same(usual, train(source, settings(prefetch=prefetch)))
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-@pytest.mark.parametrize("crop", ["random_resized", "pad"])
-def test_parts_make_up_the_global_batch(parts, crop):
+@pytest.mark.parametrize("crop, parts", [("random_resized", 2), ("pad", 4)])
+def test_parts_make_up_the_global_batch(crop, parts):
     source, config = ArraySource(50), settings(train_crop=crop)
     shares = [train(source, config, part=part, parts=parts) for part in range(parts)]
     joined = [
@@ -122,11 +122,11 @@ def test_rows_that_are_no_neighbours_make_up_the_global_batch():
         assert_same(share, [{k: b[k][own] for k in b} for b in whole])
 
 
-@pytest.mark.parametrize("first", [1, 4, 5])
-def test_a_restart_goes_on_with_the_same_batches(first):
+def test_a_restart_goes_on_with_the_same_batches():
     source, config = ArraySource(50), settings(train_crop="random_resized")
     whole = train(source, config)
-    assert_same(whole[first:], train(source, config, first=first))
+    for first in (1, 4, 5):
+        assert_same(whole[first:], train(source, config, first=first))
 
 
 def test_another_seed_has_other_images_and_other_crops():
@@ -197,7 +197,7 @@ def index_of(source):
     return find
 
 
-@pytest.mark.parametrize("count", [20, 33, 39])
+@pytest.mark.parametrize("count", [20, 33])
 def test_rows_of_an_evaluation_that_are_no_neighbours(count):
     source = ArraySource(count)
     whole = evaluate(source, 20)
@@ -217,7 +217,7 @@ def test_rows_of_an_evaluation_that_are_no_neighbours(count):
 
 @pytest.mark.parametrize(
     "count,batch,parts",
-    [(12, 4, 1), (13, 4, 1), (3, 8, 1), (13, 4, 2), (17, 8, 2), (9, 8, 4), (40, 20, 1)],
+    [(12, 4, 1), (13, 4, 1), (3, 8, 1), (13, 4, 2), (9, 8, 4)],
 )
 def test_each_example_is_seen_once(count, batch, parts):
     source = ArraySource(count)
@@ -275,8 +275,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("bad", [b"", b"no image", "truncated"])
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    "bad, workers", [(b"", 1), (b"no image", 3), ("truncated", 1), ("truncated", 3)]
+)
 def test_an_unreadable_image_is_named(folder, bad, workers):
     path = folder / "bee" / "3.png"
     path.write_bytes(path.read_bytes()[:50] if bad == "truncated" else bad)
@@ -301,7 +302,7 @@ def test_a_file_that_is_gone_is_named_and_no_other(folder):
     assert all(source.describe(i) not in message for i in range(20) if i != 3)
 
 
-@pytest.mark.parametrize("label", [-1, 3, 255])
+@pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_outside_the_classes_is_named(label):
     source = ArraySource(9)
     source.labels[5] = label
