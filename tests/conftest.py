@@ -52,8 +52,8 @@ def well_compiled() -> Iterator[None]:
     _compile_quickly(True)
 
 
-# Where whole networks are compiled, and nothing hangs on how the last bit is rounded.
-ROUGHLY = ("docs", "inference", "integration", "models", "nn", "training")
+# Where programs are large, and nothing hangs on how the last bit is rounded.
+ROUGHLY = ("data", "docs", "inference", "integration", "models", "nn", "training")
 _options, _rough = compiler.get_compile_options, False
 
 

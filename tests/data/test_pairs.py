@@ -228,7 +228,7 @@ def test_classes_change_sides_in_mirrored_images_alone():
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 
 
-def test_the_result_does_not_depend_on_the_devices():
+def test_the_result_does_not_depend_on_the_devices(well_compiled):
     """Thirty-two examples on one device, and spread over eight."""
     settings, batch = config(**JITTER, short_side=30), examples(32)
     images, labels, _ = run(settings, batch)
