@@ -100,7 +100,7 @@ def test_tokens(ran, folder):
 def test_fine_tune(ran, folder):
     blocks = "\n        config.model.stage_sizes = [1, 1, 1, 2]"
     place = "config.model.width = 16"
-    printed, pictures = ran("fine_tune", place, blocks, STEPS=1, FIRST_STEPS=1)
+    printed, pictures = ran("fine_tune", place, blocks, STEPS=1, FIRST_STEPS=1, SIZE=16)
     assert "init_from: not in there, so made anew: head" in printed
     for name in ("tuned", "scratch"):
         expected = last_evaluation(folder / "runs" / name)
