@@ -65,7 +65,7 @@ def tiny(digits: str, **changes) -> ConfigDict:
 def trained(tmp_path_factory, digits):
     """A finished run: its configured parts, workdir and results."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    run = prepare(tiny(digits, **{"profile.start": 5, "profile.steps": 1}))
+    run = prepare(tiny(digits, **{"profile.start": 4, "profile.steps": 2}))
     return run, workdir, loop.train(run, workdir)
 
 

@@ -107,7 +107,8 @@ def test_projector(features, heads, groups, norm):
     compare(projector, X, MANY, train=False)
 
 
-def test_projector_of_a_map_in_training():
+def test_projector_of_a_whole_map_in_training():
+    """And of a lazy one outside of it."""
     projector = Projector(64, 4, 2, 0.7)
     compare(projector, X, MANY)
     compare(projector, LAZY, MANY, train=False)
