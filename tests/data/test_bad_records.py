@@ -92,7 +92,10 @@ def evaluate(source, batch=10, **changes):
 
 @pytest.mark.parametrize(
     "kind, index",
-    [*((kind, 13) for kind in KINDS), ("zeros", 0), ("label", COUNT - 1)],
+    [
+        *((kind, 13) for kind in KINDS),
+        *((kind, place) for kind in ("label", "gone") for place in (0, COUNT - 1)),
+    ],
 )
 def test_by_default_it_is_named_and_ends_the_run(kind, index):
     source = Files()

@@ -120,7 +120,7 @@ print("compiled")
 
 
 @needs_tpu_compiler
-@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v6e:2x2"])
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_tpus_can_compile_it(topology):
     """For four chips, each of which works on its own examples alone."""
     assert run_program(PROGRAM, topology) == "compiled"

@@ -1,7 +1,6 @@
 """Images and masks brought to a canvas, and pairs that nothing can be made of."""
 
 import io
-import re
 import struct
 import zlib
 
@@ -283,14 +282,15 @@ def test_by_default_it_ends_the_run(kind):
     source = Pairs()
     source.pairs[BAD] = damaged(*source.pairs[BAD], kind)
     for run in (train, evaluate):
-        with pytest.raises(UserError, match=f"^pairs train, example {BAD}: .*") as it:
+        message = f"^pairs train, example {BAD}: .*{KINDS[kind]}"
+        with pytest.raises(UserError, match=message) as caught:
             run(source)
-        assert re.search(KINDS[kind], str(it.value))
+        assert "\n" not in str(caught.value)
 
 
 def test_skipping_replaces_and_marks():
     """One of each kind, and a good one after it."""
-    source = Pairs(2 * len(KINDS) + 2)
+    source = Pairs(36)  # room for all kinds, in whole batches of 6
     count, bad = len(source), 1 + 2 * np.arange(len(KINDS))
     for index, kind in zip(bad, KINDS, strict=True):
         source.pairs[index] = damaged(*source.pairs[index], kind)

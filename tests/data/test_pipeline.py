@@ -217,7 +217,7 @@ def test_rows_of_an_evaluation_that_are_no_neighbours(count):
 
 @pytest.mark.parametrize(
     "count,batch,parts",
-    [(12, 4, 1), (13, 4, 1), (3, 8, 1), (13, 4, 2), (9, 8, 4)],
+    [(12, 4, 1), (13, 4, 1), (3, 8, 1), (13, 4, 2), (17, 8, 2), (9, 8, 4), (40, 20, 1)],
 )
 def test_each_example_is_seen_once(count, batch, parts):
     source = ArraySource(count)
@@ -302,7 +302,7 @@ def test_a_file_that_is_gone_is_named_and_no_other(folder):
     assert all(source.describe(i) not in message for i in range(20) if i != 3)
 
 
-@pytest.mark.parametrize("label", [-1, 3])
+@pytest.mark.parametrize("label", [-1, 3, 255])
 def test_a_label_outside_the_classes_is_named(label):
     source = ArraySource(9)
     source.labels[5] = label
