@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import sys
 import types
@@ -27,7 +28,7 @@ def tensorflow() -> types.ModuleType:
     # Its warnings are of its own queues, such as one that is closed while waited for.
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-    with _quiet():
+    with _quiet(), _without_keras():
         import tensorflow as tf
 
         # Else it would take the GPU memory that JAX computes in. It complains where a
@@ -45,6 +46,25 @@ def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
     read and rewrite their source takes half a second of each start.
     """
     return tensorflow().autograph.experimental.do_not_convert(function)
+
+
+@contextlib.contextmanager
+def _without_keras() -> Iterator[None]:
+    """Keeps TensorFlow from importing Keras at once: half of its own import.
+
+    It would do so for Keras's optimizers in SavedModels. Told to take the legacy
+    package, it looks for that, and goes on where it is not installed. `tf.keras` is
+    imported where it is first used, and is the present one, as ever.
+    """
+    name = "TF_USE_LEGACY_KERAS"
+    if name in os.environ or importlib.util.find_spec("tf_keras"):
+        yield
+        return
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 @contextlib.contextmanager

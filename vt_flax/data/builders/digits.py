@@ -5,7 +5,6 @@ import io
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn import datasets
 
 SIDE = 32
 TRAIN_EXAMPLES = 1437
@@ -39,6 +38,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
+        # It takes a second to import, and all who open a dataset import this module.
+        from sklearn import datasets
+
         del dl_manager
         digits = datasets.load_digits()
         return {
