@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax._src import compiler, distributed
 from PIL import Image
 from quicker import ROUGH, spare_the_collector
 
@@ -84,7 +86,27 @@ def arguments(workdir: Any, changes: dict[str, Any]) -> list[str]:
 # Processes are forked from one that has imported everything and started nothing: to
 # import takes longer than most of what they do.
 _starter = multiprocessing.get_context("forkserver")
-_starter.set_forkserver_preload(["vt_flax.train", "vt_flax.evaluate", "tensorflow"])
+_starter.set_forkserver_preload(
+    [
+        *("vt_flax.train", "vt_flax.evaluate", "tensorflow"),
+        *("tensorflow_datasets", "vt_flax.data.builders.digits"),
+    ]
+)
+
+
+def _every_process_keeps_its_programs() -> None:
+    """Lets all processes write to the cache of programs, not only the first.
+
+    A program for CPUs has another key in each, so that the others would compile theirs
+    again in each of their lives.
+    """
+    write, state = compiler._cache_write, distributed.global_state
+
+    def write_as_the_first(*args: Any) -> None:
+        with mock.patch.object(state, "process_id", 0):
+            write(*args)
+
+    compiler._cache_write = write_as_the_first
 
 
 def _run(name: str, words: Sequence[str], devices: int, output: pathlib.Path) -> None:
@@ -96,6 +118,7 @@ def _run(name: str, words: Sequence[str], devices: int, output: pathlib.Path) ->
     os.environ.update(quick(devices))
     # Read when JAX was imported.
     jax.config.update("jax_disable_most_optimizations", True)
+    _every_process_keeps_its_programs()
     sys.argv = [name, *words]
     cli.run(importlib.import_module(f"vt_flax.{name}").main)
 

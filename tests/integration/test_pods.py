@@ -18,7 +18,7 @@ from vt_flax import evaluate
 
 # Sums in another order differ in the last bit, which training multiplies: tenfold in
 # three steps at a rate of 0.01, hardly at this one.
-CALM = {"schedule.rate": 0.001, "batch_size": 32}
+CALM = {"schedule.rate": 0.001, "batch_size": 16, "eval.batch_size": 32}
 # Fewer steps of less, where it matters who computes and not what. Of this network too
 # the largest arrays are spread by `fsdp`.
 PLAIN = {
