@@ -81,6 +81,15 @@ def compiled_as_here(request: pytest.FixtureRequest) -> None:
         jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def shared_steps() -> Iterator[None]:
+    """For modules whose runs are often of the same configuration."""
+    from run_states import shared_steps
+
+    with shared_steps():
+        yield
+
+
 def _compile_quickly(value: bool) -> None:
     jax.config.update("jax_disable_most_optimizations", value)
     # What is compiled already would stay.

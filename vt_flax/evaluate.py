@@ -38,7 +38,7 @@ from vt_flax.training.evaluation import evaluate
 from vt_flax.training.loop import weights_of
 from vt_flax.training.requests import Requests
 from vt_flax.training.run import Run, prepare
-from vt_flax.training.step import make_eval_step
+from vt_flax.training.step import compile_eval_step
 from vt_flax.training.tasks.segmentation import Segmentation
 
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
         origin = {"step": step, "weights": name}
         _report_tokens(run, weights[name], modules, folder, origin, args.format)
     else:
-        eval_step = jax.jit(make_eval_step(run.model, run.task, run.mesh))
+        eval_step = compile_eval_step(run.model, run.task, run.mesh)
         requests = Requests(run.mesh)
         results = evaluate(
             eval_step, weights, run.task, run.eval_source, config, requests

@@ -22,8 +22,8 @@ from vt_flax.parallel.topology import has_tpu_compiler
 from vt_flax.training.config import resolve
 from vt_flax.training.state import create_state
 from vt_flax.training.step import (
+    compile_eval_step,
     compile_train_step,
-    make_eval_step,
     make_train_step,
 )
 from vt_flax.training.tasks.classification import Classification
@@ -84,7 +84,7 @@ def test_one_against_eight_devices(span, preset):
             state.params,
             after.params,
         )
-        counts = jax.jit(make_eval_step(model, task, mesh))(
+        counts = compile_eval_step(model, task, mesh)(
             after.ema_params,
             after.ema_batch_stats,
             to_global(batch | {"mask": np.arange(32) < 29}, mesh),

@@ -22,7 +22,9 @@ from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
 from vt_flax.training.logging import read_metrics
 from vt_flax.training.run import prepare
-from vt_flax.training.step import make_eval_step, make_train_step
+from vt_flax.training.step import compile_eval_step, make_train_step
+
+pytestmark = pytest.mark.usefixtures("shared_steps")
 
 NAMES = ("red", "green", "blue")
 COLOURS = np.asarray([(210, 50, 50), (50, 210, 50), (50, 50, 210)])
@@ -187,7 +189,7 @@ def test_one_device_counts_as_eight_do(trained):
     found = {}
     for count in (1, 8):
         mesh = make_mesh(jax.devices()[:count])
-        step = jax.jit(make_eval_step(run.model, run.task, mesh))
+        step = compile_eval_step(run.model, run.task, mesh)
         weights = jax.device_put(variables, replicated(mesh))
         (batch,) = pipeline.eval_batches(
             run.eval_source,
@@ -436,7 +438,7 @@ def test_coarse_logits_are_recounted_too(data_dir):
         batch=6,
         decoder=run.task.decoder(run.eval_source, train=False),
     )
-    step = jax.jit(make_eval_step(run.model, run.task, run.mesh))
+    step = compile_eval_step(run.model, run.task, run.mesh)
     counts = step(params, stats, batch | {"request": np.zeros(1, np.int32)})
     pairs, loss = recount(run, params, stats, 8)
     assert (pairs.sum(0) > 0).sum() > 1

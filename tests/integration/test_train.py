@@ -25,6 +25,8 @@ from vt_flax.training.logging import read_metrics
 from vt_flax.training.requests import Stopped
 from vt_flax.training.run import prepare
 
+pytestmark = pytest.mark.usefixtures("shared_steps")
+
 
 def tiny(digits: str, **changes) -> ConfigDict:
     """Returns a configuration of eight steps on a few digits."""

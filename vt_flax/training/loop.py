@@ -31,7 +31,7 @@ from vt_flax.training.profiling import Profile
 from vt_flax.training.requests import NONE, SAVE, STOP, Requests, Stopped
 from vt_flax.training.run import Run
 from vt_flax.training.state import TrainState
-from vt_flax.training.step import compile_train_step, make_eval_step
+from vt_flax.training.step import compile_eval_step, compile_train_step
 from vt_flax.training.teacher import find_teacher
 
 
@@ -155,7 +155,7 @@ def _train(
     train_step = compile_train_step(
         run.model, run.task, run.optimizer, run.schedule, config, mesh, state, teacher
     )
-    eval_step = jax.jit(make_eval_step(run.model, run.task, mesh))
+    eval_step = compile_eval_step(run.model, run.task, mesh)
     requests = Requests(mesh)
 
     def evaluates(step: int) -> bool:

@@ -232,3 +232,10 @@ def make_eval_step(
         }
 
     return eval_step
+
+
+def compile_eval_step(
+    model: nn.Module, task: Task, mesh: Mesh
+) -> Callable[[Any, Any, dict], Metrics]:
+    """Returns `make_eval_step`, jitted as it is evaluated with."""
+    return jax.jit(make_eval_step(model, task, mesh))
