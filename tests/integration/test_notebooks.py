@@ -73,9 +73,9 @@ def last_evaluation(workdir):
 
 
 def test_train_and_inspect(ran, folder):
-    blocks = " --config.model.stage_sizes=[1,1,1,2]"
+    less = " --config.model.stage_sizes=[1,1,1,2] --config.log.tensorboard=False"
     place = '--config.duration="$DURATION"'
-    printed, pictures = ran("train_and_inspect", place, blocks, DURATION="2 steps")
+    printed, pictures = ran("train_and_inspect", place, less, DURATION="2 steps")
     # What the callable network gets right is what evaluation has counted.
     (said,) = re.findall(r"^(\S+)% of 360 test digits are right", printed, flags=re.M)
     expected = last_evaluation(folder / "runs" / "digits")
@@ -98,9 +98,15 @@ def test_tokens(ran, folder):
 
 
 def test_fine_tune(ran, folder):
-    blocks = "\n        config.model.stage_sizes = [1, 1, 1, 2]"
-    place = "config.model.width = 16"
-    printed, pictures = ran("fine_tune", place, blocks, STEPS=1, FIRST_STEPS=1, SIZE=16)
+    less = """
+    config.model.stage_sizes = [1, 1, 1, 2]
+    config.model.width = 8
+    config.model.token_channels = 32
+    config.model.heads = 4
+    config.eval.batch_size = 256
+    config.log.tensorboard = False"""
+    place = 'config.ema = ConfigDict({"decay": 0.9})'
+    printed, pictures = ran("fine_tune", place, less, STEPS=1, FIRST_STEPS=1, SIZE=16)
     assert "init_from: not in there, so made anew: head" in printed
     for name in ("tuned", "scratch"):
         expected = last_evaluation(folder / "runs" / name)
