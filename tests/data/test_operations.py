@@ -175,7 +175,9 @@ def test_the_kernel_is_the_reference(shape):
     for _ in range(3):
         rng.shuffle(cases)
         layers.append(layer(shape, cases))
-    found, expected = kernel(images, layers), reference(images, layers)
+    found, expected = kernel(images, layers), images
+    for one in layers:
+        expected = reference(expected, [one])
     np.testing.assert_array_equal(found, expected)
     assert min(shape) < 3 or (np.asarray(found) != images).mean() > 0.5
 

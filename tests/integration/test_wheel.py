@@ -9,6 +9,7 @@ import sys
 import tarfile
 
 import pytest
+from kills import LONG
 from pods import ROOT, arguments, quick
 
 from vt_flax.training.config import load_config
@@ -146,14 +147,15 @@ def test_every_command_is_there(installed, run):
 
 
 def test_training_in_an_empty_folder(installed, digits, run, tmp_path):
-    words = arguments("run", {"data.data_dir": digits, "duration": "2 steps"})
+    changes = LONG | {"data.data_dir": digits, "duration": "2 steps"}
+    words = arguments("run", changes)
     done = run("-m", "vt_flax.train", *words, path=installed)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     # Where the package lies is to be seen nowhere.
     written = (tmp_path / "run" / "config.json").read_text()
     assert str(installed) not in written
-    expected = load_config(f"{ROOT}/configs/quickstart.py", words[4:])
+    expected = load_config(f"{ROOT}/{words[1]}", words[4:])
     content = json.loads(written)
     assert content["config"] == expected.to_dict()
     assert content["vt_flax"] == __version__
