@@ -55,7 +55,16 @@ def well_compiled() -> Iterator[None]:
 
 
 # Where programs are large, and nothing hangs on how the last bit is rounded.
-ROUGHLY = ("data", "docs", "inference", "integration", "models", "nn", "training")
+ROUGHLY = (
+    "analysis",
+    "data",
+    "docs",
+    "inference",
+    "integration",
+    "models",
+    "nn",
+    "training",
+)
 _options, _rough = compiler.get_compile_options, False
 
 

@@ -58,6 +58,7 @@ def shared_steps() -> Iterator[None]:
     def sharing(compile_step: Callable[..., Any]) -> Callable[..., Any]:
         def shared(model: Any, task: Any, *others: Any) -> Any:
             parts = {k: v for k, v in task.config.to_dict().items() if k not in AROUND}
+            del parts["data"]["cache"]
             mesh = next(x for x in others if isinstance(x, jax.sharding.Mesh))
             key = compile_step, json.dumps(parts), mesh
             if key not in kept:
