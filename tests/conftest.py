@@ -54,23 +54,12 @@ def well_compiled() -> Iterator[None]:
     _compile_quickly(True)
 
 
-# Where programs are large, and nothing hangs on how the last bit is rounded.
-ROUGHLY = (
-    "analysis",
-    "data",
-    "docs",
-    "inference",
-    "integration",
-    "models",
-    "nn",
-    "training",
-)
-_options, _rough = compiler.get_compile_options, False
+_options = compiler.get_compile_options
 
 
 def _options_here(*args, backend=None, **named):
     """As JAX, which has no public place for this but each call of `jit`."""
-    quickly = _rough and jax.config.read("jax_disable_most_optimizations")
+    quickly = jax.config.read("jax_disable_most_optimizations")
     if quickly and backend and backend.platform == "cpu":
         named["env_options_overrides"] = {
             **ROUGH,
@@ -80,16 +69,6 @@ def _options_here(*args, backend=None, **named):
 
 
 compiler.get_compile_options = _options_here
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_as_here(request: pytest.FixtureRequest) -> None:
-    """Compiles roughly in the folders of ROUGHLY, and nowhere else."""
-    global _rough
-    if _rough != (request.path.parent.name in ROUGHLY):
-        _rough = not _rough
-        # What is compiled already would stay.
-        jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
