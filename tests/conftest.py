@@ -71,15 +71,6 @@ def _options_here(*args, backend=None, **named):
 compiler.get_compile_options = _options_here
 
 
-@pytest.fixture(scope="module")
-def shared_steps() -> Iterator[None]:
-    """For modules whose runs are often of the same configuration."""
-    from run_states import shared_steps
-
-    with shared_steps():
-        yield
-
-
 def _compile_quickly(value: bool) -> None:
     jax.config.update("jax_disable_most_optimizations", value)
     # What is compiled already would stay.

@@ -1,8 +1,7 @@
 """What runs have saved, one beside another, and a run that is cut off."""
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -40,37 +39,6 @@ def assert_same(one: TrainState, other: TrainState) -> None:
     assert one.keys() == other.keys()
     for path, value in one.items():
         np.testing.assert_array_equal(value, other[path], err_msg=path)
-
-
-# Of a configuration, what is no part of a compiled step.
-AROUND = ("eval", "checkpoint", "log", "profile")
-
-
-@contextlib.contextmanager
-def shared_steps() -> Iterator[None]:
-    """Compiles the steps of all runs inside once for each configuration.
-
-    That another process, which compiles them anew, computes the same is tested with
-    pods and kills.
-    """
-    kept: dict[Any, Any] = {}
-
-    def sharing(compile_step: Callable[..., Any]) -> Callable[..., Any]:
-        def shared(model: Any, task: Any, *others: Any) -> Any:
-            parts = {k: v for k, v in task.config.to_dict().items() if k not in AROUND}
-            del parts["data"]["cache"]
-            mesh = next(x for x in others if isinstance(x, jax.sharding.Mesh))
-            key = compile_step, json.dumps(parts), mesh
-            if key not in kept:
-                kept[key] = compile_step(model, task, *others)
-            return kept[key]
-
-        return shared
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("compile_train_step", "compile_eval_step"):
-            patch.setattr(loop, name, sharing(getattr(loop, name)))
-        yield
 
 
 @contextlib.contextmanager
