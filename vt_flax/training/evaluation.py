@@ -36,7 +36,7 @@ def evaluate(
     """Evaluates one or more sets of weights in one pass over the images.
 
     Args:
-      eval_step: see `step.make_eval_step`, compiled.
+      eval_step: see `step.compile_eval_step`.
       weights: parameters and batch statistics, by a name such as `raw` or `ema`.
       task: that the step evaluates.
       source: the split.
