@@ -37,20 +37,22 @@ def smooth(height=40, width=56):
     return np.stack([4 * x, 6 * y, 2 * (x + y)], -1).astype(np.uint8)
 
 
+def evaluated(file):
+    return images.decode(tf.constant(file.read_bytes())).numpy()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_pngs_are_read_as_evaluation_reads_them(mode, tmp_path):
     file = tmp_path / "a.png"
     Image.fromarray(noise(channels=4)).convert(mode).save(file)
-    expected = images.decode(tf.constant(file.read_bytes())).numpy()
-    np.testing.assert_array_equal(read_picture(file).pixels, expected)
+    np.testing.assert_array_equal(read_picture(file).pixels, evaluated(file))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_jpegs_are_read_as_evaluation_reads_them(mode, tmp_path):
     file = tmp_path / "a.jpg"
     Image.fromarray(smooth()).convert(mode).save(file, quality=80)
-    expected = images.decode(tf.constant(file.read_bytes())).numpy()
-    np.testing.assert_array_equal(read_picture(file).pixels, expected)
+    np.testing.assert_array_equal(read_picture(file).pixels, evaluated(file))
 
 
 def test_photographs_are_read_as_evaluation_reads_them(real_data):
@@ -58,8 +60,7 @@ def test_photographs_are_read_as_evaluation_reads_them(real_data):
     assert len(files) == 5
     for file in files:
         picture = read_picture(file)
-        expected = images.decode(tf.constant(file.read_bytes())).numpy()
-        np.testing.assert_array_equal(picture.pixels, expected)
+        np.testing.assert_array_equal(picture.pixels, evaluated(file))
         assert picture.name == str(file) and picture.notes == ()
 
 
@@ -69,8 +70,7 @@ def test_16_bits_are_scaled(tmp_path):
     for name in ("a.png", "a.tif"):
         Image.fromarray(levels).save(tmp_path / name)
         picture = read_picture(tmp_path / name)
-        encoded = tf.constant((tmp_path / name).read_bytes())
-        np.testing.assert_array_equal(picture.pixels, images.decode(encoded).numpy())
+        np.testing.assert_array_equal(picture.pixels, evaluated(tmp_path / name))
         grey = picture.pixels[..., 0]
         assert np.abs(grey - levels / 257).max() <= 1
         assert (grey[0, 0], grey[-1, -1]) == (0, 255)
@@ -93,6 +93,7 @@ def test_32_bits_are_stretched(levels, tmp_path):
     expected = 255 * (own - own.min()) / (own.max() - own.min())
     assert np.abs(picture.pixels[..., 1] - expected).max() < 0.51
     assert "32 bits" in picture.notes[0]
+    np.testing.assert_array_equal(picture.pixels, evaluated(tmp_path / "a.tif"))
 
 
 def test_32_bits_that_hold_usual_levels_stay(tmp_path):
@@ -100,6 +101,7 @@ def test_32_bits_that_hold_usual_levels_stay(tmp_path):
     Image.fromarray(levels.astype(np.int32)).save(tmp_path / "a.tif")
     picture = read_picture(tmp_path / "a.tif")
     np.testing.assert_array_equal(picture.pixels[..., 2], levels)
+    np.testing.assert_array_equal(picture.pixels, evaluated(tmp_path / "a.tif"))
     assert picture.notes == ()
 
 
@@ -109,6 +111,8 @@ def test_what_is_not_finite_is_refused(tmp_path):
     Image.fromarray(levels).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match="a.tif: .*no finite numbers"):
         read_picture(tmp_path / "a.tif")
+    with pytest.raises(tf.errors.OpError):
+        evaluated(tmp_path / "a.tif")
 
 
 def test_transparency_is_told(tmp_path):

@@ -251,13 +251,50 @@ def decode_with_pillow(encoded: bytes) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(encoded))
-        if image.mode.startswith("I;16"):
-            # Pillow would clip the 16-bit levels at 255 instead of scaling them.
-            return Image.fromarray(np.uint8(np.asarray(image) // 257)).convert("RGB")
-        return image.convert("RGB")
+        # Of some files a palette is found only on loading.
+        image.load()
+        return to_rgb(image)[0]
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, struct.error and more.
         raise ValueError(str(error) or type(error).__name__) from error
+
+
+def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
+    """Brings an image of any mode to 8 bits a channel, red, green and blue.
+
+    Pillow would clip at 255 what has more than 8 bits.
+
+    Returns:
+      the image, and in a few words what was done to its levels, if anything was.
+
+    Raises:
+      ValueError: if its levels are no finite numbers.
+    """
+    png = image.format == "PNG"
+    # Before its version 11, Pillow has PNGs of 16 bits in 32.
+    if image.mode.startswith("I;16") or (png and image.mode == "I"):
+        levels = np.asarray(image)
+        # As TensorFlow reads them: libpng drops the lower byte.
+        levels = levels >> 8 if png else levels // 257
+        grey = Image.fromarray(levels.astype(np.uint8))
+        return grey.convert("RGB"), "16 bits brought to 8: 65,535 is white"
+    if image.mode in ("I", "F"):
+        levels, note = _stretched(image)
+        return Image.fromarray(levels).convert("RGB"), note
+    # A copy of a large image takes half a gigabyte.
+    return image if image.mode == "RGB" else image.convert("RGB"), ""
+
+
+def _stretched(image: Image.Image) -> tuple[np.ndarray, str]:
+    """Brings 32 bits a pixel, of which no format says the white, to 8."""
+    low, high = image.getextrema()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("it has levels that are no finite numbers")
+    levels = np.asarray(image, np.float32)
+    if low >= 0 and 1 < high <= 255:
+        return np.round(levels).astype(np.uint8), ""
+    levels = np.round((levels - low) / max(high - low, 1e-30) * 255).astype(np.uint8)
+    return levels, f"32 bits brought to 8: {low:g} is black, {high:g} is white"
 
 
 def why_unreadable(encoded: bytes, error: Exception) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from vt_flax.data.images import to_rgb
 from vt_flax.errors import UserError, first_line
 
 # Beyond this Pillow takes an image for an attack. 540 MB as an array.
@@ -147,41 +148,21 @@ def _decode(name: str, image: Image.Image) -> Picture:
         image = ImageOps.exif_transpose(image)
         image.format = kind
     # The mode is known only now: of some files a palette is found on loading.
-    pixels = np.asarray(_to_rgb(name, image, notes))
+    pixels = np.asarray(_to_rgb(image, notes))
     return Picture(name, pixels, tuple(notes))
 
 
-def _to_rgb(name: str, image: Image.Image, notes: list[str]) -> Image.Image:
-    png = image.format == "PNG"
-    # Before its version 11, Pillow has PNGs of 16 bits in 32.
-    if image.mode.startswith("I;16") or (png and image.mode == "I"):
-        notes.append("16 bits brought to 8: 65,535 is white")
-        levels = np.asarray(image)
-        # As evaluation has them: libpng drops the lower byte.
-        levels = levels >> 8 if png else levels // 257
-        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        return Image.fromarray(_stretched(name, image, notes)).convert("RGB")
+def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA"):
         transparent = image.getchannel("A").getextrema()[0] < 255
     else:
         transparent = "transparency" in image.info
-    if transparent:
+    rgb, note = to_rgb(image)
+    if note:
+        notes.append(note)
+    elif transparent:
         notes.append("transparent pixels in the colours that are stored for them")
-    # A copy of a large image takes half a gigabyte.
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _stretched(name: str, image: Image.Image, notes: list[str]) -> np.ndarray:
-    """Brings 32 bits a pixel, of which no format says the white, to 8."""
-    low, high = image.getextrema()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise UserError(f"{name}: has levels that are no finite numbers")
-    levels = np.asarray(image, np.float32)
-    if low >= 0 and 1 < high <= 255:
-        return np.round(levels).astype(np.uint8)
-    notes.append(f"32 bits brought to 8: {low:g} is black, {high:g} is white")
-    return np.round((levels - low) / max(high - low, 1e-30) * 255).astype(np.uint8)
+    return rgb
 
 
 def _from_array(name: str, array: np.ndarray) -> np.ndarray:
