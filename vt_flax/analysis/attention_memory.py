@@ -22,6 +22,7 @@ from vt_flax.nn.local_attention import FORMULATIONS
 from vt_flax.nn.norm import Normalization
 from vt_flax.nn.pairwise_attention import PairwiseAttention
 from vt_flax.nn.patchwise_attention import PatchwiseAttention
+from vt_flax.parallel.child import read_request
 from vt_flax.parallel.topology import compile_apart, tpu_devices
 
 # The input of a block of stage 2, of all the families.
@@ -111,7 +112,7 @@ def _rows(device: jax.Device) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     try:
-        chips = tpu_devices(json.load(sys.stdin)["topology"])
+        chips = tpu_devices(read_request()["topology"])
         print(json.dumps(_rows(chips[0])))
     except UserError as error:
         sys.exit(str(error))

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from vt_flax.analysis.steps import STEPS
 from vt_flax.errors import UserError
+from vt_flax.parallel.child import read_request
 from vt_flax.parallel.mesh import check_batch, make_mesh
 from vt_flax.training.config import resolve
 
@@ -110,7 +111,7 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(_compile(json.load(sys.stdin))))
+        print(json.dumps(_compile(read_request())))
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(error.status)

@@ -16,6 +16,7 @@ from vt_flax.analysis.step_costs import read_costs
 from vt_flax.analysis.steps import OURS, STEPS
 from vt_flax.analysis.topology import GIB
 from vt_flax.errors import UserError
+from vt_flax.parallel.child import read_request
 from vt_flax.parallel.mesh import make_mesh
 from vt_flax.parallel.topology import compile_apart, tpu_devices
 from vt_flax.training.config import resolve
@@ -122,6 +123,6 @@ def sizes_told(told: str) -> dict[str, int]:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(_compile(json.load(sys.stdin))))
+        print(json.dumps(_compile(read_request())))
     except UserError as error:
         sys.exit(str(error))
