@@ -1,6 +1,7 @@
 """What the processes tell each other, with threads in the place of processes."""
 
 import contextlib
+import os
 import socket
 import struct
 import threading
@@ -255,3 +256,17 @@ def test_a_stranger_at_the_port_disturbs_nothing():
                 time.sleep(0.3)
         assert it.gather("start", {0: 1, 1: 2}) == {0: [1, 2], 1: [1, 2]}
     assert not it.ended
+
+
+def test_strangers_leave_nothing_open():
+    """A machine's health is looked at again and again, for days."""
+
+    def open_files():
+        return len(os.listdir("/proc/self/fd"))
+
+    with pod(2, Limits(start=20)) as it:
+        before = open_files()
+        for _ in range(30):
+            socket.create_connection(it.links[1]._address).close()
+        wait_until(lambda: open_files() <= before + 1)
+        assert it.gather("start", {0: 1, 1: 2}) == {0: [1, 2], 1: [1, 2]}

@@ -263,7 +263,9 @@ class Link:
             while not self._closing:
                 for key, _ in selector.select(timeout=BEAT / 4):
                     if key.fileobj is self._listener:
-                        add(self._listener.accept()[0])
+                        # It may be gone again, or too many files open just now.
+                        with contextlib.suppress(OSError):
+                            add(self._listener.accept()[0])
                         continue
                     connection = key.fileobj
                     messages, more = lines[connection].read(connection)
@@ -274,7 +276,10 @@ class Link:
                                 self._hear(connection, owners, message)
                         if not more:
                             selector.unregister(connection)
-                            self._closed(owners.get(connection))
+                            # Of a stranger too, of whom there may be many.
+                            connection.close()
+                            del lines[connection]
+                            self._closed(owners.pop(connection, None))
                 now = time.monotonic()
                 if now - beat > BEAT:
                     beat = now
