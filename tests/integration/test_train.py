@@ -1,5 +1,6 @@
 """Training, resuming and evaluating a tiny network, from end to end."""
 
+import itertools
 import json
 import os
 import shutil
@@ -318,6 +319,24 @@ def test_a_checkpoint_comes_after_some_minutes_at_the_latest(
     steps = [r["step"] for r in read_metrics(tmp_path) if r["kind"] == "checkpoint"]
     assert len(steps) > 2 and steps[-1] == 8, steps
     assert_same(last_state(run, workdir), last_state(run, tmp_path))
+
+
+def test_what_is_asked_for_while_an_evaluation_begins_is_saved(
+    digits, tmp_path, monkeypatch
+):
+    """By the very step that is evaluated, whose answer is read just before."""
+    batches, usual = itertools.count(1), loop.Requests.batch
+
+    def asking(self):
+        if next(batches) == 4:
+            self.save()
+        return usual(self)
+
+    monkeypatch.setattr(loop.Requests, "batch", asking)
+    changes = {"eval.every": "4 steps", "checkpoint.every": "8 steps"}
+    loop.train(prepare(tiny(digits, **changes)), tmp_path)
+    steps = [r["step"] for r in read_metrics(tmp_path) if r["kind"] == "checkpoint"]
+    assert steps == [4, 8]
 
 
 def test_the_best_checkpoint_can_be_evaluated(digits, tmp_path, capsys):

@@ -28,7 +28,7 @@ from vt_flax.training.initial import initialise
 from vt_flax.training.logging import Clock, RunLogger, memory, read_metrics
 from vt_flax.training.network_check import check_network
 from vt_flax.training.profiling import Profile
-from vt_flax.training.requests import NONE, SAVE, STOP, Requests, Stopped
+from vt_flax.training.requests import NONE, STOP, Requests, Stopped
 from vt_flax.training.run import Run
 from vt_flax.training.state import TrainState
 from vt_flax.training.step import compile_eval_step, compile_train_step
@@ -157,6 +157,9 @@ def _train(
     )
     eval_step = compile_eval_step(run.model, run.task, mesh)
     requests = Requests(mesh)
+
+    def saves(step: int) -> bool:
+        return step % save_every == 0 or step == total
 
     def evaluates(step: int) -> bool:
         return step % eval_every == 0 or step == total
@@ -292,13 +295,13 @@ def _train(
             jax.block_until_ready(metrics)
             clock.start(step)
             logger.say(f"first step after {time.monotonic() - begin:.0f} s")
-        saving = step % save_every == 0 or step == total or asked == SAVE
-        evaluating = evaluates(step)
-        if saving or evaluating or asked == STOP:
+        saving, evaluating = saves(step), evaluates(step)
+        if saving or evaluating or asked != NONE:
             # Only a state that is known to be finite is saved.
             settle()
             clock.pause()
-            if saving or asked == STOP:
+            # What this last step has brought may ask for it as well.
+            if saving or asked != NONE:
                 save(state, step)
                 saved_at = time.monotonic()
             if evaluating and asked != STOP:
