@@ -7,7 +7,7 @@ import pytest
 from flax import traverse_util
 
 from vt_flax.errors import UserError
-from vt_flax.models import create_model
+from vt_flax.models import create_model, model_options
 from vt_flax.training.config import default_config
 from vt_flax.training.optimizer import decayed, make_optimizer
 
@@ -192,6 +192,19 @@ def test_normalisation_and_biases_do_not_decay(params, name):
     assert not moved["head", "bias"]
     marks = traverse_util.flatten_dict(decayed(params))
     assert {path: bool(mark) for path, mark in marks.items()} == moved
+
+
+@pytest.mark.parametrize("name", ["san10_pairwise", "san10_patchwise", "aa_resnet34"])
+def test_biases_do_not_decay_whatever_they_are_called(name):
+    model = create_model(
+        name, stage_sizes=[1] * len(model_options(name)["stage_sizes"])
+    )
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    marks = traverse_util.flatten_dict(decayed(params))
+    ends = {path[-1] for path, mark in marks.items() if not mark}
+    assert ends - {"scale"} == {path[-1] for path in marks if "bias" in path[-1]}
+    assert ("map2_bias" in ends) == name.startswith("san")
 
 
 def test_decay_is_of_the_parameters_size(params):

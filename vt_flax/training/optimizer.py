@@ -13,9 +13,12 @@ NAMES = ("rmsprop_tf", "rmsprop_torch", "sgd", "adamw")
 
 def decayed(params: Any) -> Any:
     """Returns True for each parameter that decays: neither normalisation nor bias."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key not in ("scale", "bias"), params
-    )
+
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
+        name = path[-1].key
+        return name != "scale" and not name.endswith("bias")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def make_optimizer(
