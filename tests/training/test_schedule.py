@@ -10,7 +10,7 @@ import pytest
 
 from vt_flax.errors import UserError
 from vt_flax.training.config import default_config
-from vt_flax.training.schedule import duration_steps, make_schedule
+from vt_flax.training.schedule import duration_steps, interval_steps, make_schedule
 
 Fraction = fractions.Fraction
 IMAGENET = 1281167
@@ -254,6 +254,11 @@ def test_a_bad_duration_is_shown(changes):
         rates([0], **changes)
 
 
+def test_a_boundary_without_a_unit():
+    with pytest.raises(UserError, match="duration 30: write it as"):
+        rates([0], name="step", boundaries=[30])
+
+
 def test_a_warm_up_does_not_fall():
     with pytest.raises(
         UserError, match="warmup_rate 0.01 is above schedule.rate 0.001"
@@ -263,3 +268,12 @@ def test_a_warm_up_does_not_fall():
     assert set(rates([0, 9], name="constant", rate=0.5, warmup_rate=0.5)) == {0.5}
     without = rates([0], name="constant", rate=0.5, warmup="0 steps", warmup_rate=1.0)
     assert without == 0.5
+
+
+@pytest.mark.parametrize(
+    "text, steps",
+    [("7 steps", 7), ("0.1 steps", 1), ("0.5 epochs", 50), ("10 %", 100)],
+)
+def test_an_interval_is_at_least_a_step(text, steps):
+    size = {"examples": 1000, "batch": 10, "total": 1000}
+    assert interval_steps("eval.every", text, **size) == steps

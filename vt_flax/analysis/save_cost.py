@@ -43,7 +43,7 @@ def rows(run: Run, folder: str, saves: int) -> list[dict[str, Any]]:
             written.append(time.perf_counter() - begin)
         checkpoints.close()
     size = sum(x.nbytes for x in jax.tree.leaves(step.state))
-    interval = run.steps(config.checkpoint.every)
+    interval = run.every["checkpoint"]
     block = statistics.median(blocked[1:])
     return [
         {

@@ -1,6 +1,7 @@
 """The configuration: every key with its default, and how files and flags change it."""
 
 import ast
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -176,7 +177,7 @@ def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
     """Completes a partial configuration with defaults, then applies overrides.
 
     Raises:
-      UserError: for an unknown key or a wrong type.
+      UserError: for an unknown key, a wrong type, or a number that is not finite.
     """
     resolved = default_config()
     model = config.get("model", {})
@@ -198,6 +199,11 @@ def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
     resolved.model = ConfigDict({"name": model["name"], **options})
     _merge(resolved, {**config.to_dict(), "model": model}, "")
     _apply(resolved, overrides)
+    for key, value in _leaves(resolved):
+        for number in value if isinstance(value, list) else [value]:
+            # No comparison with a NaN holds, so that no limit would refuse it.
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"config.{key} {value}: must be finite")
     resolved.lock()
     return resolved
 

@@ -80,9 +80,9 @@ def _train(
     run: Run, workdir: pathlib.Path, stream: TextIO, stack: contextlib.ExitStack
 ) -> dict[str, dict[str, float]]:
     config, mesh, total = run.config, run.mesh, run.total_steps
-    log_every = run.steps(config.log.every)
-    eval_every = run.steps(config.eval.every)
-    save_every = run.steps(config.checkpoint.every)
+    log_every = run.every["log"]
+    eval_every = run.every["eval"]
+    save_every = run.every["checkpoint"]
 
     # Teacher: read before anything is written.
     teacher, teacher_variables, taught_by = find_teacher(config), None, ""

@@ -1,7 +1,7 @@
 """What training and evaluation both set up from a configuration."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import check_batch, make_mesh, state_sharding
 from vt_flax.training.checkpoint import abstract_like
 from vt_flax.training.optimizer import make_optimizer
-from vt_flax.training.schedule import duration_steps, make_schedule
+from vt_flax.training.schedule import duration_steps, interval_steps, make_schedule
 from vt_flax.training.state import TrainState, create_state
 from vt_flax.training.tasks import Task, make_task, task_of
 
@@ -37,6 +37,7 @@ class Run:
       schedule: learning rate by step.
       optimizer: the optimizer.
       total_steps: steps of the whole run.
+      every: steps from one to the next, by section: `log`, `eval` and `checkpoint`.
     """
 
     config: ConfigDict
@@ -48,18 +49,7 @@ class Run:
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     total_steps: int
-
-    def steps(self, duration: str) -> int:
-        """Returns the steps of a duration of the configuration, at least 1."""
-        return max(
-            1,
-            duration_steps(
-                duration,
-                examples=len(self.train_source),
-                batch=self.config.batch_size,
-                total=self.total_steps,
-            ),
-        )
+    every: Mapping[str, int]
 
     @property
     def _create(self) -> Callable[[], TrainState]:
@@ -119,16 +109,7 @@ def check_step(config: ConfigDict, devices: int) -> None:
     task_of(config).check_config(config, part)
 
 
-def prepare(config: ConfigDict) -> Run:
-    """Opens the data and builds everything that a configuration describes.
-
-    Raises:
-      UserError: for whatever in the configuration does not fit together.
-    """
-    mesh = make_mesh(fsdp=config.parallel.fsdp)
-    check_step(config, mesh.size)
-    data = config.data
-    kind = task_of(config)
+def _check_numbers(config: ConfigDict) -> None:
     for key, value in (
         ("ema.decay", config.ema.decay),
         ("loss.label_smoothing", config.loss.label_smoothing),
@@ -151,6 +132,21 @@ def prepare(config: ConfigDict) -> Run:
     ):
         if value < least:
             raise UserError(f"{key} {value}: must be at least {least}")
+    if config.optimizer.epsilon <= 0:
+        raise UserError(f"optimizer.epsilon {config.optimizer.epsilon}: must be over 0")
+
+
+def prepare(config: ConfigDict) -> Run:
+    """Opens the data and builds everything that a configuration describes.
+
+    Raises:
+      UserError: for whatever in the configuration does not fit together.
+    """
+    mesh = make_mesh(fsdp=config.parallel.fsdp)
+    check_step(config, mesh.size)
+    data = config.data
+    kind = task_of(config)
+    _check_numbers(config)
     # Process 0 first: a dataset that this package makes itself is made by one.
     if jax.process_index():
         processes.gather("data", None)
@@ -168,9 +164,12 @@ def prepare(config: ConfigDict) -> Run:
     total = duration_steps(config.duration, examples=examples, batch=config.batch_size)
     if total < 1:
         raise UserError(f"duration {config.duration!r} is less than a step")
-    schedule = make_schedule(
-        config.schedule, examples=examples, batch=config.batch_size, total=total
-    )
+    size = {"examples": examples, "batch": config.batch_size, "total": total}
+    every = {
+        section: interval_steps(f"{section}.every", config[section].every, **size)
+        for section in ("log", "eval", "checkpoint")
+    }
+    schedule = make_schedule(config.schedule, **size)
     optimizer = make_optimizer(config.optimizer, schedule)
     return Run(
         config,
@@ -182,4 +181,5 @@ def prepare(config: ConfigDict) -> Run:
         schedule,
         optimizer,
         total,
+        every,
     )

@@ -35,6 +35,25 @@ def duration_steps(
     return round(_exact_steps(text, examples, batch, total or 0))
 
 
+def interval_steps(key: str, text: str, **size: int) -> int:
+    """Returns the steps from one time to the next, at least 1.
+
+    Args:
+      key: of the configuration, for the message.
+      text: see `duration_steps`.
+      **size: `examples`, `batch` and `total`, likewise.
+
+    Raises:
+      UserError: if `text` is no duration, or nothing at all.
+    """
+    if not _parse(text)[0]:
+        raise UserError(
+            f"{key} {text!r}: must be over 0; to have it at the end alone, write "
+            "'100 %'"
+        )
+    return max(1, duration_steps(text, **size))
+
+
 def make_schedule(
     config: ConfigDict, *, examples: int, batch: int, total: int
 ) -> optax.Schedule:
@@ -54,8 +73,14 @@ def make_schedule(
       total: steps of the run.
 
     Raises:
-      UserError: for an unknown name, a bad duration, or a warm-up that falls.
+      UserError: for an unknown name, a bad duration, a rate or a factor out of range,
+        or a warm-up that falls.
     """
+    for key in ("rate", "warmup_rate"):
+        if config[key] < 0:
+            raise UserError(f"schedule.{key} {config[key]}: must be at least 0")
+    if config.decay_factor <= 0:
+        raise UserError(f"schedule.decay_factor {config.decay_factor}: must be over 0")
 
     def steps(text: str) -> int:
         return duration_steps(text, examples=examples, batch=batch, total=total)
@@ -129,7 +154,9 @@ def _exact_steps(
 
 
 def _parse(text: str) -> tuple[fractions.Fraction, str]:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)\s*", text)
+    pattern = r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)\s*"
+    # In a list of them anything may stand.
+    match = isinstance(text, str) and re.fullmatch(pattern, text)
     if not match:
         raise UserError(
             f"duration {text!r}: write it as '1000 steps', '90 epochs' or '5 %'"
