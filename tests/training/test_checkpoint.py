@@ -183,6 +183,37 @@ def test_the_best_are_kept_beside_the_newest(tmp_path):
     assert Checkpoints(tmp_path, read_only=True).steps() == []
 
 
+def test_a_run_that_has_gone_back_keeps_its_best_too(tmp_path):
+    """From before a step that diverged, or because the newest were damaged."""
+    best = Checkpoints(tmp_path, keep=2, best=True)
+    assert best.save_if_best(8, state_of(8), 60.0)
+    assert best.save_if_best(9, state_of(9), 70.0)
+    best.close()
+    best = Checkpoints(tmp_path, keep=2, best=True)
+    assert not best.save_if_best(5, state_of(5), 50.0)
+    assert best.save_if_best(6, state_of(6), 80.0)
+    assert best.steps() == [6, 9] and best.best_step() == 6
+    assert not best.save_if_best(9, state_of(1), 65.0)
+    assert same(best.restore(LIKE, 9).state, state_of(9))
+    assert best.save_if_best(9, state_of(2), 75.0)
+    best.close()
+    again = Checkpoints(tmp_path, keep=2, best=True)
+    assert again.steps() == [6, 9] and again.best_step() == 6
+    assert same(again.restore(LIKE, 9).state, state_of(2))
+    again.close()
+
+
+def test_a_checkpoint_of_a_step_before_the_newest_is_written(written, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(written, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    checkpoints = Checkpoints(workdir, keep=3)
+    checkpoints.save(2, state_of(4))
+    checkpoints.wait()
+    assert same(checkpoints.restore(LIKE, 2).state, state_of(4))
+    checkpoints.close()
+
+
 def test_what_was_half_written_is_cleared_away(written, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(written, workdir)

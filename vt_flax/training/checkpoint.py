@@ -147,7 +147,9 @@ class Checkpoints:
             state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record)
         )
         with self._told():
-            self._manager.save(step, args=items, metrics={METRIC: metric})
+            # Orbax would leave out, in silence, a step before the newest: of a run that
+            # has gone back the best may be ahead of it.
+            self._manager.save(step, args=items, metrics={METRIC: metric}, force=True)
 
     def save_if_best(self, step: int, state: TrainState, metric: float) -> bool:
         """Saves a state if it is among the best so far; tells whether it is.
@@ -155,8 +157,13 @@ class Checkpoints:
         When this returns it is written.
         """
         values = self._values()
-        full = len(values) >= self._keep
-        if step in values or (full and metric <= min(values.values())):
+        if step in values:
+            # A run that has gone back came by here before.
+            if metric <= values[step]:
+                return False
+            with self._told():
+                self._manager.delete(step)
+        elif len(values) >= self._keep and metric <= min(values.values()):
             return False
         self.save(step, state, metric=metric)
         self.wait()
