@@ -106,13 +106,17 @@ def _every_process_keeps_its_programs() -> None:
     compiler._cache_write = write_as_the_first
 
 
-def _run(name: str, words: Sequence[str], devices: int, output: pathlib.Path) -> None:
+def _run(
+    name: str, words: Sequence[str], devices: int, output: pathlib.Path, home: str
+) -> None:
     """Runs `python -m vt_flax.NAME`, in a process of its own."""
     spare_the_collector()
     os.chdir(ROOT)
     for stream, file in ((1, output), (2, output.with_suffix(".err"))):
         os.dup2(os.open(file, os.O_WRONLY), stream)
     os.environ.update(quick(devices))
+    if home:
+        os.environ["HOME"] = home
     # Read when JAX was imported.
     jax.config.update("jax_disable_most_optimizations", True)
     _every_process_keeps_its_programs()
@@ -124,13 +128,18 @@ class Process:
     """A command in a process of its own, whose output can be waited for."""
 
     def __init__(
-        self, name: str, words: Sequence[str], devices: int, output: pathlib.Path
+        self,
+        name: str,
+        words: Sequence[str],
+        devices: int,
+        output: pathlib.Path,
+        home: str = "",
     ):
         self.output = output
         for file in (output, output.with_suffix(".err")):
             file.write_text("")
         self._process = _starter.Process(
-            target=_run, args=(name, words, devices, output)
+            target=_run, args=(name, words, devices, output, home)
         )
         self._process.start()
 
@@ -181,6 +190,7 @@ def pod(
     count: int | None = None,
     extra: Sequence[str] = (),
     command: str = "train",
+    homes: Sequence[Any] = (),
 ) -> Iterator[list[Process]]:
     """Starts processes that train together, and ends those that are left.
 
@@ -192,6 +202,7 @@ def pod(
       count: how many are told to be there, if that is not so.
       extra: arguments of all.
       command: which; another than `train` gets `extra` alone.
+      homes: the home folder of each, as on machines of their own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port, count = free_port(), count or len(changes)
@@ -205,7 +216,9 @@ def pod(
             if count > 1:
                 words += ["--coordinator", f"127.0.0.1:{port}"]
                 words += ["--processes", str(count), "--process", str(i)]
-            processes.append(Process(command, words, devices, folder / f"{i}.out"))
+            home = str(homes[i]) if homes else ""
+            output = folder / f"{i}.out"
+            processes.append(Process(command, words, devices, output, home))
         yield processes
     finally:
         for process in processes:

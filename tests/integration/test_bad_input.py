@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from vt_flax import cli, evaluate, prepare_data, summarize, train
-from vt_flax.training.checkpoint import write_config
+from vt_flax.data.folders import FolderSource
+from vt_flax.training.checkpoint import check_same_run, trained_on, write_config
 from vt_flax.training.config import load_config
 
 QUICKSTART = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
@@ -117,6 +118,38 @@ def test_a_workdir_of_another_model_is_left_alone(
 
     (tmp_path / "config.json").write_text("{")
     assert "cannot be read" in refusal(train.main, arguments, monkeypatch, capsys)
+
+
+def test_a_workdir_of_other_data_is_left_alone(tmp_path, monkeypatch, capsys):
+    """The same folder, which has become another since."""
+    images, workdir = tmp_path / "images", tmp_path / "run"
+    for label in "ab":
+        (images / label).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (9, 9)).save(images / label / f"{i}.png")
+    words = [f"--config.data.name=folder:{images}"]
+    words += [f"--config.data.{split}_split=all" for split in ("train", "eval")]
+    config, source = load_config(QUICKSTART, words), FolderSource(images, "all")
+    workdir.mkdir()
+    write_config(workdir, config, "ab", [], data=trained_on(source))
+    before = (workdir / "config.json").read_bytes()
+    words += ["--config", QUICKSTART, "--workdir", str(workdir)]
+
+    def refused():
+        line = refusal(train.main, words, monkeypatch, capsys)
+        assert "choose another workdir" in line
+        assert (workdir / "config.json").read_bytes() == before
+        return line
+
+    assert check_same_run(workdir, config, "", "ab", trained_on(source)) == []
+    (images / "a" / "3.png").rename(images / "a" / "5.png")
+    assert "the examples to train on are others" in refused()
+    (images / "a" / "5.png").unlink()
+    assert "examples to train on: 8 -> 7" in refused()
+    (images / "b").rename(images / "c")
+    assert "class 1: 'b' -> 'c'" in refused()
+    (images / "d").mkdir()
+    assert "classes: 2 -> 3" in refused()
 
 
 def test_a_workdir_that_cannot_be_written(digits, tmp_path, monkeypatch, capsys):

@@ -207,6 +207,25 @@ def test_workdirs_that_differ(data, tmp_path):
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
 
 
+def test_copies_of_the_data_that_differ(data, tmp_path):
+    """Machines with a copy each, of which one has an image less, or another class."""
+    homes = [tmp_path / "one", tmp_path / "other"]
+    for home in homes:
+        changes, file = make_images(home / "images")
+    changes = data | changes | {"data.name": "folder:~/images"}
+
+    def refused(told):
+        with pod(tmp_path, [changes] * 2, homes=homes) as it:
+            ends(it, 2, " reads other data than process 0 (")
+            assert told in it[0].err
+        assert not (tmp_path / "run").exists()
+
+    file.unlink()
+    refused("eval.examples: 40 -> 39")
+    (homes[1] / "images" / "b").rename(homes[1] / "images" / "c")
+    refused("eval.classes.1: 'b' -> 'c'")
+
+
 def test_one_that_cannot_read_tells_the_others_why(plain, tmp_path):
     """A file that is gone in the midst of a run, on process 0's or 1's turn."""
     own, file = make_images(tmp_path / "images")

@@ -1,7 +1,9 @@
 """Images in class folders."""
 
+import hashlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -66,6 +68,12 @@ class FolderSource(RandomAccessSource):
     def __len__(self) -> int:
         """Returns the number of images."""
         return len(self._files)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what makes the split the one it is: see `Source.identity`."""
+        names = "\n".join(f"{file.parent.name}/{file.name}" for file, _ in self._files)
+        digest = hashlib.sha256(names.encode("utf-8", "surrogateescape"))
+        return super().identity() | {"names": digest.hexdigest()[:16]}
 
     def read(self, indices: Sequence[int]) -> list[Example]:
         """Returns the examples at some indices, still encoded."""

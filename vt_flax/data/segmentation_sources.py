@@ -77,6 +77,10 @@ class TFDSPairs(TFDSRecords):
                 "palette's colours; make an image_mask_folder of its images and masks"
             )
 
+    def identity(self) -> dict[str, Any]:
+        """Returns what makes the split the one it is: see `Source.identity`."""
+        return super().identity() | {"label_map": self.label_map.tolist()}
+
     def label_feature(self) -> Any:
         """Returns how TensorFlow reads the mask of a record."""
         tf = tensorflow()

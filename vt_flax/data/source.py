@@ -44,6 +44,18 @@ class Source(abc.ABC):
     def __len__(self) -> int:
         """Returns the number of examples."""
 
+    def identity(self) -> dict[str, Any]:
+        """Returns what makes the split the one it is, as JSON can write it.
+
+        By this processes see whether they read the same, and a run that goes on whether
+        it still does.
+        """
+        return {
+            "examples": len(self),
+            "classes": {str(i): name for i, name in enumerate(self.class_names)},
+            "mirrored": [int(other) for other in self.mirrored],
+        }
+
     def are_classes(self, labels: np.ndarray) -> np.ndarray:
         """Tells which labels are classes."""
         return (labels >= 0) & (labels < len(self.class_names))

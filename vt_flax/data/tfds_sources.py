@@ -39,6 +39,7 @@ class TFDSRecords(RandomAccessSource):
         import tensorflow_datasets as tfds
 
         self._keys = tuple(keys)
+        self._version = builder.info.full_name
         self._data = builder.as_data_source(
             split, decoders={key: tfds.decode.SkipDecoding() for key in encoded}
         )
@@ -52,6 +53,10 @@ class TFDSRecords(RandomAccessSource):
     def __len__(self) -> int:
         """Returns the number of examples."""
         return len(self._data)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what makes the split the one it is: see `Source.identity`."""
+        return super().identity() | {"version": self._version}
 
     def read(self, indices: Sequence[int]) -> list[Example]:
         """Returns the examples at some indices, still encoded.
@@ -144,6 +149,10 @@ class TFDSStream(StreamSource):
     def __len__(self) -> int:
         """Returns the number of examples."""
         return self._builder.info.splits[self._split].num_examples
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what makes the split the one it is: see `Source.identity`."""
+        return super().identity() | {"version": self._builder.info.full_name}
 
     def stream(
         self, seed: int | None, part: int, parts: int, buffer: int

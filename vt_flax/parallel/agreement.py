@@ -53,10 +53,8 @@ def check_agreement(command: str, config: Mapping[str, Any]) -> None:
     """
     if not processes.several():
         return
-    text = json.dumps(config, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
     everyone = processes.gather(
-        "agreement", {"command": command, "configuration": digest}
+        "agreement", {"command": command, "configuration": digest(config)}
     )
     index = _other(everyone)
     if index is None:
@@ -67,15 +65,44 @@ def check_agreement(command: str, config: Mapping[str, Any]) -> None:
             f"{who} runs {everyone[index]['command']}, {first} "
             f"{everyone[0]['command']}: start the same command on all"
         )
-    # Only what is in doubt is sent: on a large pod it would be much.
-    configs = processes.gather(
-        "configuration", config if jax.process_index() in (0, index) else 0
-    )
-    lines = differences(configs[0], configs[index])
     raise UserError(
-        f"{who} has another configuration than {first}: {'; '.join(lines[:3])}"
-        f"{'; ...' if len(lines) > 3 else ''}"
+        f"{who} has another configuration than {first}: "
+        f"{_told('configuration', config, index)}"
     )
+
+
+def check_data(splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Checks that all processes read the same data.
+
+    A copy that is incomplete, or whose classes are others, would be trained on.
+
+    Args:
+      splits: the identity of each split, by its name; see `Source.identity`.
+
+    Raises:
+      UserError: everywhere alike, naming who differs in what.
+    """
+    index = _other(processes.gather("data read", digest(splits)))
+    if index is not None:
+        raise UserError(
+            f"{processes.names([index])} reads other data than {processes.names([0])}: "
+            f"{_told('data found', splits, index)}; copy it anew, or set data.data_dir "
+            "to a folder that all machines share"
+        )
+
+
+def digest(content: Any) -> str:
+    """Returns a digest of what JSON can write."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _told(name: str, own: Mapping[str, Any], index: int) -> str:
+    """Says in what a process differs from process 0; all are to call it."""
+    # Only what is in doubt is sent: on a large pod it would be much.
+    found = processes.gather(name, own if jax.process_index() in (0, index) else 0)
+    lines = differences(found[0], found[index])
+    return "; ".join(lines[:3]) + ("; ..." if len(lines) > 3 else "")
 
 
 def _other(everyone: Sequence[Any]) -> int | None:

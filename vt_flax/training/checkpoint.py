@@ -13,7 +13,7 @@ import pathlib
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,9 +22,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from vt_flax.data.source import Source
 from vt_flax.errors import UserError, differences, first_line
 from vt_flax.locks import Held, lock
 from vt_flax.parallel import processes
+from vt_flax.parallel.agreement import digest
 from vt_flax.training.state import TrainState
 from vt_flax.version import __version__
 
@@ -489,6 +491,7 @@ def write_config(
     class_names: Sequence[str],
     mirrored: Sequence[int],
     teacher: str = "",
+    data: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes what a run is to its workdir.
 
@@ -498,6 +501,7 @@ def write_config(
       class_names: of the dataset, for those who use the network without it.
       mirrored: see `Source`.
       teacher: which weights teach, if any do; see `Teacher.load`.
+      data: what `trained_on` says of the training split.
     """
     content = {
         "format": FORMAT,
@@ -506,6 +510,7 @@ def write_config(
         "class_names": list(class_names),
         "mirrored": list(mirrored),
         "teacher": teacher,
+        "data": data,
     }
     text = json.dumps(content, indent=2)
     file = workdir / CONFIG_FILE
@@ -541,17 +546,34 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     return content
 
 
+def trained_on(source: Source) -> dict[str, Any]:
+    """Returns what a run notes of its training split, to see whether it changes."""
+    return {"examples": len(source), "identity": digest(source.identity())}
+
+
 def check_same_run(
-    workdir: pathlib.Path, config: ConfigDict, teacher: str = ""
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    teacher: str = "",
+    class_names: Sequence[str] = (),
+    data: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Checks that a workdir's run may go on under a configuration, and a teacher.
+    """Checks that a workdir's run may go on with what it is told, and finds.
+
+    Args:
+      workdir: folder of the run.
+      config: the resolved configuration.
+      teacher: see `write_config`.
+      class_names: likewise; empty: not compared.
+      data: likewise; None: not compared.
 
     Returns:
       What differs, a line each; empty for a new run.
 
     Raises:
       UserError: if its model, optimizer or averages are others, whose state would not
-        fit, or its dataset, seed or batch size, which fix the order of the examples.
+        fit; or its dataset, seed or batch size, which fix the order of the examples; or
+        what the classes mean.
     """
     if not (workdir / CONFIG_FILE).exists():
         if (workdir / "checkpoints").is_dir() and any(
@@ -572,12 +594,19 @@ def check_same_run(
         "batch_size:",
         "data.name:",
         "data.train_split:",
+        "segmentation.label_map:",
+        "segmentation.mask_feature:",
     )
     clashes = [line for line in lines if line.startswith(fixed)]
     # Switched on or off, these change what a state holds.
     for section, key in (("ema", "decay"), ("optimizer", "momentum")):
         if bool(old[section][key]) != bool(config[section][key]):
             clashes += [line for line in lines if line.startswith(f"{section}.{key}:")]
+    if class_names:
+        clashes += _other_classes(content["class_names"], class_names)
+    # Workdirs of before have nothing of it.
+    if data and content.get("data"):
+        clashes += _other_data(content["data"], data)
     if clashes:
         raise UserError(
             f"{workdir} holds another run ({'; '.join(clashes[:3])}"
@@ -587,6 +616,22 @@ def check_same_run(
     if teacher and taught and teacher != taught:
         lines.append(f"the teacher: {taught} -> {teacher}")
     return lines
+
+
+def _other_classes(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    if len(old) != len(new):
+        # A workdir may have none, and classes by their numbers.
+        return [f"classes: {len(old)} -> {len(new)}"] if old else []
+    pairs = enumerate(zip(old, new, strict=True))
+    return [f"class {i}: {a!r} -> {b!r}" for i, (a, b) in pairs if a != b]
+
+
+def _other_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    if old["examples"] != new["examples"]:
+        return [f"examples to train on: {old['examples']:,} -> {new['examples']:,}"]
+    if old["identity"] != new["identity"]:
+        return ["the examples to train on are others, or of another version"]
+    return []
 
 
 def abstract_like(state: Any, shardings: Any) -> Any:

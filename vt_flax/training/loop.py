@@ -21,6 +21,7 @@ from vt_flax.training.checkpoint import (
     Window,
     check_same_run,
     locked,
+    trained_on,
     write_config,
 )
 from vt_flax.training.evaluation import evaluate
@@ -91,7 +92,8 @@ def _train(
 
     # Workdir: whose run is it, and is it all processes' and nobody else's?
     check_shared(workdir)
-    changes = check_same_run(workdir, config, taught_by)
+    classes, data = run.task.class_names, trained_on(run.train_source)
+    changes = check_same_run(workdir, config, taught_by, classes, data)
     notes = augment.check_device(config.data, batch_sharding(mesh))
     examples = config.batch_size // mesh.size // config.accumulation
     check_network(run.model, run.task.input_size(config), mesh, examples)
@@ -130,9 +132,7 @@ def _train(
         stack.callback(best.close)
     try:
         if jax.process_index() == 0:
-            write_config(
-                workdir, config, run.task.class_names, run.task.mirrored, taught_by
-            )
+            write_config(workdir, config, classes, run.task.mirrored, taught_by, data)
         aside = {step: checkpoints.set_aside(step) for step in damaged}
     except OSError as error:
         raise _unwritable(workdir, error) from error

@@ -15,6 +15,7 @@ from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.nn.norm import parse_span
 from vt_flax.parallel import processes
+from vt_flax.parallel.agreement import check_data
 from vt_flax.parallel.mesh import check_batch, make_mesh, state_sharding
 from vt_flax.training.checkpoint import abstract_like
 from vt_flax.training.optimizer import make_optimizer
@@ -154,6 +155,7 @@ def prepare(config: ConfigDict) -> Run:
     eval_source = kind.open_source(config, data.eval_split)
     if jax.process_index() == 0:
         processes.gather("data", None)
+    check_data({"train": train_source.identity(), "eval": eval_source.identity()})
     if train_source.class_names != eval_source.class_names:
         raise UserError(
             f"{train_source.name} and {eval_source.name} have different classes"
