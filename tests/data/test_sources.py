@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from vt_flax.data import folders
 from vt_flax.data.images import decode_with_pillow as decode
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
@@ -134,6 +135,34 @@ def test_files_of_other_kinds_are_left_out(flat):
     source = open_source(f"folder:{flat}", "all")
     assert len(source) == 33
     assert source.class_names == ("ant", "bee", "cow")
+    (note,) = source.notes
+    assert note.startswith(f"{flat}: 2 files are left out") and "(.db, .txt)" in note
+
+
+def test_a_class_without_images(flat):
+    """Of all data it is a mistake, as of files in a format that is not read."""
+    (flat / "dog").mkdir()
+    (flat / "dog" / "1.heic").write_bytes(b"no image")
+    with pytest.raises(UserError, match=f"no images in {flat / 'dog'}, which would be"):
+        open_source(f"folder:{flat}", "all")
+
+
+def test_a_class_of_which_a_split_has_none(split):
+    (split / "test" / "bee" / "0008.png").unlink()
+    (split / "test" / "bee" / "0009.png").unlink()
+    source = open_source(f"folder:{split}", "test")
+    assert source.class_names == ("ant", "bee") and labels(source) == [0]
+    assert source.notes == (f"{split / 'test'} has no images of bee",)
+    assert open_source(f"folder:{split}", "train").notes == ()
+
+
+def test_a_folder_that_may_not_be_read(flat, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(folders, "_images", refuse)
+    with pytest.raises(UserError, match=f"^{flat / 'ant'}: Permission denied"):
+        open_source(f"folder:{flat}", "all")
 
 
 @pytest.mark.parametrize("name", ["._0000.png", ".hidden.jpg"])
@@ -190,6 +219,13 @@ def test_a_bad_slice(flat, text):
 def test_an_empty_slice(flat):
     with pytest.raises(UserError, match=r"'all\[33:\]' .* is empty"):
         open_source(f"folder:{flat}", "all[33:]")
+
+
+@pytest.mark.parametrize("text", ["180%", "34"])
+def test_a_slice_beyond_the_images(flat, text):
+    with pytest.raises(UserError, match=f"{text} is beyond the 33 images"):
+        open_source(f"folder:{flat}", f"all[:{text}]")
+    assert len(open_source(f"folder:{flat}", "all[:33]")) == 33
 
 
 # The embedded digits.

@@ -24,7 +24,13 @@ class FolderSource(RandomAccessSource):
     """
 
     def __init__(self, path: epath.Path, split: str):
-        path = path.expanduser()
+        try:
+            self._open(path.expanduser(), split)
+        except OSError as error:
+            place = error.filename or path
+            raise UserError(f"{place}: {error.strerror or error}") from error
+
+    def _open(self, path: epath.Path, split: str) -> None:
         if not path.is_dir():
             raise UserError(f"folder:{path}: there is no such folder")
         name, first, last = _parse_split(split)
@@ -44,24 +50,31 @@ class FolderSource(RandomAccessSource):
                 f"write 'all', or a slice such as 'all[:80%]', instead of {split!r}"
             )
         classes = _subfolders(root)
-        files = [
-            (file, label)
-            for label, folder in enumerate(classes)
-            for file in sorted(folder.iterdir())
-            if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."
-        ]
+        files, empty, ignored = [], [], []
+        for label, folder in enumerate(classes):
+            images, others = _images(folder)
+            files += [(file, label) for file in images]
+            empty += [] if images else [folder]
+            ignored += others
         if not files:
             raise UserError(
                 f"no images in {root}: expected class folders with files "
                 f"{', '.join(IMAGE_SUFFIXES)}"
             )
+        if empty and not by_split:
+            raise UserError(
+                f"no images in {empty[0]}, which would be a class: expected files "
+                f"{', '.join(IMAGE_SUFFIXES)}; remove the folder, or convert its files"
+            )
+        self.notes = (*_told_empty(root, empty), *_told_ignored(root, ignored))
         if name == "all" and not by_split:
             order = np.random.Generator(np.random.Philox(key=0)).permutation(len(files))
             files = [files[i] for i in order]
-        files = files[_bound(first, len(files), 0) : _bound(last, len(files), None)]
+        self.name = f"folder:{path} {split}"
+        ends = _bound(self.name, first, len(files)), _bound(self.name, last, len(files))
+        files = files[slice(*ends)]
         if not files:
             raise UserError(f"split {split!r} of folder:{path} is empty")
-        self.name = f"folder:{path} {split}"
         self.class_names = tuple(folder.name for folder in classes)
         self._files = files
 
@@ -106,7 +119,41 @@ def _parse_split(split: str) -> tuple[str, str, str]:
     return name, first or "", last or ""
 
 
-def _bound(text: str, count: int, default: int | None) -> int | None:
+def _bound(name: str, text: str, count: int) -> int | None:
+    """Returns where a slice of so many examples begins or ends."""
     if not text:
-        return default
-    return round(count * int(text[:-1]) / 100) if text[-1] == "%" else int(text)
+        return None
+    number, most = (int(text[:-1]), 100) if text[-1] == "%" else (int(text), count)
+    if number > most:
+        raise UserError(f"{name}: {text} is beyond the {count:,} images that there are")
+    return round(count * number / 100) if text[-1] == "%" else number
+
+
+def _images(folder: epath.Path) -> tuple[list[epath.Path], list[str]]:
+    """Returns the images of a class in order, and the endings of its other files."""
+    images, others = [], []
+    for file in sorted(folder.iterdir()):
+        if file.name[0] == ".":
+            continue
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            images.append(file)
+        else:
+            others.append(file.suffix.lower())
+    return images, others
+
+
+def _told_empty(root: epath.Path, empty: Sequence[epath.Path]) -> list[str]:
+    # A split may lack a class, whose folder keeps the numbers of the others.
+    shown = ", ".join(folder.name for folder in empty[:5])
+    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    return [f"{root} has no images of {shown}{more}"] if empty else []
+
+
+def _told_ignored(root: epath.Path, endings: Sequence[str]) -> list[str]:
+    if not endings:
+        return []
+    kinds = ", ".join(sorted({ending or "none" for ending in endings})[:5])
+    return [
+        f"{root}: {len(endings):,} files are left out, which are no images by their "
+        f"endings ({kinds})"
+    ]
