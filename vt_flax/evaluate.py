@@ -32,7 +32,7 @@ from vt_flax import cli
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import on_devices_of
-from vt_flax.training.checkpoint import Checkpoints, read_run
+from vt_flax.training.checkpoint import Checkpoints, check_classes, read_run
 from vt_flax.training.config import resolve
 from vt_flax.training.evaluation import evaluate
 from vt_flax.training.loop import weights_of
@@ -80,6 +80,8 @@ def main(argv: Sequence[str]) -> None:
 
         modules = token_report.find_modules(config, len(content["class_names"]))
     run = prepare(config)
+    if note := check_classes(content, workdir, run.eval_source):
+        print(f"note: {note}", file=sys.stderr)
     segments = isinstance(run.task, Segmentation)
     if args.page and not segments:
         raise UserError(f"--page: {config.model.name} does not segment")
@@ -90,8 +92,12 @@ def main(argv: Sequence[str]) -> None:
     try:
         state = checkpoints.restore(run.abstract_state(), step).state
     except UserError as error:
-        steps = ", ".join(map(str, checkpoints.steps()))
-        raise UserError(f"{error}; name another of {steps} by --step") from error
+        others = [str(other) for other in checkpoints.steps() if other != step]
+        if others:
+            advice = f"name another of {', '.join(others)} by --step"
+        else:
+            advice = "leave out --best" if args.best else "try --best"
+        raise UserError(f"{error}; {advice}") from error
     finally:
         checkpoints.close()
 

@@ -1,6 +1,7 @@
 """Bad input gets one line and exit status 2, and nothing saved is lost."""
 
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,12 @@ from PIL import Image
 
 from vt_flax import cli, evaluate, prepare_data, summarize, train
 from vt_flax.data.folders import FolderSource
-from vt_flax.training.checkpoint import check_same_run, trained_on, write_config
+from vt_flax.training.checkpoint import (
+    check_classes,
+    check_same_run,
+    trained_on,
+    write_config,
+)
 from vt_flax.training.config import load_config
 
 QUICKSTART = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
@@ -148,15 +154,55 @@ def test_a_workdir_of_other_data_is_left_alone(tmp_path, monkeypatch, capsys):
     assert "examples to train on: 8 -> 7" in refused()
     (images / "b").rename(images / "c")
     assert "class 1: 'b' -> 'c'" in refused()
-    (images / "d").mkdir()
+    shutil.copytree(images / "c", images / "d")
     assert "classes: 2 -> 3" in refused()
+    # What it has learnt is not to be taken for what it has not.
+    words = ["--workdir", str(workdir)]
+    line = refusal(evaluate.main, words, monkeypatch, capsys)
+    assert f"has other classes than the run in {workdir}: classes: 2 -> 3" in line
+    shutil.rmtree(images / "d")
+    line = refusal(evaluate.main, words, monkeypatch, capsys)
+    assert f"has other classes than the run in {workdir}: class 1: 'b' -> 'c'" in line
+
+
+def test_another_dataset_may_call_its_classes_otherwise(tmp_path):
+    for name in "xy":
+        (tmp_path / name).mkdir()
+        Image.new("L", (9, 9)).save(tmp_path / name / "0.png")
+    source = FolderSource(tmp_path, "all")
+    run = {"config": {"data": {"name": "digits"}}, "class_names": ["x", "z"]}
+    told = check_classes(run, tmp_path / "run", source)
+    assert "class 1: 'z' -> 'y'" in told
+    assert check_classes({**run, "class_names": ["x", "y"]}, tmp_path, source) == ""
+    # An imported network may have none.
+    assert check_classes({**run, "class_names": []}, tmp_path, source) == ""
+
+
+def test_a_workdir_that_is_none(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    words = ["--workdir", str(file)]
+    line = refusal(evaluate.main, words, monkeypatch, capsys)
+    assert line == f"error: {file} is a file: name a run's folder"
+    for content in ("[]", "{}", "{"):
+        (tmp_path / "config.json").write_text(content)
+        words = ["--workdir", str(tmp_path)]
+        line = refusal(evaluate.main, words, monkeypatch, capsys)
+        assert "config.json cannot be read: it is damaged, or not of a run" in line
 
 
 def test_a_workdir_that_cannot_be_written(digits, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
-    arguments = ["--config", QUICKSTART, "--workdir", str(tmp_path / "file" / "run")]
-    arguments.append(f"--config.data.data_dir={digits}")
-    assert "--workdir" in refusal(train.main, arguments, monkeypatch, capsys)
+    for name, message in (
+        ("file/run", "Not a directory"),
+        ("file", "is a file: name a folder"),
+        # As of a folder that may not be looked into.
+        ("x" * 300, "File name too long"),
+    ):
+        arguments = ["--config", QUICKSTART, "--workdir", str(tmp_path / name)]
+        arguments.append(f"--config.data.data_dir={digits}")
+        line = refusal(train.main, arguments, monkeypatch, capsys)
+        assert line.startswith("error: --workdir ") and message in line
 
 
 def test_evaluate_refuses(digits, tmp_path, monkeypatch, capsys):

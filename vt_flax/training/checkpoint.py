@@ -536,8 +536,15 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
         form, _ = content["format"], content["config"]
     except FileNotFoundError:
         raise UserError(f"{workdir} holds no run ({CONFIG_FILE} is missing)") from None
-    except (json.JSONDecodeError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error!r}") from error
+    except NotADirectoryError:
+        raise UserError(f"{workdir} is a file: name a run's folder") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} cannot be read: it is damaged, or not of a run of vt_flax's "
+            f"({type(error).__name__}: {error})"
+        ) from error
     if form != FORMAT:
         raise UserError(
             f"{file} has format {form}; this version reads {FORMAT}: choose another "
@@ -549,6 +556,35 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
 def trained_on(source: Source) -> dict[str, Any]:
     """Returns what a run notes of its training split, to see whether it changes."""
     return {"examples": len(source), "identity": digest(source.identity())}
+
+
+def check_classes(run: Mapping[str, Any], workdir: pathlib.Path, source: Source) -> str:
+    """Checks that a dataset's classes are those that a run has learnt.
+
+    Args:
+      run: see `read_run`.
+      workdir: the run's, for the message.
+      source: a split of the dataset.
+
+    Returns:
+      What differs where the dataset is another than the run's: names may be others
+      there that mean the same. Empty if nothing does.
+
+    Raises:
+      UserError: if the run's own dataset differs, or the number of classes does.
+    """
+    old, new = run["class_names"], source.class_names
+    lines = _other_classes(old, new)
+    if not lines:
+        return ""
+    told = (
+        f"{source.name} has other classes than the run in {workdir}: "
+        f"{'; '.join(lines[:3])}{'; ...' if len(lines) > 3 else ''}"
+    )
+    same = source.name.startswith(f"{run['config']['data']['name']} ")
+    if same or len(old) != len(new):
+        raise UserError(told)
+    return told
 
 
 def check_same_run(
@@ -575,14 +611,20 @@ def check_same_run(
         fit; or its dataset, seed or batch size, which fix the order of the examples; or
         what the classes mean.
     """
-    if not (workdir / CONFIG_FILE).exists():
-        if (workdir / "checkpoints").is_dir() and any(
-            (workdir / "checkpoints").iterdir()
-        ):
+    try:
+        if workdir.is_file():
+            raise UserError(f"--workdir {workdir} is a file: name a folder")
+        new = not (workdir / CONFIG_FILE).exists()
+        folder = workdir / "checkpoints"
+        if new and folder.is_dir() and any(folder.iterdir()):
             raise UserError(
                 f"{workdir} has checkpoints but no {CONFIG_FILE}: choose another "
                 "workdir"
             )
+    except OSError as error:
+        # Of what may not be looked into.
+        raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
+    if new:
         return []
     content = read_run(workdir)
     old, taught = content["config"], content.get("teacher", "")
