@@ -105,8 +105,13 @@ class FolderSource(RandomAccessSource):
 
 
 def _subfolders(path: epath.Path) -> list[epath.Path]:
+    # To ask a bucket, for each of a million images, whether it is a folder takes hours.
     return sorted(
-        entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."
+        entry
+        for entry in path.iterdir()
+        if entry.name[0] != "."
+        and entry.suffix.lower() not in IMAGE_SUFFIXES
+        and entry.is_dir()
     )
 
 
