@@ -51,6 +51,7 @@ def refusal(main, arguments, monkeypatch, capsys) -> str:
         ("--config.model.num_classes=12", "10 classes, the model 12"),
         ("--config.batch_size=12", "multiple of the 8 devices"),
         ("--config.model.norm_span=5", "does not divide"),
+        ("--config.model.dtype=float16", "train in bfloat16"),
         ("--config.parallel.cpu_devices=-1", "cpu_devices -1: must be at least 0"),
         ("--config.parallel.cpu_devices=3", "JAX has begun with 8 in this process"),
         ("--config.log.every=often", "often"),
@@ -101,7 +102,7 @@ def test_train_refuses_files_and_folders(tmp_path, monkeypatch, capsys):
         (tmp_path / "three" / "test" / label).mkdir(parents=True)
         Image.new("L", (9, 9)).save(tmp_path / "three" / "test" / label / "1.png")
     name = f"--config.data.name=folder:{tmp_path / 'three'}"
-    assert "different classes" in refused("--config", QUICKSTART, name)
+    assert "different classes (c): give" in refused("--config", QUICKSTART, name)
     assert not (tmp_path / "run").exists()
 
 

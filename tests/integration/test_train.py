@@ -19,6 +19,7 @@ from run_states import assert_same, changed, cut_off, last_state, leaves
 from vt_flax import evaluate
 from vt_flax.data import augment, pipeline
 from vt_flax.errors import UserError
+from vt_flax.parallel import processes
 from vt_flax.training import loop
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
@@ -88,6 +89,18 @@ def test_a_run_learns_and_writes_what_it_saw(trained):
     assert json.loads((workdir / "config.json").read_text())["config"] == (
         run.config.to_dict()
     )
+
+
+def test_what_comes_before_the_first_step_is_progress(digits, monkeypatch):
+    """Large datasets take long to open: nobody is to be taken for stalled."""
+    told = []
+    monkeypatch.setattr(processes, "report", told.append)
+    prepare(tiny(digits))
+    assert told == [
+        "opening the training split",
+        "opening the evaluation split",
+        "building the network",
+    ]
 
 
 def test_evaluation_equals_a_recount_image_by_image(trained):

@@ -88,12 +88,15 @@ def _train(
     # Teacher: read before anything is written.
     teacher, teacher_variables, taught_by = find_teacher(config), None, ""
     if teacher:
+        processes.report("reading the teacher")
         teacher_variables, taught_by = teacher.load(run.task, mesh)
 
     # Workdir: whose run is it, and is it all processes' and nobody else's?
+    processes.report("looking into the workdir")
     check_shared(workdir)
     classes, data = run.task.class_names, trained_on(run.train_source)
     changes = check_same_run(workdir, config, taught_by, classes, data)
+    processes.report("checking what the devices compute")
     notes = augment.check_device(config.data, batch_sharding(mesh))
     examples = config.batch_size // mesh.size // config.accumulation
     check_network(run.model, run.task.input_size(config), mesh, examples)
@@ -110,6 +113,7 @@ def _train(
     damaged: dict[int, str] = {}
     taken: list[str] = []
     saved = processes.gather("saved", checkpoints.steps())[0]
+    processes.report("restoring a checkpoint" if saved else "making the first state")
     if saved:
         restored = checkpoints.restore_newest(run.abstract_state())
         state, window, damaged = restored.state, restored.window, restored.damaged

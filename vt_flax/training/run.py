@@ -106,6 +106,11 @@ def check_step(config: ConfigDict, devices: int) -> None:
             f"model.norm_span {span} does not divide the {part} examples that are "
             "normalised together (batch_size, over accumulation)"
         )
+    if config.model.dtype == "float16":
+        raise UserError(
+            "model.dtype float16: small gradients would be lost, for losses are not "
+            "scaled: train in bfloat16"
+        )
     check_config(config.data)
     task_of(config).check_config(config, part)
 
@@ -151,14 +156,20 @@ def prepare(config: ConfigDict) -> Run:
     # Process 0 first: a dataset that this package makes itself is made by one.
     if jax.process_index():
         processes.gather("data", None)
+    processes.report("opening the training split")
     train_source = kind.open_source(config, data.train_split)
+    processes.report("opening the evaluation split")
     eval_source = kind.open_source(config, data.eval_split)
+    processes.report("building the network")
     if jax.process_index() == 0:
         processes.gather("data", None)
     check_data({"train": train_source.identity(), "eval": eval_source.identity()})
     if train_source.class_names != eval_source.class_names:
+        names = set(train_source.class_names) ^ set(eval_source.class_names)
+        told = ", ".join(map(str, sorted(names)[:5])) or "in another order"
         raise UserError(
-            f"{train_source.name} and {eval_source.name} have different classes"
+            f"{train_source.name} and {eval_source.name} have different classes "
+            f"({told}{', ...' if len(names) > 5 else ''}): give both the same"
         )
     model = model_for(config, len(train_source.class_names))
     check_source(train_source, model.num_classes)
