@@ -355,6 +355,31 @@ def test_folder_that_is_another_one(tmp_path):
         build.prepare("image_mask_folder", data, str(tmp_path / "two"))
 
 
+def test_folder_that_has_changed(tmp_path):
+    """What was made of it is not taken for what it is now."""
+    manual, data = tmp_path / "manual", str(tmp_path / "data")
+    make_folder(manual)
+    build.prepare("image_mask_folder", data, str(manual))
+
+    def refused():
+        with pytest.raises(UserError, match="manual has changed since .* move that da"):
+            build.prepare("image_mask_folder", data, str(manual))
+
+    classes = manual / "classes.txt"
+    classes.write_text("sky\ngrass\ncow\nfar away\n")
+    refused()
+    classes.unlink()
+    build.prepare("image_mask_folder", data, str(manual))
+    mask = manual / "masks" / "train" / "0.png"
+    whole = mask.read_bytes()
+    mask.write_bytes(whole[:-9])
+    refused()
+    mask.write_bytes(whole)
+    (manual / "images" / "val" / "1.png").unlink()
+    refused()
+    build.prepare("image_mask_folder", data)
+
+
 def test_images_are_never_turned(tmp_path):
     image = draw_image(0, 30, 20)
     exif = Image.Exif()

@@ -1,5 +1,6 @@
 """Anyone's own images and masks, in two folders, as a TFDS dataset."""
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,10 @@ from vt_flax.data.mask_labels import (
 )
 from vt_flax.errors import UserError
 
-# An entry of the metadata: the folder that the dataset was made of.
-MADE_OF = "made_of"
+# Entries of the metadata: the folder that the dataset was made of, and its files.
+MADE_OF, MADE_OF_FILES = "made_of", "made_of_files"
+# The classes' names, one a line.
+CLASSES = "classes.txt"
 
 
 class ImageMaskFolder(pairs.PairsBuilder):
@@ -68,11 +71,12 @@ class ImageMaskFolder(pairs.PairsBuilder):
             }
         else:
             splits = {"train": _pairs(images, masks)}
-        return pairs.Listing(splits, _class_names(manual / "classes.txt"))
+        return pairs.Listing(splits, _class_names(manual / CLASSES))
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         generators = super()._split_generators(dl_manager)
         self.info.metadata[MADE_OF] = made_of(dl_manager.manual_dir)
+        self.info.metadata[MADE_OF_FILES] = digest_of_files(dl_manager.manual_dir)
         self._named = bool(self.info.metadata[CLASS_NAMES])
         return generators
 
@@ -97,6 +101,20 @@ class ImageMaskFolder(pairs.PairsBuilder):
 def made_of(manual: epath.Path) -> str:
     """Returns how the metadata name the folder that a dataset was made of."""
     return os.fspath(manual.expanduser().resolve())
+
+
+def digest_of_files(manual: epath.Path) -> str:
+    """Returns a digest of a folder's images and masks, names and sizes, and classes."""
+    digest = hashlib.sha256()
+    for name in ("images", "masks"):
+        folder = manual / name
+        files = pair_files.images_in(folder, deep=True) if folder.is_dir() else {}
+        for place, file in sorted(files.items()):
+            line = f"{name}/{place}{file.suffix} {file.stat().length}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+    classes = manual / CLASSES
+    digest.update(classes.read_bytes() if classes.exists() else b"")
+    return digest.hexdigest()
 
 
 def _split_name(folder: epath.Path) -> str:

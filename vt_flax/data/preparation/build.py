@@ -8,7 +8,12 @@ from tensorflow_datasets.core import DatasetBuilder
 from tensorflow_datasets.core.download import DownloadConfig
 from tensorflow_datasets.core.file_adapters import FileFormat
 
-from vt_flax.data.builders.image_mask_folder import MADE_OF, made_of
+from vt_flax.data.builders.image_mask_folder import (
+    MADE_OF,
+    MADE_OF_FILES,
+    digest_of_files,
+    made_of,
+)
 from vt_flax.data.builders.pairs import PairsBuilder
 from vt_flax.data.mask_labels import CLASS_NAMES
 from vt_flax.data.preparation import archives
@@ -159,13 +164,20 @@ def _check_made_of(builder: DatasetBuilder, manual: epath.Path) -> None:
     """Checks that a prepared dataset of the user's own files is of these ones.
 
     Raises:
-      UserError: if it is of another folder.
+      UserError: if it is of another folder, or its files are others by now.
     """
-    source = (builder.info.metadata or {}).get(MADE_OF)
+    known = builder.info.metadata or {}
+    source = known.get(MADE_OF)
     if source not in (None, made_of(manual)):
         raise UserError(
             f"{builder.data_path} is made of {source}, not of {manual}: name another "
             "--data_dir, or move that dataset away"
+        )
+    files = known.get(MADE_OF_FILES)
+    if files and (not manual.is_dir() or files != digest_of_files(manual)):
+        raise UserError(
+            f"{manual} has changed since {builder.data_path} was made of it: move that "
+            "dataset away to make it anew, or leave out --manual_dir to keep it"
         )
 
 
