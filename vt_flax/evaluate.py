@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
 
         modules = token_report.find_modules(config, len(content["class_names"]))
     run = prepare(config)
-    if note := check_classes(content, workdir, run.eval_source):
+    if note := check_classes(content, workdir, config, run.eval_source):
         print(f"note: {note}", file=sys.stderr)
     segments = isinstance(run.task, Segmentation)
     if args.page and not segments:

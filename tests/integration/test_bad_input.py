@@ -10,6 +10,7 @@ from PIL import Image
 
 from vt_flax import cli, evaluate, prepare_data, summarize, train
 from vt_flax.data.folders import FolderSource
+from vt_flax.errors import UserError
 from vt_flax.training.checkpoint import (
     check_classes,
     check_same_run,
@@ -171,12 +172,19 @@ def test_another_dataset_may_call_its_classes_otherwise(tmp_path):
         (tmp_path / name).mkdir()
         Image.new("L", (9, 9)).save(tmp_path / name / "0.png")
     source = FolderSource(tmp_path, "all")
-    run = {"config": {"data": {"name": "digits"}}, "class_names": ["x", "z"]}
-    told = check_classes(run, tmp_path / "run", source)
-    assert "class 1: 'z' -> 'y'" in told
-    assert check_classes({**run, "class_names": ["x", "y"]}, tmp_path, source) == ""
+    words = [f"--config.data.name=folder:{tmp_path}"]
+    config = load_config(QUICKSTART, words)
+
+    def told(names):
+        run = {"config": {"data": {"name": "digits"}}, "class_names": names}
+        return check_classes(run, tmp_path / "run", config, source)
+
+    assert "class 1: 'z' -> 'y'" in told(["x", "z"])
+    assert told(["x", "y"]) == ""
     # An imported network may have none.
-    assert check_classes({**run, "class_names": []}, tmp_path, source) == ""
+    assert told([]) == ""
+    with pytest.raises(UserError, match="has other classes .* classes: 3 -> 2"):
+        told(["x", "y", "z"])
 
 
 def test_a_workdir_that_is_none(tmp_path, monkeypatch, capsys):

@@ -558,13 +558,16 @@ def trained_on(source: Source) -> dict[str, Any]:
     return {"examples": len(source), "identity": digest(source.identity())}
 
 
-def check_classes(run: Mapping[str, Any], workdir: pathlib.Path, source: Source) -> str:
+def check_classes(
+    run: Mapping[str, Any], workdir: pathlib.Path, config: ConfigDict, source: Source
+) -> str:
     """Checks that a dataset's classes are those that a run has learnt.
 
     Args:
       run: see `read_run`.
       workdir: the run's, for the message.
-      source: a split of the dataset.
+      config: what is configured now.
+      source: a split of its dataset.
 
     Returns:
       What differs where the dataset is another than the run's: names may be others
@@ -581,8 +584,7 @@ def check_classes(run: Mapping[str, Any], workdir: pathlib.Path, source: Source)
         f"{source.name} has other classes than the run in {workdir}: "
         f"{'; '.join(lines[:3])}{'; ...' if len(lines) > 3 else ''}"
     )
-    same = source.name.startswith(f"{run['config']['data']['name']} ")
-    if same or len(old) != len(new):
+    if config.data.name == run["config"]["data"]["name"] or len(old) != len(new):
         raise UserError(told)
     return told
 
