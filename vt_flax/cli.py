@@ -124,9 +124,23 @@ def keep_programs(folder: str) -> None:
     """Keeps compiled programs for the next start, in a folder of the machine's."""
     import jax
 
-    if folder and not jax.config.jax_compilation_cache_dir:
-        path = str(pathlib.Path(folder).expanduser())
-        jax.config.update("jax_compilation_cache_dir", path)
+    if not folder or jax.config.jax_compilation_cache_dir:
+        return
+    path = pathlib.Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        usable = os.access(path, os.W_OK)
+    except OSError:
+        usable = False
+    if usable:
+        jax.config.update("jax_compilation_cache_dir", str(path))
+    else:
+        # JAX would warn at each program, and not say what to change.
+        print(
+            f"note: compilation_cache {path} cannot be written to, so each start "
+            "compiles anew: name another folder, or none",
+            file=sys.stderr,
+        )
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

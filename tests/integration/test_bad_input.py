@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 from PIL import Image
 
@@ -261,3 +262,24 @@ def test_help(module, monkeypatch, capsys):
         cli.run(module.main)
     assert stop.value.code == 0
     assert "python -m vt_flax." in capsys.readouterr().out
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_done_without(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(jax.config, "update", pytest.fail)
+    # The tests have one, which goes before.
+    cli.keep_programs(str(tmp_path / "other"))
+    monkeypatch.undo()
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        (tmp_path / "file").write_text("")
+        cli.keep_programs(str(tmp_path / "file" / "cache"))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"note: compilation_cache {tmp_path}/file/cache cannot")
+        assert jax.config.jax_compilation_cache_dir is None
+        cli.keep_programs(str(tmp_path / "new" / "cache"))
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "new" / "cache")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
