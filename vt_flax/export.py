@@ -65,7 +65,11 @@ def main(argv: Sequence[str]) -> None:
     size = _size(args.input_size)
     workdir = cli.local_folder("--workdir", args.workdir)
     out = cli.local_folder("--out", args.out)
-    _check_out(out, args)
+    try:
+        _check_out(out, args)
+    except OSError as error:
+        # Such as a name that is longer than the disk takes.
+        raise UserError(f"--out {out}: {error.strerror or error}") from error
     if args.dtype:
         overrides = [*overrides, f"--config.model.dtype={args.dtype}"]
     # Late, because JAX takes seconds to come: bad arguments need not wait.
@@ -122,12 +126,13 @@ def _size(text: str) -> tuple[int, int] | tuple[str, str] | None:
     if text == "any":
         return "height", "width"
     found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found or "0" in (found[1], found[2]):
+    sides = tuple(map(int, found.groups())) if found else (0, 0)
+    if min(sides) < 1:
         raise UserError(
             f"--input_size {text}: write HxW, height and width in pixels as in "
             "256x320, or any"
         )
-    return int(found[1]), int(found[2])
+    return sides
 
 
 def _check_out(out: pathlib.Path, args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -395,7 +396,7 @@ def test_bad_arguments_are_one_line(refused):
     line = refused("--platforms", "cpu,gpu")
     assert "'gpu' is not known; choose from cpu, cuda, rocm, tpu" in line
     assert "name each once" in refused("--platforms", "cpu,cpu")
-    for size in ("224", "0x8", "8x8x3"):
+    for size in ("224", "0x8", "00x5", "5x00", "8x8x3"):
         assert "write HxW" in refused("--input_size", size)
     assert "a classifier's program gives them" in refused("--logits")
     assert "'float8' is not known" in refused("--dtype", "float8")
@@ -404,6 +405,7 @@ def test_bad_arguments_are_one_line(refused):
     assert "invalid choice: 'onnx'" in refused("--kind", "onnx")
     assert "unexpected argument '--weight'" in refused("--weight", "raw")
     assert "buckets are not supported" in refused("--out", "gs://bucket/out.zip")
+    assert "File name too long" in refused(out="o" * 300)
 
 
 def test_nothing_is_written_over_unasked(refused, tmp_path):
@@ -446,6 +448,24 @@ def test_a_folder_is_replaced_or_stays(tmp_path):
 
     assert exporting._put(out, write) == 4
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+def test_a_folder_is_replaced_by_whatever_name(tmp_path, monkeypatch):
+    def write(partial):
+        partial.mkdir()
+        (partial / "new").write_text("new")
+
+    out, link = tmp_path / "out", tmp_path / "link"
+    link.symlink_to(out)
+    for spelling in (".", "../link", "../out/../out"):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        (out / "old").write_text("old")
+        monkeypatch.chdir(out)
+        assert exporting._put(pathlib.Path(spelling), write) == 3
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+        assert [path.name for path in out.iterdir()] == ["new"]
+        assert link.is_symlink()
 
 
 def test_the_command_knows_all_kinds():

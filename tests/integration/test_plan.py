@@ -280,6 +280,9 @@ def test_what_the_compiler_says_of_too_large_programs():
     [
         (["--topology", "v5e:2x2", "--chip", "0"], "--chip 0: must be at least 1"),
         (["--topology", "v9:2x2"], "there is no chip 'v9' in the table"),
+        (["--topology", "v5e:0x0"], "v5e:0x0: each side must be at least 1"),
+        (["--topology", "v5e:0"], "v5e:0: each side must be at least 1"),
+        (["--topology", "v4:2x2x00"], "v4:2x2x00: each side must be at least 1"),
         (["--topology", "v5e:2x2", "--sweep", "batch"], "--sweep batch: write KEY=a,b"),
         (
             ["--topology", "v5e:2x2", "--chip", "8", "--sweep", "batch=8"],

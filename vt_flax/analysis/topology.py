@@ -153,7 +153,8 @@ def parse_topology(name: str) -> Topology:
     """Returns the topology of a name; whether there is such a one libtpu knows.
 
     Raises:
-      UserError: if it is none, or the chip is not in the table.
+      UserError: if it is none, a side of it has no chips, or the chip is not in the
+        table.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){0,2})", name)
     if not match:
@@ -165,4 +166,7 @@ def parse_topology(name: str) -> Topology:
             f"--topology {name}: there is no chip {match[1]!r} in the table"
             f"{nearest(match[1], CHIPS)}"
         )
-    return Topology(name, CHIPS[match[1]], tuple(map(int, match[2].split("x"))))
+    shape = tuple(map(int, match[2].split("x")))
+    if min(shape) < 1:
+        raise UserError(f"--topology {name}: each side must be at least 1")
+    return Topology(name, CHIPS[match[1]], shape)

@@ -227,6 +227,10 @@ def _put(out: pathlib.Path, write: Callable[[pathlib.Path], None]) -> int:
     Raises:
       OSError: if it cannot be written; what was there is left then.
     """
+    if out.is_dir():
+        # The name that a folder has where it lies: `.` has none of its own, and a link
+        # to it is to stay one.
+        out = out.resolve()
     partial, old = (
         out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("new", "old")
     )
