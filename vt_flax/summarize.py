@@ -30,9 +30,16 @@ from vt_flax.analysis.paper_tables import (
 from vt_flax.errors import UserError, nearest
 from vt_flax.models import create_model, list_models
 
+# A side of the largest image to count for; JPEG's own limit is near.
+MOST_PIXELS = 65536
+
 
 def parse_image_size(text: str) -> tuple[int, int]:
-    """Returns height and width of `SIDE` or `HEIGHTxWIDTH`, in pixels."""
+    """Returns height and width of `SIDE` or `HEIGHTxWIDTH`, in pixels.
+
+    Raises:
+      UserError: for anything else, and for sides that no image has.
+    """
     try:
         sides = [int(side) for side in text.split("x")]
     except ValueError:
@@ -43,6 +50,8 @@ def parse_image_size(text: str) -> tuple[int, int]:
         )
     if min(sides) < 1:
         raise UserError(f"--image_size {text}: must be at least 1")
+    if max(sides) > MOST_PIXELS:
+        raise UserError(f"--image_size {text}: must be at most {MOST_PIXELS}")
     return sides[0], sides[-1]
 
 

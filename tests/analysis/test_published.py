@@ -286,6 +286,7 @@ def test_a_table_for_people(capsys):
         (["resnet18", "--set", "width"], "'width': write"),
         (["resnet18", "--set", "dtype=float31"], "'float31' is not known"),
         (["resnet18", "--image_size", "0"], "--image_size 0: must be at least 1"),
+        (["resnet18", "--image_size", "9" * 20], "9: must be at most 65536"),
         (["resnet18", "--image_size", "big"], "--image_size.*'big'.*HEIGHTxWIDTH"),
         (["resnet18", "--image_size", "64x"], "--image_size.*'64x'.*HEIGHTxWIDTH"),
         (["resnet18", "--image_size", "8x8x8"], "'8x8x8': write a side"),
@@ -297,6 +298,7 @@ def test_a_table_for_people(capsys):
         (["resnet18", "--set", "width='a'"], "width"),
         (["resnet18", "--set", "stage_sizes=3"], "stage_sizes"),
         (["resnet18", "--set", "stage_sizes=[1,1]"], "stage_sizes"),
+        (["resnet18", "--set", "stage_sizes=['a',1,1,1]"], "must be a list of int"),
     ],
 )
 def test_bad_arguments(argv, message):

@@ -128,19 +128,40 @@ def model_options(name: str, preset: str = "") -> dict[str, Any]:
 
 
 def _typed(name: str, option: str, value: Any, default: Any) -> Any:
-    """Returns a value if it is of its default's type; dtypes may be JAX's too."""
-    kind = type(default)
+    """Returns a value if it is of its default's type; dtypes may be JAX's too.
+
+    Lists are of what their default is of.
+    """
     if option == "dtype" and not isinstance(value, str):
         return value
-    accepted = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
-    # True is an int to Python, but no number of tokens to a person.
-    if not isinstance(value, accepted) or (
-        isinstance(value, bool) and kind is not bool
-    ):
+    fits, kind = _is_like(value, default), type(default).__name__
+    if isinstance(default, tuple) and default:
+        fits = fits and all(_is_like(one, default[0]) for one in value)
+        kind = f"a list of {type(default[0]).__name__}"
+    if not fits:
         raise UserError(
-            f"model {name!r}: option {option} must be {kind.__name__}, not {value!r}"
+            f"model {name!r}: option {option} must be {kind}, not {value!r}"
         )
     return value
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Tells whether a value may stand for a default."""
+    kind = type(default)
+    accepted = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
+    # True is an int to Python, but no number of tokens to a person.
+    return isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+
+
+def _dtype(value: Any) -> Any:
+    """Returns the type that a name, or a type of JAX's or NumPy's, stands for."""
+    try:
+        name = value if isinstance(value, str) else jnp.dtype(value).name
+    except (TypeError, ValueError):
+        name = ""
+    if name not in DTYPES:
+        raise UserError(f"dtype {value!r} is not known{nearest(str(value), DTYPES)}")
+    return DTYPES[name]
 
 
 def create_model(name: str, **overrides: Any) -> nn.Module:
@@ -168,11 +189,7 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
                 f"model {name!r} has no option {option!r}{nearest(option, options)}"
             )
         options[option] = _typed(name, option, value, options[option])
-    dtype = options["dtype"]
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise UserError(f"dtype {dtype!r} is not known{nearest(dtype, DTYPES)}")
-        options["dtype"] = DTYPES[dtype]
+    options["dtype"] = _dtype(options["dtype"])
     options["stage_sizes"] = tuple(options["stage_sizes"])
     entry = _entry(name)
     return entry.module(**{**entry.fixed, **options})

@@ -32,6 +32,8 @@ STAGE_SIZES = {
     101: (3, 4, 23, 3),
 }
 STEMS = ("imagenet", "small")
+# Classes, or channels of the stem: with more, no machine holds the arrays.
+MOST = 1_000_000
 # From so many outputs an input on, statistics are those of the inputs (`GramNorm`):
 # their covariance is work, which what is not read and written has to outweigh.
 WIDENING = 2
@@ -310,6 +312,8 @@ class Backbone(nn.Module):
         for name in ("num_classes", "width"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+            if getattr(self, name) > MOST:
+                raise UserError(f"{name}={getattr(self, name)}: must be at most {MOST}")
         if len(self.stage_sizes) != self.STAGES or min(self.stage_sizes) < 1:
             raise UserError(
                 f"stage_sizes={list(self.stage_sizes)}: must be {self.STAGES} numbers "
