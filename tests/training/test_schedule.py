@@ -61,8 +61,15 @@ def test_what_is_no_duration(text):
 
 
 def test_a_percentage_needs_a_total():
-    with pytest.raises(UserError, match="'5 %'.*percentage"):
-        duration_steps("5 %", examples=1000, batch=100)
+    for text, reason in (
+        ("5 %", "a percentage has nothing to refer to here: "),
+        ("5", ""),
+    ):
+        with pytest.raises(UserError) as refusal:
+            duration_steps(text, examples=1000, batch=100)
+        assert str(refusal.value) == (
+            f"duration {text!r}: {reason}write it as '1000 steps' or '90 epochs'"
+        )
 
 
 # The paper's schedule.

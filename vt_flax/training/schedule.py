@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError, nearest
 
+# How a duration is written that percentages themselves refer to.
+ABSOLUTE = "as '1000 steps' or '90 epochs'"
 NAMES = ("exponential", "step", "cosine", "poly", "constant")
 
 
@@ -30,8 +32,11 @@ def duration_steps(
     Raises:
       UserError: if `text` is no duration, or a percentage of an unknown total.
     """
-    if _parse(text)[1] == "%" and total is None:
-        raise UserError(f"duration {text!r}: a percentage has nothing to refer to here")
+    if _parse(text, percent=total is not None)[1] == "%" and total is None:
+        raise UserError(
+            f"duration {text!r}: a percentage has nothing to refer to here: write it "
+            f"{ABSOLUTE}"
+        )
     return round(_exact_steps(text, examples, batch, total or 0))
 
 
@@ -153,10 +158,12 @@ def _exact_steps(
     return number * fractions.Fraction(total, 100)
 
 
-def _parse(text: str) -> tuple[fractions.Fraction, str]:
+def _parse(text: str, percent: bool = True) -> tuple[fractions.Fraction, str]:
     pattern = r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)\s*"
     # In a list of them anything may stand.
     match = isinstance(text, str) and re.fullmatch(pattern, text)
+    if not match and not percent:
+        raise UserError(f"duration {text!r}: write it {ABSOLUTE}")
     if not match:
         raise UserError(
             f"duration {text!r}: write it as '1000 steps', '90 epochs' or '5 %'"
