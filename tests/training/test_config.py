@@ -319,6 +319,22 @@ def test_a_flag_of_the_wrong_type_is_named(override):
         load_config(CIFAR10, [override])
 
 
+@pytest.mark.parametrize(
+    "override,message",
+    [
+        ("data.image_size=abc", "config.data.image_size must be int, not 'abc'"),
+        ("data.image_size=", "config.data.image_size must be int, not ''"),
+        ("data.image_size abc", "config.data.image_size must be int, not 'abc'"),
+        ("data.flip=yes", "config.data.flip must be bool, not 'yes'"),
+        ("schedule.rate=fast", "config.schedule.rate must be float, not 'fast'"),
+    ],
+)
+def test_a_flag_of_the_wrong_type_is_refused_as_a_file_s(override, message):
+    with pytest.raises(UserError) as refusal:
+        load_config(CIFAR10, f"--config.{override}".split(" "))
+    assert str(refusal.value) == message
+
+
 @pytest.mark.parametrize("override", ["--batch_size=3", "--confg.batch_size=3", "x"])
 def test_an_unknown_argument_is_named(override):
     with pytest.raises(UserError, match=override.lstrip("-").split("=")[0]):
@@ -335,6 +351,33 @@ def test_an_unknown_argument_is_named(override):
 def test_an_unknown_model_or_preset(override, message):
     with pytest.raises(UserError, match=message):
         load_config(CIFAR10, [override])
+
+
+@pytest.mark.parametrize(
+    "lines,keys",
+    [
+        (["c.model.tokens = 4", "c.model.heads = 2"], "model.heads, model.tokens"),
+        (["c.model.preset = 'v4'", "c.model.width = 8"], "model.preset"),
+    ],
+)
+@pytest.mark.parametrize("name", ["vt_resnet34", ""])
+def test_another_model_lacks_what_the_file_says_of_its_own(write, lines, keys, name):
+    """Which the user has not written on the command line, nor misspelt."""
+    own = [f"c.model.name = {name!r}"] if name else []
+    path = write(*get_config(*own, *lines))
+    with pytest.raises(UserError) as refusal:
+        load_config(path, ["--config.model.name=resnet18"])
+    assert str(refusal.value) == (
+        f"config.model.name resnet18: the configuration's file sets {keys} for "
+        f"{name or 'vt_resnet18'}, which resnet18 does not have: write a file for "
+        "resnet18, or an argument of the file"
+    )
+
+
+def test_what_is_misspelt_for_both_models_is_no_key(write):
+    path = write(*get_config("c.model.widht = 8"))
+    with pytest.raises(UserError, match=r"model\.widht is no key .*did you mean width"):
+        load_config(path, ["--config.model.name=resnet18"])
 
 
 def test_a_flag_without_a_value():
@@ -395,7 +438,7 @@ def test_a_whole_number_may_stand_for_a_float(write):
         (f"{IMAGENET}:vt_resnet19", "'vt_resnet19' is not known.*did you mean"),
         (f"{IMAGENET}:vt_resnet18,v5", "'v5' is not known.*did you mean"),
         (f"{IMAGENET}:resnet18,v4", "'resnet18' has no presets"),
-        (f"{QUICKSTART}:fast", "quickstart.py:fast: "),
+        (f"{QUICKSTART}:fast", "quickstart.py:fast: the file takes no argument"),
     ],
 )
 def test_a_bad_argument_of_a_file(path, message):

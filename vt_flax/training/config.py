@@ -10,21 +10,29 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vt_flax.errors import UserError, nearest
-from vt_flax.models import model_options
+from vt_flax.models import list_models, model_options
 from vt_flax.training.config_files import read_file
+
+# What ml_collections reads values with that are not any text.
+PARSERS = {
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+    bool: flags.BooleanParser(),
+}
 
 
 def default_config() -> ConfigDict:
     """Returns every key outside `model`, whose keys are the options of the model.
 
-    Durations are strings: `"400 epochs"`, `"1000 steps"` or `"5 %"` of the run.
+    Durations are strings: `"400 epochs"`, `"1000 steps"` or, but for the whole run's,
+    `"5 %"` of it.
     """
     return ConfigDict(
         {
             # Of the initial parameters, the order of the examples and all noise.
             "seed": 0,
             "batch_size": 256,  # examples in a step, over all devices
-            "duration": "90 epochs",  # of the whole training
+            "duration": "90 epochs",  # of the whole training, in steps or epochs
             # Parts of a batch that are computed one after the other, for less memory.
             "accumulation": 1,
             # A workdir, or a checkpoint's folder, whose weights a new run starts from.
@@ -177,7 +185,8 @@ def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
     """Completes a partial configuration with defaults, then applies overrides.
 
     Raises:
-      UserError: for an unknown key, a wrong type, or a number that is not finite.
+      UserError: for an unknown key, a wrong type, a number that is not finite, or
+        options of another model than the one that the overrides ask for.
     """
     resolved = default_config()
     model = config.get("model", {})
@@ -185,11 +194,13 @@ def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
         model = model.to_dict()
     if not isinstance(model, dict):
         raise UserError("config.model must be a section")
+    written = dict(model)
     for key, default in (("name", resolved.model.name), ("preset", "")):
         # These two decide which other keys there are.
         model[key] = _last_override(overrides, f"model.{key}", model.get(key, default))
         if not isinstance(model[key], str):
             raise UserError(f"config.model.{key} must be str, not {model[key]!r}")
+    _check_written({"name": resolved.model.name, **written}, model)
     options = model_options(model["name"], model["preset"])
     if not model["preset"]:
         del model["preset"]
@@ -206,6 +217,34 @@ def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
                 raise UserError(f"config.{key} {value}: must be finite")
     resolved.lock()
     return resolved
+
+
+def _check_written(written: dict[str, Any], model: dict[str, Any]) -> None:
+    """Checks that a model that was asked for has what a file says of its own.
+
+    Args:
+      written: the section `model` of the file, with the name that it stands for.
+      model: the same with the name and the preset that the overrides ask for.
+    """
+    name, own = model["name"], written["name"]
+    # What belongs to neither model is misspelt, which is another matter.
+    if name == own or not {name, own} <= {*list_models()}:
+        return
+    strange = [
+        f"model.{key}"
+        for key in written
+        if key in model_options(own) and key not in model_options(name)
+    ]
+    if model["preset"] != written.get("preset", ""):
+        strange = [key for key in strange if key != "model.preset"]
+    if strange:
+        # A workdir's has all of them.
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise UserError(
+            f"config.model.name {name}: the configuration's file sets "
+            f"{', '.join(strange[:3])}{more} for {own}, which {name} does not have: "
+            f"write a file for {name}, or an argument of the file"
+        )
 
 
 def _merge(target: ConfigDict, source: dict[str, Any], prefix: str) -> None:
@@ -237,7 +276,7 @@ def _apply(config: ConfigDict, overrides: Sequence[str]) -> None:
     keys = dict(_leaves(config))
     values = flags.FlagValues()
     argv = [""]
-    for argument in overrides:
+    for i, argument in enumerate(overrides):
         match = re.fullmatch(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", argument, re.S)
         if not match and argument.startswith("--"):
             raise UserError(
@@ -251,8 +290,14 @@ def _apply(config: ConfigDict, overrides: Sequence[str]) -> None:
         # ml_collections overrides tuples, but no lists.
         if match and isinstance(keys[match[1]], list):
             config.update_from_flattened_dict({match[1]: _list(match[1], match[2])})
-        else:
-            argv.append(argument)
+            continue
+        if match:
+            default, text = keys[match[1]], match[2]
+            # A switch's value is never the next argument.
+            if text is None and not isinstance(default, bool):
+                text = "".join(overrides[i + 1 : i + 2]) or None
+            _check_text(match[1], text, default)
+        argv.append(argument)
     try:
         config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, sys_argv=argv
@@ -263,6 +308,19 @@ def _apply(config: ConfigDict, overrides: Sequence[str]) -> None:
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}")
     config.update(values["config"].value)
+
+
+def _check_text(key: str, text: str | None, default: Any) -> None:
+    """Checks that a value can be read, so that it is refused as a file's would be."""
+    parser = PARSERS.get(type(default))
+    if parser is None or text is None:
+        return
+    try:
+        parser.parse(text)
+    except ValueError as error:
+        raise UserError(
+            f"config.{key} must be {type(default).__name__}, not {text!r}"
+        ) from error
 
 
 def _list(key: str, text: str | None) -> list:

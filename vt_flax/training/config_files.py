@@ -1,7 +1,10 @@
 """Configuration files: where they are found, and what is read from them."""
 
 import importlib.util
+import inspect
 import pathlib
+import types
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -20,7 +23,8 @@ def read_file(path: str) -> ConfigDict:
         that comes with the package is taken.
 
     Raises:
-      UserError: for a missing or broken file, or an argument that it refuses.
+      UserError: for a missing or broken file, or an argument that it refuses, does not
+        take or lacks.
     """
     name, _, argument = path.partition(":")
     file = _find(name)
@@ -30,7 +34,9 @@ def read_file(path: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config(*([argument] if argument else []))
+        config = _function(module, path)(*([argument] if argument else []))
+    except UserError:
+        raise
     except (KeyError, ValueError) as error:
         # How a configuration file refuses its argument.
         reason = error.args[0] if error.args else type(error).__name__
@@ -40,6 +46,26 @@ def read_file(path: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config {path}: get_config must return a ConfigDict")
     return config
+
+
+def _function(module: types.ModuleType, path: str) -> Callable[..., ConfigDict]:
+    """Returns the `get_config` of a file, which can be called as `path` asks for."""
+    name, _, argument = path.partition(":")
+    function = getattr(module, "get_config", None)
+    if not callable(function):
+        raise UserError(
+            f"--config {path}: must define get_config(), which returns a ConfigDict"
+        )
+    try:
+        inspect.signature(function).bind(*([argument] if argument else []))
+    except TypeError as error:
+        told = (
+            f"the file takes no argument: write {name}"
+            if argument
+            else f"the file needs an argument: write {name}:ARG"
+        )
+        raise UserError(f"--config {path}: {told}") from error
+    return function
 
 
 def _find(name: str) -> pathlib.Path:
