@@ -128,7 +128,9 @@ def check_batch(batch: int, devices: int, name: str, parts: int = 1) -> None:
     Raises:
       UserError: if it cannot.
     """
-    if batch < 1 or batch % (devices * parts):
+    if batch < 1:
+        raise UserError(f"{name} {batch}: must be at least 1")
+    if batch % (devices * parts):
         times = f", times {parts} parts of a step" if parts > 1 else ""
         raise UserError(
             f"{name} {batch} is not a multiple of the {devices} devices{times}: "
