@@ -33,6 +33,7 @@ Any key of the configuration can be changed: --config.data.data_dir=DATA
 """
 
 import argparse
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -146,6 +147,8 @@ def main(argv: Sequence[str]) -> None:
         if value < 1 and (option != "seconds" or value <= 0):
             least = "over 0" if option == "seconds" else "at least 1"
             raise UserError(f"--{option} {value}: must be {least}")
+        if not math.isfinite(value):
+            raise UserError(f"--{option} {value}: must be finite")
     config = load_config(args.config, overrides)
     check_config(config.data)
     task_of(config).check_config(config, config.batch_size)

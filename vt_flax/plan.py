@@ -112,7 +112,7 @@ def _check(args: argparse.Namespace) -> None:
     for option in ("host_rate", "tflops", "gbs"):
         value = vars(args)[option]
         if not 0 <= value < math.inf:
-            raise UserError(f"--{option} {value}: must be at least 0")
+            raise UserError(f"--{option} {value}: must be at least 0, and finite")
     here = HERE in args.topology
     for option in ("measure", "tflops", "gbs"):
         if vars(args)[option] and not here:

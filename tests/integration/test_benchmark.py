@@ -129,6 +129,9 @@ def test_attention_takes_no_configuration(monkeypatch, capsys):
     "arguments,message",
     [
         (["input", "--seconds", "0"], "--seconds 0.0: must be over 0"),
+        (["input", "--seconds", "inf"], "--seconds inf: must be finite"),
+        (["input", "--seconds", "nan"], "--seconds nan: must be finite"),
+        (["profile", "--batch", "8", "--trace", "/proc/x"], "--trace /proc/x: No such"),
         (["input", "--rounds", "0"], "--rounds 0: must be at least 1"),
         (["input", "--compare", "digts"], "did you mean digits"),
         (["input", "--save", "/proc/none/sheet.png"], "--save /proc/none/sheet.png"),

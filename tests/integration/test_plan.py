@@ -290,6 +290,7 @@ def test_what_the_compiler_says_of_too_large_programs():
         ),
         (["--topology", "v5e:2x2", "--measure"], "--measure is for --topology here"),
         (["--topology", "v5e:2x2", "--tflops", "-1"], "--tflops -1.0: must be"),
+        (["--topology", "v5e:2x2", "--host_rate", "inf"], "at least 0, and finite"),
         (
             ["--topology", "v5e:2x2", "--save", "chart.pdf"],
             "--save chart.pdf: the name",

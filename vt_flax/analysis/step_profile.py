@@ -52,11 +52,16 @@ def profile(
       share of all, and the dearest instruction with its share. And lines on the whole.
 
     Raises:
-      UserError: if the devices cannot share the batch, or the profiler has seen
-        nothing of them.
+      UserError: if the devices cannot share the batch, the folder cannot be made, or
+        the profiler has seen nothing of them.
     """
     mesh = make_mesh(fsdp=config.parallel.fsdp)
     check_batch(batch, mesh.size, "--batch", config.accumulation)
+    # Before the work, which the profiler would lose.
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--trace {folder}: {error.strerror or error}") from error
     step = STEPS[name](config, mesh, batch)
     traced = step.trace()
     program = Program(traced.lower().compile().as_text())
