@@ -16,7 +16,7 @@ python -m vt_flax.prepare_data convert NAME --data_dir DATA
     adds array_record to a dataset that TFDS has stored as TFRecord
 
 A run that was stopped, however hard, is simply started again. ImageNet takes about
-155 GB beside its archives, the copy at 256 about 60 GB more.
+158 GB beside its archives, the copy at 256 about 40 GB more.
 """
 
 import argparse

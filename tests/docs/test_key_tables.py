@@ -7,8 +7,11 @@ import doc_pages
 import pytest
 from doc_pages import ROOT
 
+from vt_flax import prepare_data
 from vt_flax.analysis.published import PUBLISHED
 from vt_flax.analysis.published_segmentation import PUBLISHED_SEGMENTATION
+from vt_flax.data.preparation.archives import ARCHIVES
+from vt_flax.data.preparation.build import IMAGENET_SHARE
 from vt_flax.errors import UserError
 from vt_flax.models import list_models, model_options
 from vt_flax.parallel.link import Lost
@@ -87,6 +90,18 @@ def test_measured_figures_are_those_of_the_benchmarks():
     )
     assert len(figures) > 5
     assert not [f for f in figures if not re.search(rf"(?<![\d.]){f}(?!\d)", measured)]
+
+
+def test_the_room_for_imagenet_is_what_is_asked_for():
+    """By the help and by the page; the smaller copy takes alike in both."""
+    asked = sum(archive.size for archive in ARCHIVES) * IMAGENET_SHARE
+    page = re.sub(r"\s+", " ", (ROOT / "docs" / "data.md").read_text())
+    (built,) = re.findall(r"about (\d+) GB beside the archives", page)
+    (copied,) = re.findall(r"short side of at most 256, about (\d+) GB", page)
+    assert int(built) == round(asked / 1e9)
+    text = re.sub(r"\s+", " ", prepare_data.__doc__)
+    assert f"about {built} GB beside its archives" in text
+    assert f"the copy at 256 about {copied} GB more" in text
 
 
 def test_printed_figures_are_the_papers():
