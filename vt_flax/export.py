@@ -34,8 +34,18 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = cli.make_parser("export", __doc__)
     cli.add_checkpoint_arguments(parser)
-    parser.add_argument("--out", required=True, metavar="OUT")
-    parser.add_argument("--kind", choices=KINDS, default=KINDS[0])
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="OUT",
+        help="the file, or the folder of a SavedModel",
+    )
+    parser.add_argument(
+        "--kind",
+        choices=KINDS,
+        default=KINDS[0],
+        help="a program for JAX, or for TensorFlow (%(default)s)",
+    )
     parser.add_argument(
         "--platforms",
         default=DEFAULT_PLATFORMS,

@@ -29,7 +29,7 @@ from vt_flax.errors import UserError
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = cli.make_parser("import_weights", __doc__)
-    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("file", metavar="FILE", help="the state dict: see above")
     parser.add_argument(
         "--model", required=True, metavar="M", help="resnet50, se_resnet50, ..."
     )
@@ -44,7 +44,12 @@ def main(argv: Sequence[str]) -> None:
         metavar="OPTION=VALUE",
         help="an option of the model, such as variant=msra",
     )
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument(
+        "--format",
+        choices=("table", "json"),
+        default="table",
+        help="for people or for programs (%(default)s)",
+    )
     args = parser.parse_args(argv)
     options = cli.parse_overrides(args.set)
     if "num_classes" in options:

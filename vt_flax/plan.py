@@ -38,14 +38,25 @@ from vt_flax.errors import UserError
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = cli.make_parser("plan", __doc__)
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:ARG]",
+        help="a configuration file, and its argument if it takes one",
+    )
     parser.add_argument(
         "--topology", required=True, nargs="+", metavar="TOPOLOGY", help="see above"
     )
     parser.add_argument(
         "--chip", type=int, metavar="N", help="examples a chip, for batch_size of all"
     )
-    parser.add_argument("--sweep", nargs="+", default=[], metavar="KEY=a,b,c")
+    parser.add_argument(
+        "--sweep",
+        nargs="+",
+        default=[],
+        metavar="KEY=a,b,c",
+        help="plan for each of these values, of several keys for all combinations",
+    )
     parser.add_argument("--save", metavar="FILE.png|FILE.svg", help="draw a chart")
     parser.add_argument(
         "--examples", type=int, default=0, help="in an epoch, if the data is not here"
@@ -70,7 +81,12 @@ def main(argv: Sequence[str]) -> None:
         help="of what was compiled before (~/.cache/vt_flax/plan)",
     )
     parser.add_argument("--fresh", action="store_true", help="compile all anew")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument(
+        "--format",
+        choices=("table", "json"),
+        default="table",
+        help="for people or for programs (%(default)s)",
+    )
     args, overrides = parser.parse_known_args(argv)
     _check(args)
 

@@ -137,7 +137,13 @@ def print_runs(runs: Sequence[pathlib.Path], form: str) -> None:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = cli.make_parser("summarize", __doc__)
-    parser.add_argument("pattern", nargs="?", default="*", metavar="GLOB")
+    parser.add_argument(
+        "pattern",
+        nargs="?",
+        default="*",
+        metavar="GLOB",
+        help="which models, by their names (all)",
+    )
     parser.add_argument("--paper", action="store_true", help="beside the printed rows")
     parser.add_argument(
         "--chart",
@@ -169,7 +175,12 @@ def main(argv: Sequence[str]) -> None:
         metavar="OPTION=VALUE",
         help="an option of the model, as in --set preset=v4 (repeatable)",
     )
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument(
+        "--format",
+        choices=("table", "json"),
+        default="table",
+        help="for people or for programs (%(default)s)",
+    )
     args = parser.parse_args(argv)
     height, width = parse_image_size(args.image_size)
     other = [f"--{x}" for x in ("paper", "chart", "ablation", "runs") if vars(args)[x]]
