@@ -398,6 +398,8 @@ def test_bad_arguments_are_one_line(refused):
     assert "name each once" in refused("--platforms", "cpu,cpu")
     for size in ("224", "0x8", "00x5", "5x00", "8x8x3"):
         assert "write HxW" in refused("--input_size", size)
+    line = refused("--input_size", f"{'9' * 20}x5")
+    assert line.endswith("9x5: must be at most 65536")
     assert "a classifier's program gives them" in refused("--logits")
     assert "'float8' is not known" in refused("--dtype", "float8")
     line = refused("--input_size", "33x48", workdir="segmenter")
