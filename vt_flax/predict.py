@@ -10,7 +10,8 @@ one that segments, the shares of the largest classes, and the mask is drawn over
 image as OUT/NAME.png, with a legend. --tokens also draws where each token looks,
 OUT/NAME_tokens.png: the coefficients of every tokenizer over the image, and for
 segmentation those of the projectors. OUT/index.html has all images in one page that
-needs nothing else: their classes, masks and tokens, to be sorted in the browser.
+needs nothing else: their classes, masks and tokens, to be sorted in the browser. What
+an earlier predict has left in OUT is replaced; of other files, only with --overwrite.
 
 Averaged weights are taken where there are any. The configuration is the workdir's;
 --config.k=v changes it. A file that is no image is named, the others are done; the exit
@@ -40,6 +41,11 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.make_parser("predict", __doc__)
     cli.add_checkpoint_arguments(parser)
     parser.add_argument("--out", default="", metavar="FOLDER", help="for pictures")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files in --out that predict has not made",
+    )
     parser.add_argument(
         "--top", type=int, default=3, metavar="K", help="classes to tell (%(default)s)"
     )
@@ -85,6 +91,8 @@ def main(argv: Sequence[str]) -> None:
         patterns = picture_names(network, tokens=args.tokens, heads=args.heads)
         names = _names(files, patterns)
         _check_out(out, files, names, patterns)
+        if not args.overwrite:
+            _check_others(out, names, patterns)
     with contextlib.ExitStack() as stack:
         gallery = None
         if out is not None:
@@ -217,6 +225,26 @@ def _check_out(
                     f"--out {out}: {picture} would be written over an image of that "
                     "name: choose another folder"
                 )
+
+
+def _check_others(
+    out: pathlib.Path, names: Sequence[str], patterns: Sequence[str]
+) -> None:
+    """Checks that no file would be replaced that predict has not made."""
+    from vt_flax.inference.gallery import PAGE
+    from vt_flax.inference.page import is_page
+
+    # The page tells whose folder it is; pictures have no mark of their own.
+    if is_page(out / PAGE):
+        return
+    pictures = (pattern.format(name) for name in names for pattern in patterns)
+    for file in (PAGE, *pictures):
+        # A link to nowhere too is somebody's.
+        if os.path.lexists(out / file):
+            raise UserError(
+                f"--out {out}: {file} is there and not made by predict: choose another "
+                "--out, or give --overwrite"
+            )
 
 
 if __name__ == "__main__":

@@ -252,6 +252,34 @@ def test_bad_input_is_one_line(arguments, match, run, tmp_path):
     assert len(errors) == 1 and errors[0].startswith(f"error: {match}")
 
 
+def test_files_of_others_are_not_replaced(run, tmp_path):
+    """Those of an earlier predict are, as often as it is run."""
+    photo(*CANVAS).save(tmp_path / "photo.png")
+    told = "is there and not made by predict: choose another --out, or give --overwrite"
+    for name in ("photo.png", "index.html"):
+        theirs = tmp_path / f"out_{name}" / name
+        theirs.parent.mkdir()
+        theirs.write_text("<title>mine</title>")
+        arguments = ("segmenter", "--out", theirs.parent.name, "photo.png")
+        status, out, errors = run(*arguments)
+        assert (status, out) == (2, "")
+        assert errors == [f"error: --out {theirs.parent.name}: {name} {told}"]
+        assert [*theirs.parent.iterdir()] == [theirs]
+        assert theirs.read_text() == "<title>mine</title>"
+        assert run(*arguments, "--overwrite")[0] == 0
+        names = {path.name for path in theirs.parent.iterdir()}
+        assert names == {"photo.png", "index.html"}
+        assert theirs.read_bytes() != b"<title>mine</title>"
+        # It is its own now.
+        (theirs.parent / "photo.png").write_bytes(b"")
+        assert run(*arguments)[0] == 0
+        assert (theirs.parent / "photo.png").stat().st_size
+    # A folder with other files only is nobody's to guard.
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("mine")
+    assert run("segmenter", "--out", "notes", "photo.png")[0] == 0
+
+
 def test_a_large_image_is_held_once(run, networks, tmp_path):
     """What is kept of it for pictures is small, whatever it was."""
     picture = read_picture(np.zeros((1500, 4000, 3), np.uint8))

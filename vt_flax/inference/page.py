@@ -17,7 +17,10 @@ from PIL import Image
 SIDE = 320
 SMALL, ENLARGED = 64, 128
 
+# By which a page of ours is known.
+MARK = '<meta name="generator" content="vt_flax predict">'
 HEAD = """<!doctype html><html lang="en"><meta charset="utf-8">
+{mark}
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
 img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width">
@@ -64,6 +67,15 @@ function sortBy(key, sign) {{
 KEYS = (("place", 1), ("name", 1), ("class", 1), ("confidence", -1))
 
 
+def is_page(path: pathlib.Path) -> bool:
+    """Tells whether a file is a page that `Page` has written."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return MARK in file.read(1000)
+    except OSError:
+        return False
+
+
 class Page:
     """A page that is written image by image, and stays whole if that is broken off.
 
@@ -89,7 +101,9 @@ class Page:
             for key, sign in KEYS
         )
         title, said = html.escape(title), html.escape(said)
-        self._file.write(HEAD.format(title=title, said=said, buttons=buttons))
+        self._file.write(
+            HEAD.format(mark=MARK, title=title, said=said, buttons=buttons)
+        )
 
     def __enter__(self) -> Self:
         """Returns itself."""
