@@ -19,6 +19,7 @@ from rich.table import Table
 
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
+from vt_flax.paths import typed_path
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -126,7 +127,7 @@ def keep_programs(folder: str) -> None:
 
     if not folder or jax.config.jax_compilation_cache_dir:
         return
-    path = pathlib.Path(folder).expanduser()
+    path = typed_path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
         usable = os.access(path, os.W_OK)
@@ -189,7 +190,7 @@ def local_folder(option: str, path: str) -> pathlib.Path:
             f"{option} {path}: buckets are not supported yet; name a folder that the "
             "machine has mounted"
         )
-    return pathlib.Path(path).expanduser()
+    return typed_path(path)
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:

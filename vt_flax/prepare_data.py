@@ -26,6 +26,7 @@ from collections.abc import Sequence
 
 from vt_flax import cli
 from vt_flax.errors import UserError
+from vt_flax.paths import typed_path
 
 CONVERT = "convert"
 
@@ -111,7 +112,7 @@ def _writable(option: str, path: str) -> pathlib.Path:
             f"{option} {path}: array_record cannot be written to a bucket; name a "
             "folder, or one that the bucket is mounted on"
         )
-    return pathlib.Path(path).expanduser()
+    return typed_path(path)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,21 @@ def test_files_are_taken_as_they_are(tree):
     assert found(*names) == names
 
 
+def test_home_folders_are_those_of_typed_names(tree, monkeypatch):
+    """A file may be called like somebody's home folder, or like nobody's."""
+    home = tree / "home"
+    (home / "~").mkdir(parents=True)
+    for name in ("~nosuchuser.png", "~root.png", "~/a.png"):
+        (home / name).write_text("")
+    monkeypatch.setenv("HOME", str(home))
+    listed = [f"{home}/~nosuchuser.png", f"{home}/~root.png", f"{home}/~/a.png"]
+    assert found("~") == listed
+    assert found("~/*.png") == listed[:2]
+    monkeypatch.chdir(home)
+    assert found("*/a.png") == ["~/a.png"]
+    assert found("~nosuchuser.png") == ["~nosuchuser.png"]
+
+
 def test_each_file_is_taken_once(tree):
     assert found("deep", "b.png", "*.png", "deep/er/1.jpg") == [
         *("deep/2.tiff", "deep/er/1.jpg", "b.png")

@@ -206,6 +206,21 @@ def test_a_name_that_is_no_text(tmp_path):
     assert picture.name.encode("utf-8")
 
 
+def test_home_folders_are_meant_in_text_alone(tmp_path, monkeypatch):
+    """A path may come from listing a folder, and a file be called as it likes."""
+    (tmp_path / "~").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (3, 4)).save("home/a.png")
+    Image.new("L", (5, 6)).save("~/a.png")
+    Image.new("L", (7, 8)).save("~nosuchuser.png")
+    assert read_picture("~/a.png").pixels.shape[:2] == (4, 3)
+    assert read_picture(pathlib.Path("~/a.png")).pixels.shape[:2] == (6, 5)
+    for name in ("~nosuchuser.png", pathlib.Path("~nosuchuser.png")):
+        assert read_picture(name).pixels.shape[:2] == (8, 7)
+
+
 def test_more_pixels_than_are_read(tmp_path, monkeypatch, capfd):
     """From what Pillow warns of to what it refuses, without a word in between."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

@@ -280,6 +280,16 @@ def test_files_of_others_are_not_replaced(run, tmp_path):
     assert run("segmenter", "--out", "notes", "photo.png")[0] == 0
 
 
+def test_a_file_that_is_called_like_a_home_folder(run, tmp_path):
+    photo().save(tmp_path / "~nosuchuser.png")
+    for name in (".", "*.png", "~nosuchuser.png"):
+        status, out, errors = run("classifier", "--format", "json", name)
+        assert (status, errors) == (0, [])
+        assert [row["image"] for row in json.loads(out)] == ["~nosuchuser.png"]
+    status, _, errors = run("classifier", "--out", "~nosuchuser", "~nosuchuser.png")
+    assert (status, errors) == (0, ["wrote ~nosuchuser/index.html"])
+
+
 def test_a_large_image_is_held_once(run, networks, tmp_path):
     """What is kept of it for pictures is small, whatever it was."""
     picture = read_picture(np.zeros((1500, 4000, 3), np.uint8))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from vt_flax.data.folders import IMAGE_SUFFIXES
 from vt_flax.errors import UserError
+from vt_flax.paths import typed_path
 
 
 def find_images(
@@ -17,9 +18,9 @@ def find_images(
     """Returns the files that are meant, each once, in the order of the names.
 
     Args:
-      names: of files, which are taken whatever they are called; of folders, whose
-        images are taken, and those of the folders in them, without hidden ones; or
-        patterns such as `shots/*.png` or `shots/**/left_*`.
+      names: as they were typed: of files, which are taken whatever they are called; of
+        folders, whose images are taken, and those of the folders in them, without
+        hidden ones; or patterns such as `shots/*.png` or `shots/**/left_*`.
       leave_out: a folder that is left out inside of others.
       on_error: called for a folder that cannot be read.
 
@@ -28,7 +29,7 @@ def find_images(
     """
     found: dict[pathlib.Path, None] = {}
     for name in names:
-        path = pathlib.Path(name).expanduser()
+        path = typed_path(name)
         if path.is_dir():
             some = list(_in_folder(path, leave_out, on_error))
             if not some:

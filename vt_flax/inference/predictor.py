@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from vt_flax.inference.predictions import Prediction, classified, segmented
 from vt_flax.inference.reading import ImageLike, each_image, read_picture
 from vt_flax.inference.token_maps import TokenMaps
 from vt_flax.inference.views import View, view_of
+from vt_flax.paths import typed_path
 from vt_flax.training.checkpoint import Checkpoints, read_run
 from vt_flax.training.config import resolve
 from vt_flax.training.run import model_for
@@ -265,7 +265,7 @@ def load(
     Raises:
       UserError: if there is no run, or no such checkpoint, or it cannot be read.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = typed_path(workdir)
     content = read_run(workdir)
     config = resolve(ConfigDict(content["config"]), overrides)
     with _without_warnings():

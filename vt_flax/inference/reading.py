@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from vt_flax.data.images import to_rgb
 from vt_flax.errors import UserError, first_line
+from vt_flax.paths import typed_path
 
 # Beyond this Pillow takes an image for an attack. 540 MB as an array.
 MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
@@ -66,7 +67,8 @@ def read_picture(image: ImageLike, name: str = "image") -> Picture:
 
     Args:
       image: a file's path, an image of Pillow's, or an array, uint8, (H, W) or (H, W,
-        channels) with 1, 2 (grey and alpha), 3 or 4 channels.
+        channels) with 1, 2 (grey and alpha), 3 or 4 channels. `~` is a home folder in
+        text, not in a `pathlib.Path`.
       name: of an image that is no file.
 
     Raises:
@@ -75,7 +77,9 @@ def read_picture(image: ImageLike, name: str = "image") -> Picture:
     if isinstance(image, Picture):
         return image
     if isinstance(image, (str, os.PathLike)):
-        return _read_file(pathlib.Path(image).expanduser())
+        # Text is what somebody has typed; a path may come from listing a folder.
+        typed = isinstance(image, str)
+        return _read_file(typed_path(image) if typed else pathlib.Path(image))
     if isinstance(image, Image.Image):
         with _readable(name):
             return _decode(name, image)

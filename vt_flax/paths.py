@@ -1,0 +1,15 @@
+"""Paths as people type them."""
+
+import os
+import pathlib
+
+
+def typed_path(name: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path that is meant by a name that somebody typed.
+
+    `~` and `~user` in front are home folders. Where there is no such user, the name is
+    taken as it is: a file may be called so. What was found by listing a folder must
+    not come here.
+    """
+    # pathlib's own raises an error for users that are not there.
+    return pathlib.Path(os.path.expanduser(name))
