@@ -216,11 +216,12 @@ def _check_out(
     patterns: Sequence[str],
 ) -> None:
     """Checks that no picture would be written over an image."""
-    images = {file.resolve() for file in files}
+    # pathlib's own resolving raises an error for a link to itself.
+    images = {os.path.realpath(file) for file in files}
     for name in names:
         for pattern in patterns:
             picture = pattern.format(name)
-            if (out / picture).resolve() in images:
+            if os.path.realpath(out / picture) in images:
                 raise UserError(
                     f"--out {out}: {picture} would be written over an image of that "
                     "name: choose another folder"

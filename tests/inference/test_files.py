@@ -75,6 +75,21 @@ def test_home_folders_are_those_of_typed_names(tree, monkeypatch):
     assert found("~nosuchuser.png") == ["~nosuchuser.png"]
 
 
+def test_what_cannot_be_looked_at_is_told_of_when_it_is_read(tree, monkeypatch):
+    names = [300 * "n" + ".png", "locked/a.png", "loop.png"]
+    (tree / "loop.png").symlink_to("loop.png")
+    stat = os.stat
+
+    def refuse(path, *rest, **options):  # no permission keeps out root
+        if "locked" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *rest, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert found(*names) == names
+    assert "loop.png" in found(".", leave_out=tree / "loop.png")
+
+
 def test_each_file_is_taken_once(tree):
     assert found("deep", "b.png", "*.png", "deep/er/1.jpg") == [
         *("deep/2.tiff", "deep/er/1.jpg", "b.png")

@@ -290,6 +290,23 @@ def test_a_file_that_is_called_like_a_home_folder(run, tmp_path):
     assert (status, errors) == (0, ["wrote ~nosuchuser/index.html"])
 
 
+def test_names_that_lead_nowhere_are_bad_images(run, tmp_path):
+    """A link to itself, and more letters than a name may have."""
+    photo().save(tmp_path / "a.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    long = 300 * "n" + ".png"
+    arguments = ("--out", "out", "--tokens", "--format", "json")
+    status, out, errors = run("classifier", *arguments, "loop.png", long, "a.png")
+    assert status == 2
+    assert [row["image"] for row in json.loads(out)] == ["a.png"]
+    assert errors == [
+        "error: loop.png: Too many levels of symbolic links",
+        f"error: {long}: File name too long",
+        "wrote out/index.html",
+        "error: 2 of 3 files are no readable images",
+    ]
+
+
 def test_a_large_image_is_held_once(run, networks, tmp_path):
     """What is kept of it for pictures is small, whatever it was."""
     picture = read_picture(np.zeros((1500, 4000, 3), np.uint8))

@@ -30,7 +30,8 @@ def find_images(
     found: dict[pathlib.Path, None] = {}
     for name in names:
         path = typed_path(name)
-        if path.is_dir():
+        # pathlib's own raises an error for a name that is too long, or out of reach.
+        if os.path.isdir(path):
             some = list(_in_folder(path, leave_out, on_error))
             if not some:
                 raise UserError(f"{path}: no images in this folder")
@@ -50,13 +51,14 @@ def _in_folder(
     leave_out: pathlib.Path | None,
     on_error: Callable[[OSError], None] | None,
 ) -> Iterator[pathlib.Path]:
-    without = leave_out.resolve() if leave_out else None
+    # pathlib's own resolving raises an error for a link to itself.
+    without = os.path.realpath(leave_out) if leave_out else None
     for place, inside, files in os.walk(folder, onerror=on_error):
         here = pathlib.Path(place)
         inside[:] = sorted(
             name
             for name in inside
-            if name[0] != "." and (here / name).resolve() != without
+            if name[0] != "." and os.path.realpath(here / name) != without
         )
         for name in sorted(files):
             if name[0] != "." and _is_image(name):
