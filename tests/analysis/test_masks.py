@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vt_flax.analysis.masks import (
@@ -61,6 +62,17 @@ def test_legend_has_shares_largest_first():
     for patch, index in zip(found, (2, 0), strict=True):
         np.testing.assert_allclose(patch.get_facecolor()[:3], colours(3)[index])
     assert legend(np.full((2, 2), 255, np.uint8), NAMES) == []
+
+
+def test_classes_may_be_called_as_they_like():
+    """Also what matplotlib reads as mathematics, or leaves out of a legend."""
+    names = [r"_$\nonsense$", "_"]
+    axes = Figure().subplots()
+    handles = legend(np.asarray([[0, 0, 0, 1]], np.uint8), names)
+    shown = axes.legend(handles=handles)
+    axes.figure.draw_without_rendering()
+    texts = [text.get_text().lstrip("\u200b") for text in shown.get_texts()]
+    assert texts == [r"_\$\nonsense\$ 75.0%", "_ 25.0%"]
 
 
 def test_a_long_legend_leaves_out_the_smallest():

@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from vt_flax.analysis.figures import check_name, save_figure
+from vt_flax.analysis.figures import check_name, literal, save_figure
 from vt_flax.analysis.published import PUBLISHED
 from vt_flax.analysis.published_comparison import PUBLISHED_COMPARISON
 from vt_flax.analysis.runs import Result
@@ -168,16 +168,16 @@ def _draw(
       The texts, and how many points each must stay away from there.
     """
     known = sorted((getattr(p, key), p.top1, p.label) for p in points)
-    x, y, texts = zip(*known, strict=True)
-    (line,) = axes.plot(x, y, label=label, **style)
+    x, y, _ = zip(*known, strict=True)
+    (line,) = axes.plot(x, y, label=literal(label), **style)
     look = {"fontsize": 7, "color": line.get_color(), "zorder": 5}
     look["path_effects"] = [withStroke(linewidth=1.5, foreground="white")]
     return [
         (
-            axes.text(*place, ha="center", va="center", **look),
+            axes.text(x, y, literal(text), ha="center", va="center", **look),
             line.get_markersize() / 2 + GAP,
         )
-        for place in zip(x, y, texts, strict=True)
+        for x, y, text in known
     ]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from vt_flax.analysis.figures import literal
 from vt_flax.data import augment, pipeline
 from vt_flax.data.source import Source
 
@@ -69,13 +70,13 @@ def draw_sheet(
 def _grid(
     figure, title: str, images: np.ndarray, captions: Sequence[str], rows: int
 ) -> None:
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(literal(title), fontsize=11)
     figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.28 / rows, 0.05, 0.25)
     for i, axes in enumerate(figure.subplots(rows, COLUMNS).flat):
         axes.set_axis_off()
         if i < len(images):
             axes.imshow(images[i])
-            axes.set_title(captions[i], fontsize=6, pad=2)
+            axes.set_title(literal(captions[i]), fontsize=6, pad=2)
 
 
 def _visible(images: jax.Array, config: ConfigDict) -> np.ndarray:

@@ -8,6 +8,17 @@ from vt_flax.errors import UserError
 SUFFIXES = (".png", ".svg")
 
 
+def literal(text: str) -> str:
+    """Returns what matplotlib must be given to write a text as it is.
+
+    Names are other people's: between two `$` it would read mathematics, and leave out
+    of a legend what begins with `_`.
+    """
+    text = text.replace("$", r"\$")
+    # A space without width, which is seen by nobody else.
+    return f"\u200b{text}" if text.startswith("_") else text
+
+
 def check_name(option: str, path: pathlib.Path) -> None:
     """Checks that a picture's name says what it is.
 

@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from vt_flax.analysis.figures import literal
+
 # How much of a pixel is its class's colour.
 OPACITY = 0.55
 # Classes of a legend; those with the fewest pixels are left out.
@@ -65,10 +67,9 @@ def legend(
     palette = colours(len(class_names))
     order = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
     return [
-        # Between two $ matplotlib would read mathematics.
         Patch(
             color=palette[i],
-            label=f"{class_names[i]} {counts[i] / pixels:.1%}".replace("$", r"\$"),
+            label=literal(f"{class_names[i]} {counts[i] / pixels:.1%}"),
         )
         for i in order[:MOST_NAMED]
     ]

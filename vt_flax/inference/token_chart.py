@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vt_flax.analysis.figures import save_figure
+from vt_flax.analysis.figures import literal, save_figure
 from vt_flax.inference.token_records import Report
 from vt_flax.inference.token_tables import title
 
@@ -58,7 +58,7 @@ def make_figure(report: Report) -> Figure:
             va="bottom",
             fontsize=9,
         )
-    figure.suptitle(title(report), fontsize=9)
+    figure.suptitle(literal(title(report)), fontsize=9)
     return figure
 
 
