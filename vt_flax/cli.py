@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import json
 import os
 import pathlib
 import sys
@@ -20,6 +19,10 @@ from rich.table import Table
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.paths import typed_path
+from vt_flax.texts import json_text, printable
+
+# Columns of a table that no terminal shows.
+WIDEST = 1_000_000
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -159,7 +162,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             main(sys.argv[1:])
             processes.finish()
     except UserError as error:
-        _end(error.label + " ".join(str(error).split()), error.status)
+        _end(error.label + printable(" ".join(str(error).split())), error.status)
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except BrokenPipeError:
@@ -218,28 +221,37 @@ def print_rows(
     Args:
       rows: records with the same keys.
       form: `table` or `json`. JSON prints a list of the records, and neither title nor
-        notes.
+        notes; what is not finite is null.
       title: a line above the table.
       notes: lines below the table.
     """
     if form == "json":
-        print(json.dumps(list(rows), indent=2))
+        print(json_text(list(rows)))
         return
     table = Table(box=box.SIMPLE_HEAD)
     for key in rows[0] if rows else ():
         number = any(isinstance(row[key], (int, float)) for row in rows)
-        table.add_column(key, justify="right" if number else "left", no_wrap=number)
+        # What is too long for a terminal goes on below: cut off, rows look alike.
+        table.add_column(
+            printable(key),
+            justify="right" if number else "left",
+            no_wrap=number,
+            overflow="ellipsis" if number else "fold",
+        )
     for row in rows:
         table.add_row(*(_text(value) for value in row.values()))
-    # A table in a log file or a pipe must not be cut at 80 columns.
-    width = None if sys.stdout.isatty() else 200
-    # What is shown are names of other people's making, in which [x] is no markup.
-    console = Console(file=sys.stdout, width=width, highlight=False, markup=False)
+    # In a log file or a pipe a table is as wide as it must be.
+    width = None if sys.stdout.isatty() else WIDEST
+    # What is shown are names of other people's making, in which [x] is no markup, and
+    # :x: no smile.
+    console = Console(
+        file=sys.stdout, width=width, highlight=False, markup=False, emoji=False
+    )
     if title:
-        console.print(title, soft_wrap=True)
+        console.print(printable(title), soft_wrap=True)
     console.print(table)
     for note in notes:
-        console.print(note, soft_wrap=True)
+        console.print(printable(note), soft_wrap=True)
 
 
 def _text(value: Any) -> str:
@@ -249,7 +261,7 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value)
+    return printable(str(value))
 
 
 def print_results(results: dict[str, dict[str, float]], form: str, split: str) -> None:

@@ -19,7 +19,6 @@ The configuration is the workdir's; --config.k=v changes it, as in
 """
 
 import functools
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from vt_flax import cli
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import on_devices_of
+from vt_flax.texts import json_text, printable
 from vt_flax.training.checkpoint import Checkpoints, check_classes, read_run
 from vt_flax.training.config import resolve
 from vt_flax.training.evaluation import evaluate
@@ -183,7 +183,7 @@ def _report_tokens(
     except OSError as error:
         raise _unwritable(folder, error) from error
     if form == "json":
-        print(json.dumps(report, indent=2))
+        print(json_text(report))
     else:
         rows = token_tables.token_rows(report)
         cli.print_rows(rows, form, token_tables.title(report))
@@ -191,7 +191,7 @@ def _report_tokens(
         if report["moves"]:
             cli.print_rows(token_tables.move_rows(report), form)
         for note in token_tables.notes(report):
-            print(note)
+            print(printable(note))
     for file in files:
         print(f"wrote {file}", file=sys.stderr)
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from vt_flax import cli
 from vt_flax.errors import UserError
+from vt_flax.texts import printable
 
 if TYPE_CHECKING:
     from vt_flax.inference.gallery import Gallery
@@ -181,7 +182,7 @@ def _refuse(line: str, refused: list[str]) -> None:
 
 def _say(line: str) -> None:
     """Prints a line on stderr, above a progress line that may be there."""
-    tqdm.write(" ".join(line.split()), file=sys.stderr)
+    tqdm.write(printable(" ".join(line.split())), file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -307,6 +307,18 @@ def test_names_that_lead_nowhere_are_bad_images(run, tmp_path):
     ]
 
 
+def test_a_name_gives_the_terminal_no_orders(run, tmp_path):
+    photo().save(tmp_path / "a\x1b[2J.png")
+    (tmp_path / "b\x1b[2J.png").write_text("no image")
+    _, out, errors = run("classifier", "a\x1b[2J.png", "b\x1b[2J.png")
+    assert r"a\x1b[2J.png" in out
+    assert errors[0].startswith(r"error: b\x1b[2J.png: ")
+    # Also where it is what a command ends with.
+    assert run("classifier", "c\x1b*.png")[2] == [
+        r"error: c\x1b*.png: no image matches this pattern"
+    ]
+
+
 def test_a_large_image_is_held_once(run, networks, tmp_path):
     """What is kept of it for pictures is small, whatever it was."""
     picture = read_picture(np.zeros((1500, 4000, 3), np.uint8))

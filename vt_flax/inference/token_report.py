@@ -4,7 +4,6 @@ What is measured, and how, is said in `inference.token_figures` and, of classes,
 `inference.token_classes`. A spread is the standard deviation over the examples.
 """
 
-import json
 import pathlib
 from typing import Any
 
@@ -25,6 +24,7 @@ from vt_flax.inference.token_records import (
     move_records,
 )
 from vt_flax.parallel.mesh import replicated
+from vt_flax.texts import json_text
 from vt_flax.training.evaluation import split_totals
 from vt_flax.training.requests import Requests
 from vt_flax.training.run import Run, model_for
@@ -129,6 +129,6 @@ def write_report(folder: pathlib.Path, report: Report) -> list[pathlib.Path]:
     from vt_flax.inference.token_chart import draw_report
 
     files = [folder / "tokens.json", folder / "tokens.png"]
-    files[0].write_text(json.dumps(report, indent=2) + "\n")
+    files[0].write_text(json_text(report) + "\n")
     draw_report(files[1], report)
     return files
