@@ -183,7 +183,7 @@ def _end(told: str, status: int) -> None:
 
 
 def local_folder(option: str, path: str) -> pathlib.Path:
-    """Returns a folder's path.
+    """Returns the path of a folder, or of a file, on this machine.
 
     Raises:
       UserError: for a bucket, of which pathlib would make a local folder `gs:`.

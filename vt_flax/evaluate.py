@@ -28,6 +28,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vt_flax import cli
+from vt_flax.analysis.figures import check_name, check_place
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import on_devices_of
@@ -39,6 +40,7 @@ from vt_flax.training.loop import weights_of
 from vt_flax.training.requests import Requests
 from vt_flax.training.run import Run, prepare
 from vt_flax.training.step import compile_eval_step
+from vt_flax.training.tasks import task_of
 from vt_flax.training.tasks.segmentation import Segmentation
 
 
@@ -68,25 +70,33 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = parser.parse_known_args(argv)
 
     workdir = cli.local_folder("--workdir", args.workdir)
+    folder = workdir / "tokens"
+    if args.tokens:
+        folder = cli.local_folder("--tokens", args.tokens)
+    page = _file("--page", args.page, (".html", ".htm"))
+    picture = _file("--token_picture", args.token_picture, (".png",))
     cli.join_processes(args)
-    if (args.token_picture or args.page) and processes.several():
+    if (picture or page) and processes.several():
         raise UserError("pictures are drawn by one process: add --processes 1")
     content = read_run(workdir)
     config = resolve(ConfigDict(content["config"]), overrides)
     cli.agree("evaluate", config)
+    # Whatever is refused is refused before the images are gone through.
+    segments = issubclass(task_of(config), Segmentation)
+    if page and not segments:
+        raise UserError(f"--page: {config.model.name} does not segment")
+    if picture and segments:
+        raise UserError("--token_picture: see `predict --tokens` for segmentation")
     modules = None
-    if args.tokens is not None:
+    if args.tokens is not None or picture:
         from vt_flax.inference import token_report
 
-        modules = token_report.find_modules(config, len(content["class_names"]))
+        option = "--token_picture" if args.tokens is None else "--tokens"
+        found = token_report.find_modules(config, len(content["class_names"]), option)
+        modules = None if args.tokens is None else found
     run = prepare(config)
     if note := check_classes(content, workdir, config, run.eval_source):
-        print(f"note: {note}", file=sys.stderr)
-    segments = isinstance(run.task, Segmentation)
-    if args.page and not segments:
-        raise UserError(f"--page: {config.model.name} does not segment")
-    if args.token_picture and segments:
-        raise UserError("--token_picture: see `predict --tokens` for segmentation")
+        print(f"note: {printable(note)}", file=sys.stderr)
     checkpoints = Checkpoints(workdir, read_only=True, best=args.best)
     step = checkpoints.choose(args.step)
     try:
@@ -101,13 +111,14 @@ def main(argv: Sequence[str]) -> None:
     finally:
         checkpoints.close()
 
+    if page:
+        check_place("--page", page)
+    if picture:
+        check_place("--token_picture", picture)
     weights = weights_of(state)
     # Of which there are pictures and reports.
     name = "ema" if "ema" in weights else "raw"
     if modules:
-        folder = workdir / "tokens"
-        if args.tokens:
-            folder = cli.local_folder("--tokens", args.tokens)
         origin = {"step": step, "weights": name}
         _report_tokens(run, weights[name], modules, folder, origin, args.format)
     else:
@@ -124,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
     params, batch_stats = weights[name]
     variables = {"params": params, "batch_stats": batch_stats}
     # matplotlib takes a while to import: only who wants a picture waits for it.
-    if args.page:
+    if page:
         from vt_flax.analysis.extremes import draw_extremes
 
         @jax.jit
@@ -133,23 +144,26 @@ def main(argv: Sequence[str]) -> None:
             with on_devices_of(run.mesh):
                 return run.task.predict(apply, images, sizes)[0]
 
-        page = pathlib.Path(args.page)
         try:
-            page.parent.mkdir(parents=True, exist_ok=True)
             draw_extremes(page, run, functools.partial(predict, variables))
         except OSError as error:
-            raise UserError(f"--page {args.page}: {error.strerror or error}") from error
-        print(f"wrote {args.page}", file=sys.stderr)
-    if args.token_picture:
+            raise UserError(f"--page {page}: {error.strerror or error}") from error
+        print(f"wrote {page}", file=sys.stderr)
+    if picture:
         from vt_flax.inference.split_tokens import draw_tokens
 
-        draw_tokens(
-            pathlib.Path(args.token_picture),
-            run.model,
-            variables,
-            run.eval_source,
-            config,
-        )
+        draw_tokens(picture, run.model, variables, run.eval_source, config)
+
+
+def _file(
+    option: str, name: str | None, suffixes: tuple[str, ...]
+) -> pathlib.Path | None:
+    """Returns the path of a file to be written, if one is wanted."""
+    if not name:
+        return None
+    path = cli.local_folder(option, name)
+    check_name(option, path, suffixes)
+    return path
 
 
 def _report_tokens(

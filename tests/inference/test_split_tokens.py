@@ -47,7 +47,7 @@ def test_a_picture_is_drawn(tmp_path, config, capsys):
     for count in (1, 3):
         path = tmp_path / "new" / f"{count}.png"
         draw_tokens(path, model, variables, Squares(), config, count)
-        assert f"wrote {path}" in capsys.readouterr().out
+        assert f"wrote {path}" in (said := capsys.readouterr()).err and not said.out
         with Image.open(path) as image:
             assert image.format == "PNG"
             image.load()

@@ -339,8 +339,11 @@ def refusal(arguments, monkeypatch, capsys):
     ],
     ids=lambda model: model["name"],
 )
+@pytest.mark.parametrize(
+    "option, more", [("--tokens", []), ("--token_picture", ["tokens.png"])]
+)
 def test_a_network_without_tokens_is_refused_before_its_data(
-    model, tmp_path, monkeypatch, capsys
+    option, more, model, tmp_path, monkeypatch, capsys
 ):
     keep = ("stem", "stage_sizes", "width")
     keep = (*keep, "token_channels", "heads") if "vt_" in model["name"] else keep
@@ -348,9 +351,52 @@ def test_a_network_without_tokens_is_refused_before_its_data(
     nowhere = str(tmp_path / "no_data")
     values["data"] = {"name": "digits", "data_dir": nowhere}
     write_config(tmp_path, resolve(ConfigDict(values)), NAMES, ())
-    line = refusal(["--workdir", str(tmp_path), "--tokens"], monkeypatch, capsys)
-    assert line == f"error: --tokens: {model['name']} has no token coefficients"
+    arguments = ["--workdir", str(tmp_path), option, *more]
+    line = refusal(arguments, monkeypatch, capsys)
+    told = f"{model['name']} has no token coefficients"
+    if more and "fpn" in model["name"]:
+        told = "see `predict --tokens` for segmentation"
+    assert line == f"error: {option}: {told}"
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+def test_files_that_cannot_be_written_are_named(
+    kind, request, tmp_path, monkeypatch, capsys
+):
+    """Before the images are gone through."""
+    _, workdir, _ = request.getfixturevalue(kind)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "evaluate", None)
+    option, end = {
+        "classifier": ("--token_picture", ".png"),
+        "segmenter": ("--page", ".html"),
+    }[kind]
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / f"folder{end}").mkdir()
+    capsys.readouterr()  # of building the dataset
+    for name, told in (
+        (f"gs://bucket/a{end}", "buckets are not supported yet"),
+        ("a.jpg", f"the name must end in {end}"),
+        (f"file/a{end}", "File exists"),
+        (f"folder{end}", "is a folder: name a file"),
+    ):
+        arguments = ["--workdir", str(workdir), option, name]
+        line = refusal(arguments, monkeypatch, capsys)
+        assert line.startswith(f"error: {option} {name}: {told}")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", f"folder{end}"}
+
+
+def test_a_token_picture_leaves_json_alone(classifier, tmp_path, monkeypatch, capsys):
+    """And `~` is the home folder."""
+    _, workdir, _ = classifier
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = ["--workdir", str(workdir), "--token_picture", "~/new/a.png"]
+    evaluate.main([*arguments, "--format", "json"])
+    said = capsys.readouterr()
+    assert [row["weights"] for row in json.loads(said.out)] == ["raw", "ema"]
+    assert said.err.splitlines()[-1] == f"wrote {tmp_path}/new/a.png"
+    check_picture(tmp_path / "new" / "a.png")
 
 
 def test_a_folder_that_cannot_be_made_is_named(

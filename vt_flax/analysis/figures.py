@@ -1,5 +1,6 @@
 """Pictures in files, of a name that says what they are."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -19,16 +20,40 @@ def literal(text: str) -> str:
     return f"\u200b{text}" if text.startswith("_") else text
 
 
-def check_name(option: str, path: pathlib.Path) -> None:
+def check_name(
+    option: str, path: pathlib.Path, suffixes: tuple[str, ...] = SUFFIXES
+) -> None:
     """Checks that a picture's name says what it is.
+
+    Args:
+      option: of the command line, for the message.
+      path: file to be written.
+      suffixes: that it may have, in small letters.
 
     Raises:
       UserError: if it does not.
     """
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in suffixes:
         raise UserError(
-            f"{option} {path}: the name must end in {' or '.join(SUFFIXES)}"
+            f"{option} {path}: the name must end in {' or '.join(suffixes)}"
         )
+
+
+def check_place(option: str, path: pathlib.Path) -> None:
+    """Checks that a file can be written, and makes its folder where it is missing.
+
+    Raises:
+      UserError: if it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror or error}") from error
+    if is_folder:
+        raise UserError(f"{option} {path}: is a folder: name a file")
+    if not os.access(path if is_there else path.parent, os.W_OK):
+        raise UserError(f"{option} {path}: may not be written: name another file")
 
 
 def save_figure(option: str, path: pathlib.Path, figure: Any) -> None:

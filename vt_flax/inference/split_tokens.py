@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import pathlib
+import sys
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vt_flax.analysis.figures import check_name
 from vt_flax.analysis.token_pictures import render
 from vt_flax.data import augment, pipeline
 from vt_flax.data.source import Source
@@ -40,8 +42,7 @@ def draw_tokens(
     Raises:
       UserError: if the model has no token coefficients, or the file cannot be written.
     """
-    if path.suffix.lower() != ".png":
-        raise UserError(f"--token_picture {path}: the name must end in .png")
+    check_name("--token_picture", path, (".png",))
     images, labels = _pick(source, config, count)
     kinds = tokenizer_kinds(model, variables, images.shape[1:3])
     if set(kinds.values()) <= {"pooling"}:
@@ -59,7 +60,8 @@ def draw_tokens(
         render(pictures).save(path)
     except OSError as error:
         raise UserError(f"--token_picture {path}: {error.strerror or error}") from error
-    print(f"wrote {path}")
+    # Standard output is for figures, which may be JSON.
+    print(f"wrote {path}", file=sys.stderr)
 
 
 def _pick(

@@ -35,12 +35,15 @@ from vt_flax.training.tasks.segmentation import Segmentation
 LOOK_BACK = ("dynamic", "recurrent")
 
 
-def find_modules(config: ConfigDict, num_classes: int) -> dict[str, tuple[int, ...]]:
+def find_modules(
+    config: ConfigDict, num_classes: int, option: str = "--tokens"
+) -> dict[str, tuple[int, ...]]:
     """Returns which modules of a network have coefficients; the dataset is not needed.
 
     Args:
       config: a resolved configuration.
       num_classes: of the dataset.
+      option: that needs them, for the message.
 
     Returns:
       By module, in order, heads, tokens, height and width of its maps in evaluation.
@@ -56,7 +59,7 @@ def find_modules(config: ConfigDict, num_classes: int) -> dict[str, tuple[int, .
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
     shapes = module_shapes(model, variables, size)
     if not shapes:
-        raise UserError(f"--tokens: {config.model.name} has no token coefficients")
+        raise UserError(f"{option}: {config.model.name} has no token coefficients")
     return shapes
 
 
