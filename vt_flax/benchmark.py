@@ -178,18 +178,8 @@ def _command(
         name, help=help_text, description=help_text, allow_abbrev=False
     )
     if config:
-        parser.add_argument(
-            "--config",
-            required=True,
-            metavar="FILE[:ARG]",
-            help="a configuration file, and its argument if it takes one",
-        )
-    parser.add_argument(
-        "--format",
-        choices=("table", "json"),
-        default="table",
-        help="for people or for programs (%(default)s)",
-    )
+        cli.add_config_argument(parser)
+    cli.add_format_argument(parser)
     return parser
 
 

@@ -44,9 +44,31 @@ def make_parser(command: str, description: str) -> ArgumentParser:
     )
 
 
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --config: which file."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:ARG]",
+        help="a configuration file, and its argument if it takes one",
+    )
+
+
+def add_format_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --format: see `print_rows`."""
+    parser.add_argument(
+        "--format",
+        choices=("table", "json"),
+        default="table",
+        help="for people or for programs (%(default)s)",
+    )
+
+
 def add_checkpoint_arguments(parser: ArgumentParser) -> None:
     """Adds --workdir, --step and --best: which weights are meant."""
-    parser.add_argument("--workdir", required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--workdir", required=True, metavar="FOLDER", help="of a run: what it has saved"
+    )
     parser.add_argument("--step", type=int, help="default: the newest checkpoint")
     parser.add_argument(
         "--best", action="store_true", help="the best checkpoint instead"

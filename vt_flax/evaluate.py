@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
         metavar="FOLDER",
         help="a report on the tokens over the whole split (WORKDIR/tokens)",
     )
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    cli.add_format_argument(parser)
     cli.add_process_arguments(parser)
     args, overrides = parser.parse_known_args(argv)
 

@@ -44,12 +44,7 @@ def main(argv: Sequence[str]) -> None:
         metavar="OPTION=VALUE",
         help="an option of the model, such as variant=msra",
     )
-    parser.add_argument(
-        "--format",
-        choices=("table", "json"),
-        default="table",
-        help="for people or for programs (%(default)s)",
-    )
+    cli.add_format_argument(parser)
     args = parser.parse_args(argv)
     options = cli.parse_overrides(args.set)
     if "num_classes" in options:

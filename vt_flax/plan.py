@@ -38,12 +38,7 @@ from vt_flax.errors import UserError
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = cli.make_parser("plan", __doc__)
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE[:ARG]",
-        help="a configuration file, and its argument if it takes one",
-    )
+    cli.add_config_argument(parser)
     parser.add_argument(
         "--topology", required=True, nargs="+", metavar="TOPOLOGY", help="see above"
     )
@@ -81,12 +76,7 @@ def main(argv: Sequence[str]) -> None:
         help="of what was compiled before (~/.cache/vt_flax/plan)",
     )
     parser.add_argument("--fresh", action="store_true", help="compile all anew")
-    parser.add_argument(
-        "--format",
-        choices=("table", "json"),
-        default="table",
-        help="for people or for programs (%(default)s)",
-    )
+    cli.add_format_argument(parser)
     args, overrides = parser.parse_known_args(argv)
     _check(args)
 

@@ -59,8 +59,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--heads", action="store_true", help="with --tokens: also head by head"
     )
-    parser.add_argument("--format", choices=("table", "json"), default="table")
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    cli.add_format_argument(parser)
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="files, folders or patterns"
+    )
     args, overrides = parser.parse_known_args(argv)
     for name in ("top", "batch"):
         if getattr(args, name) < 1:

@@ -175,12 +175,7 @@ def main(argv: Sequence[str]) -> None:
         metavar="OPTION=VALUE",
         help="an option of the model, as in --set preset=v4 (repeatable)",
     )
-    parser.add_argument(
-        "--format",
-        choices=("table", "json"),
-        default="table",
-        help="for people or for programs (%(default)s)",
-    )
+    cli.add_format_argument(parser)
     args = parser.parse_args(argv)
     height, width = parse_image_size(args.image_size)
     other = [f"--{x}" for x in ("paper", "chart", "ablation", "runs") if vars(args)[x]]

@@ -29,21 +29,11 @@ from vt_flax.training.run import prepare
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = cli.make_parser("train", __doc__)
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE[:ARG]",
-        help="a configuration file, and its argument if it takes one",
-    )
+    cli.add_config_argument(parser)
     parser.add_argument(
         "--workdir", required=True, metavar="FOLDER", help="of all that the run writes"
     )
-    parser.add_argument(
-        "--format",
-        choices=("table", "json"),
-        default="table",
-        help="for people or for programs (%(default)s)",
-    )
+    cli.add_format_argument(parser)
     cli.add_process_arguments(parser)
     args, overrides = parser.parse_known_args(argv)
     workdir = cli.local_folder("--workdir", args.workdir)
