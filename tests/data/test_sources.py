@@ -132,6 +132,7 @@ def test_files_of_other_kinds_are_left_out(flat):
     (flat / "LICENSE").write_text("no class")
     (flat / ".cache").mkdir()
     (flat / ".cache" / "0.png").write_bytes(b"no image")
+    (flat / "__MACOSX").mkdir()
     source = open_source(f"folder:{flat}", "all")
     assert len(source) == 33
     assert source.class_names == ("ant", "bee", "cow")

@@ -34,8 +34,8 @@ class FolderSource(RandomAccessSource):
         if not path.is_dir():
             raise UserError(f"folder:{path}: there is no such folder")
         name, first, last = _parse_split(split)
-        folders = _subfolders(path)
-        by_split = {folder.name for folder in folders if _subfolders(folder)}
+        folders = subfolders(path)
+        by_split = {folder.name for folder in folders if subfolders(folder)}
         if by_split:
             if name not in by_split:
                 raise UserError(
@@ -49,7 +49,7 @@ class FolderSource(RandomAccessSource):
                 f"folder:{path} has no split folders, so its only split is 'all': "
                 f"write 'all', or a slice such as 'all[:80%]', instead of {split!r}"
             )
-        classes = _subfolders(root)
+        classes = subfolders(root)
         files, empty, ignored = [], [], []
         for label, folder in enumerate(classes):
             images, others = _images(folder)
@@ -104,14 +104,25 @@ class FolderSource(RandomAccessSource):
         return str(self._files[index][0])
 
 
-def _subfolders(path: epath.Path) -> list[epath.Path]:
-    # To ask a bucket, for each of a million images, whether it is a folder takes hours.
+def is_image(path: epath.Path) -> bool:
+    """Tells whether a file is an image, by its suffix."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_hidden(path: epath.Path) -> bool:
+    """Tells whether a file or a folder is none of a dataset's."""
+    # Archives made on a Mac have a folder of files that are no images.
+    return path.name.startswith((".", "__MACOSX"))
+
+
+def subfolders(folder: epath.Path) -> list[epath.Path]:
+    """Returns the folders in a folder, sorted, without hidden ones."""
     return sorted(
         entry
-        for entry in path.iterdir()
-        if entry.name[0] != "."
-        and entry.suffix.lower() not in IMAGE_SUFFIXES
-        and entry.is_dir()
+        for entry in folder.iterdir()
+        # To ask a bucket, for each of a million images, whether it is a folder takes
+        # hours.
+        if not is_hidden(entry) and not is_image(entry) and entry.is_dir()
     )
 
 
@@ -138,9 +149,9 @@ def _images(folder: epath.Path) -> tuple[list[epath.Path], list[str]]:
     """Returns the images of a class in order, and the endings of its other files."""
     images, others = [], []
     for file in sorted(folder.iterdir()):
-        if file.name[0] == ".":
+        if is_hidden(file):
             continue
-        if file.suffix.lower() in IMAGE_SUFFIXES:
+        if is_image(file):
             images.append(file)
         else:
             others.append(file.suffix.lower())

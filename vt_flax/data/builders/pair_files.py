@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from vt_flax.data.folders import IMAGE_SUFFIXES
+from vt_flax.data.folders import IMAGE_SUFFIXES, is_hidden, is_image, subfolders
 from vt_flax.errors import UserError
 
 
@@ -59,16 +59,6 @@ def find_folder(manual: epath.Path, name: str, depth: int = 4) -> epath.Path | N
     return None
 
 
-def subfolders(folder: epath.Path) -> list[epath.Path]:
-    """Returns the folders in a folder, sorted, without hidden ones."""
-    return sorted(
-        entry
-        for entry in folder.iterdir()
-        # There may be many images: they are not looked at one by one.
-        if not _is_hidden(entry) and not _is_image(entry) and entry.is_dir()
-    )
-
-
 def images_in(folder: epath.Path, deep: bool = False) -> dict[str, epath.Path]:
     """Returns the image files of a folder by their paths in it, without suffixes.
 
@@ -84,9 +74,9 @@ def images_in(folder: epath.Path, deep: bool = False) -> dict[str, epath.Path]:
     while folders:
         prefix, current = folders.pop()
         for entry in sorted(current.iterdir()):
-            if _is_hidden(entry):
+            if is_hidden(entry):
                 continue
-            if _is_image(entry):
+            if is_image(entry):
                 name = prefix + entry.stem
                 if name in found:
                     raise UserError(
@@ -145,12 +135,3 @@ def read_lines(path: epath.Path) -> list[str]:
         return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from error
-
-
-def _is_hidden(path: epath.Path) -> bool:
-    # Archives made on a Mac have a folder of files that are no images.
-    return path.name.startswith((".", "__MACOSX"))
-
-
-def _is_image(path: epath.Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
