@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+from waiting import wait_until
+
 CHILD = """
 import os, time
 from vt_flax.parallel.child import read_request
@@ -28,25 +30,18 @@ def running(pid):
         return False
 
 
-def wait_for(what, seconds=60):
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_a_child_ends_with_its_parent(tmp_path):
     file = tmp_path / "pid"
     request = f'{{"file": "{file}"}}'
     parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD, request])
     try:
-        wait_for(lambda: file.exists() and file.read_text())
+        wait_until(lambda: file.exists() and file.read_text(), 60)
         child = int(file.read_text())
         time.sleep(1.5)
         assert running(child)
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-        wait_for(lambda: not running(child))
+        wait_until(lambda: not running(child), 60)
     finally:
         parent.kill()
         if file.exists() and running(int(file.read_text())):

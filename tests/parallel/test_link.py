@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from waiting import wait_until
 
 from vt_flax.errors import UserError
 from vt_flax.parallel.link import BEAT, Limits, Link, Lost
@@ -81,13 +82,6 @@ def pod(*args, **options):
         yield it
     finally:
         it.close()
-
-
-def wait_until(condition, seconds=15):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
 
 
 def die(link: Link) -> None:
