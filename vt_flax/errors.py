@@ -1,7 +1,7 @@
 """Errors that are the user's to mend, told in one line, and the words for them."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -35,6 +35,11 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
         elif a != b:
             lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
     return lines
+
+
+def first_few(lines: Sequence[str], count: int = 3) -> str:
+    """Returns the first of some lines in one, and dots if there are more."""
+    return "; ".join(lines[:count]) + ("; ..." if len(lines) > count else "")
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from vt_flax.errors import UserError, differences
+from vt_flax.errors import UserError, differences, first_few
 from vt_flax.parallel import processes
 from vt_flax.version import __version__
 
@@ -101,8 +101,7 @@ def _told(name: str, own: Mapping[str, Any], index: int) -> str:
     """Says in what a process differs from process 0; all are to call it."""
     # Only what is in doubt is sent: on a large pod it would be much.
     found = processes.gather(name, own if jax.process_index() in (0, index) else 0)
-    lines = differences(found[0], found[index])
-    return "; ".join(lines[:3]) + ("; ..." if len(lines) > 3 else "")
+    return first_few(differences(found[0], found[index]))
 
 
 def _other(everyone: Sequence[Any]) -> int | None:

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from vt_flax.data.source import Source
-from vt_flax.errors import UserError, differences, first_line
+from vt_flax.errors import UserError, differences, first_few, first_line
 from vt_flax.locks import Held, lock
 from vt_flax.parallel import processes
 from vt_flax.parallel.agreement import digest
@@ -581,8 +581,7 @@ def check_classes(
     if not lines:
         return ""
     told = (
-        f"{source.name} has other classes than the run in {workdir}: "
-        f"{'; '.join(lines[:3])}{'; ...' if len(lines) > 3 else ''}"
+        f"{source.name} has other classes than the run in {workdir}: {first_few(lines)}"
     )
     if config.data.name == run["config"]["data"]["name"] or len(old) != len(new):
         raise UserError(told)
@@ -653,8 +652,8 @@ def check_same_run(
         clashes += _other_data(content["data"], data)
     if clashes:
         raise UserError(
-            f"{workdir} holds another run ({'; '.join(clashes[:3])}"
-            f"{'; ...' if len(clashes) > 3 else ''}): choose another workdir"
+            f"{workdir} holds another run ({first_few(clashes)}): choose another "
+            "workdir"
         )
     # A workdir may stay the teacher's while its newest weights do not.
     if teacher and taught and teacher != taught:
