@@ -163,7 +163,8 @@ def prepare(config: ConfigDict) -> Run:
     processes.report("building the network")
     if jax.process_index() == 0:
         processes.gather("data", None)
-    check_data({"train": train_source.identity(), "eval": eval_source.identity()})
+    if processes.several():
+        check_data({"train": train_source.identity(), "eval": eval_source.identity()})
     if train_source.class_names != eval_source.class_names:
         names = set(train_source.class_names) ^ set(eval_source.class_names)
         told = ", ".join(map(str, sorted(names)[:5])) or "in another order"
