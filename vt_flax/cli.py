@@ -21,6 +21,8 @@ from vt_flax.parallel import processes
 from vt_flax.paths import typed_path
 from vt_flax.texts import json_text, printable
 
+# A side of the largest image to count or to make a program for; JPEG's limit is near.
+MOST_PIXELS = 65536
 # Columns of a table that no terminal shows.
 WIDEST = 1_000_000
 

@@ -28,8 +28,6 @@ KINDS = ("stablehlo", "savedmodel")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = "cpu,cuda,tpu"
 SAVED_MODEL = "saved_model.pb"
-# A side of the largest image that a program is made for, as `summarize` has it.
-MOST_PIXELS = 65536
 
 
 def main(argv: Sequence[str]) -> None:
@@ -144,8 +142,8 @@ def _size(text: str) -> tuple[int, int] | tuple[str, str] | None:
             f"--input_size {text}: write HxW, height and width in pixels as in "
             "256x320, or any"
         )
-    if max(sides) > MOST_PIXELS:
-        raise UserError(f"--input_size {text}: must be at most {MOST_PIXELS}")
+    if max(sides) > cli.MOST_PIXELS:
+        raise UserError(f"--input_size {text}: must be at most {cli.MOST_PIXELS}")
     return sides
 
 

@@ -30,9 +30,6 @@ from vt_flax.analysis.paper_tables import (
 from vt_flax.errors import UserError, nearest
 from vt_flax.models import create_model, list_models
 
-# A side of the largest image to count for; JPEG's own limit is near.
-MOST_PIXELS = 65536
-
 
 def parse_image_size(text: str) -> tuple[int, int]:
     """Returns height and width of `SIDE` or `HEIGHTxWIDTH`, in pixels.
@@ -50,8 +47,8 @@ def parse_image_size(text: str) -> tuple[int, int]:
         )
     if min(sides) < 1:
         raise UserError(f"--image_size {text}: must be at least 1")
-    if max(sides) > MOST_PIXELS:
-        raise UserError(f"--image_size {text}: must be at most {MOST_PIXELS}")
+    if max(sides) > cli.MOST_PIXELS:
+        raise UserError(f"--image_size {text}: must be at most {cli.MOST_PIXELS}")
     return sides[0], sides[-1]
 
 
