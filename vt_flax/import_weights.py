@@ -19,11 +19,11 @@ Where a bottleneck strides does not show in a file. torchvision's and timm's do 
 legacy_seresnet in the first 1 x 1: --set variant=msra.
 """
 
-import pathlib
 from collections.abc import Sequence
 
 from vt_flax import cli
 from vt_flax.errors import UserError
+from vt_flax.paths import typed_path
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     # Late, because JAX takes seconds to come: bad arguments need not wait.
     from vt_flax.training.imported import import_weights
 
-    file = pathlib.Path(args.file).expanduser()
+    file = typed_path(args.file)
     found = import_weights(file, args.model, out, args.num_classes or 0, options)
     title = f"{args.model} from {args.file}"
     cli.print_rows(found.rows, args.format, title, found.notes)

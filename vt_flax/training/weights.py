@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vt_flax.errors import UserError, first_line
+from vt_flax.paths import typed_path
 from vt_flax.training.checkpoint import changes, host_fingerprint, quiet
 
 # Of a state, what a network is applied with.
@@ -25,7 +26,7 @@ def find_checkpoint(option: str, place: str) -> pathlib.Path:
     Raises:
       UserError: if there is none.
     """
-    folder = pathlib.Path(place).expanduser()
+    folder = typed_path(place)
     if (folder / "state").is_dir():
         return folder
     inside = folder / "checkpoints"
