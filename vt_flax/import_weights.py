@@ -5,14 +5,20 @@ python -m vt_flax.import_weights model.safetensors --model resnet50 --out D
 python -m vt_flax.import_weights R-50.pth --model resnet50 --set variant=msra --out D
 python -m vt_flax.import_weights resnet18.pth --model resnet18 --num_classes 10 --out D
 
-FILE is a state dict with the names of torchvision or timm, in .safetensors or as
-torch.save writes it (.pth, .pt, .bin; of any age). PyTorch is not needed, and nothing
-in FILE is run. Its state dict may lie under `state_dict` or `model`.
+FILE is a checkpoint with the names of torchvision or timm: .safetensors, or what
+torch.save wrote (.pth, .pt, .bin, .ckpt, .tar). The latter is read by PyTorch (pip
+install "vt_flax[torch]"), with torch.load(weights_only=True), which runs nothing in it.
+
+The ResNet is found wherever it is nested (state_dict, model, net, ...) and whatever its
+names begin with (module., _orig_mod., backbone., ...), in nn.Sequential too. So is its
+head (fc, fc.1, head.fc, classifier, ...). What is taken and what is left are printed.
+Raw weights are taken rather than their EMA, unless --section names the EMA. Where there
+are two other ResNets, such as a student and its teacher, --section must name one.
 
 Then train with --config.init_from=D: the same network, a VT-ResNet, or a segmentation
-network on it; what they have not in common is made anew, and told. With the head of
-FILE, D is also a workdir for predict, and for evaluate on imagenet2012. --num_classes N
-makes a fresh head for N classes; D is for init_from alone then.
+network on it; what they do not have in common is initialized. With the head of FILE, D
+is also a workdir for predict, and for evaluate on imagenet2012. --num_classes N makes a
+fresh head for N classes, unless FILE has one; then D is for init_from alone.
 
 Where a bottleneck strides does not show in a file. torchvision's and timm's do in the
 3 x 3 (the default); the original ones (MSRA's, in Detectron2 too) and timm's
@@ -29,13 +35,19 @@ from vt_flax.paths import typed_path
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = cli.make_parser("import_weights", __doc__)
-    parser.add_argument("file", metavar="FILE", help="the state dict: see above")
+    parser.add_argument("file", metavar="FILE", help="a checkpoint: see above")
     parser.add_argument(
         "--model", required=True, metavar="M", help="resnet50, se_resnet50, ..."
     )
     parser.add_argument("--out", required=True, metavar="D", help="a new folder")
     parser.add_argument(
         "--num_classes", type=int, metavar="N", help="default: as many as FILE has"
+    )
+    parser.add_argument(
+        "--section",
+        default="",
+        metavar="NAME",
+        help="which ResNet of FILE, if there are several: state_dict_ema, teacher, ...",
     )
     parser.add_argument(
         "--set",
@@ -56,7 +68,9 @@ def main(argv: Sequence[str]) -> None:
     from vt_flax.training.imported import import_weights
 
     file = typed_path(args.file)
-    found = import_weights(file, args.model, out, args.num_classes or 0, options)
+    found = import_weights(
+        file, args.model, out, args.num_classes or 0, options, args.section
+    )
     title = f"{args.model} from {args.file}"
     cli.print_rows(found.rows, args.format, title, found.notes)
 

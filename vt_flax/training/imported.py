@@ -26,8 +26,9 @@ from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.state import TrainState, create_state
 from vt_flax.training.tasks import task_of
 from vt_flax.training.weights import PARTS
-from vt_flax.weights.files import check_sum, open_weights
-from vt_flax.weights.fitting import Fitted, Path, check_function, classes_of, fit
+from vt_flax.weights.files import Array, check_sum, read_arrays
+from vt_flax.weights.finding import Found, few, find_resnet
+from vt_flax.weights.fitting import LoadReport, Path, check_function, fit
 from vt_flax.weights.names import COUNTER
 
 # Beside the checkpoint: from what it was made.
@@ -36,11 +37,11 @@ RECORD = "imported.json"
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What was imported.
+    """Result of an import.
 
     Attributes:
-      rows: a record for each part of the model, and for each array of the file that
-        found no place: `name`, `arrays`, `numbers`, `from`.
+      rows: a record for each part of the model, and for each part of the file that is
+        not used: `name`, `arrays`, `numbers`, `from`.
       notes: lines for people.
     """
 
@@ -54,18 +55,20 @@ def import_weights(
     out: pathlib.Path,
     num_classes: int = 0,
     options: dict[str, Any] | None = None,
+    section: str = "",
 ) -> Imported:
-    """Reads a PyTorch state dict of a ResNet or an SE-ResNet into a new workdir.
+    """Reads PyTorch weights of a ResNet or an SE-ResNet into a new workdir.
 
     Args:
-      file: see `weights.files.open_weights`.
+      file: see `weights.files.read_arrays`.
       name: of the model: `resnet50`, `se_resnet50` and so on.
       out: the workdir. With the file's own head it is a run's like any other, on
         ImageNet, for `evaluate` and `predict`; with a fresh one it holds a checkpoint
         for `init_from` alone.
       num_classes: of the model; 0: as many as the file's head has. With any other
-        number the head is made anew.
+        number the head is initialized afresh.
       options: of the model.
+      section: which ResNet of the file, if there are several: see `find_resnet`.
 
     Raises:
       UserError: for whatever does not fit; nothing is written then.
@@ -74,23 +77,37 @@ def import_weights(
     _check_model(name)
     _check_out(out)
     digest = check_sum(file)
-    with open_weights(file) as stored:
-        there = classes_of(stored)
-        if not (there or num_classes):
-            raise UserError(f"{file} has no head: say --num_classes N, for a fresh one")
-        classes = num_classes or there
-        model = create_model(name, num_classes=classes, **options)
-        differences = check_function(file, stored, model.variant)
-        config = _config(name, classes, options)
-        create = _creation(config, model)
-        wanted = _flat(jax.eval_shape(create))
-        shapes = {path: array.shape for path, array in wanted.items()}
-        fitted = fit(file, stored, name, shapes, head=classes == there)
-    record = {"file": file.name, "sha256": digest, "model": name, "options": options}
-    rows = _rows(fitted, shapes, classes, there)
-    names = () if fitted.fresh else _class_names(classes)
-    _write(out, _state(create, fitted), config, names, {**record, "arrays": rows})
-    return Imported(rows, [*differences, *_notes(out, bool(fitted.fresh))])
+    arrays = read_arrays(file)
+    found = find_resnet(file, arrays, section, num_classes)
+    classes = num_classes or found.classes
+    if not classes:
+        left = f" (not used: {few(found.left)})" if found.left else ""
+        raise UserError(
+            f"{file} has no head, a single linear map over the ResNet{left}: say "
+            "--num_classes N, for a fresh one"
+        )
+    model = create_model(name, num_classes=classes, **options)
+    differences = check_function(file, found.names.values(), model.variant)
+    config = _config(name, classes, options)
+    create = _creation(config, model)
+    shapes = {
+        path: array.shape for path, array in _flat(jax.eval_shape(create)).items()
+    }
+    report = fit(file, arrays, found.names, name, shapes, head=bool(found.head))
+    rows = _rows(report, shapes, found, arrays)
+    record = {
+        "file": file.name,
+        "sha256": digest,
+        "section": found.section,
+        "prefix": found.prefix,
+        "head": found.head,
+        "model": name,
+        "options": options,
+        "arrays": rows,
+    }
+    names = _class_names(classes) if found.head else ()
+    _write(out, _state(create, report), config, names, record)
+    return Imported(rows, [_summary(found), *differences, *_notes(out, found)])
 
 
 def _check_model(name: str) -> None:
@@ -143,17 +160,17 @@ def _flat(state: TrainState) -> dict[Path, Any]:
     return traverse_util.flatten_dict(parts)
 
 
-def _state(create: Callable[[], TrainState], fitted: Fitted) -> TrainState:
+def _state(create: Callable[[], TrainState], report: LoadReport) -> TrainState:
     """Returns the state at step 0. Of a fresh one only what is used is computed."""
 
     @jax.jit
     def rest() -> tuple[TrainState, dict[Path, jax.Array]]:
         state = create()
-        fresh = {path: _flat(state)[path] for path in fitted.fresh}
+        fresh = {path: _flat(state)[path] for path in report.fresh}
         return state.replace(**dict.fromkeys(PARTS, {})), fresh
 
     state, fresh = rest()
-    arrays = {path: jnp.asarray(array) for path, array in fitted.arrays.items()}
+    arrays = {path: jnp.asarray(array) for path, array in report.arrays.items()}
     return state.replace(**traverse_util.unflatten_dict({**arrays, **fresh}))
 
 
@@ -164,7 +181,10 @@ def _class_names(classes: int) -> Sequence[str]:
 
 
 def _rows(
-    fitted: Fitted, shapes: dict[Path, tuple[int, ...]], classes: int, there: int
+    report: LoadReport,
+    shapes: dict[Path, tuple[int, ...]],
+    found: Found,
+    arrays: dict[str, Array],
 ) -> list[dict[str, Any]]:
     def row(name: str, group: Sequence[tuple[int, ...]], source: str) -> dict[str, Any]:
         numbers = sum(math.prod(shape) for shape in group)
@@ -172,27 +192,38 @@ def _rows(
 
     rows = []
     for part in dict.fromkeys(path[1] for path in shapes):
-        taken = [p for p in fitted.arrays if p[1] == part and p not in fitted.zeros]
+        taken = [p for p in report.arrays if p[1] == part and p not in report.zeros]
         if taken:
             rows.append(row(part, [shapes[path] for path in taken], "the file"))
     order = ("stem", "stage2", "stage3", "stage4", "stage5", "head")
     rows.sort(key=lambda row: order.index(row["name"]))
-    if fitted.fresh:
-        why = f"fresh: {classes} classes, there {there or 'none'}"
-        rows.append(row("head", [shapes[path] for path in fitted.fresh], why))
-    for path in fitted.zeros:
+    if report.fresh:
+        rows.append(row("head", [shapes[path] for path in report.fresh], "fresh"))
+    for path in report.zeros:
         name = "/".join(path[1:])
-        rows.append(row(name, [shapes[path]], "nothing there: zeros"))
-    for key, shape in fitted.unused.items():
-        rows.append(row(key, [shape], "the file: no place here"))
-    if fitted.counters:
-        rows.append(row(COUNTER, [()] * fitted.counters, "the file: not needed"))
+        rows.append(row(name, [shapes[path]], "zeros: missing in the file"))
+    for name, keys in found.left.items():
+        left = [arrays[key].shape for key in keys]
+        rows.append(row(keys[0] if len(keys) == 1 else name, left, "not used"))
+    if report.counters:
+        rows.append(row(COUNTER, [()] * report.counters, "not used"))
     return rows
 
 
-def _notes(out: pathlib.Path, fresh: bool) -> list[str]:
+def _summary(found: Found) -> str:
+    """Returns a line that says which ResNet of the file was taken."""
+    line = (
+        f"Took the ResNet in section {found.section or '(top level)'}, under prefix "
+        f"{found.prefix or '(none)'}, with head {found.head or '(none)'}."
+    )
+    if found.others:
+        line += f" The file has others: --section {' or '.join(found.others)}."
+    return line
+
+
+def _notes(out: pathlib.Path, found: Found) -> list[str]:
     notes = [f"Wrote {out}; training starts from it by --config.init_from={out}"]
-    if not fresh:
+    if found.head:
         notes.append(f"As it is: python -m vt_flax.predict --workdir {out} IMAGE...")
     return notes
 

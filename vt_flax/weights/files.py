@@ -1,94 +1,114 @@
-"""The state dict in a file, of whatever kind the file is."""
+"""Arrays in a file of weights: safetensors, or what `torch.save` writes."""
 
+import collections
 import contextlib
+import dataclasses
 import hashlib
 import pathlib
+import pickle
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
+import ml_dtypes
+import numpy as np
 import safetensors
 
 from vt_flax.errors import UserError, first_line
-from vt_flax.weights.pytorch import Saved, read_saved
-from vt_flax.weights.stored import Stored, Tensor, Unreadable
 
-# Under which training scripts save the state dict beside other things.
-SECTIONS = ("state_dict", "model")
-# What `DataParallel` puts before every name.
-WRAPPER = "module."
+# Types of numbers that are read. Importing ml_dtypes is what makes NumPy, and so
+# safetensors, know the last of them.
+FLOATS = ("float64", "float32", "float16", np.dtype(ml_dtypes.bfloat16).name)
 
-_SAFETENSORS_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-}
+_SAFETENSORS_DTYPES = dict(zip(("F64", "F32", "F16", "BF16"), FLOATS, strict=True))
+# How torch.save began its files before PyTorch 1.6.
+_OLD_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+# A checkpoint nests its state dicts less deeply; a pickle may contain itself.
+_DEEPEST = 8
+
+SAVE_ALONE = (
+    "in PyTorch, save the weights alone: torch.save(model.state_dict(), FILE), or as "
+    "safetensors"
+)
+# What files start with that are often taken for weights.
+_OTHER_FILES = [
+    (b"version https://git-lfs", "a Git LFS pointer, no weights: run git lfs pull"),
+    (b"<", "a web page, no weights: download the file itself"),
+    (b"{", "JSON, such as the index of a sharded checkpoint: name a file of weights"),
+]
 
 
-@contextlib.contextmanager
-def open_weights(file: pathlib.Path) -> Iterator[dict[str, Stored]]:
-    """Opens a `.safetensors` file or one of PyTorch's; its content tells which.
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array in a file.
 
-    Args:
-      file: its path.
+    Attributes:
+      section: names of the nested dictionaries that hold it, joined by dots.
+      shape: its shape.
+      dtype: name of the type of its numbers.
+      read: returns its numbers.
+    """
 
-    Yields:
-      Its arrays by name, without `module.` in front. They are read within the context.
+    section: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+def read_arrays(file: pathlib.Path) -> dict[str, Array]:
+    """Returns all arrays of a `.safetensors` file or of one that `torch.save` wrote.
+
+    The content of the file, not its name, tells which it is. Only the latter needs
+    PyTorch, whose `torch.load(weights_only=True)` runs nothing that is in the file.
+
+    Returns:
+      Arrays by name: the key, after the names of the dictionaries that it is nested in.
 
     Raises:
-      UserError: if there is no such file, or it is damaged, or holds no state dict; so
-        does `Stored.read`.
+      UserError: if there is no such file, or it is damaged, or of another kind, or
+        holds objects other than weights; or if PyTorch is needed and missing.
     """
-    with contextlib.ExitStack() as stack:
-        with _told(file):
-            stream = stack.enter_context(file.open("rb"))
-            start = stream.read(9)
-            if not start:
-                raise Unreadable("it is empty")
-            stream.seek(0)
-            if start[8:] == b"{":
-                arrays = _safetensors(stack, file)
-            else:
-                arrays = _state_dict(read_saved(stream))
-            arrays = _unwrapped(arrays)
-        yield {name: _reading(file, array) for name, array in arrays.items()}
+    with _errors_in(file), file.open("rb") as stream:
+        start = stream.read(512)
+        stream.seek(0)
+        if start[8:9] == b"{":
+            return _read_safetensors(file)
+        _check_kind(file, start)
+        arrays: dict[str, Array] = {}
+        _collect(_torch_load(file, stream), "", arrays)
+        return arrays
 
 
 @contextlib.contextmanager
-def _told(file: pathlib.Path) -> Iterator[None]:
-    """Makes one line of what is wrong with a file."""
+def _errors_in(file: pathlib.Path) -> Iterator[None]:
+    """Turns errors of reading a file into one line."""
     try:
         yield
-    except Unreadable as error:
-        raise UserError(f"{file}: {error}") from error
-    except safetensors.SafetensorError as error:
-        raise UserError(
-            f"{file}: it is damaged or cut off ({first_line(error)[:200]})"
-        ) from error
+    except UserError:
+        raise
     except IsADirectoryError:
-        raise UserError(f"{file} is a folder: name the file in it") from None
+        found = sorted(file.glob("*.safetensors")) + sorted(file.glob("*.pt*"))
+        example = f", such as {found[0]}" if found else ""
+        raise UserError(f"{file} is a folder: name the file in it{example}") from None
     except OSError as error:
         raise UserError(f"{file}: {error.strerror or error}") from error
+    # Damaged files lead to errors of all kinds in the libraries that read them.
+    except Exception as error:
+        raise UserError(
+            f"{file} is damaged or cut off, so get it again ({first_line(error)[:200]})"
+        ) from error
 
 
-def _reading(file: pathlib.Path, array: Stored) -> Stored:
-    def read() -> Any:
-        with _told(file):
-            return array.read()
-
-    return Stored(array.shape, array.dtype, read)
-
-
-def _safetensors(
-    stack: contextlib.ExitStack, file: pathlib.Path
-) -> Mapping[str, Stored]:
-    opened = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
+def _read_safetensors(file: pathlib.Path) -> dict[str, Array]:
+    opened = safetensors.safe_open(file, framework="numpy")
     arrays = {}
     for name in opened.keys():  # noqa: SIM118, it is no mapping
         part = opened.get_slice(name)
         kind = part.get_dtype()
-        arrays[name] = Stored(
+        arrays[name] = Array(
+            "",
             tuple(part.get_shape()),
             _SAFETENSORS_DTYPES.get(kind, kind),
             lambda name=name: opened.get_tensor(name),
@@ -96,31 +116,142 @@ def _safetensors(
     return arrays
 
 
-def _state_dict(saved: Saved) -> Mapping[str, Stored]:
-    value = saved.value
-    for section in SECTIONS:
-        if isinstance(value, dict) and isinstance(value.get(section), dict):
-            value = value[section]
-            break
-    if not isinstance(value, dict):
-        raise Unreadable("it holds no state dict, but something else")
-    return {
-        str(name): saved.stored(tensor)
-        for name, tensor in value.items()
-        if isinstance(tensor, Tensor)
-    }
+def _check_kind(file: pathlib.Path, start: bytes) -> None:
+    """Checks that `torch.load` can read a file that starts so.
+
+    Raises:
+      UserError: if not.
+    """
+    if not start:
+        raise UserError(f"{file} is empty")
+    for beginning, what in _OTHER_FILES:
+        if start.lstrip().startswith(beginning):
+            raise UserError(f"{file} is {what}")
+    if start[257:262] == b"ustar":
+        raise UserError(
+            f"{file} is a tar archive, as PyTorch wrote before 0.1.10: save it anew by "
+            "torch.save(torch.load(FILE, weights_only=False), NEW) if you trust it"
+        )
+    if start.startswith(b"PK"):
+        with zipfile.ZipFile(file) as archive:
+            names = [name.rpartition("/")[2] for name in archive.namelist()]
+        if "constants.pkl" in names:
+            raise UserError(
+                f"{file} is a TorchScript program: save its weights by "
+                "torch.save(torch.jit.load(FILE).state_dict(), NEW)"
+            )
+        if "data.pkl" not in names:
+            raise UserError(
+                f"{file} is a zip archive that torch.save did not write: unpack it, or "
+                + SAVE_ALONE
+            )
+    elif not start.startswith(b"\x80"):
+        raise UserError(
+            f"{file} is neither a .safetensors file nor one of torch.save: {SAVE_ALONE}"
+        )
+    elif _OLD_MAGIC not in start[:32]:
+        raise UserError(
+            f"{file} is a pickle that torch.save did not write (Detectron2's .pkl?): "
+            "save its arrays as PyTorch tensors, by torch.save or as safetensors"
+        )
 
 
-def _unwrapped(arrays: Mapping[str, Stored]) -> dict[str, Stored]:
-    if not arrays:
-        raise Unreadable("it holds no state dict: there is not one array in it")
-    found: dict[str, Stored] = {}
-    for name, array in arrays.items():
-        if not name.isprintable():
-            raise Unreadable(f"it calls an array {name[:80]!r}, which is no name")
-        if found.setdefault(name.removeprefix(WRAPPER), array) is not array:
-            raise Unreadable(f"it holds {name} with and without {WRAPPER}")
-    return found
+# ---------------------------------------------------------------------- torch.load
+
+
+class _Ignored:
+    """Stands for an object that a trainer saved beside the weights."""
+
+    def __init__(self, *args: Any):
+        pass
+
+    def __setstate__(self, state: Any):
+        pass
+
+
+class _IgnoredDict:
+    """Stands for a dictionary of another kind; PyTorch fills none but its own."""
+
+    def __new__(cls, *args: Any) -> collections.OrderedDict:
+        return collections.OrderedDict()
+
+
+# Modules of which trainers save objects beside the weights: arguments, metrics, paths.
+_BESIDE_WEIGHTS = (
+    *("argparse.", "collections.", "datetime.", "numpy.", "pathlib.", "typing."),
+    *("torch.torch_version.", "lightning.", "lightning_fabric.", "pytorch_lightning."),
+    *("fvcore.", "mmengine.", "omegaconf.", "yacs."),
+    # Types that those refer to, and the function that refers to their methods.
+    *("builtins.bool", "builtins.dict", "builtins.float", "builtins.getattr"),
+    *("builtins.int", "builtins.list", "builtins.object", "builtins.str"),
+    "builtins.tuple",
+)
+
+
+def _torch_load(file: pathlib.Path, stream: BinaryIO) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f'{file} is read by PyTorch, which is not installed: pip install "vt_flax'
+            '[torch]", or get the weights as .safetensors, which needs no PyTorch'
+        ) from error
+    # Stand-ins by the names of what they stand for, which is neither imported nor
+    # called. PyTorch names what it does not know one by one.
+    stand_ins: dict[str, type] = {}
+    while True:
+        stream.seek(0)
+        known = [(kind, name) for name, kind in stand_ins.items()]
+        try:
+            with torch.serialization.safe_globals(known), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.load(stream, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            name = _unknown_name(error)
+            if not name:
+                raise UserError(
+                    f"{file} is damaged, or its pickle_protocol is not the "
+                    f"default: get it again, or {SAVE_ALONE}"
+                ) from error
+            if not name.startswith(_BESIDE_WEIGHTS) or name in stand_ins:
+                raise UserError(
+                    f"{file} holds a Python object, {name[:80]!r}, beside weights or "
+                    f"instead of them; nothing of it was run: {SAVE_ALONE}"
+                ) from error
+            a_dict = name.lower().endswith(("dict", "cfgnode"))
+            stand_ins[name] = _IgnoredDict if a_dict else _Ignored
+
+
+def _unknown_name(error: pickle.UnpicklingError) -> str:
+    """Returns the name of the object that PyTorch refuses to load; empty if none."""
+    match = re.search(r"GLOBAL (\S+)", str(error))
+    if not match:
+        return ""
+    return match[1] if "." in match[1] else f"builtins.{match[1]}"
+
+
+def _collect(
+    value: Any, section: str, arrays: dict[str, Array], depth: int = 0
+) -> None:
+    """Adds the tensors in nested dictionaries and lists to `arrays`."""
+    import torch
+
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict) or depth > _DEEPEST:
+        return
+    for key, item in value.items():
+        name = f"{section}.{key}" if section else str(key)
+        if isinstance(item, torch.Tensor):
+            dtype = "meta" if item.is_meta else str(item.dtype).removeprefix("torch.")
+            arrays[name] = Array(
+                section,
+                tuple(item.shape),
+                dtype,
+                lambda item=item: item.detach().float().to_dense().numpy(),
+            )
+        else:
+            _collect(item, name, arrays, depth + 1)
 
 
 def check_sum(file: pathlib.Path) -> str:
@@ -129,9 +260,9 @@ def check_sum(file: pathlib.Path) -> str:
     PyTorch's and timm's files are named so: resnet50-0676ba61.pth.
 
     Raises:
-      UserError: if the name says another one.
+      UserError: if the name says another one, or the file cannot be read.
     """
-    with _told(file), file.open("rb") as stream:
+    with _errors_in(file), file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     match = re.search(r"-([0-9a-f]{8,64})\.\w+$", file.name)
     # A number is likelier a date.

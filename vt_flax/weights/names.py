@@ -44,21 +44,20 @@ class Place:
         return there == wanted or (self.kind == "linear" and there == (*wanted, 1, 1))
 
 
-HEAD = Place(("params", "head", "kernel"), "linear")
-
 _BLOCK = r"layer([1-4])\.(\d+)\."
-# torchvision and timm; `layer0`, `se_module` and `last_linear` are Cadene's, whose
-# SE-ResNets timm has as legacy_seresnet; `se.fc.0` is that of two linear maps in a row.
+# torchvision and timm. `layer0.conv1` and `se_module` are Cadene's, whose SE-ResNets
+# timm has as legacy_seresnet; `layer0.0` is that of a stem in a Sequential, `se.fc.0`
+# that of two linear maps in a row, and `shortcut` that of kuangliu's pytorch-cifar.
 _MODULES = [
-    (r"(?:layer0\.)?conv1", "stem/conv/conv", "conv"),
-    (r"(?:layer0\.)?bn1", "stem/norm", "norm"),
+    (r"(?:layer0\.)?conv1|layer0\.0", "stem/conv/conv", "conv"),
+    (r"(?:layer0\.)?bn1|layer0\.1", "stem/norm", "norm"),
     (_BLOCK + r"conv([1-3])", "conv{}/conv", "conv"),
     (_BLOCK + r"bn([1-3])", "norm{}", "norm"),
-    (_BLOCK + r"downsample\.0", "shortcut/conv", "conv"),
-    (_BLOCK + r"downsample\.1", "shortcut_norm", "norm"),
+    (_BLOCK + r"(?:downsample|shortcut)\.0", "shortcut/conv", "conv"),
+    (_BLOCK + r"(?:downsample|shortcut)\.1", "shortcut_norm", "norm"),
     (_BLOCK + r"(?:se|se_module)\.(?:fc1|fc\.0)", "gate/reduce", "linear"),
     (_BLOCK + r"(?:se|se_module)\.(?:fc2|fc\.2)", "gate/expand", "linear"),
-    (r"fc|last_linear", "head", "linear"),
+    (r"fc", "head", "linear"),
 ]
 _ARRAYS = {
     "conv": {"weight": ("params", "kernel")},
@@ -70,8 +69,8 @@ _ARRAYS = {
         "running_var": ("batch_stats", "var"),
     },
 }
-# Names that a ResNet's parts begin with, so that one which has no place here makes it
-# another network.
+# What the names of a ResNet's parts begin with, except its head's. One that has no
+# place here makes it another network.
 _PARTS = re.compile(r"layer\d|conv\d|bn\d|stem|downsample")
 
 
@@ -97,7 +96,7 @@ def place_of(key: str) -> Place | None:
 
 
 def belongs_to_resnet(key: str) -> bool:
-    """Tells whether a key without a place names a part of a ResNet all the same."""
+    """Returns whether a key names a part of a ResNet, other than its head."""
     return bool(_PARTS.match(key))
 
 
