@@ -76,6 +76,15 @@ def test_every_type_and_layout(zipped, torch, tmp_path):
     check_same(read_arrays(file), state)
 
 
+def test_tensors_of_a_gpu(torch, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+    state = {"weight": torch.arange(6.0)}
+    torch.save(state, tmp_path / "state.pth")
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(tmp_path / "state.pth")
+    check_same(read_arrays(tmp_path / "state.pth"), state)
+
+
 def test_safetensors_of_every_type(torch, tmp_path):
     from safetensors.torch import save_file
 
@@ -157,12 +166,12 @@ def test_what_trainers_save_beside_the_weights(
     torch.save(checkpoint, file, _use_new_zipfile_serialization=zipped)
     for name in ("omegaconf", "lightning_fabric", "yacs"):
         monkeypatch.delitem(sys.modules, name)
-    safe = torch.serialization.get_safe_globals()
+    safe = {*torch.serialization.get_safe_globals()}
     found = read_arrays(file)
     assert list(found) == ["state_dict.weight"]
     np.testing.assert_array_equal(found["state_dict.weight"].read(), weight.numpy())
     assert not {"omegaconf", "lightning_fabric", "yacs"} & {*sys.modules}
-    assert torch.serialization.get_safe_globals() == safe
+    assert {*torch.serialization.get_safe_globals()} == safe
 
 
 class Runs:

@@ -256,7 +256,8 @@ def test_two_resnets_have_to_be_chosen_from(first, second):
             assert {*found.names} == {*under(start, BODY | HEAD)}
             assert found.others == [other]
     line = error_of(shapes, section="nothing")
-    assert "--section nothing: there is no ResNet, but in " + ", ".join(names) in line
+    assert "--section nothing: no ResNet is there; choose from " in line
+    assert line.endswith(", ".join(names))
 
 
 def test_averages_are_offered_and_taken():

@@ -76,24 +76,27 @@ def find_resnet(
     for part in ("weight", "bias"):
         if head and f"{head}.{part}" in arrays:
             names[f"{head}.{part}"] = f"fc.{part}"
-    section = arrays[next(iter(names))].section
     left: dict[str, list[str]] = {}
     for key in arrays:
         if key not in names:
             left.setdefault(_owner(key, start), []).append(key)
+    nested = arrays[next(iter(names))].section
     return Found(
-        section,
-        start.removeprefix(section + ".") if section else start,
-        head,
-        classes,
-        names,
-        left,
-        [_shown(other) for other in resnets if other != start],
+        section=nested,
+        prefix=start.removeprefix(f"{nested}."),
+        head=head,
+        classes=classes,
+        names=names,
+        left=left,
+        others=[_shown(other) for other in resnets if other != start],
     )
 
 
 def _resnets(arrays: Mapping[str, Array]) -> dict[str, dict[str, str]]:
-    """Returns torchvision's names by those in the file, for each start of names."""
+    """Returns the ResNets of a file: torchvision's names by those in the file.
+
+    They are called by what their names in the file start with: section and prefix.
+    """
     first_stages: dict[str, list[str]] = {}
     for key in arrays:
         if match := _FIRST_BLOCK.fullmatch(key):
@@ -133,7 +136,7 @@ def _choose(
     resnets: Mapping[str, Mapping[str, str]],
     section: str,
 ) -> str:
-    """Returns with what the names of the ResNet begin that is meant."""
+    """Returns the start of the names of the ResNet that is meant."""
     starts = list(resnets)
     if section:
         inner = section.strip(".")
@@ -143,7 +146,7 @@ def _choose(
         ]
         if not starts:
             raise UserError(
-                f"{file}: --section {section}: there is no ResNet, but in "
+                f"{file}: --section {section}: no ResNet is there; choose from "
                 + ", ".join(map(_shown, resnets))
             )
     starts = [start for start in starts if not _EMA.search(start)] or starts
@@ -256,7 +259,7 @@ def _no_resnet(file: pathlib.Path, arrays: Mapping[str, Array]) -> UserError:
     advice = "choose a file of torchvision's or timm's ResNets"
     for mark, library in (
         (r"embedder\.embedder\.convolution|encoder\.stages\.", "Hugging Face's"),
-        (r"res2\.0\.conv1|stem\.conv1", "Detectron2's"),
+        (r"res2\.0\.", "Detectron2's"),
     ):
         if any(re.search(mark, key) for key in keys):
             advice = f"its names seem to be {library}, which are not read: {advice}"
