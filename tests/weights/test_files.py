@@ -157,6 +157,7 @@ def test_what_trainers_save_beside_the_weights(
         "history": collections.defaultdict(list, {"loss": [0.1]}),
         "time": datetime.datetime(2020, 1, 1),
         "version": torch.torch_version.TorchVersion("2.1"),
+        "range": (range(3), slice(2), frozenset([1])),
         "hyper_parameters": foreign("omegaconf", "DictConfig"),
         "parameters": foreign("lightning_fabric", "AttributeDict", dict),
         "config": foreign("yacs", "CfgNode", dict),
@@ -222,7 +223,7 @@ def test_a_whole_network_is_asked_for_as_weights(torch, tmp_path):
 
 def test_another_protocol_of_pickle(torch, tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "file.pth", pickle_protocol=4)
-    assert "pickle_protocol is not the default" in error_of(tmp_path / "file.pth")
+    assert "another pickle_protocol than the default" in error_of(tmp_path / "file.pth")
 
 
 # ------------------------------------------------------------------------ other files

@@ -176,15 +176,16 @@ class _IgnoredDict:
         return collections.OrderedDict()
 
 
-# Modules of which trainers save objects beside the weights: arguments, metrics, paths.
+# What trainers save beside the weights: arguments, metrics, paths, optimizers.
 _BESIDE_WEIGHTS = (
     *("argparse.", "collections.", "datetime.", "numpy.", "pathlib.", "typing."),
-    *("torch.torch_version.", "lightning.", "lightning_fabric.", "pytorch_lightning."),
-    *("fvcore.", "mmengine.", "omegaconf.", "yacs."),
-    # Types that those refer to, and the function that refers to their methods.
-    *("builtins.bool", "builtins.dict", "builtins.float", "builtins.getattr"),
-    *("builtins.int", "builtins.list", "builtins.object", "builtins.str"),
-    "builtins.tuple",
+    *("torch.optim.", "torch.torch_version.", "fvcore.", "lightning."),
+    *("lightning_fabric.", "mmengine.", "omegaconf.", "pytorch_lightning.", "yacs."),
+)
+# Types that those refer to, and the function by which they refer to methods.
+_BUILTINS = (
+    *("bool", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int"),
+    *("list", "object", "range", "slice", "str", "tuple"),
 )
 
 
@@ -210,10 +211,14 @@ def _torch_load(file: pathlib.Path, stream: BinaryIO) -> Any:
             name = _unknown_name(error)
             if not name:
                 raise UserError(
-                    f"{file} is damaged, or its pickle_protocol is not the "
-                    f"default: get it again, or {SAVE_ALONE}"
+                    f"{file} is damaged, or holds more than torch.load(weights_only="
+                    "True) reads, or has another pickle_protocol than the default: get "
+                    f"it again, or {SAVE_ALONE}"
                 ) from error
-            if not name.startswith(_BESIDE_WEIGHTS) or name in stand_ins:
+            known_kind = name.startswith(_BESIDE_WEIGHTS) or (
+                name.removeprefix("builtins.") in _BUILTINS
+            )
+            if not known_kind or name in stand_ins:
                 raise UserError(
                     f"{file} holds a Python object, {name[:80]!r}, beside weights or "
                     f"instead of them; nothing of it was run: {SAVE_ALONE}"
