@@ -17,8 +17,8 @@ are two other ResNets, such as a student and its teacher, --section must name on
 
 Then train with --config.init_from=D: the same network, a VT-ResNet, or a segmentation
 network on it; what they do not have in common is initialized. With the head of FILE, D
-is also a workdir for predict, and for evaluate on imagenet2012. --num_classes N makes a
-fresh head for N classes, unless FILE has one; then D is for init_from alone.
+is also a workdir for predict, and for evaluate on imagenet2012. --num_classes N takes a
+head for N classes; if FILE has none, it makes a fresh one, for init_from alone.
 
 Where a bottleneck strides does not show in a file. torchvision's and timm's do in the
 3 x 3 (the default); the original ones (MSRA's, in Detectron2 too) and timm's
