@@ -134,9 +134,9 @@ def _typed(name: str, option: str, value: Any, default: Any) -> Any:
     """
     if option == "dtype" and not isinstance(value, str):
         return value
-    fits, kind = _is_like(value, default), type(default).__name__
+    fits, kind = is_like(value, default), type(default).__name__
     if isinstance(default, tuple) and default:
-        fits = fits and all(_is_like(one, default[0]) for one in value)
+        fits = fits and all(is_like(one, default[0]) for one in value)
         kind = f"a list of {type(default[0]).__name__}"
     if not fits:
         raise UserError(
@@ -145,10 +145,12 @@ def _typed(name: str, option: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _is_like(value: Any, default: Any) -> bool:
+def is_like(value: Any, default: Any) -> bool:
     """Tells whether a value may stand for a default."""
     kind = type(default)
-    accepted = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
+    accepted = {float: (float, int), tuple: (tuple, list), list: (tuple, list)}.get(
+        kind, (kind,)
+    )
     # True is an int to Python, but no number of tokens to a person.
     return isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
 

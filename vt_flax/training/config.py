@@ -1,24 +1,18 @@
 """The configuration: every key with its default, and how files and flags change it."""
 
-import ast
+import copy
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference, FrozenConfigDict
+from ml_collections.config_dict import placeholder
 
 from vt_flax.errors import UserError, nearest
 from vt_flax.models import list_models, model_options
+from vt_flax.models.registry import is_like
 from vt_flax.training.config_files import read_file
-
-# What ml_collections reads values with that are not any text.
-PARSERS = {
-    int: flags.IntegerParser(),
-    float: flags.FloatParser(),
-    bool: flags.BooleanParser(),
-}
+from vt_flax.training.config_overrides import last_override, override
 
 
 def default_config() -> ConfigDict:
@@ -184,39 +178,66 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
     """Completes a partial configuration with defaults, then applies overrides.
 
+    References follow the overrides: `config.get_ref("batch_size") * 2` is twice the
+    batch size that the command line asks for. `config` is not modified.
+
+    Returns:
+      A locked configuration of plain values, without references and placeholders.
+
     Raises:
-      UserError: for an unknown key, a wrong type, a number that is not finite, or
-        options of another model than the one that the overrides ask for.
+      UserError: for an unknown key, a wrong type, a number that is not finite, a
+        placeholder without a value, or options of another model than the one that the
+        overrides ask for.
     """
-    resolved = default_config()
-    model = config.get("model", {})
-    if isinstance(model, ConfigDict):
-        model = model.to_dict()
-    if not isinstance(model, dict):
+    sections = default_config()
+    sections.model = ConfigDict(_model_options(config, overrides, sections.model.name))
+    defaults = dict(_leaves(sections))
+    completed, placeholders = _complete(config, sections, defaults)
+    override(completed, overrides, defaults)
+    if missing := [name for name in placeholders if completed[name] is None]:
+        raise _no_value({name: defaults[name] for name in missing})
+    values = {
+        name: _typed(name, _computed(completed, name), default)
+        for name, default in defaults.items()
+    }
+    for key in ("name", "preset"):
+        value, used = (v.get(f"model.{key}", "") for v in (values, defaults))
+        if value not in ("", used):
+            raise UserError(
+                f"config.model.{key} {value}: the options are those of {used}; set it "
+                f"by --config.model.{key}={value}"
+            )
+    if "model.preset" in values:
+        # An empty preset is the model's first.
+        values["model.preset"] = defaults["model.preset"]
+    return ConfigDict(_nested(values).to_dict()).lock()
+
+
+def _model_options(
+    config: ConfigDict, overrides: Sequence[str], default_name: str
+) -> dict[str, Any]:
+    """Returns the keys of `model` with their defaults.
+
+    The name and the preset decide which keys there are, so they are looked up in the
+    overrides before these are applied.
+    """
+    model = _known(config, "model") if "model" in config else {}
+    if not isinstance(model, (ConfigDict, dict)):
         raise UserError("config.model must be a section")
-    written = dict(model)
-    for key, default in (("name", resolved.model.name), ("preset", "")):
-        # These two decide which other keys there are.
-        model[key] = _last_override(overrides, f"model.{key}", model.get(key, default))
-        if not isinstance(model[key], str):
-            raise UserError(f"config.model.{key} must be str, not {model[key]!r}")
-    _check_written({"name": resolved.model.name, **written}, model)
-    options = model_options(model["name"], model["preset"])
-    if not model["preset"]:
-        del model["preset"]
-    if isinstance(options.get("stage_sizes"), tuple):
-        options["stage_sizes"] = list(options["stage_sizes"])
+    written = {"name": default_name, **{key: _known(model, key) for key in model}}
+    asked = {}
+    for key in ("name", "preset"):
+        value = last_override(overrides, f"model.{key}")
+        asked[key] = written.get(key, "") if value is None else value
+        if asked[key] is None:
+            raise _no_value({f"model.{key}": ""})
+        if not isinstance(asked[key], str):
+            raise UserError(f"config.model.{key} must be str, not {asked[key]!r}")
+    _check_written(written, asked)
+    options = model_options(asked["name"], asked["preset"])
+    options["stage_sizes"] = list(options["stage_sizes"])
     options["num_classes"] = 0  # the dataset's
-    resolved.model = ConfigDict({"name": model["name"], **options})
-    _merge(resolved, {**config.to_dict(), "model": model}, "")
-    _apply(resolved, overrides)
-    for key, value in _leaves(resolved):
-        for number in value if isinstance(value, list) else [value]:
-            # No comparison with a NaN holds, so that no limit would refuse it.
-            if isinstance(number, float) and not math.isfinite(number):
-                raise UserError(f"config.{key} {value}: must be finite")
-    resolved.lock()
-    return resolved
+    return {"name": asked["name"], **options}
 
 
 def _check_written(written: dict[str, Any], model: dict[str, Any]) -> None:
@@ -247,103 +268,185 @@ def _check_written(written: dict[str, Any], model: dict[str, Any]) -> None:
         )
 
 
-def _merge(target: ConfigDict, source: dict[str, Any], prefix: str) -> None:
-    for key, value in source.items():
-        name = f"{prefix}{key}"
-        if key not in target:
+def _complete(
+    config: ConfigDict, sections: ConfigDict, defaults: Mapping[str, Any]
+) -> tuple[ConfigDict, list[str]]:
+    """Adds the defaults to a file's configuration and keeps its references.
+
+    Args:
+      config: the file's.
+      sections: the default configuration.
+      defaults: its values by name, such as `data.flip`.
+
+    Returns:
+      A configuration with every key, and the names of its placeholders.
+    """
+    references = dict(_references(config, sections, "", {}))
+    # Copied together, so that references between them survive.
+    values = copy.deepcopy({**defaults, **references})
+    placeholders = [name for name in references if values[name].empty()]
+    for name in placeholders:
+        # config_flags reads a value before it overrides it, which a required
+        # placeholder does not allow.
+        values[name].set(placeholder(values[name].get_type()))
+    floats: dict[int, FieldReference] = {}
+    for name in references:
+        if isinstance(defaults[name], float) and values[name].get_type() is int:
+            # `get_ref("batch_size") * 0.1` has type int in ml_collections, so that no
+            # float could override it. Keys that share a reference still share one.
+            shared = floats.setdefault(id(values[name]), values[name].to_float())
+            values[name] = shared
+    return _nested(values), placeholders
+
+
+def _references(
+    config: ConfigDict | dict[str, Any],
+    defaults: ConfigDict,
+    prefix: str,
+    made: dict[tuple[int, str], FieldReference],
+) -> Iterator[tuple[str, FieldReference]]:
+    """Checks a file's keys and values, and yields each value's name and reference.
+
+    Args:
+      config: a section of the file.
+      defaults: the same section by default.
+      prefix: of its keys, such as `data.`.
+      made: references to plain values, by section and key: if two keys of a file hold
+        one section, an override of either changes both, as in ml_collections.
+    """
+    fields = config
+    if isinstance(config, FrozenConfigDict):
+        fields = config.as_configdict()
+    if isinstance(fields, ConfigDict):
+        fields = dict(fields.items(preserve_field_references=True))
+    for key, field in fields.items():
+        name, value = f"{prefix}{key}", _known(fields, key)
+        if name == "model.preset" and value == "":
+            continue
+        if key not in defaults:
             raise UserError(
-                f"config.{name} is no key of the configuration{nearest(key, target)}"
+                f"config.{name} is no key of the configuration"
+                f"{nearest(str(key), defaults)}"
             )
-        section = isinstance(target[key], ConfigDict)
-        if section != isinstance(value, dict):
+        default = defaults[key]
+        section = isinstance(default, ConfigDict)
+        if section != isinstance(value, (ConfigDict, dict)):
             raise UserError(
                 f"config.{name} must {'' if section else 'not '}be a section"
             )
         if section:
-            _merge(target[key], value, f"{name}.")
+            yield from _references(value, default, f"{name}.", made)
             continue
-        if isinstance(target[key], float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(target[key]):
-            raise UserError(
-                f"config.{name} must be {type(target[key]).__name__}, not {value!r}"
-            )
-        target[key] = value
+        if isinstance(field, FieldReference) and field.empty():
+            _check_placeholder(name, field.get_type(), default)
+        elif value is not None or field is None:
+            _typed(name, value, default)
+        if not isinstance(field, FieldReference):
+            field = made.setdefault((id(config), key), FieldReference(field))
+        yield name, field
 
 
-def _apply(config: ConfigDict, overrides: Sequence[str]) -> None:
-    """Applies `--config.k=v` arguments with ml_collections' own parser."""
-    keys = dict(_leaves(config))
-    values = flags.FlagValues()
-    argv = [""]
-    for i, argument in enumerate(overrides):
-        match = re.fullmatch(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", argument, re.S)
-        if not match and argument.startswith("--"):
-            raise UserError(
-                f"unexpected argument {argument!r}; an override is --config.KEY=VALUE"
-            )
-        if match and match[1] not in keys:
-            raise UserError(
-                f"config.{match[1]} is no key of the configuration"
-                f"{nearest(match[1], keys)}"
-            )
-        # ml_collections overrides tuples, but no lists.
-        if match and isinstance(keys[match[1]], list):
-            config.update_from_flattened_dict({match[1]: _list(match[1], match[2])})
-            continue
-        if match:
-            default, text = keys[match[1]], match[2]
-            # A switch's value is never the next argument.
-            if text is None and not isinstance(default, bool):
-                text = "".join(overrides[i + 1 : i + 2]) or None
-            _check_text(match[1], text, default)
-        argv.append(argument)
-    try:
-        config_flags.DEFINE_config_dict(
-            "config", config, flag_values=values, sys_argv=argv
-        )
-        rest = values(argv)[1:]
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(f"bad override: {error}") from error
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}")
-    config.update(values["config"].value)
-
-
-def _check_text(key: str, text: str | None, default: Any) -> None:
-    """Checks that a value can be read, so that it is refused as a file's would be."""
-    parser = PARSERS.get(type(default))
-    if parser is None or text is None:
-        return
-    try:
-        parser.parse(text)
-    except ValueError as error:
+def _check_placeholder(name: str, kind: Any, default: Any) -> None:
+    """Checks that a placeholder takes values of a default's type."""
+    accepted = {float: (float, int), list: (list, tuple)}
+    if kind not in (object, *accepted.get(type(default), (type(default),))):
         raise UserError(
-            f"config.{key} must be {type(default).__name__}, not {text!r}"
-        ) from error
+            f"config.{name} must be {type(default).__name__}, not placeholder({kind})"
+        )
 
 
-def _list(key: str, text: str | None) -> list:
+def _read(fields: Mapping[str, Any] | ConfigDict, key: str) -> Any:
+    """Returns the value of a key, without the references that a list may hold."""
+    value = _dereferenced(fields[key])
+    if isinstance(value, (list, tuple)):
+        return [_dereferenced(item) for item in value]
+    return value
+
+
+def _dereferenced(value: Any) -> Any:
+    return value.get() if isinstance(value, FieldReference) else value
+
+
+def _known(fields: Mapping[str, Any] | ConfigDict, key: str) -> Any:
+    """Returns a value of a file, or None if it depends on an empty placeholder."""
     try:
-        value = ast.literal_eval(text or "")
-    except (ValueError, SyntaxError):
-        value = None
-    if not isinstance(value, (list, tuple)):
-        raise UserError(f"config.{key} must be a list, as in --config.{key}=[1,2]")
-    return list(value)
+        value = _read(fields, key)
+    except Exception:
+        # A required placeholder raises, and so does an operation on None.
+        return None
+    waits = isinstance(value, list) and any(item is None for item in value)
+    return None if waits else value
 
 
-def _leaves(config: ConfigDict, prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _computed(config: ConfigDict, name: str) -> Any:
+    """Returns a value of a complete configuration.
+
+    Raises:
+      UserError: if the file's operations on references raise anything.
+    """
+    try:
+        return _read(config, name)
+    except Exception as error:
+        raise UserError(f"config.{name}: {type(error).__name__}: {error}") from error
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """Returns a value as plain Python of its default's type.
+
+    An int is accepted for a float, and a tuple for a list.
+
+    Raises:
+      UserError: for a value of another type, or a number that is not finite.
+    """
+    kind = type(default)
+    if not is_like(value, default):
+        raise UserError(f"config.{name} must be {kind.__name__}, not {value!r}")
+    if kind is list:
+        # Only label_map, a list of int, is empty by default.
+        item = default[0] if default else 0
+        if not all(is_like(x, item) for x in value):
+            told = [x.to_dict() if isinstance(x, ConfigDict) else x for x in value]
+            raise UserError(
+                f"config.{name} must be a list of {type(item).__name__}, not {told!r}"
+            )
+        value = [type(item)(x) for x in value]
+    else:
+        value = kind(value)
+    for number in value if kind is list else [value]:
+        # No comparison with a NaN holds, so that no limit would refuse it.
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f"config.{name} {value}: must be finite")
+    return value
+
+
+def _no_value(defaults: Mapping[str, Any]) -> UserError:
+    """Returns the error of placeholders without a value, with defaults by name."""
+    keys = ", ".join(
+        f"config.{name} ({type(default).__name__})"
+        for name, default in defaults.items()
+    )
+    return UserError(
+        f"no value for {keys}: the configuration file has a placeholder; add "
+        f"--config.{next(iter(defaults))}=VALUE"
+    )
+
+
+def _nested(values: Mapping[str, Any]) -> ConfigDict:
+    """Returns the configuration that has some values, by name; see `_leaves`."""
+    # To find dicts that it could convert, ConfigDict would read references.
+    config = ConfigDict(convert_dict=False)
+    for name, value in values.items():
+        section, _, key = name.rpartition(".")
+        if section and section not in config:
+            config[section] = ConfigDict(convert_dict=False)
+        (config[section] if section else config)[key] = value
+    return config
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields names, such as `data.flip`, and values."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _last_override(overrides: Sequence[str], key: str, default: str) -> str:
-    for i, argument in enumerate(overrides):
-        name, equals, value = argument.lstrip("-").partition("=")
-        if name == f"config.{key}":
-            default = value if equals else (*overrides, "")[i + 1]
-    return default

@@ -3,10 +3,12 @@
 import importlib.util
 import inspect
 import pathlib
+import traceback
 import types
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import RequiredValueError
 
 from vt_flax.errors import UserError
 
@@ -37,15 +39,31 @@ def read_file(path: str) -> ConfigDict:
         config = _function(module, path)(*([argument] if argument else []))
     except UserError:
         raise
-    except (KeyError, ValueError) as error:
-        # How a configuration file refuses its argument.
-        reason = error.args[0] if error.args else type(error).__name__
-        raise UserError(f"--config {path}: {reason}") from error
     except Exception as error:
-        raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
+        raise UserError(f"--config {path}: {_reason(error, spec.origin)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config {path}: get_config must return a ConfigDict")
     return config
+
+
+def _reason(error: Exception, file: str | None) -> str:
+    """Returns what is wrong with a configuration file, and in which line."""
+    # A file refuses its argument by a ValueError, whose message needs no line.
+    if isinstance(error, ValueError) and error.args:
+        return str(error.args[0])
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    reason = f"{type(error).__name__}: {error}"
+    if lines:
+        reason += f" (line {lines[-1]})"
+    if isinstance(error, RequiredValueError):
+        reason += (
+            "; a file cannot compute from a required_placeholder: use placeholder, "
+            "which must be given a value too"
+        )
+    elif isinstance(error, KeyError) and frames[-1].name == "get_ref":
+        reason += "; a reference needs a key that the file has already set"
+    return reason
 
 
 def _function(module: types.ModuleType, path: str) -> Callable[..., ConfigDict]:
