@@ -36,11 +36,12 @@ import argparse
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
 from vt_flax import cli
+from vt_flax.analysis.topology import parse_topology
 from vt_flax.data.pipeline import check_config
 from vt_flax.data.source import RandomAccessSource, Source
 from vt_flax.data.sources import open_source
@@ -51,6 +52,8 @@ from vt_flax.training.tasks import task_of
 
 # The task that `input` and `augmentation` know.
 CLASSES = "classification"
+# Loads the configuration, with what a file derives from the batch size; 0: its own.
+Load = Callable[..., ConfigDict]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -149,17 +152,21 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--{option} {value}: must be {least}")
         if not math.isfinite(value):
             raise UserError(f"--{option} {value}: must be finite")
-    config = load_config(args.config, overrides)
-    check_config(config.data)
-    task_of(config).check_config(config, config.batch_size)
-    if (
-        args.command in ("input", "augmentation")
-        and model_task(config.model.name) != CLASSES
-    ):
-        raise UserError(
-            f"benchmark {args.command} measures crops and augmentation of {CLASSES}; "
-            f"{config.model.name} is for {model_task(config.model.name)}"
-        )
+
+    def load(batch: int = 0) -> ConfigDict:
+        """Returns the configuration, for another batch size if one is given."""
+        given = [f"--config.batch_size={batch}"] if batch else []
+        config = load_config(args.config, [*overrides, *given])
+        check_config(config.data)
+        task_of(config).check_config(config, config.batch_size)
+        task = model_task(config.model.name)
+        if args.command in ("input", "augmentation") and task != CLASSES:
+            raise UserError(
+                f"benchmark {args.command} measures crops and augmentation of "
+                f"{CLASSES}; {config.model.name} is for {task}"
+            )
+        return config
+
     measure = {
         "input": _input,
         "step": _step,
@@ -168,7 +175,7 @@ def main(argv: Sequence[str]) -> None:
         "save": _save,
         "collectives": _collectives,
     }
-    measure[args.command](args, config)
+    measure[args.command](args, load)
 
 
 def _command(
@@ -183,7 +190,8 @@ def _command(
     return parser
 
 
-def _input(args: argparse.Namespace, config: ConfigDict) -> None:
+def _input(args: argparse.Namespace, load: Load) -> None:
+    config = load()
     # JAX and matplotlib take a while to import: only who measures waits for them.
     from vt_flax.analysis.contact_sheet import draw_sheet
     from vt_flax.analysis.input_rate import rows
@@ -237,7 +245,15 @@ def _batches(args: argparse.Namespace) -> list[int]:
         ) from error
 
 
-def _step(args: argparse.Namespace, config: ConfigDict) -> None:
+def _of_all(args: argparse.Namespace) -> int:
+    """Returns the examples in a step on all chips of a topology."""
+    return args.chip * parse_topology(args.topology).chips
+
+
+def _step(args: argparse.Namespace, load: Load) -> None:
+    batches = [_of_all(args)] if args.topology else args.batch
+    configs = {batch: load(batch) for batch in batches}
+    config = configs[batches[0]]
     from vt_flax.analysis.step_rate import BESIDE, find_references
 
     names = [name for name in args.against.split(",") if name]
@@ -267,8 +283,7 @@ def _step(args: argparse.Namespace, config: ConfigDict) -> None:
     cli.use_cpu_devices(config.parallel.cpu_devices)
     cli.keep_programs(config.compilation_cache)
     records, notes = report(
-        config,
-        args.batch,
+        configs,
         references,
         rounds=args.rounds,
         warmup=args.warmup,
@@ -286,7 +301,8 @@ def _step(args: argparse.Namespace, config: ConfigDict) -> None:
         cli.print_rows(costs, args.format, "Compiling, and memory of a device")
 
 
-def _profile(args: argparse.Namespace, config: ConfigDict) -> None:
+def _profile(args: argparse.Namespace, load: Load) -> None:
+    config = load(args.batch)
     from vt_flax.analysis.step_profile import profile
 
     cli.use_cpu_devices(config.parallel.cpu_devices)
@@ -298,12 +314,13 @@ def _profile(args: argparse.Namespace, config: ConfigDict) -> None:
     cli.print_rows(records, args.format, title, notes)
 
 
-def _augmentation(args: argparse.Namespace, config: ConfigDict) -> None:
+def _augmentation(args: argparse.Namespace, load: Load) -> None:
+    config = load(args.batch)
     from vt_flax.analysis.augmentation_share import compiled_rows, measured_rows
 
     rows = []
     if args.topology:
-        rows += compiled_rows(config, args.topology, args.chip)
+        rows += compiled_rows(load(_of_all(args)), args.topology, args.chip)
     rows += measured_rows(config, args.batch, args.rounds)
     cli.print_rows(
         rows,
@@ -313,7 +330,8 @@ def _augmentation(args: argparse.Namespace, config: ConfigDict) -> None:
     )
 
 
-def _save(args: argparse.Namespace, config: ConfigDict) -> None:
+def _save(args: argparse.Namespace, load: Load) -> None:
+    config = load()
     from vt_flax.analysis.save_cost import rows
     from vt_flax.training.run import prepare
 
@@ -325,7 +343,8 @@ def _save(args: argparse.Namespace, config: ConfigDict) -> None:
     )
 
 
-def _collectives(args: argparse.Namespace, config: ConfigDict) -> None:
+def _collectives(args: argparse.Namespace, load: Load) -> None:
+    config = load(_of_all(args))
     from vt_flax.analysis.span_collectives import collective_rows
 
     cli.print_rows(

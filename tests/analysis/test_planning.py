@@ -185,6 +185,24 @@ def test_a_plan(pod, tmp_path):
     assert topology == "v5e:2x2" and config.model.num_classes == 1000
 
 
+def test_a_case_derives_from_the_batch_size_that_it_is_for(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "  config = ConfigDict({'batch_size': 256, 'data': {'name': 'imagenet2012'}})\n"
+        "  config.accumulation = config.get_ref('batch_size') // 128\n"
+        "  return config\n"
+    )
+    places = [lambda config: parse_topology("v5e:2x2")]
+    (case,) = make_cases(str(file), ["--config.seed=3"], places, [{}], 256, 1000)
+    assert case.batch == 1024
+    for batch in (1024, 128):
+        config = case.make(batch)
+        assert (config.batch_size, config.accumulation) == (batch, batch // 128)
+        assert config.seed == 3
+
+
 def test_what_was_compiled_is_kept(pod, tmp_path):
     (case,) = cases(chip=50)
     first = make_plan(case, PlanCache(tmp_path))

@@ -84,13 +84,18 @@ def test_step(tiny_config, digits, capsys):
 
 @pytest.fixture
 def instant(monkeypatch):
-    """Steps that take no time, and say that an image takes one or two ms."""
+    """Steps that take no time, and say that an image takes one or two ms.
+
+    Returns the parts of a batch that they were made with, by batch size.
+    """
+    parts = {}
 
     class Instant:
         each = 1e-3
 
         def __init__(self, config, mesh, batch):
             self.batch, self.started = batch, False
+            parts[batch] = config.accumulation
 
         def start(self):
             self.started = True
@@ -104,10 +109,20 @@ def instant(monkeypatch):
 
     steps = {"ours": Instant, "flax_resnet": Slower}
     monkeypatch.setattr(step_rate, "STEPS", steps)
+    return parts
 
 
 def test_batches(tiny_config, instant, monkeypatch, capsys):
-    """Several, on devices whose peak is known."""
+    """Several, on devices whose peak is known, and what is derived from them."""
+    with open(tiny_config, "a") as file:
+        file.write(
+            "_get_config = get_config\n"
+            "def get_config():\n"
+            "    config = _get_config()\n"
+            "    config.batch_size = 256\n"
+            "    config.accumulation = config.get_ref('batch_size') // 8\n"
+            "    return config\n"
+        )
     known = Chip("a CPU", 9e12, 2**30, 1e9, single=1e9)
     monkeypatch.setitem(peaks.OF_KIND, "cpu", known)
     arguments = ["--config", tiny_config, "--against", "flax_resnet,flax_resnet"]
@@ -115,6 +130,7 @@ def test_batches(tiny_config, instant, monkeypatch, capsys):
     records, told = records_of(arguments, capsys)
     assert [r["step"] for r in records] == ["ours", "flax_resnet"] * 2
     assert [r["batch"] for r in records] == [8, 8, 16, 16]
+    assert instant == {8: 1, 16: 2}
     assert [r["ms"] for r in records] == [8, 16, 16, 32]
     assert [r["images_per_second"] for r in records] == [1000, 500] * 2
     assert [r["ours_ratio"] for r in records] == [1, 2] * 2

@@ -11,7 +11,8 @@ from vt_flax.analysis.sweep import PER_DEVICE, SPAN
 from vt_flax.analysis.topology import Topology
 from vt_flax.errors import UserError
 from vt_flax.models import model_task
-from vt_flax.training.config import load_config
+from vt_flax.training.config import resolve
+from vt_flax.training.config_files import read_file
 
 
 def make_cases(
@@ -35,16 +36,20 @@ def make_cases(
     Raises:
       UserError: for what cannot be planned.
     """
+    written = read_file(file)
     facts: dict[str, Facts] = {}
     cases = []
     for point in points:
         span = point.get(SPAN) == PER_DEVICE
         given = [
-            f"--config.{key}={value}"
-            for key, value in point.items()
-            if not (key == SPAN and span)
+            *overrides,
+            *(
+                f"--config.{key}={value}"
+                for key, value in point.items()
+                if not (key == SPAN and span)
+            ),
         ]
-        config = load_config(file, [*overrides, *given])
+        config = resolve(written, given)
         # What the facts depend on, and what they are asked for.
         known = repr((config.data, config.segmentation, config.model))
         if known not in facts:
@@ -54,7 +59,8 @@ def make_cases(
             batch = chip * place.chips if chip else config.batch_size
             make = functools.partial(
                 _configure,
-                config,
+                written,
+                given,
                 place.chips if span else 0,
                 facts[known].classes,
             )
@@ -63,18 +69,22 @@ def make_cases(
 
 
 def _configure(
-    config: ConfigDict, per_device: int, classes: int, batch: int
+    written: ConfigDict,
+    overrides: Sequence[str],
+    per_device: int,
+    classes: int,
+    batch: int,
 ) -> ConfigDict:
-    """Returns a configuration with another batch size, and the dataset's classes.
+    """Returns the configuration for a batch size, with the dataset's classes.
 
     Args:
-      config: a resolved configuration.
+      written: the file's; what it derives from the batch size follows.
+      overrides: of the configuration.
       per_device: chips, if batch normalisation is to stay on each; else 0.
       classes: of the dataset; 0 if they are not known.
       batch: examples in a step.
     """
-    made = config.copy_and_resolve_references()
-    made.batch_size = batch
+    made = resolve(written, [*overrides, f"--config.batch_size={batch}"])
     made.model.num_classes = made.model.num_classes or classes
     if per_device:
         made.model.norm_span = str(max(1, batch // (per_device * made.accumulation)))

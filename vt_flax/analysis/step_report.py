@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,8 +22,7 @@ from vt_flax.training.tasks import task_of
 
 
 def report(
-    config: ConfigDict,
-    batches: Sequence[int],
+    configs: Mapping[int, ConfigDict],
     references: Sequence[str],
     *,
     rounds: int,
@@ -35,8 +34,7 @@ def report(
     """Measures a configuration's training step at some batch sizes.
 
     Args:
-      config: a resolved configuration.
-      batches: examples in a step.
+      configs: resolved configurations of one network, by the examples in a step.
       references: see `step_rate.find_references`.
       rounds: turns of each.
       warmup: steps of each before them, at least one.
@@ -50,16 +48,19 @@ def report(
     Raises:
       UserError: if nothing can be measured with a configuration or a batch size.
     """
-    config, notes = config.copy_and_resolve_references(), []
-    loop = loop and _find_data(config, notes)
+    notes: list[str] = []
+    config = next(iter(configs.values()))
+    if loop := loop and _find_data(config, notes):
+        for other in configs.values():
+            other.model.num_classes = config.model.num_classes
     # First, since a TPU serves one process at a time.
     costs = {}
-    for batch in batches if compiling else ():
+    for batch in configs if compiling else ():
         for name in (OURS, *(name for name in references if name in STEPS)):
             what = f"compiling {name} at batch {batch}"
             print(f"{what}, twice", file=sys.stderr, flush=True)
             try:
-                costs[name, batch] = compile_costs(name, config, batch)
+                costs[name, batch] = compile_costs(name, configs[batch], batch)
             except RuntimeError as error:
                 notes.append(f"{what}: {error}")
 
@@ -75,10 +76,9 @@ def report(
             f"{_besides(config) or 'nothing'}"
         )
     records = []
-    for batch in batches:
+    for batch, config in configs.items():
         check_batch(batch, mesh.size, "--batch", config.accumulation)
         task_of(config).check_config(config, batch // config.accumulation)
-        config.batch_size = batch
         rates, reasons = measure(
             config,
             mesh,
