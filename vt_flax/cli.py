@@ -4,6 +4,7 @@ import argparse
 import ast
 import os
 import pathlib
+import re
 import sys
 import time
 import traceback
@@ -29,6 +30,22 @@ WIDEST = 1_000_000
 
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, like every other bad input."""
+
+    def parse_known_args(self, args: Sequence[str], namespace: Any = None) -> Any:
+        """Parses arguments; overrides of the configuration are not among them.
+
+        argparse would take `--config.duration=3 epochs`, in which there is a space, for
+        the value of an option before it.
+        """
+        overrides = {
+            f"--config.{i}": argument
+            for i, argument in enumerate(args)
+            if re.match(r"--?config\.[^= ]+=", argument)
+        }
+        names = {argument: name for name, argument in overrides.items()}
+        args = [names.get(argument, argument) for argument in args]
+        found, rest = super().parse_known_args(args, namespace)
+        return found, [overrides.get(argument, argument) for argument in rest]
 
     def error(self, message: str):
         """Raises `UserError` instead of printing the usage."""

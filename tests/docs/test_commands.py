@@ -54,7 +54,7 @@ class Parsed(Exception):
 def parsed(name, arguments):
     """Returns what a front door's own parser makes of arguments; nothing is run."""
     front_door = importlib.import_module(MODULE + name)
-    parse = argparse.ArgumentParser.parse_known_args
+    parse = cli.ArgumentParser.parse_known_args
     begun = False
 
     def stop(self, args=None, namespace=None):
@@ -64,7 +64,7 @@ def parsed(name, arguments):
         begun = True
         raise Parsed(self, *parse(self, args, namespace))
 
-    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop):
+    with mock.patch.object(cli.ArgumentParser, "parse_known_args", stop):
         with pytest.raises(Parsed) as found:
             front_door.main(list(arguments))
     return found.value.args
@@ -77,7 +77,7 @@ def parsers_of(name):
     def stop(self, args=None, namespace=None):
         raise Parsed(self)
 
-    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop):
+    with mock.patch.object(cli.ArgumentParser, "parse_known_args", stop):
         with pytest.raises(Parsed) as found:
             front_door.main([])
     (parser,) = found.value.args

@@ -35,6 +35,18 @@ def refusal(main, arguments, monkeypatch, capsys) -> str:
     return error
 
 
+def test_an_override_is_no_option_s_value():
+    """Though there is a space in it, before which argparse stops."""
+    parser = cli.make_parser("evaluate", "")
+    parser.add_argument("--tokens", nargs="?", const="")
+    parser.add_argument("images", nargs="*")
+    overrides = ["--config.data.data_dir=/my data", "-config.duration=3 epochs"]
+    words = ["a photo.png", "--tokens", overrides[0], overrides[1], "--config.seed=1"]
+    args, rest = parser.parse_known_args(words)
+    assert (args.tokens, args.images) == ("", ["a photo.png"])
+    assert rest == [*overrides, "--config.seed=1"]
+
+
 @pytest.mark.parametrize(
     "argument, message",
     [
@@ -70,7 +82,7 @@ def refusal(main, arguments, monkeypatch, capsys) -> str:
         ("--config.schedule.decay_factor=0", "decay_factor 0.0: must be over 0"),
         ("--config.optimizer.epsilon=0", "optimizer.epsilon 0.0: must be over 0"),
         ("--config.data.mixup=inf", "config.data.mixup inf: must be finite"),
-        ("--config.data.std=[1,1,1e999]", "config.data.std [1, 1, inf]: must be"),
+        ("--config.data.std=[1,1,1e999]", "config.data.std [1.0, 1.0, inf]: must be"),
         ("--config.parallel.stall_seconds=nan", "stall_seconds nan: must be finite"),
         ("--cnfig.seed=1", "--cnfig.seed=1"),
         ("surplus", "surplus"),
