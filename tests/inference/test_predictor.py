@@ -16,6 +16,7 @@ from vt_flax.data import pipeline
 from vt_flax.data.folders import FolderSource
 from vt_flax.errors import UserError
 from vt_flax.inference import predictor
+from vt_flax.inference.predictor import Predictor
 from vt_flax.inference.reading import read_picture
 from vt_flax.inference.views import view_of
 
@@ -224,8 +225,47 @@ def test_what_is_no_image_is_named(classify, tmp_path):
     for method in (classify.predict, classify.features, classify.tokens):
         with pytest.raises(UserError, match=f"^{tmp_path}/a.jpg: not an image"):
             method(images)
-    with pytest.raises(UserError, match="^image 1 is an array of float64"):
+    with pytest.raises(UserError, match="^image 1 is an array of float64 from 0"):
         classify.predict([noise(8, 8), np.zeros((8, 8))])
+
+
+def test_a_network_says_what_it_is(classify, segment):
+    assert repr(classify) == (
+        "<Predictor vt_resnet18: 3 classes (left, middle, right), input 16 x 16, "
+        "step 0, raw weights>"
+    )
+    config, names = classify.task.config, [f"{i}\x1b[0m{'x' * 99}" for i in range(9)]
+    task = type(classify.task)(config, names)
+    other = Predictor(classify.model, {}, task, "t", step=12000, averaged=True)
+    assert repr(other).endswith(", ...), input 16 x 16, step 12,000, EMA weights>")
+    assert "9 classes (0\\x1b[0m" in repr(other) and len(repr(other)) < 240
+    assert "input 20 x 28" in repr(segment)
+
+
+def test_folders_bytes_and_arrays_of_paths(classify, tmp_path):
+    """All methods take them, and say the same of the same pixels."""
+    for i in range(3):
+        Image.fromarray(noise(20, 24, seed=i)).save(tmp_path / f"{i}.png")
+    files = sorted(map(str, tmp_path.iterdir()))
+    expected = classify.predict([noise(20, 24, seed=i) for i in range(3)])
+    encoded = [(tmp_path / f"{i}.png").read_bytes() for i in range(3)]
+    for images, names in (
+        (tmp_path, files),
+        (f"{tmp_path}/*.png", files),
+        (np.array(files), files),
+        (encoded, ["image 0", "image 1", "image 2"]),
+    ):
+        found = classify.predict(images)
+        assert [p.name for p in found] == names
+        assert [p.shares for p in found] == [p.shares for p in expected]
+        assert len(classify.features(images)["C4"]) == 3
+        assert len(classify.looks(images).images) == 3
+    np.testing.assert_array_equal(
+        classify.view(encoded[0]).pixels, classify.view(noise(20, 24)).pixels
+    )
+    for images, told in ((tmp_path, "several images"), ([], "no image")):
+        with pytest.raises(UserError, match=f"view takes one image, not {told}"):
+            classify.view(images)
 
 
 def test_broken_weights_are_told(classify, monkeypatch):

@@ -3,10 +3,13 @@
 import io
 import os
 import pathlib
+import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
+import torch
 from PIL import Image
 
 from vt_flax.data import images
@@ -35,6 +38,18 @@ def noise(height=12, width=20, channels=3):
 def smooth(height=40, width=56):
     y, x = np.mgrid[:height, :width]
     return np.stack([4 * x, 6 * y, 2 * (x + y)], -1).astype(np.uint8)
+
+
+def jpeg():
+    encoded = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(encoded, "JPEG")
+    return encoded.getvalue()
+
+
+def png():
+    encoded = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 def evaluated(file):
@@ -162,18 +177,6 @@ def test_odd_sizes(shape, tmp_path):
     np.testing.assert_array_equal(read_picture(tmp_path / "a.png").pixels, array)
 
 
-def jpeg():
-    encoded = io.BytesIO()
-    Image.fromarray(noise(64, 64)).save(encoded, "JPEG")
-    return encoded.getvalue()
-
-
-def png():
-    encoded = io.BytesIO()
-    Image.fromarray(noise(64, 64)).save(encoded, "PNG")
-    return encoded.getvalue()
-
-
 BAD = {
     "empty.png": (b"", "it is empty"),
     "text.jpg": (b"no image\n", "not an image in a format"),
@@ -275,16 +278,47 @@ def test_arrays(shape):
 @pytest.mark.parametrize(
     "image, match",
     [
-        (np.zeros((8, 9, 3)), "an array of float64: levels must be uint8"),
-        (np.zeros((8, 9, 5), np.uint8), "an array of 8 x 9 x 5"),
-        (np.zeros((0, 9, 3), np.uint8), "an array of 0 x 9 x 3"),
-        (np.zeros(9, np.uint8), "an array of 9: "),
-        (7, "a int: give a path"),
+        (np.zeros((8, 9, 5), np.uint8), "is an array of 8 x 9 x 5: .*4 channels$"),
+        (np.zeros((3, 8, 9), np.uint8), r"3 x 8 x 9: .*last, np.moveaxis\(array, -3"),
+        (np.zeros((0, 9, 3), np.uint8), "is an array of 0 x 9 x 3"),
+        (np.zeros(9, np.uint8), "is an array of 9: "),
+        (np.zeros((1, 2, 8, 9, 3), np.uint8), r"many images \(images, H, W, channels"),
+        (np.full((8, 9, 3), -1.5), "an array of float64 from -1.5 to -1.5: .*255$"),
+        (np.full((8, 9), np.nan), "from nan to nan: levels must be uint8, 0 to 255$"),
+        (np.full((8, 9), 4095, np.uint16), "an array of uint16 from 4095 to 4095"),
+        (7, "is of type int: pass a path, an encoded image as bytes"),
+        (None, "is of type NoneType: pass a path"),
+        ([[1, 2]], r"is of type list: pass one flat list.* np.asarray\(levels, np.ui"),
+        (b"", "it is empty"),
+        (b"no image", "not an image in a format"),
+        (jpeg()[:-900], "not a readable image"),
+        (os.fsencode(__file__), r"bytes of a path; pass text, os.fsdecode\(path\)"),
+        (io.StringIO("x"), "opened as text; open it with 'rb'"),
     ],
 )
 def test_what_can_be_no_image(image, match):
-    with pytest.raises(UserError, match=f"^that is {match}"):
+    with pytest.raises(UserError, match=f"^that(: | ).*{match}"):
         read_picture(image, "that")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        noise().astype(np.int64),
+        np.float32(noise()),
+        np.float64(noise()) / 255,
+        noise(channels=0) > 128,
+    ],
+)
+def test_the_message_brings_other_types_to_levels(other):
+    """What it says to write is run, and gives the levels that were meant."""
+    with pytest.raises(UserError, match=f"^that is an array of {other.dtype} ") as told:
+        read_picture(other, "that")
+    expression = str(told.value).rpartition("as in ")[2]
+    levels = eval(expression, {"np": np, "array": other})  # noqa: S307
+    expected = noise() if other.ndim == 3 else np.where(noise(channels=0) > 128, 255, 0)
+    assert levels.dtype == np.uint8
+    np.testing.assert_array_equal(levels, expected)
 
 
 def test_images_of_pillow_are_turned_and_converted():
@@ -298,16 +332,159 @@ def test_images_of_pillow_are_turned_and_converted():
     np.testing.assert_array_equal(grey, np.full((4, 3, 3), 7))
 
 
-def test_one_or_many():
-    array, file = noise(), pathlib.Path("a.png")
-    for images_, names in (
-        ("a.png", ["a.png"]),
-        (file, ["a.png"]),
-        (array, ["image 0"]),
-        (np.stack([array] * 3), ["image 0", "image 1", "image 2"]),
-        (Image.fromarray(array), ["image 0"]),
-        ([array, file, Image.fromarray(array)], ["image 0", "a.png", "image 2"]),
-        ((a for a in [array, array]), ["image 0", "image 1"]),
-        ([], []),
-    ):
-        assert [name for name, _ in each_image(images_)] == names
+class Upload:
+    """A file of a web framework: it is read, and not more."""
+
+    def read(self):
+        return png()
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """a.png of `noise(64, 64)`, [1].png and more/b.png, each of another grey."""
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "notes.txt").write_text("no image")
+    for name, level in (("more/b.png", 50), ("[1].png", 90)):
+        Image.new("RGB", (64, 64), (level,) * 3).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+
+
+def at_end():
+    file = io.BytesIO(png())
+    file.seek(0, io.SEEK_END)
+    return file
+
+
+def objects(*images):
+    array = np.empty(len(images), object)
+    array[:] = images
+    return array
+
+
+A, B, ONE = "a.png", "more/b.png", "[1].png"
+ITSELF, FIRST, SECOND = "image 0", "image 0", "image 1"
+
+
+@pytest.mark.parametrize(
+    "given, names",
+    [
+        # Encoded.
+        (png, [ITSELF]),
+        (lambda: bytearray(png()), [ITSELF]),
+        (lambda: memoryview(png()), [ITSELF]),
+        (lambda: np.bytes_(png()), [ITSELF]),
+        (lambda: tf.constant(png()), [ITSELF]),
+        (lambda: io.BytesIO(png()), [ITSELF]),
+        (at_end, [ITSELF]),
+        (Upload, [ITSELF]),
+        (lambda: open(A, "rb"), [A]),
+        (lambda: [png(), open(B, "rb")], [FIRST, B]),
+        # Paths, and what stands for some.
+        (lambda: A, [A]),
+        (lambda: pathlib.Path(A), [A]),
+        (lambda: np.array([A, B]), [A, B]),
+        (lambda: np.array([[A], [B]]), [A, B]),
+        (lambda: np.array(A), [A]),
+        (lambda: np.str_(A), [A]),
+        (lambda: np.array([pathlib.Path(A), pathlib.Path(B)]), [A, B]),
+        (lambda: (A, B, A), [A, B, A]),
+        (lambda: map(str, [A, B]), [A, B]),
+        (lambda: {A: 1}.keys(), [A]),
+        (lambda: "*.png", [ONE, A]),
+        (lambda: ["**/*.png", A], [ONE, A, B, A]),
+        (lambda: "[1].png", [ONE]),
+        (lambda: "more", [B]),
+        (lambda: pathlib.Path("."), [ONE, A, B]),
+        # Levels.
+        (lambda: noise(64, 64), [ITSELF]),
+        (lambda: torch.from_numpy(noise(64, 64)), [ITSELF]),
+        (lambda: tf.constant(noise(64, 64)), [ITSELF]),
+        (lambda: jnp.asarray(noise(64, 64)), [ITSELF]),
+        (lambda: np.stack([noise(64, 64)] * 2), [FIRST, SECOND]),
+        (lambda: (noise(64, 64) for _ in range(2)), [FIRST, SECOND]),
+        (lambda: objects(noise(64, 64), A, png()), [FIRST, A, "image 2"]),
+        (lambda: [], []),
+        (lambda: np.zeros((0, 8, 9, 3), np.uint8), []),
+        # PIL images.
+        (lambda: Image.open(A), [ITSELF]),
+        (lambda: [Image.open(A), pathlib.Path(B)], [FIRST, B]),
+    ],
+)
+def test_one_or_many(given, names, files):
+    """Each is called by its path or number, and has the pixels that it stands for."""
+    levels = {B: 50, ONE: 90}
+    images_ = given()
+    found = [read_picture(image, name) for name, image in each_image(images_)]
+    assert [picture.name for picture in found] == names
+    for picture in found:
+        expected = levels.get(picture.name, noise(64, 64))
+        np.testing.assert_array_equal(
+            picture.pixels, np.broadcast_to(expected, (64, 64, 3))
+        )
+
+
+def closed(image):
+    image.close()
+    return image
+
+
+def left():
+    with Image.open(A) as image:
+        return image
+
+
+def without_file():
+    with open(A, "rb") as file:
+        return Image.open(file)
+
+
+@pytest.mark.parametrize(
+    "given, match",
+    [
+        (left, "^image 0: this PIL image was closed; pass it before"),
+        (lambda: closed(Image.open(A)), "^image 0: this PIL image was closed"),
+        (lambda: closed(Image.new("L", (3, 4))), "^image 0: this PIL image was closed"),
+        (without_file, "^image 0: this PIL image was closed"),
+        (lambda: [A, closed(open(B, "rb"))], "^more/b.png: this file was closed"),
+        (lambda: open(A), "^a.png: this file was opened as text"),
+        (lambda: {"one": A}, r"of type dict: .* list\(images.values\(\)\)"),
+        (
+            lambda: torch.zeros(3, 4).bfloat16(),
+            "^images: NumPy cannot read this Tensor",
+        ),
+        (lambda: "*.bmp", r"^\*.bmp: no image matches this pattern"),
+        (lambda: "", "^an empty name is no image"),
+        (lambda: "none.png", "^none.png: No such file"),
+        (lambda: 2000 * "iVBOR", "^text of 10,000 characters is no path: .*base64"),
+        *(
+            (lambda url=url: [A, url], f"^{re.escape(url)}: a URL, .*requests.get")
+            for url in (
+                "https://a.org/b.png",
+                "gs://b/*.png",
+                "data:image/png;base64,x",
+            )
+        ),
+        (lambda: pathlib.Path("https://a.org/b.png"), "^https:/a.org/b.png: a URL"),
+        (lambda: [A, [B]], "^image 1 is of type list: pass one flat list"),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_a_line(given, match, files):
+    with pytest.raises(UserError, match=match) as told:
+        for name, image in each_image(given()):
+            read_picture(image, name)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 250
+
+
+def test_a_name_like_a_url_may_be_a_file(files):
+    pathlib.Path("http:").mkdir()
+    pathlib.Path("a.png").rename("http:/a.png")
+    ((name, image),) = each_image("http:/a.png")
+    np.testing.assert_array_equal(read_picture(image).pixels, noise(64, 64))
+
+
+def test_an_image_stays_open_and_a_file_can_be_given_again(files):
+    with Image.open(A) as image, open(A, "rb") as file:
+        for _ in range(2):
+            for given in (image, file):
+                np.testing.assert_array_equal(read_picture(given).pixels, noise(64, 64))

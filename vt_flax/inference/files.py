@@ -3,15 +3,19 @@
 import glob
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from vt_flax.data.folders import IMAGE_SUFFIXES
 from vt_flax.errors import UserError
 from vt_flax.paths import typed_path
 
+# A scheme, and one slash where pathlib has taken the other; on Windows C: is a drive.
+URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/|data:")
+
 
 def find_images(
-    names: Sequence[str],
+    names: Sequence[str | os.PathLike],
     leave_out: pathlib.Path | None = None,
     on_error: Callable[[OSError], None] | None = None,
 ) -> list[pathlib.Path]:
@@ -20,17 +24,28 @@ def find_images(
     Args:
       names: as they were typed: of files, which are taken whatever they are called; of
         folders, whose images are taken, and those of the folders in them, without
-        hidden ones; or patterns such as `shots/*.png` or `shots/**/left_*`.
+        hidden ones; or patterns such as `shots/*.png` or `shots/**/left_*`. In text
+        alone `~` is a home folder.
       leave_out: a folder that is left out inside of others.
       on_error: called for a folder that cannot be read.
 
     Raises:
-      UserError: if a folder has no images, or nothing matches a pattern.
+      UserError: if a folder has no images, nothing matches a pattern, or a name is a
+        URL.
     """
     found: dict[pathlib.Path, None] = {}
     for name in names:
-        path = typed_path(name)
+        path = typed_path(name) if isinstance(name, str) else pathlib.Path(name)
+        name = os.fspath(name)
+        if not name:
+            raise UserError("an empty name is no image: write a file's path")
         # pathlib's own raises an error for a name that is too long, or out of reach.
+        if URL.match(name) and not os.path.lexists(path):
+            raise UserError(
+                f"{name[:200]}: a URL, and only files of this machine are opened: "
+                "download it first; in Python pass its content, as in "
+                "requests.get(url).content"
+            )
         if os.path.isdir(path):
             some = list(_in_folder(path, leave_out, on_error))
             if not some:

@@ -15,7 +15,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vt_flax.data import augment
-from vt_flax.data.augment.scaled import eval_inputs
+from vt_flax.data.augment.scaled import eval_canvas, eval_inputs
 from vt_flax.errors import UserError
 from vt_flax.inference import token_maps
 from vt_flax.inference.predictions import Prediction, classified, segmented
@@ -23,6 +23,7 @@ from vt_flax.inference.reading import ImageLike, each_image, read_picture
 from vt_flax.inference.token_maps import TokenMaps
 from vt_flax.inference.views import View, view_of
 from vt_flax.paths import typed_path
+from vt_flax.texts import printable
 from vt_flax.training.checkpoint import Checkpoints, read_run
 from vt_flax.training.config import resolve
 from vt_flax.training.run import model_for
@@ -52,10 +53,12 @@ class Looks:
 class Predictor:
     """A trained network.
 
-    Where a method takes images, that is one or many of these: a file's path; an image
-    of Pillow's; an array, uint8, (H, W) or (H, W, channels), or (images, H, W,
-    channels); in a list they may be mixed. They may have any size and mode. What is no
-    image raises `UserError`, with its name.
+    Where a method takes images, that is one or many of these: the path of a file, of a
+    folder, or a pattern such as `shots/*.png`; an encoded image as bytes, or a file
+    that is open for them; an image of Pillow's; an array, uint8, (H, W) or (H, W,
+    channels), or (images, H, W, channels). In a list, an iterator or an object array
+    they may be mixed. They may have any size and mode. What is no image raises
+    `UserError`, with its name: its path, or `image I` by its place in the list.
 
     So many images at a time go through one compiled program, the last ones with others
     in the empty places; a program for a single image is made where one comes first.
@@ -98,6 +101,17 @@ class Predictor:
         self._features = jax.jit(self._compute_features)
         self._look = jax.jit(self._compute_maps)
 
+    def __repr__(self) -> str:
+        """Says which network it is, of how many classes, with which weights."""
+        names = ", ".join(printable(name[:30]) for name in self.class_names[:3])
+        more = ", ..." if len(self.class_names) > 3 else ""
+        height, width = self._input_size
+        return (
+            f"<Predictor {self.task.config.model.name}: {len(self.class_names)} "
+            f"classes ({names}{more}), input {height} x {width}, step {self.step:,}, "
+            f"{'EMA' if self.averaged else 'raw'} weights>"
+        )
+
     @functools.cached_property
     def tokenizers(self) -> dict[str, str]:
         """The kind of each VT module's tokenizer; see `TokenMaps`."""
@@ -111,8 +125,11 @@ class Predictor:
 
     def view(self, image: ImageLike) -> View:
         """Returns an image as evaluation would have it; every method takes it too."""
-        ((name, one),) = each_image(image)
-        return self._view(name, one)
+        found = list(itertools.islice(each_image(image), 2))
+        if len(found) != 1:
+            number = "several images" if found else "no image"
+            raise UserError(f"view takes one image, not {number}")
+        return self._view(*found[0])
 
     def predict(self, images: Images) -> list[Prediction]:
         """Returns what the network says of images, of a single one too as a list.
@@ -226,6 +243,12 @@ class Predictor:
 
     def _apply(self, variables: Any, inputs: jax.Array, **options: Any) -> Any:
         return self.model.apply(variables, inputs, train=False, **options)
+
+    @property
+    def _input_size(self) -> tuple[int, int]:
+        """Height and width of what the network is given."""
+        config = self.task.config
+        return eval_canvas(config) if self.segments else self.task.input_size(config)
 
     @property
     def _data(self) -> ConfigDict:

@@ -6,11 +6,12 @@ two give the same pixels.
 
 import contextlib
 import dataclasses
+import io
 import os
 import pathlib
 import stat
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from vt_flax.data.images import to_rgb
 from vt_flax.errors import UserError, first_line
+from vt_flax.inference.files import find_images
 from vt_flax.paths import typed_path
 
 # Beyond this Pillow takes an image for an attack. 540 MB as an array.
@@ -40,23 +42,71 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
-# A file's path, an image of Pillow's, an array (H, W) or (H, W, channels), uint8.
-ImageLike = str | os.PathLike | Image.Image | np.ndarray | Picture
+# What one image may be; see `each_image`.
+ImageLike = (
+    str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray | Any
+)
+
+WHAT_TO_PASS = (
+    "pass a path, an encoded image as bytes or an open file, a PIL image, or a uint8 "
+    "array (H, W, channels)"
+)
+# Linux's own limit on the length of a path.
+LONGEST_PATH = 4096
 
 
 def each_image(images: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the name and each of one or many images, none of them read yet."""
+    """Yields the name and each of one or many images, none of them read yet.
+
+    Args:
+      images: one image or many: a list, an iterator, an array of paths, or a numeric
+        array (images, H, W, channels). An image is a path, of a folder (whose images
+        are meant) and a pattern too; the bytes of an encoded image, or a file that is
+        open for them; an image of Pillow's; an array or a tensor of levels.
+
+    Raises:
+      UserError: for what can be no image.
+    """
+    if isinstance(images, Mapping):
+        raise UserError(
+            f"images are of type {type(images).__name__}: pass a list of its values, "
+            "as in list(images.values())"
+        )
+    for i, image in enumerate(_listed(images)):
+        if isinstance(image, (str, os.PathLike)):
+            yield from ((os.fspath(file), file) for file in _files(image))
+        else:
+            # An open file is called by its path.
+            path = getattr(image, "name", None) if hasattr(image, "read") else None
+            yield path if isinstance(path, str) else f"image {i}", image
+
+
+def _listed(images: Any) -> Iterable[Any]:
+    """Returns many images as they are, and one in a list."""
+    single = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+    if isinstance(images, single) or hasattr(images, "read"):
+        return [images]
     if hasattr(images, "shape"):
-        images = np.asarray(images)
-        if images.ndim != 4:
-            images = [images]
-    elif isinstance(images, (str, os.PathLike, Image.Image)) or not isinstance(
-        images, Iterable
-    ):
-        images = [images]
-    for i, image in enumerate(images):
-        named = isinstance(image, (str, os.PathLike))
-        yield os.fspath(image) if named else f"image {i}", image
+        images = _as_array("images", images)
+        if images.dtype.kind in "OSU":
+            # An array of paths, or of images of several sizes.
+            return images.ravel().tolist()
+        return images if images.ndim == 4 else [images]
+    return images if isinstance(images, Iterable) else [images]
+
+
+def _files(path: str | os.PathLike) -> list[pathlib.Path]:
+    """Returns the files that a path, a folder or a pattern stands for."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+
+    if isinstance(path, str) and len(path) > LONGEST_PATH:
+        raise UserError(
+            f"text of {len(path):,} characters is no path: of an image in base64 pass "
+            "the bytes, base64.b64decode(text)"
+        )
+    return find_images([path], on_error=refuse)
 
 
 def read_picture(image: ImageLike, name: str = "image") -> Picture:
@@ -66,9 +116,10 @@ def read_picture(image: ImageLike, name: str = "image") -> Picture:
     bits the upper 8, as in evaluation; transparency is left out, as there.
 
     Args:
-      image: a file's path, an image of Pillow's, or an array, uint8, (H, W) or (H, W,
-        channels) with 1, 2 (grey and alpha), 3 or 4 channels. `~` is a home folder in
-        text, not in a `pathlib.Path`.
+      image: a file's path; an encoded image as bytes, or a file that is open for them,
+        which is read from its start where it can be rewound; an image of Pillow's; or
+        an array, uint8, (H, W) or (H, W, channels) with 1, 2 (grey and alpha), 3 or 4
+        channels. `~` is a home folder in text, not in a `pathlib.Path`.
       name: of an image that is no file.
 
     Raises:
@@ -82,12 +133,70 @@ def read_picture(image: ImageLike, name: str = "image") -> Picture:
         return _read_file(typed_path(image) if typed else pathlib.Path(image))
     if isinstance(image, Image.Image):
         with _readable(name):
+            if _is_closed(image):
+                raise UserError(
+                    f"{name}: this PIL image was closed; pass it before its file is "
+                    "closed, or pass the path"
+                )
             return _decode(name, image)
+    if hasattr(image, "read"):
+        image = _content(name, image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _read_bytes(name, bytes(image))
     if hasattr(image, "shape"):
-        return Picture(name, _from_array(name, np.asarray(image)))
-    raise UserError(
-        f"{name} is a {type(image).__name__}: give a path, a PIL image or a uint8 array"
-    )
+        array = _as_array(name, image)
+        if array.ndim == 0 and isinstance(array.item(), bytes):
+            return _read_bytes(name, array.item())
+        return Picture(name, _from_array(name, array))
+    if isinstance(image, (list, tuple)):
+        raise UserError(
+            f"{name} is of type {type(image).__name__}: pass one flat list of images, "
+            "and levels as np.asarray(levels, np.uint8)"
+        )
+    raise UserError(f"{name} is of type {type(image).__name__}: {WHAT_TO_PASS}")
+
+
+def _is_closed(image: Image.Image) -> bool:
+    """Tells whether the pixels of a PIL image are out of reach."""
+    if getattr(image, "tile", None):  # they are still to be read from its file
+        file = getattr(image, "fp", None)
+        return file is None or getattr(file, "closed", False)
+    try:
+        return image.im is None
+    except ValueError:
+        return True
+    except AssertionError:
+        return False  # some formats read on loading what is in memory
+
+
+def _content(name: str, file: Any) -> bytes:
+    """Reads an open file, from its start where it can be rewound, as Pillow does."""
+    if getattr(file, "closed", False):
+        raise UserError(f"{name}: this file was closed; pass it open, or pass the path")
+    with contextlib.suppress(AttributeError, OSError):
+        file.seek(0)
+    with _readable(name):
+        try:
+            content = file.read()
+        except UnicodeDecodeError:
+            content = ""
+    if isinstance(content, str):
+        raise UserError(f"{name}: this file was opened as text; open it with 'rb'")
+    if not isinstance(content, bytes):
+        raise UserError(
+            f"{name} is of type {type(file).__name__}, whose read() returns no bytes: "
+            "pass the image's bytes"
+        )
+    return content
+
+
+def _read_bytes(name: str, content: bytes) -> Picture:
+    if not content:
+        raise UserError(f"{name}: not a readable image (it is empty)")
+    if len(content) <= LONGEST_PATH and os.path.lexists(content):
+        raise UserError(f"{name}: bytes of a path; pass text, os.fsdecode(path)")
+    with _readable(name), Image.open(io.BytesIO(content)) as image:
+        return _decode(name, image)
 
 
 def _read_file(file: pathlib.Path) -> Picture:
@@ -169,19 +278,58 @@ def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     return rgb
 
 
+def _as_array(name: str, array: Any) -> np.ndarray:
+    """Returns an array of NumPy's, JAX's, TensorFlow's or PyTorch's as NumPy's."""
+    try:
+        # PyTorch's may be on a GPU, or have gradients.
+        return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    except Exception as error:
+        # Whatever a library raises for types that NumPy has not.
+        raise UserError(
+            f"{name}: NumPy cannot read this {type(array).__name__} "
+            f"({first_line(error)[:200]}): pass a uint8 array"
+        ) from error
+
+
 def _from_array(name: str, array: np.ndarray) -> np.ndarray:
     shape = " x ".join(map(str, array.shape))
-    if array.dtype != np.uint8:
+    if array.ndim not in (2, 3) or not array.size:
         raise UserError(
-            f"{name} is an array of {array.dtype}: levels must be uint8, 0 to 255"
+            f"{name} is an array of {shape or 'no dimensions'}: must be (H, W) or (H, "
+            "W, channels), or of many images (images, H, W, channels)"
         )
     if array.ndim == 2:
         array = array[..., None]
-    if array.ndim != 3 or not 1 <= array.shape[-1] <= 4 or not array.size:
+    if not 1 <= array.shape[-1] <= 4:
+        first = 1 <= array.shape[0] <= 4
+        hint = "; move the channels last, np.moveaxis(array, -3, -1)" if first else ""
         raise UserError(
             f"{name} is an array of {shape}: must be (H, W) or (H, W, channels) with 1 "
-            "to 4 channels"
+            f"to 4 channels{hint}"
         )
+    if array.dtype != np.uint8:
+        raise UserError(f"{name} is an array of {array.dtype}{_as_levels(array)}")
     if array.shape[-1] < 3:
         return np.repeat(array[..., :1], 3, axis=-1)
     return np.ascontiguousarray(array[..., :3])
+
+
+def _as_levels(array: np.ndarray) -> str:
+    """Says how an array of another type is brought to levels, as far as one can tell.
+
+    No type but uint8 is taken: of others nobody knows what is white.
+    """
+    told = ": levels must be uint8, 0 to 255"
+    if array.dtype.kind not in "biuf":
+        return told
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "b":
+        how = "np.uint8(255 * array)"
+    elif array.dtype.kind == "f" and 0 <= low <= high <= 1:
+        how = "np.uint8(np.round(255 * array))"
+    elif 0 <= low <= high <= 255:
+        how = "np.uint8(np.round(array))" if array.dtype.kind == "f" else ""
+        how = how or "array.astype(np.uint8)"
+    else:
+        return f" from {low:g} to {high:g}{told}"
+    return f" from {low:g} to {high:g}{told}, as in {how}"
