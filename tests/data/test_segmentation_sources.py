@@ -132,7 +132,7 @@ def test_a_damaged_record(plain, tmp_path):
     source = TFDSPairs(builder, "roads", "train", num_classes=3)
     (file,) = (tmp_path / "roads").rglob("*train.array_record*")
     file.write_bytes(b"\0" * file.stat().st_size)
-    with pytest.raises(UserError, match="roads train, example 3: cannot be read"):
+    with pytest.raises(UserError, match=f"roads train, example 3, in {file}: cannot"):
         source.read([3])
 
 

@@ -1,6 +1,8 @@
 """TFRecord data, which has no random access and is read as a stream."""
 
 import collections
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -141,7 +143,8 @@ def test_it_cannot_be_cached(digits_tfrecord):
 class Damaged(StreamSource):
     """Ten files in order, of which the fourth is damaged and the eighth mislabelled."""
 
-    name, class_names = "damaged train", ("a", "b")
+    name = place = "damaged train"
+    class_names = ("a", "b")
 
     def __init__(self, files):
         self.files = files
@@ -174,6 +177,25 @@ def test_a_bad_example_is_named(damaged):
     damaged.files[3] = damaged.files[0]
     with pytest.raises(UserError, match="example file-7: label 9 is outside the 2"):
         train(damaged, batch=10, last=1)
+
+
+def test_a_damaged_file_is_told_with_its_folder(digits_tfrecord, tmp_path):
+    shutil.copytree(digits_tfrecord, tmp_path, dirs_exist_ok=True)
+    file = sorted(tmp_path.glob("digits/*/digits-test.*"))[1]
+
+    def told():
+        with pytest.raises(UserError) as caught:
+            list(pipeline.eval_batches(source, settings(), batch=10))
+        return str(caught.value)
+
+    source = stream(tmp_path, "test")
+    os.truncate(file, file.stat().st_size // 2)
+    place = f"digits test, in {file.parent}"
+    assert told().startswith(f"{place}: cannot be read (truncated record at ")
+    file.unlink()
+    assert told() == f"{file}: No such file or directory"
+    with pytest.raises(UserError, match=f"^{file} is missing"):
+        stream(tmp_path, "test")
 
 
 def test_bad_examples_are_skipped_and_counted(damaged):

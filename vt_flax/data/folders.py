@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from vt_flax.data.source import Example, RandomAccessSource
+from vt_flax.data.storage import is_folder, storage_errors
 from vt_flax.errors import UserError, nearest
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -24,14 +25,11 @@ class FolderSource(RandomAccessSource):
     """
 
     def __init__(self, path: epath.Path, split: str):
-        try:
-            self._open(path.expanduser(), split)
-        except OSError as error:
-            place = error.filename or path
-            raise UserError(f"{place}: {error.strerror or error}") from error
+        with storage_errors(path):
+            self._open(path, split)
 
     def _open(self, path: epath.Path, split: str) -> None:
-        if not path.is_dir():
+        if not is_folder(path):
             raise UserError(f"folder:{path}: there is no such folder")
         name, first, last = _parse_split(split)
         folders = subfolders(path)
@@ -93,10 +91,8 @@ class FolderSource(RandomAccessSource):
         examples = []
         for i in indices:
             file, label = self._files[i]
-            try:
+            with storage_errors(file):
                 examples.append(Example(file.read_bytes(), label))
-            except OSError as error:
-                raise UserError(f"{file}: {error.strerror or error}") from error
         return examples
 
     def describe(self, index: int) -> str:

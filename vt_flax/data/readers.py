@@ -13,6 +13,7 @@ from vt_flax.data.decoders import Decoder, Item
 from vt_flax.data.feed import Chunk, Feed
 from vt_flax.data.host import as_written, tensorflow
 from vt_flax.data.source import Example, RandomAccessSource, StreamSource
+from vt_flax.data.storage import UnreachableError, storage_errors
 from vt_flax.data.threads import ordered_map
 from vt_flax.errors import UserError
 
@@ -81,6 +82,8 @@ class Reader:
         for i in range(tries):
             try:
                 return self._decode_one((index + i) % len(self._source), row, bad=i > 0)
+            except UnreachableError:
+                raise  # not an example is bad, but the network
             except UserError as error:
                 if self._config.on_error == "raise":
                     raise
@@ -108,12 +111,16 @@ class Reader:
         indices = all_indices[within : within + CHUNK].tolist()
         try:
             return rows, *self._source.fetch(indices)
+        except UnreachableError:
+            raise  # each further try would take minutes
         except Exception:
             # One at a time, to leave out the bad ones alone. `mend` says what is wrong.
             good, records, labels = [], [], []
             for row, index in zip(rows, indices, strict=True):
                 try:
                     (record,), (label,) = self._source.fetch([index])
+                except UnreachableError:
+                    raise
                 except Exception:
                     continue
                 good.append(row)
@@ -184,12 +191,18 @@ class StreamReader:
     def _chunks(self) -> Iterator[Chunk]:
         """Yields the stream's records, and keeps them until they are asked for."""
         place = 0
-        for names, records, labels in self._stream.batch(CHUNK).as_numpy_iterator():
+        chunks = self._stream.batch(CHUNK).as_numpy_iterator()
+        while True:
+            with storage_errors(self._source.place):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            names, records, labels = (array.tolist() for array in chunk)
             rows = self._rows(np.arange(place, place + len(records)))
             place += len(records)
-            chunk = rows.tolist(), names.tolist(), records.tolist(), labels.tolist()
+            chunk = rows.tolist(), names, records, labels
             self._read.update((row, rest) for row, *rest in zip(*chunk, strict=True))
-            yield rows, records.tolist(), labels.tolist()
+            yield rows, records, labels
 
 
 def _decode(

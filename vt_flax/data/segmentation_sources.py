@@ -6,6 +6,7 @@ from typing import Any
 from vt_flax.data.host import tensorflow
 from vt_flax.data.mask_classes import find_classes, find_features
 from vt_flax.data.mask_labels import is_grey_png
+from vt_flax.data.storage import how_to_prepare
 from vt_flax.data.tfds_sources import TFDSRecords, data_dir_of
 from vt_flax.errors import UserError, first_line, nearest
 
@@ -60,8 +61,8 @@ class TFDSPairs(TFDSRecords):
         if FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
             raise UserError(
                 f"dataset {name!r} is stored as {builder.info.file_format.value}, and "
-                "segmentation needs random access: run `python -m vt_flax.prepare_data "
-                f"convert {name} --data_dir {data_dir_of(builder)}`"
+                "segmentation needs random access: "
+                f"{how_to_prepare(f'convert {name}', data_dir_of(builder))}"
             )
         _check_split(builder, name, split)
         images = [

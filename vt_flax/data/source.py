@@ -115,7 +115,13 @@ class RandomAccessSource(Source):
 
 
 class StreamSource(Source):
-    """A split without random access, which can only be read from its start."""
+    """A split without random access, which can only be read from its start.
+
+    Attributes:
+      place: the split and where its files are, for errors of reading.
+    """
+
+    place: str
 
     @abc.abstractmethod
     def stream(

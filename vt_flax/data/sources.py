@@ -4,11 +4,18 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from etils import epath
+from google.protobuf import json_format
 
 from vt_flax.data.folders import FolderSource
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import Source
+from vt_flax.data.storage import (
+    how_to_prepare,
+    in_bucket,
+    is_folder,
+    storage_errors,
+    storage_path,
+)
 from vt_flax.data.tfds_sources import TFDSSource, TFDSStream, data_dir_of
 from vt_flax.errors import UserError, first_line, nearest
 
@@ -34,7 +41,10 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
         class labels.
     """
     if name.startswith(FOLDER_PREFIX):
-        return FolderSource(epath.Path(name[len(FOLDER_PREFIX) :]), split)
+        path = name.removeprefix(FOLDER_PREFIX)
+        if not path:
+            raise UserError(f"data.name {name}: write the folder's path, folder:PATH")
+        return FolderSource(storage_path(path), split)
     return _open_tfds(name, split, data_dir)
 
 
@@ -46,8 +56,13 @@ def tfds_builder(name: str, data_dir: str = ""):
       data_dir: folder of the TFDS datasets; empty for TFDS's default.
 
     Raises:
-      UserError: if TFDS knows no such dataset, version or configuration.
+      UserError: if TFDS knows no such dataset, version or configuration, or the folder
+        or bucket cannot be read.
     """
+    if data_dir:
+        data_dir = str(storage_path(data_dir))
+        # TFDS says of whatever goes wrong there that the dataset is not prepared.
+        is_folder(data_dir)
     tensorflow()  # quietly, before TFDS imports it
     import tensorflow_datasets as tfds
 
@@ -62,7 +77,8 @@ def tfds_builder(name: str, data_dir: str = ""):
 
     where = f" in {data_dir}" if data_dir else ""
     try:
-        builder = tfds.builder(name, data_dir=data_dir or None)
+        with storage_errors(data_dir or name):
+            builder = tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         hint = nearest(name, known) if _resembles(name, known) else ""
@@ -70,7 +86,7 @@ def tfds_builder(name: str, data_dir: str = ""):
             f"dataset {name!r} is not known to TFDS, nor prepared{where}"
             f"{hint or '; for images in class folders write folder:PATH'}"
         ) from None
-    except (ValueError, AssertionError, OSError) as error:
+    except (ValueError, AssertionError, json_format.ParseError) as error:
         raise UserError(f"dataset {name!r}{where}: {first_line(error)}") from error
     # TFDS reads the formats that a dataset has beside its first one, but forgets them
     # where it has the dataset's code.
@@ -89,16 +105,25 @@ def prepared_builder(name: str, data_dir: str = ""):
     import tensorflow_datasets as tfds
 
     builder = tfds_builder(name, data_dir)
-    if not builder.is_prepared():
-        if builder.name not in EMBEDDED:
+    with storage_errors(builder.data_path):
+        prepared = builder.is_prepared()
+    if not prepared:
+        if builder.name not in EMBEDDED or in_bucket(builder.data_path):
             raise UserError(
-                f"dataset {name!r} is not prepared in {builder.data_path}: run "
-                f"`python -m vt_flax.prepare_data {name} --data_dir "
-                f"{data_dir_of(builder)}`, or set data_dir"
+                f"dataset {name!r} is not prepared in {builder.data_path}: "
+                f"{how_to_prepare(name, data_dir_of(builder))}, or set data_dir"
+            )
+        if builder.data_path.exists():
+            raise UserError(
+                f"{builder.data_path} is there but holds no finished dataset: move it "
+                "away and run again"
             )
         tfds.disable_progress_bar()
-        # A command's standard output is its result alone.
-        with contextlib.redirect_stdout(sys.stderr):
+        with (
+            storage_errors(builder.data_path),
+            # A command's standard output is its result alone.
+            contextlib.redirect_stdout(sys.stderr),
+        ):
             builder.download_and_prepare(file_format="array_record")
     return builder
 

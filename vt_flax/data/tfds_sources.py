@@ -8,7 +8,17 @@ from etils import epath
 
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import Example, RandomAccessSource, StreamSource
+from vt_flax.data.storage import (
+    UnreachableError,
+    how_to_prepare,
+    in_bucket,
+    storage_errors,
+)
 from vt_flax.errors import UserError, first_line
+
+# What array_record's client of buckets says where the network is lost, or nobody logged
+# in; after a quarter of an hour.
+RETRIES_OVER = "Retry policy exhausted"
 
 
 def data_dir_of(builder: Any) -> epath.Path:
@@ -18,6 +28,32 @@ def data_dir_of(builder: Any) -> epath.Path:
     """
     # The full name is name/version or name/configuration/version.
     return epath.Path(builder.data_path).parents[builder.info.full_name.count("/")]
+
+
+def check_files(info: Any, split: str) -> list[Any]:
+    """Checks that all files of a split are there, before a run comes to read them.
+
+    Args:
+      info: of a prepared dataset.
+      split: name of the split, or a slice of it.
+
+    Returns:
+      TFDS's `FileInstruction`s: which examples of which file, in order.
+
+    Raises:
+      UserError: if files are missing.
+    """
+    files = info.splits[split].file_instructions
+    with storage_errors(info.data_dir):
+        there = {path.name for path in epath.Path(info.data_dir).iterdir()}
+    missing = [file.filename for file in files if file.basename() not in there]
+    if missing:
+        raise UserError(
+            f"{missing[0]} is missing ({len(missing)} of the {len(files)} files of "
+            f"split {split!r} are): copy the dataset again, or move its folder away "
+            "and prepare it anew"
+        )
+    return files
 
 
 class TFDSRecords(RandomAccessSource):
@@ -43,8 +79,9 @@ class TFDSRecords(RandomAccessSource):
         self._data = builder.as_data_source(
             split, decoders={key: tfds.decode.SkipDecoding() for key in encoded}
         )
+        self._files = check_files(builder.info, split)
         # Threads hide a network's latency; on a disk they cost more than they bring.
-        self._remote = "://" in str(builder.data_path)
+        self._remote = in_bucket(builder.data_path)
 
     @abc.abstractmethod
     def label_feature(self) -> Any:
@@ -68,17 +105,13 @@ class TFDSRecords(RandomAccessSource):
         for index in indices:
             try:
                 record = self._data[int(index)]
-            except (
-                Exception
-            ) as error:  # whatever a damaged file makes the library raise
-                reason = first_line(error)[:200]
-                raise UserError(
-                    f"{self.describe(index)}: cannot be read ({reason})"
-                ) from error
+            # Whatever a damaged file or a network makes the library raise.
+            except Exception as error:
+                raise self._unreadable(index, error) from error
             image, label = (record[key] for key in self._keys)
             # Of a file that was cut off since it was opened, empty records are read.
             if image is None or label is None:
-                raise UserError(f"{self.describe(index)}: cannot be read (it is empty)")
+                raise self._unreadable(index, "it is empty")
             label = label if isinstance(label, bytes) else int(label)
             examples.append(Example(image, label))
         return examples
@@ -87,8 +120,26 @@ class TFDSRecords(RandomAccessSource):
         """Returns serialized examples, which `parse` takes apart, and as many zeros."""
         records = self._data.data_source
         if self._remote:
-            return list(records.__getitems__(indices)), [0] * len(indices)
+            try:
+                return list(records.__getitems__(indices)), [0] * len(indices)
+            except Exception as error:
+                raise self._unreadable(indices[0], error) from error
         return [records[index] for index in indices], [0] * len(indices)
+
+    def _unreadable(self, index: int, reason: Exception | str) -> UserError:
+        """Returns the error for an example that cannot be read, with its file."""
+        reason = reason if isinstance(reason, str) else first_line(reason)
+        file, first = "", 0
+        for instruction in self._files:
+            if first <= index < first + instruction.take:
+                file = instruction.filename
+            first += instruction.take
+        where = f"{self.describe(index)}, in {file}"
+        if RETRIES_OVER in reason:
+            return UnreachableError(f"{where}: the bucket cannot be read ({reason})")
+        return UserError(
+            f"{where}: cannot be read ({reason.replace(file, 'it')[:200]})"
+        )
 
     def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
         """Returns file and label, scalar tensors, of a serialized example."""
@@ -141,9 +192,11 @@ class TFDSStream(StreamSource):
             f"{self.name} is stored as {builder.info.file_format.value}, which is read "
             "as a stream: the order of examples depends on the number of processes, "
             "and after a restart it begins anew. For the exact order, make "
-            f"array_record of it: `python -m vt_flax.prepare_data convert {name} "
-            f"--data_dir {data_dir_of(builder)}`",
+            "array_record of it: "
+            f"{how_to_prepare(f'convert {name}', data_dir_of(builder))}",
         )
+        check_files(builder.info, split)
+        self.place = f"{self.name}, in {builder.data_path}"
         self._builder, self._split, self._keys = builder, split, keys
 
     def __len__(self) -> int:

@@ -25,6 +25,7 @@ from vt_flax.data.preparation.workspace import (
     say,
 )
 from vt_flax.data.sources import FOLDER_PREFIX, tfds_builder
+from vt_flax.data.storage import is_folder, storage_path
 from vt_flax.data.tfds_sources import data_dir_of
 from vt_flax.errors import UserError
 
@@ -60,9 +61,7 @@ def prepare(
         raise UserError(f"{name}: class folders need no preparing")
     builder = tfds_builder(name, data_dir)
     data_path = pathlib.Path(builder.data_path)
-    manual = epath.Path(
-        manual_dir or pathlib.Path(data_dir, "downloads", "manual")
-    ).expanduser()
+    manual = storage_path(manual_dir or pathlib.Path(data_dir, "downloads", "manual"))
     if is_ready(builder, name):
         if manual_dir:
             _check_made_of(builder, manual)
@@ -184,7 +183,7 @@ def _check_made_of(builder: DatasetBuilder, manual: epath.Path) -> None:
 def _check_manual(builder: DatasetBuilder, manual: epath.Path, named: bool) -> None:
     """Checks the folder of manual files before TFDS would miss it."""
     wanted = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
-    if (named or wanted) and not manual.is_dir():
+    if (named or wanted) and not is_folder(manual):
         raise UserError(
             f"--manual_dir {manual}: there is no such folder"
             + (f"; {builder.name} needs it: {wanted}" if wanted else "")
