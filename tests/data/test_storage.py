@@ -299,6 +299,27 @@ def test_a_lost_network_ends_a_run_at_once(on_error, tmp_path, monkeypatch):
     assert len(tried) == 1
 
 
+def test_a_lost_bucket_of_a_dataset_ends_a_run(digits, monkeypatch):
+    """By what array_record's client says after a quarter of an hour."""
+    source, tried = open_source("digits", "test", digits), []
+
+    class Lost:
+        def __len__(self):
+            return 360
+
+        def __getitems__(self, indices):
+            tried.append(indices)
+            raise RuntimeError("Retry policy exhausted, with a last message of CURL 6")
+
+    monkeypatch.setattr(source, "_remote", True)
+    lost = Lost()
+    lost.data_source = lost
+    monkeypatch.setattr(source, "_data", lost)
+    with pytest.raises(UnreachableError, match="^digits test, example .*, in .*CURL 6"):
+        train_on(source, on_error="skip", readers=1)
+    assert len(tried) == 1
+
+
 def test_the_command_ends_with_2_and_one_line(bucket, monkeypatch, capsys):
     bucket(NO_PERMISSION)
     words = ["train", "--config", "configs/quickstart.py", "--workdir", "/none/run"]

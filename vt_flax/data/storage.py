@@ -159,8 +159,9 @@ def _of_tensorflow(place: str | os.PathLike, error: Exception) -> UserError:
     told = re.search(r'"message": "(.*)"|error details: (.*)', message)
     reason = (told[1] or told[2]) if told else message.split("\n", 1)[0][:200]
     if isinstance(error, errors.NotFoundError):
-        kind = "bucket" if _is_of_bucket(error) else "file or folder"
-        return UserError(f"{place}: there is no such {kind}")
+        if _is_of_bucket(error):
+            return UserError(f"{place}: there is no such bucket")
+        return UserError(f"{place}: there is no such file or folder")
     if isinstance(error, (errors.PermissionDeniedError, errors.UnauthenticatedError)):
         return UserError(
             f"{place}: no permission to read it ({reason.rstrip('.')}): log in by "
