@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from made_workdirs import make_workdir
 from PIL import Image, ImageOps
-from tiny_networks import CANVAS, MAP, NAMES, SIDE, classifier, segmenter
+from tiny_networks import CANVAS, MAP, NAMES, RESNET, SIDE, classifier, segmenter
 
 import vt_flax
 from vt_flax.data import pipeline
@@ -284,6 +285,38 @@ def test_views_are_taken_as_they_are(classify):
     (found,) = classify.predict([view])
     assert found.name == "that" and found.size == (33, 44)
     assert found.shares == classify.predict(image)[0].shares
+
+
+def test_what_load_is_given(tmp_path, monkeypatch):
+    model = {"name": "resnet18", **RESNET, "num_classes": 0}
+    config = {"model": model, "data": {"image_size": SIDE}}
+    make_workdir(tmp_path / "run", config, NAMES)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    network = vt_flax.load("~/run", "--config.data.image_size=24")
+    assert "3 classes (left, middle, right), input 24 x 24, step 7, EMA" in repr(
+        network
+    )
+    for arguments, match in (
+        (("run/checkpoints/7",), "^run/checkpoints/7 holds no run .*folder, run$"),
+        (("none",), r"^none holds no run .config.json is missing.$"),
+        (("gs://b/run",), "^workdir gs://b/run: buckets are not supported"),
+        (("run", 7), "^overrides 7: pass a list"),
+        (("run", {"seed": 1}), "^overrides .*: pass a list, as in ..--config.data"),
+        (
+            ("run", ["--config.model.width=8"]),
+            "^batch_stats/.* another shape than this",
+        ),
+        (
+            ("run", ["--config.model.num_classes=9"]),
+            "^params/head/.* leave out the over",
+        ),
+    ):
+        with pytest.raises(UserError, match=match):
+            vt_flax.load(*arguments)
+    for batch in (0, 2.5, "8"):
+        with pytest.raises(UserError, match="^batch .*: must be at least 1"):
+            vt_flax.load("run", batch=batch)
 
 
 def test_the_package_is_as_quick_to_import_as_without_it():

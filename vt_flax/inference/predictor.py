@@ -10,10 +10,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from vt_flax import cli
 from vt_flax.data import augment
 from vt_flax.data.augment.scaled import eval_canvas, eval_inputs
 from vt_flax.errors import UserError
@@ -22,14 +24,13 @@ from vt_flax.inference.predictions import Prediction, classified, segmented
 from vt_flax.inference.reading import ImageLike, each_image, read_picture
 from vt_flax.inference.token_maps import TokenMaps
 from vt_flax.inference.views import View, view_of
-from vt_flax.paths import typed_path
 from vt_flax.texts import printable
 from vt_flax.training.checkpoint import Checkpoints, read_run
 from vt_flax.training.config import resolve
 from vt_flax.training.run import model_for
 from vt_flax.training.tasks import Task, task_of
 from vt_flax.training.tasks.segmentation import Segmentation
-from vt_flax.training.weights import read_weights
+from vt_flax.training.weights import PARTS, differing_array, read_weights
 
 # One or many, read already or not.
 Images = ImageLike | View | Iterable[ImageLike | View]
@@ -89,8 +90,8 @@ class Predictor:
         step: int = 0,
         averaged: bool = False,
     ):
-        if batch < 1:
-            raise UserError(f"batch {batch}: must be at least 1")
+        if not isinstance(batch, (int, np.integer)) or batch < 1:
+            raise UserError(f"batch {batch!r}: must be at least 1")
         self.model, self.task, self.title, self.batch = model, task, title, batch
         self.step, self.averaged = step, averaged
         self.class_names = task.class_names
@@ -288,7 +289,14 @@ def load(
     Raises:
       UserError: if there is no run, or no such checkpoint, or it cannot be read.
     """
-    workdir = typed_path(workdir)
+    if isinstance(overrides, str):
+        overrides = [overrides]
+    if not isinstance(overrides, (list, tuple)):
+        raise UserError(
+            f"overrides {overrides!r}: pass a list, as in "
+            "['--config.data.eval_resize=0']"
+        )
+    workdir = cli.local_folder("workdir", os.fspath(workdir))
     content = read_run(workdir)
     config = resolve(ConfigDict(content["config"]), overrides)
     with _without_warnings():
@@ -298,6 +306,15 @@ def load(
         weights, name = read_weights("--workdir", checkpoints.folder / str(step))
     task = task_of(config)(config, content["class_names"], content["mirrored"])
     model = model_for(config, len(task.class_names))
+    if any(override.startswith("--config.model.") for override in overrides):
+        image = jnp.zeros((1, *task.input_size(config), 3))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+        path = differing_array(weights, {part: shapes.get(part, {}) for part in PARTS})
+        if path:
+            raise UserError(
+                f"{path} of {workdir} has another shape than this {config.model.name}'s"
+                ": leave out the overrides of config.model"
+            )
     title = f"{config.model.name}, step {step:,} of {workdir}, {name} weights"
     return Predictor(model, weights, task, title, batch, step, name == "ema")
 

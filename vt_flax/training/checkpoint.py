@@ -535,7 +535,13 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
         form, _ = content["format"], content["config"]
     except FileNotFoundError:
-        raise UserError(f"{workdir} holds no run ({CONFIG_FILE} is missing)") from None
+        # The folder of a checkpoint may have been named.
+        folders = [workdir, *workdir.parents]
+        inside = [p.parent for p in folders if p.name in ("checkpoints", "best")]
+        hint = f": name the run's folder, {inside[0]}" if inside else ""
+        raise UserError(
+            f"{workdir} holds no run ({CONFIG_FILE} is missing){hint}"
+        ) from None
     except NotADirectoryError:
         raise UserError(f"{workdir} is a file: name a run's folder") from None
     except OSError as error:

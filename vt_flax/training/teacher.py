@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -22,7 +21,12 @@ from vt_flax.training.config import resolve
 from vt_flax.training.run import model_for
 from vt_flax.training.tasks import Task, task_of
 from vt_flax.training.tasks.classification import Classification
-from vt_flax.training.weights import PARTS, find_checkpoint, read_weights
+from vt_flax.training.weights import (
+    PARTS,
+    differing_array,
+    find_checkpoint,
+    read_weights,
+)
 
 OPTION = "distillation.teacher"
 
@@ -100,16 +104,12 @@ class Teacher:
         self._check_classes(task.class_names)
         weights, name = read_weights(OPTION, self.folder)
         shapes = self.shapes(task.input_size(task.config))
-        found, wanted = (
-            {path: x.shape for path, x in traverse_util.flatten_dict(tree).items()}
-            for tree in (weights, shapes)
-        )
-        for path in sorted(found.keys() | wanted.keys()):
-            if found.get(path) != wanted.get(path):
-                raise UserError(
-                    f"{OPTION} {self._place}: {'/'.join(path)} is not that of the "
-                    f"{self._name} which its {CONFIG_FILE} describes"
-                )
+        path = differing_array(weights, shapes)
+        if path:
+            raise UserError(
+                f"{OPTION} {self._place}: {path} is not that of the {self._name} which "
+                f"its {CONFIG_FILE} describes"
+            )
         total = sum(host_fingerprint(weights).values()) % 2**32
         told = f"{self._name}, step {self.folder.name}, {name} weights ({total:08x})"
         for i, other in enumerate(processes.gather("teacher", told)):

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from vt_flax.errors import UserError, first_line
 from vt_flax.paths import typed_path
@@ -63,6 +64,17 @@ def read_weights(option: str, folder: pathlib.Path) -> tuple[dict[str, Any], str
         raise UserError(f"{option} {folder}: cannot be read ({problem})")
     name, prefix = ("ema", "ema_") if state.get("ema_params") else ("raw", "")
     return {part: state.get(f"{prefix}{part}") or {} for part in PARTS}, name
+
+
+def differing_array(weights: Any, shapes: Any) -> str:
+    """Returns the path of the first array whose shape is another, or "" if none is."""
+    found, wanted = (
+        {path: x.shape for path, x in traverse_util.flatten_dict(tree).items()}
+        for tree in (weights, shapes)
+    )
+    paths = sorted(found.keys() | wanted.keys())
+    different = (path for path in paths if found.get(path) != wanted.get(path))
+    return "/".join(next(different, ()))
 
 
 def _read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
