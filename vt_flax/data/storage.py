@@ -132,10 +132,10 @@ def _explained(
     """Returns what a storage's error, or one raised from it, means to the user."""
     if error is None:
         return None
-    if isinstance(error, tensorflow().errors.OpError):
-        return _of_tensorflow(place, error)
     if isinstance(error, OSError) and error.strerror:
         return UserError(f"{error.filename or place}: {error.strerror}")
+    if isinstance(error, tensorflow().errors.OpError):
+        return _of_tensorflow(place, error)
     # epath raises FileNotFoundError(error of TensorFlow's).
     inner = error.args[0] if error.args else None
     inner = inner if isinstance(inner, Exception) else error.__cause__
