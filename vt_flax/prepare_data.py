@@ -10,8 +10,9 @@ python -m vt_flax.prepare_data coco_stuff --manual_dir FILES --data_dir DATA
     segmentation, of images and masks in FILES: also coco_stuff/stuff171, lip, ade20k;
     each tells what it needs if it is not there; --resize brings masks along
 python -m vt_flax.prepare_data image_mask_folder --manual_dir FILES --data_dir DATA
-    your own: FILES/images/SPLIT/NAME.jpg, FILES/masks/SPLIT/NAME.png (8-bit grey: class
-    indices, 255 for no label) and, for the names of the classes, FILES/classes.txt
+    your own: FILES/images/SPLIT/NAME.jpg, FILES/masks/SPLIT/NAME.png (gray: class
+    indices, 255 for no label) and, for the names of the classes, FILES/classes.txt;
+    for masks of 0 and 255 that mean classes 0 and 1, add --ignore_label none
 python -m vt_flax.prepare_data convert NAME --data_dir DATA
     adds array_record to a dataset that TFDS has stored as TFRecord
 
@@ -63,6 +64,15 @@ def main(argv: Sequence[str]) -> None:
         help="take ImageNet's archives as they are, of any size and content",
     )
     parser.add_argument(
+        "--ignore_label",
+        default="",
+        choices=("255", "none"),
+        help="image_mask_folder: value that means no label in the masks. 255: pixels "
+        "of 255 have no label. none: every value is a class, 255 too; values that are "
+        "no class indices, such as 0 and 255, are the classes of classes.txt in "
+        "ascending order. Only needed where the masks do not show which is meant",
+    )
+    parser.add_argument(
         "--out_dir",
         default="",
         metavar="FOLDER",
@@ -84,7 +94,9 @@ def main(argv: Sequence[str]) -> None:
         out_dir = str(_writable("--out_dir", args.out_dir)) if args.out_dir else ""
         builder = convert.convert(name, data_dir, out_dir)
     else:
-        builder = build.prepare(name, data_dir, args.manual_dir, not args.no_checksums)
+        builder = build.prepare(
+            name, data_dir, args.manual_dir, not args.no_checksums, args.ignore_label
+        )
         if args.resize:
             builder = resize.resize(builder, args.resize, data_dir)
             name = builder.name
@@ -95,8 +107,11 @@ def _check_options(args: argparse.Namespace, converting: bool) -> None:
     if args.resize is not None and args.resize < 1:
         raise UserError(f"--resize {args.resize}: must be at least 1 pixel")
     if converting:
-        if args.manual_dir or args.resize or args.no_checksums:
-            raise UserError("convert takes no --manual_dir, --resize or --no_checksums")
+        if args.manual_dir or args.resize or args.no_checksums or args.ignore_label:
+            raise UserError(
+                "convert takes no --manual_dir, --resize, --no_checksums or "
+                "--ignore_label"
+            )
     elif args.out_dir:
         raise UserError("--out_dir is for convert; a dataset is built in --data_dir")
 

@@ -13,24 +13,24 @@ NO_CLASS = 254
 MOST_CLASSES = 254
 
 # Entries of a TFDS dataset's metadata: names of the classes; the class that each
-# becomes in a mirrored image; the dataset that this is a smaller copy of.
+# becomes in a mirrored image; the dataset that this is a smaller copy of; the number of
+# pixels of each stored value, by split.
 CLASS_NAMES, MIRRORED, RESIZED_FROM = "class_names", "mirrored", "resized_from"
+MASK_PIXELS = "mask_pixels"
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 GREY, PALETTE = 0, 3
 # First byte and number of those that hold depth and colour type, and what they hold in
 # a mask.
 GREY_PLACE, GREY_8_BITS = (24, 2), bytes((8, GREY))
-COLOUR_TYPES = {GREY: "grey", 2: "RGB", PALETTE: "palette", 4: "grey+alpha", 6: "RGBA"}
+COLOUR_TYPES = {GREY: "gray", 2: "RGB", PALETTE: "palette", 4: "gray+alpha", 6: "RGBA"}
 
+BY_INDEX = "give each color its class index and save that as a gray PNG"
 HOW_TO_MEND = {
     PALETTE: "if the indices into its palette are the labels, "
-    "`Image.fromarray(np.asarray(Image.open(f))).save(f)` (Pillow) makes it grey; if "
-    "its colours are, give each colour its class index first",
-    GREY: "if its values are class indices, "
-    "`Image.fromarray(np.asarray(Image.open(f)).astype(np.uint8)).save(f)` (Pillow) "
-    "makes it 8-bit",
-    2: "give each colour its class index and save that as a grey PNG",
+    "`Image.fromarray(np.asarray(Image.open(f))).save(f)` (Pillow) makes it gray; if "
+    "its colors are, give each color its class index first",
+    GREY: "save its class indices as 8 bits",
 }
 
 
@@ -62,12 +62,17 @@ def values_in(mask: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
 
 
-def decode_mask(encoded: bytes, palettes: bool = False) -> np.ndarray:
+def decode_mask(
+    encoded: bytes, palettes: bool = False, *, any_gray: bool = False
+) -> np.ndarray:
     """Decodes a mask to its values.
 
     Args:
-      encoded: an 8-bit grey PNG.
-      palettes: whether a palette PNG is as good: its indices are the values.
+      encoded: an 8-bit gray PNG.
+      palettes: whether to accept palette PNGs, whose indices are the values.
+      any_gray: whether to accept every other PNG that stores one value a pixel: gray of
+        1, 2, 4 or 16 bits, and 8-bit RGB with equal channels, both with or without an
+        opaque alpha channel.
 
     Returns:
       (height, width), uint8.
@@ -81,20 +86,62 @@ def decode_mask(encoded: bytes, palettes: bool = False) -> np.ndarray:
         raise ValueError("a mask must be a PNG, which keeps every value as it is")
     if len(encoded) < 26:
         raise ValueError("it is cut off")
-    # Pillow does not tell grey of fewer bits from 8, and scales its values to 0..255.
-    depth, colour = encoded[24:26]
-    if not (is_grey_png(encoded) or palettes and colour == PALETTE):
-        kind = COLOUR_TYPES.get(colour, "unknown")
+    # Pillow does not tell gray of fewer bits from 8, and scales its values to 0..255.
+    depth, color = encoded[24:26]
+    converted = any_gray and color != PALETTE and (depth <= 8 or color == GREY)
+    if not (is_grey_png(encoded) or converted or palettes and color == PALETTE):
+        kind = COLOUR_TYPES.get(color, "unknown")
         raise ValueError(
-            "a mask must be a grey PNG of class indices in 8 bits, the mode of this "
-            f"one is {kind}, {depth} bits: {HOW_TO_MEND.get(colour, HOW_TO_MEND[2])}"
+            "a mask must be a gray PNG of class indices in 8 bits, the mode of this "
+            f"one is {kind}, {depth} bits: {HOW_TO_MEND.get(color, BY_INDEX)}"
         )
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return np.asarray(image, np.uint8)
+            # Pillow reads 1 bit as False and True.
+            bilevel = image.mode == "1"
+            pixels = np.asarray(image)
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, struct.error and more.
         raise ValueError(f"not a readable PNG ({error})") from error
+    if pixels.ndim == 3:
+        pixels = _equal_channels(pixels)
+    elif color == GREY and depth < 8 and not bilevel:
+        pixels = pixels // (255 // (2**depth - 1))
+    elif pixels.max() > 255:
+        raise ValueError(
+            f"a mask must be a gray PNG of class indices, this one has 16 bits and "
+            f"values up to {pixels.max():,}: if they are ids of instances or segments, "
+            "store the class index of each instead"
+        )
+    return pixels.astype(np.uint8, copy=False)
+
+
+def _equal_channels(pixels: np.ndarray) -> np.ndarray:
+    """Returns the one value (height, width) of gray pixels stored as several channels.
+
+    Args:
+      pixels: (height, width, channels): gray or RGB, and alpha if the number is even.
+
+    Raises:
+      ValueError: if the channels differ, or alpha is not 255 everywhere.
+    """
+    kind = {2: "gray+alpha", 3: "RGB", 4: "RGBA"}[pixels.shape[-1]]
+    if kind != "RGB":
+        if (pixels[..., -1] < 255).any():
+            raise ValueError(
+                f"a mask must be a gray PNG of class indices, this one is {kind} with "
+                "transparent pixels: save the channel that holds the classes alone"
+            )
+        pixels = pixels[..., :-1]
+    if (pixels != pixels[..., :1]).any():
+        colors = np.unique(pixels.reshape(-1, 3), axis=0)
+        shown = ", ".join(str(tuple(map(int, color))) for color in colors[:3])
+        raise ValueError(
+            f"a mask must be a gray PNG of class indices, this one is {kind} of "
+            f"{len(colors):,} colors ({shown}{', ...' if len(colors) > 3 else ''}): "
+            f"{BY_INDEX}"
+        )
+    return pixels[..., 0]
 
 
 def is_grey_png(encoded: bytes) -> bool:

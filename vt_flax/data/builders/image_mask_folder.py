@@ -3,25 +3,30 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vt_flax.data.builders import pair_files, pairs
+from vt_flax.data.builders import mask_values, pair_files, pairs
 from vt_flax.data.folders import subfolders
+from vt_flax.data.mask_counts import MaskCounts, histogram
 from vt_flax.data.mask_labels import (
     CLASS_NAMES,
+    MASK_PIXELS,
     MOST_CLASSES,
-    identity_table,
-    numbered_names,
+    is_grey_png,
 )
+from vt_flax.data.preparation.workspace import say
+from vt_flax.data.threads import ordered_map
 from vt_flax.errors import UserError
 
-# Entries of the metadata: the folder that the dataset was made of, and its files.
+# Entries of the metadata: the folder that the dataset was made of, its files, and what
+# 255 means in its masks.
 MADE_OF, MADE_OF_FILES = "made_of", "made_of_files"
+IGNORE_LABEL = "ignore_label"
 # The classes' names, one a line.
 CLASSES = "classes.txt"
 
@@ -34,6 +39,10 @@ class ImageMaskFolder(pairs.PairsBuilder):
     highest label says. TFDS has no split of the name `all`, so that images without
     split folders are the split `train`: slices such as `train[:90%]` and `train[90%:]`
     part them.
+
+    Attributes:
+      ignore_label: whether 255 means no label (`255`) or is a class (`none`); empty: no
+        label, and an error where the masks leave that in doubt.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -42,10 +51,14 @@ class ImageMaskFolder(pairs.PairsBuilder):
     images/SPLIT/NAME.jpg (or .png and others) and masks/SPLIT/NAME.png for each, in
     subfolders if you like; without split folders, images/NAME.jpg and masks/NAME.png,
     the only split is train; and, if you have names for the classes, classes.txt, one
-    name a line from class 0. Masks are 8-bit grey PNGs of class indices, and 255 where
-    there is no label
+    name a line from class 0. Masks are gray PNGs of class indices, and 255 where there
+    is no label
     """
     PALETTES = False
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.ignore_label = ""
 
     def _list(self, manual: epath.Path) -> pairs.Listing:
         images, masks = (
@@ -75,28 +88,63 @@ class ImageMaskFolder(pairs.PairsBuilder):
         return pairs.Listing(splits, _class_names(manual / CLASSES))
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        manual = dl_manager.manual_dir
         generators = super()._split_generators(dl_manager)
-        self.info.metadata[MADE_OF] = made_of(dl_manager.manual_dir)
-        self.info.metadata[MADE_OF_FILES] = digest_of_files(dl_manager.manual_dir)
-        self._named = bool(self.info.metadata[CLASS_NAMES])
+        listing = self.listing(manual)
+        counts, first = self._count_values(listing)
+        names, self._classes_by_value = mask_values.assign_classes(
+            manual / "masks",
+            sum(counts.values(), MaskCounts()),
+            first,
+            listing.class_names,
+            self.ignore_label,
+        )
+        named = bool(listing.class_names)
+        for note in mask_values.notes(counts, names, self._classes_by_value, named):
+            say(f"note: {note}")
+        metadata = self.info.metadata
+        metadata[CLASS_NAMES] = names
+        metadata[MASK_PIXELS] = {
+            split: {
+                str(self._classes_by_value[value]): int(found.pixels[value])
+                for value in found.values()
+            }
+            for split, found in counts.items()
+        }
+        metadata[IGNORE_LABEL] = self.ignore_label or mask_values.NO_LABEL
+        metadata[MADE_OF] = made_of(manual)
+        metadata[MADE_OF_FILES] = digest_of_files(manual)
         return generators
 
-    def _table(self) -> np.ndarray:
-        return super()._table() if self._named else identity_table(MOST_CLASSES)
+    def _count_values(
+        self, listing: pairs.Listing
+    ) -> tuple[dict[str, MaskCounts], dict[int, pair_files.PairFiles]]:
+        """Returns counts by split, and for each value the first pair that has it."""
 
-    def _generate_examples(
-        self, files: Sequence[pair_files.PairFiles]
-    ) -> Iterator[tuple[str, dict]]:
-        yield from super()._generate_examples(files)
-        if self._named:
-            return
-        if self._highest < 1:
-            raise UserError(
-                f"{files[0].mask.parent}: the masks have no label but 0"
-                " and 255, and 255 means no label: if it is a class, store it as 1"
+        def read(pair: pair_files.PairFiles) -> tuple[bool, np.ndarray]:
+            encoded, values = self._read_mask(pair)
+            return is_grey_png(encoded), histogram(values)
+
+        counts, first, converted = {}, {}, 0
+        workers = os.cpu_count() or 1
+        for split, files in listing.splits.items():
+            counts[split] = MaskCounts()
+            found = ordered_map(read, files, workers, 4 * workers)
+            for pair, (is_plain, pixels) in zip(files, found, strict=True):
+                counts[split].add(pixels)
+                converted += not is_plain
+                for value in np.flatnonzero(pixels).tolist():
+                    first.setdefault(value, pair)
+        if converted:
+            say(
+                f"note: {converted:,} of {sum(map(len, listing.splits.values())):,} "
+                "masks are gray in another form than 8 bits (RGB with equal channels, "
+                "or 1 to 16 bits): their values are read as stored"
             )
-        names = numbered_names(range(self._highest + 1))
-        self.info.metadata[CLASS_NAMES] = list(names)
+        return counts, first
+
+    def _table(self) -> np.ndarray:
+        return self._classes_by_value
 
 
 def made_of(manual: epath.Path) -> str:

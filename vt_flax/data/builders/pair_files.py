@@ -118,6 +118,14 @@ def pair_up(
         if alone:
             suffix = ".png" if what == "mask" else ".*"
             more = f" ({len(alone) - 1:,} more have none)" if len(alone) > 1 else ""
+            similar = [
+                name
+                for name in others.keys() - some.keys()
+                if name.startswith(alone[0]) or alone[0].startswith(name)
+            ]
+            if similar:
+                other = others[min(similar, key=lambda name: (len(name), name))]
+                more += f"; if it is {other.name}, rename it"
             raise UserError(
                 f"{some[alone[0]]} has no {what}: {folder / alone[0]}{suffix} is not "
                 f"there{more}"

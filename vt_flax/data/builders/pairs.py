@@ -71,8 +71,6 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self._listed: dict[str, Listing] = {}
-        # The highest class that any mask has had so far.
-        self._highest = -1
 
     @abc.abstractmethod
     def _list(self, manual: epath.Path) -> Listing:
@@ -92,7 +90,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         Raises:
           ValueError: if it cannot be read; says why.
         """
-        return decode_mask(encoded, self.PALETTES)
+        return decode_mask(encoded, self.PALETTES, any_gray=True)
 
     def listing(self, manual: epath.Path) -> Listing:
         """Returns what a folder of manual files holds.
@@ -137,17 +135,20 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         examples = ordered_map(
             lambda pair: self._example(pair, table), pairs, workers, 4 * workers
         )
-        for pair, (image, mask, highest) in zip(pairs, examples, strict=True):
-            self._highest = max(self._highest, highest)
+        for pair, (image, mask) in zip(pairs, examples, strict=True):
             yield pair.name, {IMAGE: image, MASK: mask}
 
-    def _example(self, pair: PairFiles, table: np.ndarray) -> tuple[bytes, bytes, int]:
-        """Returns an image, its mask and the mask's highest class."""
-        image, encoded = _read(pair.image), _read(pair.mask)
+    def _read_mask(self, pair: PairFiles) -> tuple[bytes, np.ndarray]:
+        """Returns a mask's file and its values (height, width), uint8."""
+        encoded = _read(pair.mask)
         try:
-            values = self._values(pair, encoded)
+            return encoded, self._values(pair, encoded)
         except ValueError as error:
             raise UserError(f"{pair.mask}: {error}") from error
+
+    def _example(self, pair: PairFiles, table: np.ndarray) -> tuple[bytes, bytes]:
+        """Returns an image and its mask, both encoded."""
+        image, (encoded, values) = _read(pair.image), self._read_mask(pair)
         _check_image(pair, image, values.shape)
         found = values_in(values)
         labels = table[found]
@@ -159,7 +160,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             )
         if not is_grey_png(encoded) or (labels != found).any():
             encoded = encode_mask(table[values])
-        return image, encoded, max((int(i) for i in labels if i != IGNORE), default=-1)
+        return image, encoded
 
 
 def pairs_info(

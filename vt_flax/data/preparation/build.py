@@ -9,11 +9,14 @@ from tensorflow_datasets.core.download import DownloadConfig
 from tensorflow_datasets.core.file_adapters import FileFormat
 
 from vt_flax.data.builders.image_mask_folder import (
+    IGNORE_LABEL,
     MADE_OF,
     MADE_OF_FILES,
+    ImageMaskFolder,
     digest_of_files,
     made_of,
 )
+from vt_flax.data.builders.mask_values import NO_LABEL
 from vt_flax.data.builders.pairs import PairsBuilder
 from vt_flax.data.mask_labels import CLASS_NAMES
 from vt_flax.data.preparation import archives
@@ -39,7 +42,11 @@ IMAGENET_SHARE = 1.02
 
 
 def prepare(
-    name: str, data_dir: str, manual_dir: str = "", checksums: bool = True
+    name: str,
+    data_dir: str,
+    manual_dir: str = "",
+    checksums: bool = True,
+    ignore_label: str = "",
 ) -> DatasetBuilder:
     """Builds a dataset in array_record, unless it is there already.
 
@@ -49,6 +56,8 @@ def prepare(
       manual_dir: folder of files that TFDS cannot download; empty for TFDS's default,
         `DATA_DIR/downloads/manual`.
       checksums: whether ImageNet's archives must be the published ones, to the byte.
+      ignore_label: what 255 means in the masks of `image_mask_folder`: see
+        `ImageMaskFolder`.
 
     Returns:
       The builder of the prepared dataset.
@@ -60,11 +69,18 @@ def prepare(
     if name.startswith(FOLDER_PREFIX):
         raise UserError(f"{name}: class folders need no preparing")
     builder = tfds_builder(name, data_dir)
+    if isinstance(builder, ImageMaskFolder):
+        builder.ignore_label = ignore_label
+    elif ignore_label:
+        raise UserError(
+            f"--ignore_label {ignore_label} is for image_mask_folder, not for {name}"
+        )
     data_path = pathlib.Path(builder.data_path)
     manual = storage_path(manual_dir or pathlib.Path(data_dir, "downloads", "manual"))
     if is_ready(builder, name):
         if manual_dir:
             _check_made_of(builder, manual)
+        _check_ignore_label(builder, ignore_label)
         say(f"{builder.info.full_name} is already prepared in {data_path}")
         return builder
     _check_manual(builder, manual, bool(manual_dir))
@@ -177,6 +193,20 @@ def _check_made_of(builder: DatasetBuilder, manual: epath.Path) -> None:
         raise UserError(
             f"{manual} has changed since {builder.data_path} was made of it: move that "
             "dataset away to make it anew, or leave out --manual_dir to keep it"
+        )
+
+
+def _check_ignore_label(builder: DatasetBuilder, ignore_label: str) -> None:
+    """Checks that a prepared dataset was made with the wanted meaning of 255.
+
+    Raises:
+      UserError: if not.
+    """
+    used = (builder.info.metadata or {}).get(IGNORE_LABEL, NO_LABEL)
+    if ignore_label and ignore_label != used:
+        raise UserError(
+            f"{builder.data_path} was made with --ignore_label {used}, not "
+            f"{ignore_label}: move it away to make it anew"
         )
 
 

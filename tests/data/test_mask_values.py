@@ -1,0 +1,213 @@
+"""Which class each value of a folder's masks is, and what is said of it."""
+
+import numpy as np
+import pytest
+from pair_trees import assert_same, draw_image, draw_labels, stored, write
+from PIL import Image
+
+from vt_flax.data.preparation import build
+from vt_flax.errors import UserError
+
+COUNT = 3
+
+
+class Folder:
+    """A folder of images and masks of some values, and what is prepared of it."""
+
+    def __init__(self, root, capfd):
+        self.root, self._capfd = root, capfd
+        self._pairs = {}
+
+    @property
+    def masks(self):
+        """Masks by the bytes of their image."""
+        return dict(self._pairs.values())
+
+    def write(self, values, names="", split="", save=Image.fromarray):
+        """Writes pairs of an image and a mask with all the values."""
+        for i in range(COUNT):
+            labels = draw_labels(i, 30, 20, values)
+            name, picture = f"{split}/{i}", draw_image(10 * len(split) + i, 30, 20)
+            image = write(self.root / f"images/{name}.jpg", picture)
+            write(self.root / f"masks/{name}.png", save(labels))
+            self._pairs[name] = image, labels
+        if names:
+            (self.root / "classes.txt").write_text("\n".join(names))
+        return self
+
+    def prepare(self, ignore_label="", data="data"):
+        """Returns the builder and the notes."""
+        self._capfd.readouterr()
+        builder = build.prepare(
+            "image_mask_folder",
+            str(self.root / data),
+            str(self.root),
+            ignore_label=ignore_label,
+        )
+        lines = self._capfd.readouterr().err.splitlines()
+        return builder, [line for line in lines if line.startswith("note: ")]
+
+    def refused(self, ignore_label=""):
+        """Returns the error; checks that it is one line and leaves no dataset."""
+        with pytest.raises(UserError) as caught:
+            self.prepare(ignore_label)
+        assert "\n" not in str(caught.value)
+        assert not list((self.root / "data").rglob("*1.0.0*"))
+        return str(caught.value)
+
+    def occurrences(self, value):
+        """Returns how a value's pixels and masks are told, counted anew."""
+        found = [int((mask == value).sum()) for mask in self.masks.values()]
+        masks = sum(count > 0 for count in found)
+        return f"{value} ({sum(found):,} pixels in {masks} of {len(found)} masks)"
+
+
+@pytest.fixture
+def folder(tmp_path, capfd):
+    return Folder(tmp_path, capfd)
+
+
+@pytest.mark.parametrize(
+    "values, names, ignore_label, classes",
+    [
+        # Binary masks, and others whose values are no indices: the names in order.
+        ([0, 255], "ab", "none", {0: 0, 255: 1}),
+        ([0, 255], "", "none", {0: 0, 255: 1}),
+        ([0, 128, 255], "abc", "none", {0: 0, 128: 1, 255: 2}),
+        ([0, 128], "ab", "none", {0: 0, 128: 1}),
+        ([38, 75, 113], "abc", "none", {38: 0, 75: 1, 113: 2}),
+        ([1, 2, 3], "abc", "none", {1: 0, 2: 1, 3: 2}),
+        # Indices stay what they are.
+        ([0, 1, 3], "abcd", "none", {0: 0, 1: 1, 3: 3}),
+        ([0, 1, 2, 255], "abc", "", {0: 0, 1: 1, 2: 2, 255: 255}),
+        ([0, 1, 2, 255], "", "", {0: 0, 1: 1, 2: 2, 255: 255}),
+        ([0, 1, 2, 255], "abc", "255", {0: 0, 1: 1, 2: 2, 255: 255}),
+        ([0, 255], "ab", "255", {0: 0, 255: 255}),
+    ],
+)
+def test_classes_of_values(folder, values, names, ignore_label, classes):
+    builder, _ = folder.write(values, names).prepare(ignore_label)
+    expected = {
+        image: np.select([mask == v for v in classes], [*classes.values()]).astype(int)
+        for image, mask in folder.masks.items()
+    }
+    assert_same(
+        stored("image_mask_folder", str(folder.root / "data"), "train"), expected
+    )
+    count = len(names) or len({*classes.values()} - {255})
+    metadata = builder.info.metadata
+    assert metadata["class_names"] == (
+        list(names) or [f"class {i}" for i in range(count)]
+    )
+    labels = np.concatenate([mask.ravel() for mask in expected.values()])
+    found, pixels = np.unique(labels, return_counts=True)
+    counts = {str(v): n for v, n in zip(found.tolist(), pixels.tolist(), strict=True)}
+    assert metadata["mask_pixels"] == {"train": counts}
+    assert metadata["ignore_label"] == (ignore_label or "255")
+
+
+@pytest.mark.parametrize(
+    "values, names, none_of",
+    [
+        ([0, 255], "ab", ", and none of b:"),
+        ([0, 255], "", ":"),
+        ([255], "ab", ", and none of a, b:"),
+        ([0, 1, 255], "abc", ", and none of c:"),
+        ([1, 2, 255], "", ", and none of class 0:"),
+        ([0, 128, 255], "abc", ", and none of b, c:"),
+    ],
+)
+def test_the_meaning_of_255_is_asked_for(folder, values, names, none_of):
+    message = folder.write(values, names).refused()
+    told = ", ".join(map(folder.occurrences, values))
+    assert f"masks: the masks have {told}{none_of} add --ignore_label none" in message
+    assert "--ignore_label 255 if it means no label" in message
+
+
+@pytest.mark.parametrize(
+    "values, names, ignore_label, words",
+    [
+        ([0, 128], "ab", "", "128 is none of the 2 classes, nor 255 for no label"),
+        ([1, 2, 3], "abc", "", "3 is none of the 3 classes, nor 255 for no label"),
+        ([0, 3, 255], "ab", "none", "3 is none of the 2 classes; the"),
+        ([1, 2, 3, 255], "abc", "255", "3 is none of the 3 classes, nor 255"),
+        ([0, 255], "", "255", "one class is not enough"),
+        ([0], "", "", "one class is not enough"),
+        ([255], "", "none", "one class is not enough"),
+    ],
+)
+def test_values_that_are_no_classes(folder, values, names, ignore_label, words):
+    message = folder.write(values, names).refused(ignore_label)
+    assert words in message
+    assert f"masks have {', '.join(map(folder.occurrences, values))}" in message
+    # What would be of help is offered only where it is.
+    offered = "add --ignore_label none if these are the" in message
+    assert offered == (ignore_label == "" and bool(names))
+
+
+def test_notes_name_classes_and_values_with_counts(folder):
+    folder.write([0, 128])
+    _, (note,) = folder.prepare()
+    told = f"{folder.occurrences(0)}, {folder.occurrences(128)}"
+    assert note.startswith("note: no pixel of 127 of 129 classes (class 1, class 2, ")
+    assert f"class 8 and 119 more): the masks have {told}; if each" in note
+
+    folder.write([0, 2], "abc")
+    _, (note,) = folder.prepare(data="named")
+    told = f"{folder.occurrences(0)}, {folder.occurrences(2)}"
+    assert note == f"note: no pixel of 1 of 3 classes (b): the masks have {told}"
+
+    _, notes = folder.write([7, 9, 12], "abc").prepare("none", "mapped")
+    assert notes == ["note: classes of the masks' values: 7 is a, 9 is b, 12 is c"]
+
+    folder.write([0, 1, 2, 255])
+    ignored = sum(int((mask == 255).sum()) for mask in folder.masks.values())
+    _, (note,) = folder.prepare(data="void")
+    assert note == f"note: 255 means no label; it has {ignored:,} of 1,800 pixels"
+
+
+def test_a_split_that_lacks_a_class(folder):
+    folder.write([0, 1, 2], "abc", "train").write([0, 2], split="val")
+    _, notes = folder.prepare()
+    assert notes == ["note: split val has no pixel of 1 of 3 classes (b)"]
+
+
+def as_rgb(labels):
+    return Image.merge("RGB", [Image.fromarray(labels)] * 3)
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        as_rgb,
+        lambda labels: as_rgb(labels).convert("RGBA"),
+        lambda labels: Image.fromarray(labels).convert("LA"),
+        lambda labels: Image.fromarray(labels.astype(np.uint16)),
+        lambda labels: Image.fromarray(labels > 0),
+    ],
+    ids=["RGB", "RGBA", "LA", "16 bits", "1 bit"],
+)
+def test_gray_masks_of_other_modes_are_read_as_stored(folder, save):
+    _, (note,) = folder.write([0, 1], "ab", save=save).prepare()
+    found = stored("image_mask_folder", str(folder.root / "data"), "train")
+    assert_same(found, folder.masks)
+    assert note.startswith("note: 3 of 3 masks are gray in another form than 8 bits")
+
+
+def test_another_meaning_of_255_needs_another_dataset(folder):
+    folder.write([0, 255], "ab").prepare("none")
+    folder.prepare("none")
+    folder.prepare()
+    with pytest.raises(UserError, match="made with --ignore_label none, not 255: move"):
+        folder.prepare("255")
+    with pytest.raises(UserError, match="--ignore_label none is for image_mask_folder"):
+        build.prepare("digits", str(folder.root / "digits"), ignore_label="none")
+
+
+def test_masks_with_a_suffix_are_pointed_out(folder):
+    folder.write([0, 1])
+    for file in (folder.root / "masks").iterdir():
+        file.rename(file.with_name(f"{file.stem}_mask.png"))
+    assert "0.png is not there (2 more have none); if it is 0_mask.png, rename it" in (
+        folder.refused()
+    )

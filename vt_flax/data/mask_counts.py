@@ -1,0 +1,77 @@
+"""How often each value occurs in masks."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+# Values and classes that a message names.
+SHOWN = 8
+
+
+class MaskCounts:
+    """Pixels and masks of each stored value.
+
+    Attributes:
+      masks: number of masks counted.
+      pixels: (256,), int64: pixels of each value.
+      masks_with: (256,), int64: masks in which each value occurs.
+    """
+
+    def __init__(self):
+        self.masks = 0
+        self.pixels = np.zeros(256, np.int64)
+        self.masks_with = np.zeros(256, np.int64)
+
+    def add(self, histogram: np.ndarray) -> None:
+        """Counts a mask, given as the number of pixels (256,) of each value."""
+        self.masks += 1
+        self.pixels += histogram
+        self.masks_with += histogram > 0
+
+    def __add__(self, other: "MaskCounts") -> "MaskCounts":
+        """Returns the counts of both."""
+        total = MaskCounts()
+        total.masks = self.masks + other.masks
+        total.pixels = self.pixels + other.pixels
+        total.masks_with = self.masks_with + other.masks_with
+        return total
+
+    def values(self) -> list[int]:
+        """Returns the values that occur, ascending."""
+        return np.flatnonzero(self.pixels).tolist()
+
+    def of_classes(self, table: np.ndarray, classes: int) -> np.ndarray:
+        """Returns the pixels (classes,), int64, of each class.
+
+        Args:
+          table: (256,): the class that each value is, or 254 or 255.
+          classes: number of classes.
+        """
+        pixels = np.zeros(256, np.int64)
+        np.add.at(pixels, table, self.pixels)
+        return pixels[:classes]
+
+    def describe(self) -> str:
+        """Returns the values that occur, with their pixels and masks."""
+        return listed(
+            f"{value} ({self.pixels[value]:,} pixels in {self.masks_with[value]:,} of "
+            f"{self.masks:,} masks)"
+            for value in self.values()
+        )
+
+
+def histogram(values: np.ndarray) -> np.ndarray:
+    """Returns how many pixels (256,) of a uint8 mask have each value."""
+    return np.bincount(values.ravel(), minlength=256)
+
+
+def listed(items: Iterable[str]) -> str:
+    """Returns items with commas between them; of many the first."""
+    items = list(items)
+    more = f" and {len(items) - SHOWN:,} more" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + more
+
+
+def absent_classes(pixels: Sequence[int], names: Sequence[str]) -> list[str]:
+    """Returns the names of the classes without a pixel."""
+    return [name for name, count in zip(names, pixels, strict=True) if not count]
