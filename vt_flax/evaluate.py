@@ -124,12 +124,15 @@ def main(argv: Sequence[str]) -> None:
     else:
         eval_step = compile_eval_step(run.model, run.task, run.mesh)
         requests = Requests(run.mesh)
-        results = evaluate(
+        found = evaluate(
             eval_step, weights, run.task, run.eval_source, config, requests
         )
         if jax.process_index() == 0:
             where = f"{run.eval_source.name}, step {step:,} of {workdir}"
-            cli.print_results(results, args.format, where)
+            cli.print_results(found.results, args.format, where)
+            for note in found.notes:
+                line = f"note: {run.eval_source.name}: {note}"
+                print(printable(line), file=sys.stderr)
     if jax.process_index():
         return
     params, batch_stats = weights[name]

@@ -1,5 +1,6 @@
 """Segmentation from end to end, recounted without the package's own arithmetic."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -55,11 +56,18 @@ def make_pair(number):
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
+    return make_data(tmp_path_factory)
+
+
+def make_data(tmp_path_factory, tested_classes=(0, 1, 2)):
+    """Returns a dataset's folder; its test split has labels of some classes alone."""
     manual = tmp_path_factory.mktemp("own")
     (manual / "classes.txt").write_text("\n".join(NAMES))
     for number in range(24):
         image, mask = make_pair(number)
         split = "test" if number in TESTED else "train"
+        if split == "test":
+            mask[~np.isin(mask, tested_classes)] = 255
         for kind, array in (("images", image), ("masks", mask)):
             folder = manual / kind / split
             folder.mkdir(parents=True, exist_ok=True)
@@ -142,6 +150,9 @@ def test_results_equal_a_recount_image_by_image(trained):
                 accuracies.append(100 * right / pairs[c].sum())
             assert found[f"iou/{NAMES[c]}"] == pytest.approx(expected)
         assert found["miou"] == pytest.approx(np.mean(ious))
+        assert found["miou_labeled"] == pytest.approx(
+            np.mean([found[f"iou/{NAMES[c]}"] for c in range(3) if pairs[c].sum()])
+        )
         assert found["mean_accuracy"] == pytest.approx(np.mean(accuracies))
         assert found["pixel_accuracy"] == pytest.approx(
             100 * np.trace(pairs) / pairs.sum()
@@ -242,6 +253,45 @@ def test_evaluate_prints_two_tables_json_and_a_page(trained, tmp_path, capsys):
         assert rows[kind].keys() == result.keys()
         assert rows[kind]["miou"] == round(result["miou"], 3)
         assert rows[kind]["loss"] == round(result["loss"], 5)
+
+
+def test_a_split_with_one_labeled_class_has_no_miou(
+    trained, tmp_path_factory, tmp_path, monkeypatch, capsys
+):
+    """It is noted before the first step, in training's evaluation and by `evaluate`."""
+    run, workdir, _ = trained
+    folder = make_data(tmp_path_factory, (2,))
+    # The same programs on the other split.
+    run = dataclasses.replace(run, eval_source=prepare(tiny(folder)).eval_source)
+    absent = "2 of 3 classes (red, green)"
+    (known,) = run.eval_source.notes
+    assert known.startswith(f"image_mask_folder test has no pixel of {absent}; ")
+
+    # What was trained is evaluated again, as after a stop.
+    again = tmp_path / "run"
+    shutil.copytree(workdir, again, ignore=shutil.ignore_patterns("metrics*", "best"))
+    said = io.StringIO()
+    results = loop.train(run, again, said)
+    note = (
+        f"note: image_mask_folder test: no pixel of {absent}: mIoU needs two, and is "
+        "left out"
+    )
+    assert said.getvalue().splitlines().count(note) == 1
+    assert "raw mIoU - (1 of 3 classes labeled) pixel accuracy" in said.getvalue()
+    (record,) = read_metrics(again)
+    assert record["ema_miou"] is results["ema"]["miou"] is None
+    assert record["ema_labeled_classes"] == 1 and 0 <= record["ema_iou/blue"] <= 100
+    assert (workdir / "best" / "10").is_dir()
+    assert not list((again / "best").iterdir())
+
+    monkeypatch.setattr(evaluate, "prepare", lambda config: run)
+    monkeypatch.setattr(evaluate, "compile_eval_step", loop.compile_eval_step)
+    evaluate.main(["--workdir", str(workdir), "--format", "json"])
+    printed = capsys.readouterr()
+    for row in json.loads(printed.out):
+        assert row["miou"] is row["miou_labeled"] is row["mean_accuracy"] is None
+        assert row["labeled_classes"] == 1
+    assert note in printed.err.splitlines()
 
 
 def test_pages_and_pictures_of_the_wrong_kind_are_one_line(trained, tmp_path):

@@ -72,6 +72,7 @@ def test_scores_by_hand():
     found = scores(confusion, NAMES)
     shares = {
         "miou": (6 / 10 + 4 / 9 + 0) / 3,
+        "miou_labeled": (6 / 10 + 4 / 9) / 2,
         "fwiou": 8 / 16 * 6 / 10 + 8 / 16 * 4 / 9,
         "pixel_accuracy": 10 / 16,
         "mean_accuracy": (6 / 8 + 4 / 8) / 2,
@@ -80,6 +81,7 @@ def test_scores_by_hand():
         "iou/left arm": 0.0,
     }
     assert found.pop("iou/right arm") is None
+    assert found.pop("labeled_classes") == 2
     assert found == pytest.approx({k: 100 * v for k, v in shares.items()}, rel=1e-12)
 
 
@@ -189,9 +191,55 @@ def test_predictions_and_their_counts(scales, flip, mirrored):
     assert results["loss"] == pytest.approx(counts["loss"] / len(truth), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    "confusion, labeled, told, notes",
+    [
+        # Row sums 4, 4, 0, 0: two classes labeled, a third predicted.
+        (
+            [[3, 1, 0, 0], [0, 2, 2, 0], [0] * 4, [0] * 4],
+            [0, 1],
+            "mIoU 38.33 % over 3 of 4 classes, 57.50 % over the 2 labeled, pixel "
+            "accuracy 62.50 % loss 0.5000",
+            ["no pixel of 2 of 4 classes (left arm, right arm)"],
+        ),
+        # 100 % of the only class that has pixels is no result.
+        (
+            [[8, 0, 0, 0], [0] * 4, [0] * 4, [0] * 4],
+            [0],
+            "mIoU - (1 of 4 classes labeled) pixel accuracy 100.00 % loss 0.5000",
+            [
+                "no pixel of 3 of 4 classes (road, left arm, right arm): mIoU needs "
+                "two, and is left out"
+            ],
+        ),
+        (
+            np.diag([2, 2, 2, 2]),
+            [0, 1, 2, 3],
+            "mIoU 100.00 % pixel accuracy 100.00 % loss 0.5000",
+            [],
+        ),
+    ],
+)
+def test_classes_without_a_pixel_in_a_split(confusion, labeled, told, notes):
+    confusion, task = np.asarray(confusion), make_task()
+    totals = {"confusion": confusion, "loss": np.asarray(4.0)}
+    results = task.results(totals)
+    assert results["labeled_classes"] == len(labeled)
+    ious = [
+        confusion[c, c] / (confusion[c].sum() + confusion[:, c].sum() - confusion[c, c])
+        for c in labeled
+    ]
+    wanted = 100 * np.mean(ious) if len(labeled) > 1 else None
+    assert results["miou_labeled"] == pytest.approx(wanted)
+    for name in ("miou", "fwiou", "mean_accuracy"):
+        assert (results[name] is None) == (len(labeled) < 2)
+    assert task.told(results) == told
+    assert task.notes(totals) == notes
+
+
 def test_no_labelled_pixel_in_a_split():
     totals = {"confusion": np.zeros((CLASSES, CLASSES), int), "loss": np.zeros(())}
-    with pytest.raises(UserError, match="no pixel of the evaluation split is labelled"):
+    with pytest.raises(UserError, match="no pixel of the evaluation split is labeled"):
         make_task().results(totals)
 
 

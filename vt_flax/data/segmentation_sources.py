@@ -5,7 +5,8 @@ from typing import Any
 
 from vt_flax.data.host import tensorflow
 from vt_flax.data.mask_classes import find_classes, find_features
-from vt_flax.data.mask_labels import is_grey_png
+from vt_flax.data.mask_counts import MaskCounts, absent_classes, histogram, listed
+from vt_flax.data.mask_labels import IGNORE, MASK_PIXELS, decode_mask, is_grey_png
 from vt_flax.data.storage import how_to_prepare
 from vt_flax.data.tfds_sources import TFDSRecords, data_dir_of
 from vt_flax.errors import UserError, first_line, nearest
@@ -34,6 +35,8 @@ class TFDSPairs(TFDSRecords):
         changes.
       label_map: (256,), uint8: what stored values become. Those that must not occur
         become 254, which is never a class, so that they can be found.
+      stored_pixels: number of pixels by stored value, as text, of the split or, of a
+        slice, of the split that it is cut from; None if the dataset does not know.
 
     Raises:
       UserError: if the dataset is no such one, its format has no random access, or
@@ -71,6 +74,8 @@ class TFDSPairs(TFDSRecords):
             if isinstance(feature, tfds.features.Image)
         ]
         super().__init__(builder, split, keys, images)
+        known = (builder.info.metadata or {}).get(MASK_PIXELS, {})
+        self.stored_pixels = known.get(split if "+" in split else split.split("[")[0])
         if not is_grey_png(self.read([0])[0].label):
             raise UserError(
                 f"dataset {name!r}: {keys[1]!r} is not stored as 8-bit grey PNGs,"
@@ -86,6 +91,62 @@ class TFDSPairs(TFDSRecords):
         """Returns how TensorFlow reads the mask of a record."""
         tf = tensorflow()
         return tf.io.FixedLenFeature((), tf.string)
+
+
+def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
+    """Returns notes on classes that have no labeled pixel in a split.
+
+    Where the masks are a sample and the dataset does not know its pixels, a note is
+    returned only if the sample has fewer than two classes.
+
+    Args:
+      source: the split.
+      masks: all encoded masks of it, or a sample.
+
+    Raises:
+      UserError: if these are all, and no pixel is labeled.
+    """
+    counts = MaskCounts()
+    for encoded in masks:
+        try:
+            counts.add(histogram(decode_mask(encoded)))
+        except ValueError:
+            continue  # decoding the example reports it
+    if not counts.masks:
+        return []
+    names, table = source.class_names, source.label_map
+    absent = absent_classes(counts.of_classes(table, len(names)), names)
+    where = ""
+    if len(masks) == len(source):
+        if len(absent) == len(names):
+            raise UserError(
+                f"{source.name}: no pixel is labeled; the masks have "
+                f"{counts.describe()}"
+            )
+    elif source.stored_pixels:
+        whole = MaskCounts()
+        for value, pixels in source.stored_pixels.items():
+            whole.pixels[int(value)] = pixels
+        absent = absent_classes(whole.of_classes(table, len(names)), names)
+    elif len(absent) > len(names) - 2:
+        where = f" in the {len(masks)} masks of a sample"
+    else:
+        absent = []
+    if not absent:
+        return []
+    ignored = [value for value in counts.values() if table[value] == IGNORE]
+    share = counts.pixels[ignored].sum() / counts.pixels.sum()
+    hint = ""
+    if share:
+        hint = (
+            f"; {share:.0%} of the pixels have no label (value "
+            f"{listed(map(str, ignored))}): if they are a class, see segmentation."
+            "label_map, and --ignore_label of prepare_data"
+        )
+    return [
+        f"{source.name} has no pixel of {len(absent)} of {len(names)} classes{where} "
+        f"({listed(absent)}){hint}"
+    ]
 
 
 def _check_split(builder: Any, name: str, split: str) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,6 +25,19 @@ def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
     return -(-size // mesh.size) * mesh.size
 
 
+class Evaluation(NamedTuple):
+    """Results of a split.
+
+    Attributes:
+      results: for each set of weights `examples`, `skipped` (those that are unreadable,
+        which count for nothing), and the task's results.
+      notes: what a reader of the results should know of the split.
+    """
+
+    results: dict[str, dict[str, float | None]]
+    notes: list[str]
+
+
 def evaluate(
     eval_step: Callable[[Any, Any, dict], dict],
     weights: dict[str, tuple[Any, Any]],
@@ -32,7 +45,7 @@ def evaluate(
     source: Source,
     config: ConfigDict,
     requests: Requests,
-) -> dict[str, dict[str, float]] | None:
+) -> Evaluation | None:
     """Evaluates one or more sets of weights in one pass over the images.
 
     Args:
@@ -45,8 +58,7 @@ def evaluate(
         the same batch.
 
     Returns:
-      None if it was cut off. Else for each name `examples`, `skipped` (those that are
-      unreadable, which count for nothing), and the task's results.
+      The results, or None if it was cut off.
 
     Raises:
       UserError: for an unreadable example, unless `config.data.on_error` is skip.
@@ -55,7 +67,7 @@ def evaluate(
     totals = split_totals(eval_step, weights, task, source, config, requests)
     if totals is None:
         return None
-    return {
+    results = {
         name: {
             "examples": total["examples"],
             "skipped": total["skipped"],
@@ -63,6 +75,8 @@ def evaluate(
         }
         for name, total in totals.items()
     }
+    # Notes are on the labels, which are the same for all weights.
+    return Evaluation(results, task.notes(next(iter(totals.values()))))
 
 
 def split_totals(

@@ -168,16 +168,20 @@ def _train(
     def evaluates(step: int) -> bool:
         return step % eval_every == 0 or step == total
 
+    noted: set[str] = set()
+
     def evaluation(state: TrainState, step: int) -> dict[str, dict[str, float]] | None:
-        results = evaluate(
+        found = evaluate(
             eval_step, weights_of(state), run.task, run.eval_source, config, requests
         )
-        if results is None:
+        if found is None:
             return None
+        results, notes = found
+        # Of the averages, if there are any.
+        metric = list(results.values())[-1][run.task.metric]
         # Before the record, after which a restart has nothing left to do.
-        if best:
-            # Of the averages, if there are any.
-            best.save_if_best(step, state, list(results.values())[-1][run.task.metric])
+        if best and metric is not None:
+            best.save_if_best(step, state, metric)
         logger.write(
             step,
             {f"{name}_{k}": v for name, r in results.items() for k, v in r.items()},
@@ -188,6 +192,10 @@ def _train(
         if skipped:
             told += f"; {skipped} unreadable examples skipped"
         logger.say(f"step {step:,}: {run.eval_source.name}: {told}")
+        for note in notes:
+            if note not in noted:
+                logger.say(f"note: {run.eval_source.name}: {note}")
+                noted.add(note)
         return results
 
     def save(state: TrainState, step: int) -> None:

@@ -11,17 +11,20 @@ from ml_collections import ConfigDict
 
 from vt_flax.data.augment import normalise, pairs
 from vt_flax.data.augment.scaled import eval_canvas, eval_inputs, eval_weights
+from vt_flax.data.mask_counts import absent_classes, listed
 from vt_flax.data.mask_labels import IGNORE
 from vt_flax.data.pair_decoder import PairDecoder
-from vt_flax.data.segmentation_sources import TFDSPairs
+from vt_flax.data.segmentation_sources import TFDSPairs, notes_on_classes
 from vt_flax.data.sources import FOLDER_PREFIX, prepared_builder
 from vt_flax.errors import UserError
 from vt_flax.nn.layers import resize
 from vt_flax.training.tasks.pixels import exact_product, on_images, row_blocks
 from vt_flax.training.tasks.task import Apply, Batch, Task
 
-# Pairs of the evaluation split that are looked at, about, before anything is trained.
+# Pairs of a split, about, that are checked before anything is trained.
 SAMPLE = 100
+# Results that are means over classes.
+OVER_CLASSES = ("miou", "miou_labeled", "fwiou", "mean_accuracy")
 
 
 class Segmentation(Task):
@@ -59,12 +62,20 @@ class Segmentation(Task):
             settings.label_map,
             config.model.num_classes,
         )
-        if split == data.eval_split and data.on_error == "raise":
-            # What does not fit would end the run at its first evaluation only.
-            sample = range(0, len(source), max(1, len(source) // SAMPLE))
-            decoder = PairDecoder(source, eval_canvas(config), shrink=False)
-            for index, example in zip(sample, source.read(sample), strict=True):
-                decoder.check(example, source.describe(index))
+        masks = []
+        decoder = PairDecoder(source, eval_canvas(config), shrink=False)
+        for index in range(0, len(source), max(1, len(source) // SAMPLE)):
+            try:
+                (example,) = source.read([index])
+                if split == data.eval_split:
+                    # Else it would end the run at its first evaluation.
+                    decoder.check(example, source.describe(index))
+            except UserError:
+                if data.on_error == "raise":
+                    raise
+                continue
+            masks.append(example.label)
+        source.notes = notes_on_classes(source, masks)
         return source
 
     @staticmethod
@@ -258,14 +269,46 @@ class Segmentation(Task):
         return rows, columns
 
     def results(self, totals: dict[str, Any]) -> dict[str, float | None]:
-        """Returns `scores`, and the mean `loss` of the labelled pixels."""
-        pixels = totals["confusion"].sum()
+        """Returns `scores`, and the mean `loss` of the labeled pixels.
+
+        Means over classes are None where only one class is labeled: a network that
+        predicts it everywhere would reach 100 %.
+        """
+        confusion = totals["confusion"]
+        pixels = confusion.sum()
         if not pixels:
-            raise UserError("no pixel of the evaluation split is labelled")
-        return {
-            **scores(totals["confusion"], self.class_names),
-            "loss": totals["loss"].item() / pixels.item(),
-        }
+            raise UserError("no pixel of the evaluation split is labeled")
+        found = scores(confusion, self.class_names)
+        if found["labeled_classes"] < 2:
+            found |= dict.fromkeys(OVER_CLASSES)
+        return {**found, "loss": totals["loss"].item() / pixels.item()}
+
+    def notes(self, totals: dict[str, Any]) -> list[str]:
+        """Returns a note on the classes that have no labeled pixel; see `Task`."""
+        names = self.class_names
+        absent = absent_classes(totals["confusion"].sum(1), names)
+        if not absent:
+            return []
+        note = f"no pixel of {len(absent)} of {len(names)} classes ({listed(absent)})"
+        if len(names) - len(absent) < 2:
+            note += ": mIoU needs two, and is left out"
+        return [note]
+
+    def told(self, results: dict[str, float | None]) -> str:
+        """Returns results as a person reads them, and over how many classes."""
+        classes, labeled = len(self.class_names), results["labeled_classes"]
+        if results["miou"] is None:
+            miou = f"mIoU - ({labeled} of {classes} classes labeled)"
+        else:
+            miou = f"mIoU {results['miou']:.2f} %"
+            if labeled < classes:
+                counted = sum(results[f"iou/{n}"] is not None for n in self.class_names)
+                miou += (
+                    f" over {counted} of {classes} classes, "
+                    f"{results['miou_labeled']:.2f} % over the {labeled} labeled,"
+                )
+        accuracy = f"pixel accuracy {results['pixel_accuracy']:.2f} %"
+        return f"{miou} {accuracy} loss {results['loss']:.4f}"
 
 
 def cross_entropy(
@@ -328,35 +371,43 @@ def count_pairs(labels: jax.Array, predicted: jax.Array, classes: int) -> jax.Ar
 
 
 def scores(confusion: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Returns what a confusion matrix says, in percent.
+    """Returns the results of a confusion matrix, in percent.
 
     Args:
       confusion: pixels by label (row) and prediction.
       class_names: of its rows.
 
     Returns:
-      `miou`: the mean intersection over union of the classes that are labelled or
-      predicted anywhere; `fwiou`: that of all, weighted by their labelled pixels;
-      `pixel_accuracy`; `mean_accuracy`: the mean share of a labelled class's pixels
-      that are told right; and `iou/CLASS` of each class, None if it is nowhere.
+      `miou`: the mean intersection over union of the classes that are labeled or
+      predicted anywhere, so that one that is predicted and never labeled counts as 0;
+      `miou_labeled`: the mean over the labeled classes alone, as in Detectron2;
+      `labeled_classes`: the number of these; `fwiou`: the mean weighted by labeled
+      pixels; `pixel_accuracy`; `mean_accuracy`: the mean share of a labeled class's
+      pixels that are predicted right; and `iou/CLASS` of each class, None if it is
+      neither labeled nor predicted.
 
     Source: Long et al., 2015, section 5.
     """
     confusion = confusion.astype(np.float64)
     right = np.diag(confusion)
-    labelled, predicted = confusion.sum(1), confusion.sum(0)
-    union = labelled + predicted - right
+    labeled, predicted = confusion.sum(1), confusion.sum(0)
+    union = labeled + predicted - right
     there = union > 0
     iou = np.where(there, right / np.maximum(union, 1), 0.0)
-    known = labelled > 0
-    total = labelled.sum()
-    shares = {
+    known = labeled > 0
+    total = labeled.sum()
+    percent = {
         "miou": iou[there].mean(),
-        "fwiou": (labelled * iou).sum() / total,
+        "miou_labeled": iou[known].mean(),
+        "fwiou": (labeled * iou).sum() / total,
         "pixel_accuracy": right.sum() / total,
-        "mean_accuracy": (right[known] / labelled[known]).mean(),
+        "mean_accuracy": (right[known] / labeled[known]).mean(),
     }
-    return {name: 100 * share.item() for name, share in shares.items()} | {
-        f"iou/{name}": 100 * iou[i].item() if there[i] else None
-        for i, name in enumerate(class_names)
+    return {
+        **{name: 100 * share.item() for name, share in percent.items()},
+        "labeled_classes": int(known.sum()),
+        **{
+            f"iou/{name}": 100 * iou[i].item() if there[i] else None
+            for i, name in enumerate(class_names)
+        },
     }

@@ -117,12 +117,16 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def results(self, totals: dict[str, Any]) -> dict[str, float]:
+    def results(self, totals: dict[str, Any]) -> dict[str, float | None]:
         """Returns the results of a split.
 
         Args:
           totals: the sums of `counts` over the split, NumPy, and `examples`.
         """
+
+    def notes(self, totals: dict[str, Any]) -> list[str]:
+        """Returns what a reader of a split's results should know of the split."""
+        return []
 
     def told(self, results: dict[str, float]) -> str:
         """Returns results as a person reads them."""
