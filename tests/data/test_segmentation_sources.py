@@ -12,9 +12,10 @@ from pair_trees import draw_image, draw_labels, make_lip, with_palette
 from PIL import Image
 
 from vt_flax.data.known_masks import CITYSCAPES
+from vt_flax.data.mask_counts import MaskCounts
 from vt_flax.data.preparation import build
 from vt_flax.data.preparation.convert import convert
-from vt_flax.data.segmentation_sources import TFDSPairs
+from vt_flax.data.segmentation_sources import TFDSPairs, notes_on_classes
 from vt_flax.data.source import cached
 from vt_flax.data.sources import prepared_builder, tfds_builder
 from vt_flax.errors import UserError
@@ -436,3 +437,44 @@ def test_the_names_of_camvid(real_data):
     assert {*largest[3:6]} == {"tree", "car", "pavement"}
     assert {*largest[6:]} == {"sign", "fence", "pole", "pedestrian", "bicyclist"}
     assert height["sign"] < height["fence"] < height["bicyclist"]
+
+
+# Classes without a pixel.
+
+
+def test_classes_without_a_pixel_are_noted_where_that_is_known(tmp_path):
+    keys = {"image": IMAGE, "mask": MASK}
+    examples = [example(i, keys, (0, 2, 255)) for i in range(COUNT)]
+    builder, _ = store(tmp_path, keys, examples)
+    pixels = np.concatenate([decoded(one["mask"]).ravel() for one in examples])
+
+    def notes(some, label_map=(), count=0, known=None):
+        source = TFDSPairs(builder, "roads", "train", "", label_map, count)
+        source.stored = MaskCounts.of_pixels(known) if known else None
+        masks = [one.label for one in source.read(range(some))]
+        return notes_on_classes(source, masks)
+
+    # All masks are counted; a sample leaves it open.
+    (note,) = notes(COUNT, count=4)
+    assert note == (
+        "roads train has no pixel of 2 of 4 classes (class 1, class 3); "
+        f"{(pixels == 255).mean():.0%} of the pixels have no label (value 255): if "
+        "they are a class, see segmentation.label_map, and --ignore_label of "
+        "prepare_data"
+    )
+    assert notes(3, count=4) == []
+    # What a dataset knows of its own pixels is used instead.
+    (note,) = notes(3, count=4, known={"0": 9, "1": 9, "2": 9, "255": 9})
+    assert "no pixel of 1 of 4 classes (class 3)" in note
+    assert notes(3, count=4, known={str(i): 1 for i in range(4)}) == []
+    # 255 may be mapped to a class; every value to one class; and a class to nothing.
+    mapped = [0, 255, 1, *[255] * 252, 2]
+    assert notes(COUNT, mapped) == []
+    assert notes(3, mapped, known={"0": 1, "2": 1, "255": 1}) == []
+    (note,) = notes(3, [0, 255, 0], 2)
+    assert "1 of 2 classes in the 3 masks of a sample (class 1); " in note
+    assert notes(COUNT, [0, 255, 2], 3)[0].startswith(
+        "roads train has no pixel of 1 of 3 classes (class 1); "
+    )
+    with pytest.raises(UserError, match="roads train: no pixel is labeled; the masks"):
+        notes(COUNT, [255, 255, 255], 2)

@@ -1,6 +1,6 @@
 """How often each value occurs in masks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -21,6 +21,14 @@ class MaskCounts:
         self.masks = 0
         self.pixels = np.zeros(256, np.int64)
         self.masks_with = np.zeros(256, np.int64)
+
+    @classmethod
+    def of_pixels(cls, pixels: Mapping[str, int]) -> "MaskCounts":
+        """Returns counts of known pixels by value, the values as JSON has them."""
+        counts = cls()
+        for value, count in pixels.items():
+            counts.pixels[int(value)] = count
+        return counts
 
     def add(self, histogram: np.ndarray) -> None:
         """Counts a mask, given as the number of pixels (256,) of each value."""

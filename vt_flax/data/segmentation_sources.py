@@ -35,8 +35,8 @@ class TFDSPairs(TFDSRecords):
         changes.
       label_map: (256,), uint8: what stored values become. Those that must not occur
         become 254, which is never a class, so that they can be found.
-      stored_pixels: number of pixels by stored value, as text, of the split or, of a
-        slice, of the split that it is cut from; None if the dataset does not know.
+      stored: pixels of each stored value in the split or, of a slice, in the split that
+        it is cut from; None if the dataset does not know.
 
     Raises:
       UserError: if the dataset is no such one, its format has no random access, or
@@ -75,7 +75,9 @@ class TFDSPairs(TFDSRecords):
         ]
         super().__init__(builder, split, keys, images)
         known = (builder.info.metadata or {}).get(MASK_PIXELS, {})
-        self.stored_pixels = known.get(split if "+" in split else split.split("[")[0])
+        # Of a sum such as `train[:9]+test` neither part says what the other has.
+        pixels = known.get(split if "+" in split else split.partition("[")[0])
+        self.stored = MaskCounts.of_pixels(pixels) if pixels else None
         if not is_grey_png(self.read([0])[0].label):
             raise UserError(
                 f"dataset {name!r}: {keys[1]!r} is not stored as 8-bit grey PNGs,"
@@ -115,23 +117,21 @@ def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
     if not counts.masks:
         return []
     names, table = source.class_names, source.label_map
-    absent = absent_classes(counts.of_classes(table, len(names)), names)
-    where = ""
-    if len(masks) == len(source):
-        if len(absent) == len(names):
-            raise UserError(
-                f"{source.name}: no pixel is labeled; the masks have "
-                f"{counts.describe()}"
-            )
-    elif source.stored_pixels:
-        whole = MaskCounts()
-        for value, pixels in source.stored_pixels.items():
-            whole.pixels[int(value)] = pixels
-        absent = absent_classes(whole.of_classes(table, len(names)), names)
-    elif len(absent) > len(names) - 2:
-        where = f" in the {len(masks)} masks of a sample"
-    else:
-        absent = []
+
+    def absent_from(counts: MaskCounts) -> list[str]:
+        return absent_classes(counts.of_classes(table, len(names)), names)
+
+    absent, where = absent_from(counts), ""
+    if len(masks) < len(source):
+        known = absent_from(source.stored) if source.stored else []
+        if not known and len(absent) > len(names) - 2:
+            where = f" in the {len(masks)} masks of a sample"
+        else:
+            absent = known
+    elif len(absent) == len(names):
+        raise UserError(
+            f"{source.name}: no pixel is labeled; the masks have {counts.describe()}"
+        )
     if not absent:
         return []
     ignored = [value for value in counts.values() if table[value] == IGNORE]
