@@ -117,7 +117,7 @@ def _check_options(args: argparse.Namespace, converting: bool) -> None:
 
 
 def _writable(option: str, path: str) -> pathlib.Path:
-    """Returns a local folder's path.
+    """Returns a local folder's absolute path, without which TFDS misses its own files.
 
     A bucket would be refused by array_record itself, which writes to local files alone
     (google/array_record, issue 120), but only after hours of work.
@@ -127,7 +127,7 @@ def _writable(option: str, path: str) -> pathlib.Path:
             f"{option} {path}: array_record cannot be written to a bucket; name a "
             "folder, or one that the bucket is mounted on"
         )
-    return typed_path(path)
+    return typed_path(path).absolute()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pytest
 from pair_trees import assert_same, draw_image, draw_labels, stored, write
 from PIL import Image
 
+from vt_flax import prepare_data
 from vt_flax.data.preparation import build
 from vt_flax.errors import UserError
 
@@ -211,3 +212,19 @@ def test_masks_with_a_suffix_are_pointed_out(folder):
     assert "0.png is not there (2 more have none); if it is 0_mask.png, rename it" in (
         folder.refused()
     )
+
+
+def test_the_command_takes_relative_folders(folder, monkeypatch, capfd):
+    folder.write([0, 255], "ab")
+    monkeypatch.chdir(folder.root)
+    words = ["image_mask_folder", "--manual_dir", ".", "--data_dir", "data"]
+    prepare_data.main([*words, "--ignore_label", "none"])
+    assert "train 3 examples, 2 classes" in capfd.readouterr().out
+    (mask, *_) = stored(
+        "image_mask_folder", str(folder.root / "data"), "train"
+    ).values()
+    assert np.unique(mask).tolist() == [0, 1]
+    with pytest.raises(UserError, match="choose from '255', 'none'"):
+        prepare_data.main([*words, "--ignore_label", "0"])
+    with pytest.raises(UserError, match="convert takes no .*--ignore_label"):
+        prepare_data.main(["convert", "x", *words[3:], "--ignore_label", "255"])
