@@ -132,6 +132,7 @@ def test_the_meaning_of_255_is_asked_for(folder, values, names, none_of):
         ([1, 2, 3], "abc", "", "3 is none of the 3 classes, nor 255 for no label"),
         ([0, 3, 255], "ab", "none", "3 is none of the 2 classes; the"),
         ([1, 2, 3, 255], "abc", "255", "3 is none of the 3 classes, nor 255"),
+        ([0, 254], "", "", "254 is none of the 254 classes, nor 255 for no label"),
         ([0, 255], "", "255", "one class is not enough"),
         ([0], "", "", "one class is not enough"),
         ([255], "", "none", "one class is not enough"),
@@ -141,9 +142,10 @@ def test_values_that_are_no_classes(folder, values, names, ignore_label, words):
     message = folder.write(values, names).refused(ignore_label)
     assert words in message
     assert f"masks have {', '.join(map(folder.occurrences, values))}" in message
-    # What would be of help is offered only where it is.
-    offered = "add --ignore_label none if these are the" in message
-    assert offered == (ignore_label == "" and bool(names))
+    # `none` is offered only where it would help.
+    assert ("add --ignore_label none" in message) == (
+        not ignore_label and values != [0]
+    )
 
 
 def test_notes_name_classes_and_values_with_counts(folder):
@@ -203,6 +205,19 @@ def test_another_meaning_of_255_needs_another_dataset(folder):
         folder.prepare("255")
     with pytest.raises(UserError, match="--ignore_label none is for image_mask_folder"):
         build.prepare("digits", str(folder.root / "digits"), ignore_label="none")
+
+
+def test_other_lists_of_names_are_pointed_out(folder):
+    folder.write([0, 1])
+    (folder.root / "Classes.txt").write_text("a\nb")
+    (folder.root / "train.TXT").write_text("0")
+    _, (note,) = folder.prepare()
+    assert "has no classes.txt" in note
+    assert note.endswith("not read: Classes.txt, train.TXT")
+    # As Windows' Notepad writes it.
+    (folder.root / "classes.txt").write_bytes(b"\xef\xbb\xbfa\r\nb \r\n\r\n")
+    builder, notes = folder.prepare(data="named")
+    assert builder.info.metadata["class_names"] == ["a", "b"] and not notes
 
 
 def test_masks_with_a_suffix_are_pointed_out(folder):

@@ -68,11 +68,6 @@ class MaskCounts:
         )
 
 
-def histogram(values: np.ndarray) -> np.ndarray:
-    """Returns how many pixels (256,) of a uint8 mask have each value."""
-    return np.bincount(values.ravel(), minlength=256)
-
-
 def listed(items: Iterable[str]) -> str:
     """Returns items with commas between them; of many the first."""
     items = list(items)

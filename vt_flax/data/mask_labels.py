@@ -57,9 +57,15 @@ def numbered_names(indices: Iterable[int]) -> tuple[str, ...]:
     return tuple(f"class {i}" for i in indices)
 
 
+def histogram(mask: np.ndarray) -> np.ndarray:
+    """Returns how many pixels (256,) of a uint8 mask have each value."""
+    # Pillow's is twice as fast as np.bincount, which converts to 64 bits first.
+    return np.asarray(Image.fromarray(mask).histogram())
+
+
 def values_in(mask: np.ndarray) -> np.ndarray:
     """Returns which of the 256 values occur in a uint8 mask, ascending."""
-    return np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    return np.flatnonzero(histogram(mask))
 
 
 def decode_mask(

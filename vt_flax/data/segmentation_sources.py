@@ -5,8 +5,14 @@ from typing import Any
 
 from vt_flax.data.host import tensorflow
 from vt_flax.data.mask_classes import find_classes, find_features
-from vt_flax.data.mask_counts import MaskCounts, absent_classes, histogram, listed
-from vt_flax.data.mask_labels import IGNORE, MASK_PIXELS, decode_mask, is_grey_png
+from vt_flax.data.mask_counts import MaskCounts, absent_classes, listed
+from vt_flax.data.mask_labels import (
+    IGNORE,
+    MASK_PIXELS,
+    decode_mask,
+    histogram,
+    is_grey_png,
+)
 from vt_flax.data.storage import how_to_prepare
 from vt_flax.data.tfds_sources import TFDSRecords, data_dir_of
 from vt_flax.errors import UserError, first_line, nearest

@@ -12,11 +12,12 @@ from etils import epath
 
 from vt_flax.data.builders import mask_values, pair_files, pairs
 from vt_flax.data.folders import subfolders
-from vt_flax.data.mask_counts import MaskCounts, histogram
+from vt_flax.data.mask_counts import MaskCounts, listed
 from vt_flax.data.mask_labels import (
     CLASS_NAMES,
     MASK_PIXELS,
     MOST_CLASSES,
+    histogram,
     is_grey_png,
 )
 from vt_flax.data.preparation.workspace import say
@@ -85,7 +86,14 @@ class ImageMaskFolder(pairs.PairsBuilder):
             }
         else:
             splits = {"train": _pairs(images, masks)}
-        return pairs.Listing(splits, _class_names(manual / CLASSES))
+        names = _class_names(manual / CLASSES)
+        others = sorted(file.name for file in manual.glob("*.[tT][xX][tT]"))
+        if others and not names:
+            say(
+                f"note: {manual} has no {CLASSES}, so the classes have numbers for "
+                f"names; not read: {listed(others)}"
+            )
+        return pairs.Listing(splits, names)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         manual = dl_manager.manual_dir
@@ -198,6 +206,7 @@ def _class_names(path: epath.Path) -> list[str]:
         )
     if not 2 <= len(names) <= MOST_CLASSES:
         raise UserError(
-            f"{path} names {len(names)} classes; 2 to {MOST_CLASSES} are possible"
+            f"{path} names {len(names)} classes; 2 to {MOST_CLASSES} are possible, the "
+            "background among them"
         )
     return names

@@ -59,10 +59,9 @@ def assign_classes(
         table[labels] = range(len(labels))
         names = names or numbered_names(range(len(labels)))
     else:
-        count = len(names) or MOST_CLASSES
-        _check_indices(counts, labels, first, count, ignore_label)
+        _check_indices(counts, labels, first, len(names), ignore_label)
         names = names or numbered_names(range(max(labels, default=0) + 1))
-        table = identity_table(count)
+        table = identity_table(len(names))
     if len(names) < 2:
         raise UserError(
             f"{folder}: one class is not enough; the masks have {counts.describe()}"
@@ -90,16 +89,22 @@ def _check_indices(
     counts: MaskCounts,
     labels: list[int],
     first: Mapping[int, PairFiles],
-    classes: int,
+    named: int,
     ignore_label: str,
 ) -> None:
-    """Checks that all values are indices of so many classes."""
+    """Checks that all values are indices of so many named classes, or of any if 0."""
+    classes = named or MOST_CLASSES
     outside = [value for value in labels if value >= classes]
     if not outside:
         return
     nor = "" if ignore_label == A_CLASS else f", nor {IGNORE} for no label"
     hint = "store class indices, from 0"
-    if not ignore_label and len(labels) == len(counts.values()) == classes:
+    if not ignore_label and not named:
+        hint = (
+            "if each of these values is a class, name them in classes.txt and add "
+            f"--ignore_label {A_CLASS}"
+        )
+    elif not ignore_label and len(labels) == len(counts.values()) == classes:
         hint = (
             f"add --ignore_label {A_CLASS} if these are the {classes} classes in this "
             "order"

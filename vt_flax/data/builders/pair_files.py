@@ -140,6 +140,7 @@ def read_lines(path: epath.Path) -> list[str]:
       UserError: if it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        # epath's read_text takes no notice of the encoding.
+        return path.read_bytes().decode("utf-8-sig").rstrip().splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from error
