@@ -76,9 +76,8 @@ def decode_mask(
     Args:
       encoded: an 8-bit gray PNG.
       palettes: whether to accept palette PNGs, whose indices are the values.
-      any_gray: whether to accept every other PNG that stores one value a pixel: gray of
-        1, 2, 4 or 16 bits, and 8-bit RGB with equal channels, both with or without an
-        opaque alpha channel.
+      any_gray: whether to accept every other PNG of one value a pixel: gray of 1, 2, 4
+        or 16 bits, gray with an opaque alpha channel, RGB and RGBA with equal channels.
 
     Returns:
       (height, width), uint8.
@@ -92,7 +91,7 @@ def decode_mask(
         raise ValueError("a mask must be a PNG, which keeps every value as it is")
     if len(encoded) < 26:
         raise ValueError("it is cut off")
-    # Pillow does not tell gray of fewer bits from 8, and scales its values to 0..255.
+    # Pillow scales gray of 2 and 4 bits to 0..255 and does not say so; 1 bit is a bool.
     depth, color = encoded[24:26]
     converted = any_gray and color != PALETTE and (depth <= 8 or color == GREY)
     if not (is_grey_png(encoded) or converted or palettes and color == PALETTE):
@@ -103,19 +102,17 @@ def decode_mask(
         )
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            # Pillow reads 1 bit as False and True.
-            bilevel = image.mode == "1"
             pixels = np.asarray(image)
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, struct.error and more.
         raise ValueError(f"not a readable PNG ({error})") from error
     if pixels.ndim == 3:
         pixels = _equal_channels(pixels)
-    elif color == GREY and depth < 8 and not bilevel:
+    elif color == GREY and 1 < depth < 8:
         pixels = pixels // (255 // (2**depth - 1))
     elif pixels.max() > 255:
         raise ValueError(
-            f"a mask must be a gray PNG of class indices, this one has 16 bits and "
+            "a mask must be a gray PNG of class indices, this one has 16 bits and "
             f"values up to {pixels.max():,}: if they are ids of instances or segments, "
             "store the class index of each instead"
         )

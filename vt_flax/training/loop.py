@@ -235,7 +235,8 @@ def _train(
     train_source = run.train_source
     if config.data.cache:
         train_source = cached(train_source)
-    for note in (*notes, *train_source.notes, *run.eval_source.notes):
+    # One split may be trained and evaluated on.
+    for note in dict.fromkeys((*notes, *train_source.notes, *run.eval_source.notes)):
         logger.say(f"note: {note}")
     clock = Clock(config.batch_size)
     held: collections.deque = collections.deque()

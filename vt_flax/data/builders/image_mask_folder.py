@@ -87,11 +87,11 @@ class ImageMaskFolder(pairs.PairsBuilder):
         else:
             splits = {"train": _pairs(images, masks)}
         names = _class_names(manual / CLASSES)
-        others = sorted(file.name for file in manual.glob("*.[tT][xX][tT]"))
+        others = [f.name for f in manual.iterdir() if f.suffix.lower() == ".txt"]
         if others and not names:
             say(
                 f"note: {manual} has no {CLASSES}, so the classes have numbers for "
-                f"names; not read: {listed(others)}"
+                f"names; not read: {listed(sorted(others))}"
             )
         return pairs.Listing(splits, names)
 

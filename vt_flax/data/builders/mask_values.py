@@ -18,7 +18,6 @@ from vt_flax.errors import UserError
 
 # What 255 means: no label, or a class like every other value.
 NO_LABEL, A_CLASS = "255", "none"
-IGNORE_LABELS = (NO_LABEL, A_CLASS)
 
 
 def assign_classes(
@@ -39,7 +38,7 @@ def assign_classes(
       counts: of all masks.
       first: for each value the first pair whose mask has it.
       names: of the classes; empty if there is no list of them.
-      ignore_label: one of `IGNORE_LABELS`; empty if the user has not said.
+      ignore_label: `255`, `none`, or empty if the user has not said.
 
     Raises:
       UserError: if a value is no class, fewer than two classes occur and none is named,
@@ -130,14 +129,14 @@ def notes(
       named: whether the user has named the classes.
     """
     total = sum(counts.values(), MaskCounts())
-    told = []
+    lines = []
     values = total.values()
     changed = [v for v in values if table[v] != v]
     if changed:
         pairs = (f"{value} is {names[table[value]]}" for value in values)
-        told.append(f"classes of the masks' values: {listed(pairs)}")
+        lines.append(f"classes of the masks' values: {listed(pairs)}")
     elif IGNORE in values:
-        told.append(
+        lines.append(
             f"{IGNORE} means no label; it has {total.pixels[IGNORE]:,} of "
             f"{total.pixels.sum():,} pixels"
         )
@@ -149,7 +148,7 @@ def notes(
             else "; if each of these values is a class, name them in classes.txt and "
             f"add --ignore_label {A_CLASS}"
         )
-        told.append(
+        lines.append(
             f"no pixel of {len(absent)} of {len(names)} classes ({listed(absent)}): "
             f"the masks have {total.describe()}{hint}"
         )
@@ -157,8 +156,8 @@ def notes(
         missing = absent_classes(found.of_classes(table, len(names)), names)
         missing = [name for name in missing if name not in absent]
         if missing:
-            told.append(
+            lines.append(
                 f"split {split} has no pixel of {len(missing)} of {len(names)} classes "
                 f"({listed(missing)})"
             )
-    return told
+    return lines
