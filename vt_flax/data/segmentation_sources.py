@@ -6,11 +6,9 @@ from typing import Any
 from vt_flax.data.host import tensorflow
 from vt_flax.data.mask_classes import find_classes, find_features
 from vt_flax.data.mask_labels import is_grey_png
+from vt_flax.data.splits import check_tfds_split
 from vt_flax.data.tfds_sources import TFDSRecords, data_dir_of
-from vt_flax.errors import UserError, first_line, nearest
-
-# TFDS's name for all splits together.
-ALL = "all"
+from vt_flax.errors import UserError
 
 
 class TFDSPairs(TFDSRecords):
@@ -19,13 +17,15 @@ class TFDSPairs(TFDSRecords):
     Args:
       builder: of a prepared dataset, from `sources.prepared_builder`.
       name: of the dataset, as the user wrote it.
-      split: name of the split, or a slice of it.
+      split: of the dataset, in the syntax of TFDS.
       mask_feature: the feature that holds the masks; empty for the only one.
       label_map: stored value i becomes label_map[i]: a class, or 255, which means no
         label. Empty for what is known of the dataset: classes as they are stored, or
         the map in `known_masks`.
       num_classes: number of classes; 0 for as many as the dataset has names for, or the
         label map has classes.
+      image_feature: the feature that holds the images; empty for `image`, or the only
+        one.
 
     Attributes:
       class_names: a name for each class.
@@ -47,12 +47,12 @@ class TFDSPairs(TFDSRecords):
         mask_feature: str = "",
         label_map: Sequence[int] = (),
         num_classes: int = 0,
+        image_feature: str = "",
     ):
-        import tensorflow_datasets as tfds
         from tensorflow_datasets.core.file_adapters import FileFormat
 
-        self.name = f"{name} {split}"
-        keys = find_features(builder, mask_feature)
+        keys = find_features(builder, mask_feature, image_feature)
+        self._image_feature = image_feature
         classes = find_classes(builder, keys[1], label_map, num_classes)
         self.class_names = classes.names
         self.mirrored = classes.mirrored
@@ -63,13 +63,8 @@ class TFDSPairs(TFDSRecords):
                 "segmentation needs random access: run `python -m vt_flax.prepare_data "
                 f"convert {name} --data_dir {data_dir_of(builder)}`"
             )
-        _check_split(builder, name, split)
-        images = [
-            key
-            for key, feature in builder.info.features.items()
-            if isinstance(feature, tfds.features.Image)
-        ]
-        super().__init__(builder, split, keys, images)
+        check_tfds_split(builder, name, split)
+        super().__init__(builder, name, split, keys)
         if not is_grey_png(self.read([0])[0].label):
             raise UserError(
                 f"dataset {name!r}: {keys[1]!r} is not stored as 8-bit grey PNGs,"
@@ -79,29 +74,12 @@ class TFDSPairs(TFDSRecords):
 
     def identity(self) -> dict[str, Any]:
         """Returns what makes the split the one it is: see `Source.identity`."""
-        return super().identity() | {"label_map": self.label_map.tolist()}
+        chosen = self._image_feature
+        features = {"image_feature": chosen} if chosen else {}
+        label_map = {"label_map": self.label_map.tolist()}
+        return super().identity() | label_map | features
 
     def label_feature(self) -> Any:
         """Returns how TensorFlow reads the mask of a record."""
         tf = tensorflow()
         return tf.io.FixedLenFeature((), tf.string)
-
-
-def _check_split(builder: Any, name: str, split: str) -> None:
-    splits = builder.info.splits
-    base = split.partition("[")[0]
-    if base not in splits and base != ALL:
-        raise UserError(
-            f"dataset {name!r} has no split {split!r}{nearest(base, splits)}"
-        )
-    try:
-        count = splits[split].num_examples
-    except NotImplementedError:
-        raise UserError(
-            f"split {split!r} of dataset {name!r}: {ALL!r} has no slices; choose one "
-            f"of {', '.join(splits)}"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"split {split!r} of {name!r}: {first_line(error)}") from error
-    if not count:
-        raise UserError(f"split {split!r} of dataset {name!r} is empty")

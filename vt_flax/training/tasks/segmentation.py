@@ -40,6 +40,11 @@ class Segmentation(Task):
                 f"distillation.teacher {config.distillation.teacher}: is for "
                 f"classifiers, not for {config.model.name}; leave it empty"
             )
+        if config.data.label_feature:
+            raise UserError(
+                f"data.label_feature {config.data.label_feature}: is for classifiers; "
+                "set segmentation.mask_feature, which names the masks"
+            )
         pairs.check_config(config)
 
     @staticmethod
@@ -58,6 +63,7 @@ class Segmentation(Task):
             settings.mask_feature,
             settings.label_map,
             config.model.num_classes,
+            data.image_feature,
         )
         if split == data.eval_split and data.on_error == "raise":
             # What does not fit would end the run at its first evaluation only.
