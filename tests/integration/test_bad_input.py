@@ -109,6 +109,10 @@ def test_train_refuses_files_and_folders(tmp_path, monkeypatch, capsys):
         Image.new("L", (9, 9)).save(tmp_path / "three" / "test" / label / "1.png")
     name = f"--config.data.name=folder:{tmp_path / 'three'}"
     assert "different classes (c): give" in refused("--config", QUICKSTART, name)
+    shutil.rmtree(tmp_path / "three" / "train" / "c")
+    (tmp_path / "three" / "train" / "b" / "1.png").unlink()
+    line = refused("--config", QUICKSTART, name)
+    assert "train: all 1 images are of class 'a': a classifier needs images" in line
     assert not (tmp_path / "run").exists()
 
 
