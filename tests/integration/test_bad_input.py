@@ -110,9 +110,12 @@ def test_train_refuses_files_and_folders(tmp_path, monkeypatch, capsys):
     name = f"--config.data.name=folder:{tmp_path / 'three'}"
     assert "different classes (c): give" in refused("--config", QUICKSTART, name)
     shutil.rmtree(tmp_path / "three" / "train" / "c")
-    (tmp_path / "three" / "train" / "b" / "1.png").unlink()
+    image = tmp_path / "three" / "train" / "b" / "1.png"
+    for i in range(63):
+        shutil.copy(image, tmp_path / "three" / "train" / "a" / f"{i}.png")
+    image.unlink()
     line = refused("--config", QUICKSTART, name)
-    assert "train: all 1 images are of class 'a': a classifier needs images" in line
+    assert "train: all 63 images are of class 'a': a classifier needs images" in line
     assert not (tmp_path / "run").exists()
 
 
