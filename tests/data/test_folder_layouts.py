@@ -55,7 +55,7 @@ def test_any_folder_of_class_folders_is_a_split_if_named(tmp_path, names):
     assert [*opened(tmp_path)] == [one, other]
     (note,) = notes(tmp_path)
     assert f"{one}, {other} are read as classes" in note and f"such as '{one}'" in note
-    with pytest.raises(UserError, match=f"no split 'tr'.*{one}.*'all' reads all fold"):
+    with pytest.raises(UserError, match=f"no split 'tr'; 'all' reads all fold.*{one}"):
         opened(tmp_path, "tr")
 
 
@@ -114,9 +114,13 @@ def test_a_resumed_run_notices_another_order(tmp_path):
     "files, split, told",
     [
         # Splits, and folders around images, are no classes.
-        ("train/1.jpg test/2.jpg", "all", "test, train would be trained on as classes"),
-        ("Images/1.jpg masks/1.png", "all", "Images, masks would be trained on as cl"),
-        ("images/1.jpg", "all", "images would be trained on as classes"),
+        (
+            "train/1.jpg test/2.jpg",
+            "all",
+            "images are in test, train, which are no names of",
+        ),
+        ("Images/1.jpg masks/1.png", "all", "are in Images, masks, which"),
+        ("images/1.jpg", "all", "are in images, which are no"),
         ("train2017/1.jpg val2017/2.jpg", "all", "expected .*/SPLIT/CLASS/IMAGE"),
         (
             "train/1.jpg test/2.jpg",
@@ -127,7 +131,7 @@ def test_a_resumed_run_notices_another_order(tmp_path):
         (
             "train/a/1.jpg train/b/1.jpg test/2.jpg",
             "all",
-            "train would be a split, and",
+            "look like splits .train. are beside .*.test.: name",
         ),
         # One folder around all.
         (
@@ -176,6 +180,7 @@ def test_files_that_are_left_out_are_told(tmp_path):
         "dog": ["train/dog/2.jpg", "train/dog/v1.2/3.jpg"],
     }
     assert notes(tmp_path, "train") == [
+        f"{tmp_path}: images left out beside the split folders: 1",
         f"{tmp_path}/train: images left out beside the class folders: 2",
         f"{tmp_path}/train: files left out that have no suffix of an image: 4 "
         "(.heic, .txt, none)",

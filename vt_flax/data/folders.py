@@ -143,7 +143,8 @@ class _Layout:
 
     def __init__(self, path: epath.Path, split: str):
         self._path = path
-        self._folders = list_folder(path).folders
+        entries = list_folder(path)
+        self._folders = entries.folders
         self._entries: dict[str, Entries] = {}
         self.notes: tuple[str, ...] = ()
         # A folder may have a name that would be parsed, such as `a+b`.
@@ -158,6 +159,11 @@ class _Layout:
         self.roots = {name: [path / name] for name in names}
         if len(self.roots) < len({name for name, _ in self.parts}):
             self.roots[ALL] = self._roots_of_all()
+        loose = sum(map(is_image, entries.files))
+        if self.has_splits and loose:
+            self.notes = (
+                f"{path}: images left out beside the split folders: {loose:,}",
+            )
 
     def all_roots(self) -> list[epath.Path]:
         """Returns the folders of all names, each once."""
@@ -192,9 +198,8 @@ class _Layout:
         if splits:
             named = any(map(SPLIT_NAME.fullmatch, splits))
             classes = "" if named else f"; {ALL!r} reads all folders as classes"
-            return UserError(
-                f"folder:{path} has no split {name!r}{nearest(name, splits)}{classes}"
-            )
+            hint = classes + nearest(name, splits)
+            return UserError(f"folder:{path} has no split {name!r}{hint}")
         return UserError(
             f"folder:{path} has no split folders, so its only split is 'all': "
             f"write 'all', or a slice such as 'all[:80%]', instead of {split!r}"
@@ -207,9 +212,9 @@ class _Layout:
         rest = [f for f in self._folders if f not in splits and self._holds_images(f)]
         if named and rest:
             raise UserError(
-                f"folder:{path}: {first_names(named)} would be a split, and "
-                f"{first_names(rest)} a class: name a split, such as {named[0]!r}, or "
-                "move one of them away"
+                f"folder:{path}: folders that look like splits ({first_names(named)}) "
+                f"are beside folders of images ({first_names(rest)}): name a split, "
+                f"such as {named[0]!r}, or move one kind away"
             )
         if self.has_splits or named:
             self.has_splits = True
@@ -225,9 +230,8 @@ class _Layout:
             for folder in self._folders
         ):
             raise UserError(
-                f"folder:{path}: {first_names(rest)} would be trained on as classes, "
-                f"but have names of splits: expected {path}/CLASS/IMAGE or "
-                f"{path}/SPLIT/CLASS/IMAGE"
+                f"folder:{path}: images are in {first_names(rest)}, which are no names "
+                f"of classes: expected {path}/CLASS/IMAGE or {path}/SPLIT/CLASS/IMAGE"
             )
         if splits:
             self.notes = (
