@@ -117,10 +117,10 @@ def test_a_resumed_run_notices_another_order(tmp_path):
         (
             "train/1.jpg test/2.jpg",
             "all",
-            "images are in test, train, which are no names of",
+            "test, train are no names of classes: expected",
         ),
-        ("Images/1.jpg masks/1.png", "all", "are in Images, masks, which"),
-        ("images/1.jpg", "all", "are in images, which are no"),
+        ("Images/1.jpg masks/1.png", "all", "Images, masks are no names of"),
+        ("images/1.jpg", "all", "images are no names of class"),
         ("train2017/1.jpg val2017/2.jpg", "all", "expected .*/SPLIT/CLASS/IMAGE"),
         (
             "train/1.jpg test/2.jpg",
@@ -133,7 +133,9 @@ def test_a_resumed_run_notices_another_order(tmp_path):
             "all",
             "look like splits .train. are beside .*.test.: name",
         ),
+        ("data/train/1.jpg data/val/2.jpg", "data", "data: train, val are no names of"),
         # One folder around all.
+        ("data/train/a/1.jpg data/val/a/2.jpg", "train", "but folder:.*/data has"),
         (
             "photos/a/1.jpg photos/b/1.jpg",
             "all",
@@ -157,6 +159,12 @@ def test_what_is_refused(tmp_path, files, split, told):
     make(tmp_path, *files.split())
     with pytest.raises(UserError, match=told):
         opened(tmp_path, split)
+
+
+def test_one_nested_folder_makes_no_splits(tmp_path):
+    make(tmp_path, "cat/more/1.jpg", "cat/most/2.jpg", "dog/3.jpg", "eel/4.jpg")
+    assert [*map(len, opened(tmp_path).values())] == [2, 1, 1]
+    assert notes(tmp_path) == []
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path):

@@ -195,6 +195,11 @@ class _Layout:
                 f"split {name!r}: {path / name} has no class folders: expected "
                 f"{path / name}/CLASS/IMAGE"
             )
+        if len(self._folders) == 1 and name in self._inside(self._folders[0]).folders:
+            inner = path / self._folders[0]
+            return UserError(
+                f"folder:{path} has no split {name!r}, but folder:{inner} has"
+            )
         if splits:
             named = any(map(SPLIT_NAME.fullmatch, splits))
             classes = "" if named else f"; {ALL!r} reads all folders as classes"
@@ -225,15 +230,8 @@ class _Layout:
                 f"folder:{path} holds one folder, {folder}, which would be the only "
                 f"class: write folder:{path / folder} if the classes are in it"
             )
-        if rest and all(
-            SPLIT_NAME.fullmatch(folder) or NO_CLASS_NAME.fullmatch(folder)
-            for folder in self._folders
-        ):
-            raise UserError(
-                f"folder:{path}: images are in {first_names(rest)}, which are no names "
-                f"of classes: expected {path}/CLASS/IMAGE or {path}/SPLIT/CLASS/IMAGE"
-            )
-        if splits:
+        # Where other folders hold images directly, there is no doubt.
+        if splits and not rest:
             self.notes = (
                 f"folder:{path}: {first_names(splits)} are read as classes, with the "
                 "images of the folders in them; if they are splits, name one, such as "
@@ -259,6 +257,15 @@ class _ClassFolders:
     def __post_init__(self) -> None:
         entries = list_folder(self.root)
         self.classes = tuple(entries.folders)
+        if self.classes and all(
+            SPLIT_NAME.fullmatch(name) or NO_CLASS_NAME.fullmatch(name)
+            for name in self.classes
+        ):
+            raise UserError(
+                f"{self.root}: {first_names(self.classes)} are no names of classes: "
+                f"expected {self.root}/CLASS/IMAGE, or {self.root}/SPLIT/CLASS/IMAGE "
+                f"under the name folder:{self.root}"
+            )
         self.files: list[tuple[epath.Path, int]] = []
         self.empty: list[str] = []
         others: list[str] = []
