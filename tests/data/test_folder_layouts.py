@@ -228,17 +228,21 @@ def test_links(tmp_path):
     data = make(tmp_path / "data", "cat/1.jpg", "dog/2.jpg")
     make(tmp_path / "elsewhere", "3.jpg", "deep/4.jpg")
     (data / "ant").symlink_to(tmp_path / "elsewhere")
+    (data / "self").symlink_to(".")
+    (data / "up").symlink_to(tmp_path)
     (data / "cat" / "link.jpg").symlink_to(data / "dog" / "2.jpg")
     (data / "cat" / "here").symlink_to(".")
     (data / "cat" / "above").symlink_to("..")
     (data / "cat" / "root").symlink_to("/")
     (data / "cat" / "loop").symlink_to("loop")
     (tmp_path / "elsewhere" / "deep" / "back").symlink_to(data / "ant")
+    (tmp_path / "elsewhere" / "deep" / "more").symlink_to(data / "dog")
+    (data / "dog" / "cycle").symlink_to(tmp_path / "elsewhere" / "deep")
     os.mkfifo(data / "dog" / "pipe.jpg")
     assert opened(data) == {
-        "ant": ["ant/3.jpg", "ant/deep/4.jpg"],
+        "ant": ["ant/3.jpg", "ant/deep/4.jpg", "ant/deep/more/2.jpg"],
         "cat": ["cat/1.jpg", "cat/link.jpg"],
-        "dog": ["dog/2.jpg"],
+        "dog": ["dog/2.jpg", "dog/cycle/4.jpg"],
     }
     # An image whose link leads nowhere is an error, not an image less.
     (data / "dog" / "gone.jpg").symlink_to("nowhere")

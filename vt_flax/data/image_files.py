@@ -51,6 +51,8 @@ def is_hidden(name: str) -> bool:
 def list_folder(folder: epath.PathLike) -> Entries:
     """Lists a folder, which may be in a bucket, without a request for each file.
 
+    Links to the folder itself, or to one that it is in, are left out.
+
     Raises:
       OSError: if the folder cannot be read.
       tf.errors.OpError: likewise, in a bucket.
@@ -72,7 +74,7 @@ def files_below(
 ) -> Iterator[Folder]:
     """Yields all files below a folder: first those in it, then folder by folder.
 
-    Links are followed, but not to a folder that the link itself is in.
+    Links are followed, but not around in circles.
 
     Args:
       folder: where to begin.
@@ -102,7 +104,7 @@ def _files_below(
         place = os.path.join(above[-1], name)
         if os.path.islink(place):
             place = os.path.realpath(place)
-            if any(os.path.commonpath([place, one]) == place for one in above):
+            if any(_is_within(one, place) for one in above):
                 continue
         if place != without:
             yield from _files_below(folder / name, on_error, without, (*above, place))
@@ -110,14 +112,24 @@ def _files_below(
 
 def _on_disk(path: str) -> Iterator[tuple[str, bool]]:
     """Yields the names in a folder, and whether each is a folder."""
+    here = os.path.realpath(path)
     with os.scandir(path) as entries:
         for entry in entries:
             # Raises no error for a link to itself, unlike the entry's own `is_dir`.
             is_folder = os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
             # To open a pipe or a device could take forever. A link to nowhere counts
             # as a file: reading it raises an error that names it.
-            if is_folder or entry.is_symlink() or entry.is_file():
-                yield entry.name, is_folder
+            if not (is_folder or entry.is_symlink() or entry.is_file()):
+                continue
+            if is_folder and entry.is_symlink():
+                if _is_within(here, os.path.realpath(entry)):
+                    continue
+            yield entry.name, is_folder
+
+
+def _is_within(path: str, folder: str) -> bool:
+    """Returns whether a real path is a folder's, or below it."""
+    return os.path.commonpath([path, folder]) == folder
 
 
 def _in_bucket(path: str) -> Iterator[tuple[str, bool]]:
