@@ -13,7 +13,7 @@ from vt_flax.data.host import tensorflow
 from vt_flax.data.image_files import IMAGE_SUFFIXES
 from vt_flax.inference.files import find_images
 
-# What people keep images in; Pillow says of which format they are, but for four.
+# What people keep images in, at least.
 SUFFIXES = {*".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .tga .ppm".split()}
 SUFFIXES |= {*".pgm .avif .jp2 .mpo".split()}
 FORMATS = {".pjpeg": "JPEG", ".pjp": "JPEG", ".dib": "DIB", ".mpo": "MPO"}
@@ -23,7 +23,8 @@ def test_every_suffix_is_decoded_as_pillow_does():
     assert {*IMAGE_SUFFIXES} >= SUFFIXES
     pixels = np.random.default_rng(0).integers(0, 256, (16, 20, 3), np.uint8)
     known = Image.registered_extensions() | FORMATS
-    for suffix in IMAGE_SUFFIXES:
+    # Older versions of Pillow read QOI, but do not write it.
+    for suffix in [one for one in IMAGE_SUFFIXES if known[one] in Image.SAVE]:
         modes = {".pbm": "1", ".pgm": "L"}
         image = Image.fromarray(pixels).convert(modes.get(suffix, "RGB"))
         output = io.BytesIO()
