@@ -44,7 +44,7 @@ from vt_flax import cli
 from vt_flax.analysis.topology import parse_topology
 from vt_flax.data.pipeline import check_config
 from vt_flax.data.source import RandomAccessSource, Source
-from vt_flax.data.sources import open_source
+from vt_flax.data.sources import open_configured, open_source
 from vt_flax.errors import UserError
 from vt_flax.models import model_task
 from vt_flax.training.config import load_config
@@ -197,7 +197,7 @@ def _input(args: argparse.Namespace, load: Load) -> None:
     from vt_flax.analysis.input_rate import rows
 
     data = config.data
-    source = open_source(data.name, data.train_split, data.data_dir)
+    source = open_configured(data, data.train_split)
     other = None
     if args.compare:
         other = _random_access(
@@ -205,7 +205,7 @@ def _input(args: argparse.Namespace, load: Load) -> None:
         )
     if args.save:
         # Before the measuring, which takes a minute or more.
-        evaluation = open_source(data.name, data.eval_split, data.data_dir)
+        evaluation = open_configured(data, data.eval_split)
         try:
             draw_sheet(pathlib.Path(args.save), source, evaluation, data, config.seed)
         except OSError as error:

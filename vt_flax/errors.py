@@ -42,6 +42,12 @@ def first_few(lines: Sequence[str], count: int = 3) -> str:
     return "; ".join(lines[:count]) + ("; ..." if len(lines) > count else "")
 
 
+def first_names(names: Sequence[str], count: int = 5) -> str:
+    """Returns the first of some names in a list, and how many more there are."""
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
     """Returns `; did you mean ...?` for a misspelt `name`, or the whole choice.
 

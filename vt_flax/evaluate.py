@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 
 from vt_flax import cli
 from vt_flax.analysis.figures import check_name, check_place
+from vt_flax.data.split_check import missing_classes, repeated_examples
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import on_devices_of
@@ -95,8 +96,14 @@ def main(argv: Sequence[str]) -> None:
         found = token_report.find_modules(config, len(content["class_names"]), option)
         modules = None if args.tokens is None else found
     run = prepare(config)
-    if note := check_classes(content, workdir, config, run.eval_source):
-        print(f"note: {printable(note)}", file=sys.stderr)
+    for note in (
+        check_classes(content, workdir, config, run.eval_source),
+        *run.eval_source.notes,
+        missing_classes(run.eval_source),
+        repeated_examples(run.eval_source),
+    ):
+        if note and jax.process_index() == 0:
+            print(f"note: {printable(note)}", file=sys.stderr)
     checkpoints = Checkpoints(workdir, read_only=True, best=args.best)
     step = checkpoints.choose(args.step)
     try:

@@ -224,7 +224,7 @@ def test_damaged_files(tree, name, damage, words):
 def test_a_mask_that_is_a_folder(tree):
     (tree / "masks" / "2.png").unlink()
     (tree / "masks" / "2.png").mkdir()
-    assert "2.png: Is a directory" in refused("image_mask_folder", tree)
+    assert "2.jpg has no mask" in refused("image_mask_folder", tree)
 
 
 # Layout.

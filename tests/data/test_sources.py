@@ -2,6 +2,7 @@
 
 import collections
 import io
+import os
 import pathlib
 import re
 import shutil
@@ -11,9 +12,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vt_flax.data import folders
 from vt_flax.data.images import decode_with_pillow as decode
 from vt_flax.data.sources import open_source
+from vt_flax.data.split_check import missing_classes
 from vt_flax.errors import UserError
 
 
@@ -136,8 +137,8 @@ def test_files_of_other_kinds_are_left_out(flat):
     source = open_source(f"folder:{flat}", "all")
     assert len(source) == 33
     assert source.class_names == ("ant", "bee", "cow")
-    (note,) = source.notes
-    assert note.startswith(f"{flat}: 2 files are left out") and "(.db, .txt)" in note
+    told = "files left out that have no suffix of an image: 1 (.txt)"
+    assert source.notes == (f"{flat}: {told}",)
 
 
 def test_a_class_without_images(flat):
@@ -153,15 +154,20 @@ def test_a_class_of_which_a_split_has_none(split):
     (split / "test" / "bee" / "0009.png").unlink()
     source = open_source(f"folder:{split}", "test")
     assert source.class_names == ("ant", "bee") and labels(source) == [0]
-    assert source.notes == (f"{split / 'test'} has no images of bee",)
-    assert open_source(f"folder:{split}", "train").notes == ()
+    told = f"folder:{split} test has no images of 1 of the 2 classes: bee"
+    assert missing_classes(source) == told
+    assert missing_classes(open_source(f"folder:{split}", "train")) == ""
 
 
 def test_a_folder_that_may_not_be_read(flat, monkeypatch):
-    def refuse(folder):
-        raise PermissionError(13, "Permission denied", str(folder))
+    scan = os.scandir
 
-    monkeypatch.setattr(folders, "_images", refuse)
+    def refuse(folder):  # no permission keeps out root
+        if str(folder).endswith("ant"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=f"^{flat / 'ant'}: Permission denied"):
         open_source(f"folder:{flat}", "all")
 
@@ -211,22 +217,24 @@ def test_a_flat_folder_has_one_split(flat):
         open_source(f"folder:{flat}", "train[:9]")
 
 
-@pytest.mark.parametrize("text", ["", "all[", "all[:x]", "all[-3:]", "all[:5%]x"])
-def test_a_bad_slice(flat, text):
-    with pytest.raises(UserError, match=re.escape(f"split {text!r}")):
+@pytest.mark.parametrize("text", ["", "all[", "all[:5%]x", "all+", "all[:5]all"])
+def test_what_is_no_split(flat, text):
+    with pytest.raises(UserError, match=re.escape(f"split {text!r}: write a name")):
         open_source(f"folder:{flat}", text)
+
+
+@pytest.mark.parametrize(
+    "text", [":x", ":180%", ":34", "-34:", "3", "9:3", "", ":1shard", "1:2:3", "1.5:3"]
+)
+def test_a_bad_slice(flat, text):
+    match = re.escape(f"[{text}] is no slice of 33 images")
+    with pytest.raises(UserError, match=match):
+        open_source(f"folder:{flat}", f"all[{text}]+all")
 
 
 def test_an_empty_slice(flat):
     with pytest.raises(UserError, match=r"'all\[33:\]' .* is empty"):
         open_source(f"folder:{flat}", "all[33:]")
-
-
-@pytest.mark.parametrize("text", ["180%", "34"])
-def test_a_slice_beyond_the_images(flat, text):
-    with pytest.raises(UserError, match=f"{text} is beyond the 33 images"):
-        open_source(f"folder:{flat}", f"all[:{text}]")
-    assert len(open_source(f"folder:{flat}", "all[:33]")) == 33
 
 
 # The embedded digits.
@@ -283,7 +291,30 @@ def test_indices_of_digits_may_come_in_any_order(digits):
     assert [e.image for e in some] == [whole[i].image for i in (7, 0, 7)]
 
 
+@pytest.mark.parametrize(
+    "split, parts",
+    [
+        ("train+test", ["train", "test"]),
+        ("train[:10%] + train[90%:]", ["train[:10%]", "train[90%:]"]),
+        ("test[10:20]+test[-5:]", ["test[10:20]", "test[-5:]"]),
+        ("test[:0]+test[:12.5%]", ["test[:12.5%]"]),
+        ("all", ["train", "test"]),
+    ],
+)
+def test_sums_of_splits_of_digits(digits, split, parts):
+    """Each in its order, by random access."""
+    whole = open_source("digits", split, digits)
+    some = [open_source("digits", part, digits) for part in parts]
+    expected = [one for part in some for one in part.read(range(len(part)))]
+    assert whole.read(range(len(whole))) == expected
+    members = np.concatenate([part.members() for part in some])
+    np.testing.assert_array_equal(whole.members(), members)
+    assert len(np.unique(members)) == len(members)
+
+
 def test_digits_have_two_splits(digits):
+    with pytest.raises(UserError, match="no split 'tset'.*did you mean test"):
+        open_source("digits", "train+tset[:5]", digits)
     with pytest.raises(UserError, match="no split 'tset'.*did you mean test"):
         open_source("digits", "tset", digits)
     with pytest.raises(UserError, match="no split 'validation'.*test, train"):
@@ -331,7 +362,20 @@ def copy(digits, tmp_path):
     return tmp_path, info
 
 
-@pytest.mark.parametrize("name", ["test[", "test[:x]", "test[:0]", "test[:300%]"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "test[",
+            "test[:x]",
+            "test[:0]",
+            "test[:300%]",
+            "test[:361]",
+            "test[80%:20%]",
+        ),
+        *("train+test[5:2]", "all[:50%]", "test[7]", "test+"),
+    ],
+)
 def test_a_bad_slice_of_a_dataset(digits, name):
     with pytest.raises(UserError, match=re.escape(name)):
         open_source("digits", name, digits)

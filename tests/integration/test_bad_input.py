@@ -121,6 +121,13 @@ def test_train_refuses_files_and_folders(tmp_path, monkeypatch, capsys):
         Image.new("L", (9, 9)).save(tmp_path / "three" / "test" / label / "1.png")
     name = f"--config.data.name=folder:{tmp_path / 'three'}"
     assert "different classes (c): give" in refused("--config", QUICKSTART, name)
+    shutil.rmtree(tmp_path / "three" / "train" / "c")
+    image = tmp_path / "three" / "train" / "b" / "1.png"
+    for i in range(63):
+        shutil.copy(image, tmp_path / "three" / "train" / "a" / f"{i}.png")
+    image.unlink()
+    line = refused("--config", QUICKSTART, name)
+    assert "train: all 63 images are of class 'a': a classifier needs images" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -239,6 +246,27 @@ def test_evaluate_refuses(digits, tmp_path, monkeypatch, capsys):
     line = refusal(evaluate.main, arguments, monkeypatch, capsys)
     assert "holds no checkpoint" in line
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_evaluate_tells_of_classes_without_images(tmp_path, monkeypatch, capsys):
+    for place, count in (("train/a", 64), ("train/b", 64), ("val/a", 3), ("val/b", 0)):
+        folder = tmp_path / "images" / place
+        folder.mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (9, 9)).save(folder / f"{i}.png")
+    (tmp_path / "images" / "val" / "a" / "0.heic").write_bytes(b"")
+    name = f"folder:{tmp_path / 'images'}"
+    words = [f"--config.data.name={name}", "--config.data.eval_split=val"]
+    (tmp_path / "run").mkdir()
+    write_config(tmp_path / "run", load_config(QUICKSTART, words), "ab", [])
+    workdir = str(tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--workdir", workdir])
+    with pytest.raises(SystemExit):
+        cli.run(evaluate.main)
+    *notes, error = capsys.readouterr().err.splitlines()
+    assert notes[-2].endswith("have no suffix of an image: 1 (.heic)")
+    assert notes[-1] == f"note: {name} val has no images of 1 of the 2 classes: b"
+    assert "holds no checkpoint" in error
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Training, resuming and evaluating a tiny network, from end to end."""
 
+import io
 import itertools
 import json
 import os
@@ -399,5 +400,7 @@ def test_an_unreadable_image_stops_the_run_and_names_the_file(tmp_path):
             "duration": "3 epochs",
         },
     )
+    stream = io.StringIO()
     with pytest.raises(UserError, match=r"b/7\.png: not a readable image"):
-        loop.train(prepare(config), tmp_path / "run")
+        loop.train(prepare(config), tmp_path / "run", stream)
+    assert "note: 40 of the 40 examples of folder:" in stream.getvalue()

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from vt_flax.data.mask_classes import find_classes, find_features
 from vt_flax.data.sources import EMBEDDED, FOLDER_PREFIX, tfds_builder
+from vt_flax.data.tfds_sources import class_features
 from vt_flax.errors import UserError
 from vt_flax.models import model_task
 from vt_flax.training.tasks import task_of
@@ -73,8 +74,11 @@ def _opened(config: ConfigDict, examples: int) -> Facts:
 def _classes(builder: Any, config: ConfigDict) -> int:
     if model_task(config.model.name) == "segmentation":
         settings = config.segmentation
-        _, mask = find_features(builder, settings.mask_feature)
+        image = config.data.image_feature
+        _, mask = find_features(builder, settings.mask_feature, image)
         return len(find_classes(builder, mask, settings.label_map).names)
-    key = (builder.info.supervised_keys or ("image", "label"))[1]
-    feature = dict(builder.info.features.items()).get(key)
-    return getattr(feature, "num_classes", None) or 0
+    data = config.data
+    _, label = class_features(
+        builder, data.name, data.image_feature, data.label_feature
+    )
+    return builder.info.features[label].num_classes

@@ -17,7 +17,7 @@ from vt_flax.data.mask_labels import (
     label_table,
     numbered_names,
 )
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +51,15 @@ def mask_features(builder: Any) -> list[str]:
     ]
 
 
-def find_features(builder: Any, mask_feature: str = "") -> tuple[str, str]:
+def find_features(
+    builder: Any, mask_feature: str = "", image_feature: str = ""
+) -> tuple[str, str]:
     """Returns the features that hold images and masks.
 
     Args:
       builder: of the dataset.
       mask_feature: the one with the masks; empty for the only one.
+      image_feature: the one with the images; empty for `image`, or the only one.
 
     Raises:
       UserError: if there are none, or several to choose from.
@@ -92,11 +95,17 @@ def find_features(builder: Any, mask_feature: str = "") -> tuple[str, str]:
         for key, feature in sorted(features.items())
         if isinstance(feature, tfds.features.Image) and feature.shape[-1] == 3
     ]
-    preferred = known.image if known else "image"
+    if image_feature and image_feature not in images:
+        raise UserError(
+            f"data.image_feature {image_feature!r}: dataset {name!r} has no images of "
+            f"three channels of that name{nearest(image_feature, images)}"
+        )
+    preferred = image_feature or (known.image if known else "image")
     if preferred not in images and len(images) != 1:
         raise UserError(
             f"dataset {name!r} has no feature 'image', and {len(images)} others of "
             f"three channels{': ' if images else ''}{', '.join(images)}"
+            f"{' (set data.image_feature)' if images else ''}"
         )
     return preferred if preferred in images else images[0], mask_feature
 

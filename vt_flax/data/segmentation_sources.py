@@ -13,12 +13,10 @@ from vt_flax.data.mask_labels import (
     histogram,
     is_grey_png,
 )
+from vt_flax.data.splits import check_tfds_split
 from vt_flax.data.storage import how_to_prepare
 from vt_flax.data.tfds_sources import TFDSRecords, data_dir_of
-from vt_flax.errors import UserError, first_line, nearest
-
-# TFDS's name for all splits together.
-ALL = "all"
+from vt_flax.errors import UserError
 
 
 class TFDSPairs(TFDSRecords):
@@ -27,13 +25,15 @@ class TFDSPairs(TFDSRecords):
     Args:
       builder: of a prepared dataset, from `sources.prepared_builder`.
       name: of the dataset, as the user wrote it.
-      split: name of the split, or a slice of it.
+      split: of the dataset, in the syntax of TFDS.
       mask_feature: the feature that holds the masks; empty for the only one.
       label_map: stored value i becomes label_map[i]: a class, or 255, which means no
         label. Empty for what is known of the dataset: classes as they are stored, or
         the map in `known_masks`.
       num_classes: number of classes; 0 for as many as the dataset has names for, or the
         label map has classes.
+      image_feature: the feature that holds the images; empty for `image`, or the only
+        one.
 
     Attributes:
       class_names: a name for each class.
@@ -57,12 +57,12 @@ class TFDSPairs(TFDSRecords):
         mask_feature: str = "",
         label_map: Sequence[int] = (),
         num_classes: int = 0,
+        image_feature: str = "",
     ):
-        import tensorflow_datasets as tfds
         from tensorflow_datasets.core.file_adapters import FileFormat
 
-        self.name = f"{name} {split}"
-        keys = find_features(builder, mask_feature)
+        keys = find_features(builder, mask_feature, image_feature)
+        self._image_feature = image_feature
         classes = find_classes(builder, keys[1], label_map, num_classes)
         self.class_names = classes.names
         self.mirrored = classes.mirrored
@@ -73,13 +73,8 @@ class TFDSPairs(TFDSRecords):
                 "segmentation needs random access: "
                 f"{how_to_prepare(f'convert {name}', data_dir_of(builder))}"
             )
-        _check_split(builder, name, split)
-        images = [
-            key
-            for key, feature in builder.info.features.items()
-            if isinstance(feature, tfds.features.Image)
-        ]
-        super().__init__(builder, split, keys, images)
+        check_tfds_split(builder, name, split)
+        super().__init__(builder, name, split, keys)
         known = (builder.info.metadata or {}).get(MASK_PIXELS, {})
         # Of a sum such as `train[:9]+test` neither part says what the other has.
         pixels = known.get(split if "+" in split else split.partition("[")[0])
@@ -93,7 +88,10 @@ class TFDSPairs(TFDSRecords):
 
     def identity(self) -> dict[str, Any]:
         """Returns what makes the split the one it is: see `Source.identity`."""
-        return super().identity() | {"label_map": self.label_map.tolist()}
+        chosen = self._image_feature
+        features = {"image_feature": chosen} if chosen else {}
+        label_map = {"label_map": self.label_map.tolist()}
+        return super().identity() | label_map | features
 
     def label_feature(self) -> Any:
         """Returns how TensorFlow reads the mask of a record."""
@@ -153,23 +151,3 @@ def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
         f"{source.name} has no pixel of {len(absent)} of {len(names)} classes{where} "
         f"({listed(absent)}){hint}"
     ]
-
-
-def _check_split(builder: Any, name: str, split: str) -> None:
-    splits = builder.info.splits
-    base = split.partition("[")[0]
-    if base not in splits and base != ALL:
-        raise UserError(
-            f"dataset {name!r} has no split {split!r}{nearest(base, splits)}"
-        )
-    try:
-        count = splits[split].num_examples
-    except NotImplementedError:
-        raise UserError(
-            f"split {split!r} of dataset {name!r}: {ALL!r} has no slices; choose one "
-            f"of {', '.join(splits)}"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"split {split!r} of {name!r}: {first_line(error)}") from error
-    if not count:
-        raise UserError(f"split {split!r} of dataset {name!r} is empty")

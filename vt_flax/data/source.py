@@ -56,6 +56,18 @@ class Source(abc.ABC):
             "mirrored": [int(other) for other in self.mirrored],
         }
 
+    def class_counts(self) -> np.ndarray | None:
+        """Returns the number of examples of each class, or None if it takes reading."""
+        return None
+
+    def members(self) -> np.ndarray | None:
+        """Returns a number for each example, int64, or None.
+
+        The same example has the same number in other splits of the dataset that this
+        process opens.
+        """
+        return None
+
     def are_classes(self, labels: np.ndarray) -> np.ndarray:
         """Tells which labels are classes."""
         return (labels >= 0) & (labels < len(self.class_names))

@@ -5,10 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from google.protobuf import json_format
+from ml_collections import ConfigDict
 
 from vt_flax.data.folders import FolderSource
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import Source
+from vt_flax.data.splits import check_tfds_split
 from vt_flax.data.storage import (
     how_to_prepare,
     in_bucket,
@@ -16,7 +18,12 @@ from vt_flax.data.storage import (
     storage_errors,
     storage_path,
 )
-from vt_flax.data.tfds_sources import TFDSSource, TFDSStream, data_dir_of
+from vt_flax.data.tfds_sources import (
+    TFDSSource,
+    TFDSStream,
+    class_features,
+    data_dir_of,
+)
 from vt_flax.errors import UserError, first_line, nearest
 
 FOLDER_PREFIX = "folder:"
@@ -24,13 +31,33 @@ FOLDER_PREFIX = "folder:"
 EMBEDDED = ("digits", "shapes")
 
 
-def open_source(name: str, split: str, data_dir: str = "") -> Source:
+def open_configured(config: ConfigDict, split: str) -> Source:
+    """Opens a split of the dataset that a section `data` names: see `open_source`."""
+    return open_source(
+        config.name,
+        split,
+        config.data_dir,
+        config.image_feature,
+        config.label_feature,
+    )
+
+
+def open_source(
+    name: str,
+    split: str,
+    data_dir: str = "",
+    image_feature: str = "",
+    label_feature: str = "",
+) -> Source:
     """Opens a split of a dataset.
 
     Args:
       name: a TFDS dataset, as in `cifar10` or `imagenet2012:5.*.*`; or `folder:PATH`.
-      split: a split of the dataset; slices as in `train[:90%]`.
+      split: in the syntax of TFDS, as in `train[:90%]` or `train+test`.
       data_dir: folder or bucket of the TFDS datasets; empty for TFDS's default.
+      image_feature: feature of a TFDS dataset that holds the images; empty for the
+        dataset's default.
+      label_feature: likewise, the class labels.
 
     Returns:
       A `RandomAccessSource`; of a TFDS dataset in a format that has no random access, a
@@ -41,11 +68,23 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
         class labels.
     """
     if name.startswith(FOLDER_PREFIX):
+        for option, value in (("image", image_feature), ("label", label_feature)):
+            if value:
+                raise UserError(
+                    f"data.{option}_feature {value!r}: {name} has no features, only "
+                    "TFDS datasets do; leave it empty"
+                )
         path = name.removeprefix(FOLDER_PREFIX)
         if not path:
             raise UserError(f"data.name {name}: write the folder's path, folder:PATH")
         return FolderSource(storage_path(path), split)
-    return _open_tfds(name, split, data_dir)
+    builder = prepared_builder(name, data_dir)
+    check_tfds_split(builder, name, split)
+    keys = class_features(builder, name, image_feature, label_feature)
+    try:
+        return TFDSSource(builder, name, split, keys)
+    except NotImplementedError:
+        return TFDSStream(builder, name, split, keys)
 
 
 def tfds_builder(name: str, data_dir: str = ""):
@@ -126,35 +165,6 @@ def prepared_builder(name: str, data_dir: str = ""):
         ):
             builder.download_and_prepare(file_format="array_record")
     return builder
-
-
-def _open_tfds(name: str, split: str, data_dir: str) -> Source:
-    import tensorflow_datasets as tfds
-
-    builder = prepared_builder(name, data_dir)
-    if split.partition("[")[0] not in builder.info.splits:
-        splits = builder.info.splits
-        raise UserError(
-            f"dataset {name!r} has no split {split!r}{nearest(split, splits)}"
-        )
-    keys = builder.info.supervised_keys or ("image", "label")
-    for key, kind in zip(
-        keys, (tfds.features.Image, tfds.features.ClassLabel), strict=False
-    ):
-        if not isinstance(dict(builder.info.features.items()).get(key), kind):
-            raise UserError(
-                f"dataset {name!r} is not for image classification: its feature "
-                f"{key!r} is no {kind.__name__}"
-            )
-    try:
-        if not builder.info.splits[split].num_examples:
-            raise UserError(f"split {split!r} of dataset {name!r} is empty")
-        try:
-            return TFDSSource(builder, name, split, keys[:2])
-        except NotImplementedError:
-            return TFDSStream(builder, name, split, keys[:2])
-    except ValueError as error:
-        raise UserError(f"split {split!r} of {name!r}: {first_line(error)}") from error
 
 
 def _resembles(name: str, known: Sequence[str]) -> bool:

@@ -1,20 +1,22 @@
 """TFDS datasets: by random access in array_record, as a stream in other formats."""
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import Example, RandomAccessSource, StreamSource
+from vt_flax.data.splits import tfds_members
 from vt_flax.data.storage import (
     UnreachableError,
     how_to_prepare,
     in_bucket,
     storage_errors,
 )
-from vt_flax.errors import UserError, first_line
+from vt_flax.errors import UserError, first_line, nearest
 
 # What array_record's client of buckets says where the network is lost, or nobody logged
 # in; after a quarter of an hour.
@@ -56,28 +58,99 @@ def check_files(info: Any, split: str) -> list[Any]:
     return files
 
 
+def class_features(
+    builder: Any, name: str, image_feature: str = "", label_feature: str = ""
+) -> tuple[str, str]:
+    """Returns the features of a TFDS dataset that hold images and class labels.
+
+    Args:
+      builder: of the dataset, prepared or not.
+      name: of the dataset, as the user wrote it.
+      image_feature: the one with the images; empty for the dataset's default.
+      label_feature: the one with the labels; empty for the dataset's default.
+
+    Raises:
+      UserError: if there is no such feature, or it is of another kind.
+    """
+    import tensorflow_datasets as tfds
+
+    features = dict(builder.info.features.items())
+    keys = []
+    for option, asked, default, kind, told in zip(
+        ("data.image_feature", "data.label_feature"),
+        (image_feature, label_feature),
+        _default_features(builder),
+        (tfds.features.Image, tfds.features.ClassLabel),
+        ("images", "class labels"),
+        strict=True,
+    ):
+        known = sorted(key for key, one in features.items() if isinstance(one, kind))
+        listed = f"its features of {told}: {', '.join(known) or 'none'}"
+        if asked and asked not in known:
+            hint = nearest(asked, known)
+            raise UserError(
+                f"{option} {asked!r}: dataset {name!r} has no {told} of that name"
+                f"{hint if 'did you mean' in hint else ';'} {listed}"
+            )
+        if not asked and default not in known:
+            raise UserError(
+                f"dataset {name!r} is not for image classification: its feature "
+                f"{default!r} is no {kind.__name__}"
+                + (f"; set {option} ({listed})" if known else "")
+            )
+        keys.append(asked or default)
+    if not features[keys[1]].num_classes:
+        raise UserError(
+            f"dataset {name!r} does not tell the classes of its feature {keys[1]!r}"
+        )
+    return keys[0], keys[1]
+
+
+def _default_features(builder: Any) -> tuple[str, str]:
+    return (builder.info.supervised_keys or ("image", "label"))[:2]
+
+
+def _order_notes(builder: Any, name: str, split: str) -> tuple[str, ...]:
+    """Returns a note on slices of a dataset that TFDS has not shuffled as it stored it.
+
+    All others are slices of a random order, which have the same mixture of classes.
+    """
+    if not builder.info.disable_shuffling or "[" not in split:
+        return ()
+    return (
+        f"dataset {name!r} is stored in the order in which it was generated, without "
+        f"shuffling: classes may be missing in {split}",
+    )
+
+
 class TFDSRecords(RandomAccessSource):
     """A split of a TFDS dataset in a format with random access: array_record.
 
     Args:
       builder: a prepared `tfds.core.DatasetBuilder`.
-      split: name of the split, or a slice of it.
+      name: of the dataset, as the user wrote it.
+      split: of the dataset, in the syntax of TFDS.
       keys: the features that hold image and label.
-      encoded: features that stay encoded.
 
     Raises:
       NotImplementedError: if the dataset's format has no random access.
     """
 
-    def __init__(
-        self, builder: Any, split: str, keys: Sequence[str], encoded: Iterable[str]
-    ):
+    def __init__(self, builder: Any, name: str, split: str, keys: Sequence[str]):
         import tensorflow_datasets as tfds
 
+        self.name = f"{name} {split}"
+        self.notes = _order_notes(builder, name, split)
+        self._builder, self._split = builder, split
         self._keys = tuple(keys)
         self._version = builder.info.full_name
         self._data = builder.as_data_source(
-            split, decoders={key: tfds.decode.SkipDecoding() for key in encoded}
+            split,
+            decoders={
+                key: tfds.decode.SkipDecoding()
+                for key, feature in builder.info.features.items()
+                if isinstance(feature, tfds.features.Image)
+            },
         )
         self._files = check_files(builder.info, split)
         # Threads hide a network's latency; on a disk they cost more than they bring.
@@ -94,6 +167,10 @@ class TFDSRecords(RandomAccessSource):
     def identity(self) -> dict[str, Any]:
         """Returns what makes the split the one it is: see `Source.identity`."""
         return super().identity() | {"version": self._version}
+
+    def members(self) -> np.ndarray:
+        """Returns a number for each example: see `Source.members`."""
+        return tfds_members(self._builder, self._split)
 
     def read(self, indices: Sequence[int]) -> list[Example]:
         """Returns the examples at some indices, still encoded.
@@ -160,14 +237,17 @@ class TFDSSource(TFDSRecords):
     Args:
       builder: a prepared `tfds.core.DatasetBuilder`.
       name: of the dataset, as the user wrote it.
-      split: name of the split, or a slice of it.
+      split: of the dataset, in the syntax of TFDS.
       keys: the features that hold image and label.
     """
 
     def __init__(self, builder: Any, name: str, split: str, keys: Sequence[str]):
-        self.name = f"{name} {split}"
         self.class_names = tuple(builder.info.features[keys[1]].names)
-        super().__init__(builder, split, keys, keys[:1])
+        super().__init__(builder, name, split, keys)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what makes the split the one it is: see `Source.identity`."""
+        return super().identity() | _chosen_features(self._builder, self._keys)
 
     def label_feature(self) -> Any:
         """Returns how TensorFlow reads the label of a record."""
@@ -181,7 +261,7 @@ class TFDSStream(StreamSource):
     Args:
       builder: a prepared `tfds.core.DatasetBuilder`.
       name: of the dataset, as the user wrote it.
-      split: name of the split, or a slice of it.
+      split: of the dataset, in the syntax of TFDS.
       keys: the features that hold image and label.
     """
 
@@ -189,6 +269,7 @@ class TFDSStream(StreamSource):
         self.name = f"{name} {split}"
         self.class_names = tuple(builder.info.features[keys[1]].names)
         self.notes = (
+            *_order_notes(builder, name, split),
             f"{self.name} is stored as {builder.info.file_format.value}, which is read "
             "as a stream: the order of examples depends on the number of processes, "
             "and after a restart it begins anew. For the exact order, make "
@@ -205,7 +286,12 @@ class TFDSStream(StreamSource):
 
     def identity(self) -> dict[str, Any]:
         """Returns what makes the split the one it is: see `Source.identity`."""
-        return super().identity() | {"version": self._builder.info.full_name}
+        features = _chosen_features(self._builder, self._keys)
+        return super().identity() | {"version": self._builder.info.full_name} | features
+
+    def members(self) -> np.ndarray:
+        """Returns a number for each example: see `Source.members`."""
+        return tfds_members(self._builder, self._split)
 
     def stream(
         self, seed: int | None, part: int, parts: int, buffer: int
@@ -219,7 +305,9 @@ class TFDSStream(StreamSource):
         data = self._builder.as_dataset(
             share,
             shuffle_files=seed is not None,
-            decoders={image: tfds.decode.SkipDecoding()},
+            decoders=tfds.decode.PartialDecoding(
+                {image: True, label: True}, {image: tfds.decode.SkipDecoding()}
+            ),
             read_config=tfds.ReadConfig(
                 add_tfds_id=True,
                 shuffle_seed=seed,
@@ -230,3 +318,9 @@ class TFDSStream(StreamSource):
         if seed is not None:
             data = data.shuffle(buffer, seed).repeat()
         return data, count
+
+
+def _chosen_features(builder: Any, keys: Sequence[str]) -> dict[str, Any]:
+    """Returns the features for a source's identity, if they are not the default."""
+    chosen = tuple(keys) != _default_features(builder)
+    return {"features": list(keys)} if chosen else {}

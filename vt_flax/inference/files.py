@@ -6,7 +6,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from vt_flax.data.folders import IMAGE_SUFFIXES
+from vt_flax.data.image_files import files_below, is_image
 from vt_flax.errors import UserError
 from vt_flax.paths import typed_path
 
@@ -66,18 +66,10 @@ def _in_folder(
     leave_out: pathlib.Path | None,
     on_error: Callable[[OSError], None] | None,
 ) -> Iterator[pathlib.Path]:
-    # pathlib's own resolving raises an error for a link to itself.
-    without = os.path.realpath(leave_out) if leave_out else None
-    for place, inside, files in os.walk(folder, onerror=on_error):
-        here = pathlib.Path(place)
-        inside[:] = sorted(
-            name
-            for name in inside
-            if name[0] != "." and os.path.realpath(here / name) != without
-        )
-        for name in sorted(files):
-            if name[0] != "." and _is_image(name):
-                yield here / name
+    ignore = on_error or (lambda error: None)
+    for file in files_below(folder, ignore, leave_out):
+        if is_image(file.name):
+            yield file
 
 
 def _matching(pattern: str) -> Iterator[pathlib.Path]:
@@ -85,9 +77,5 @@ def _matching(pattern: str) -> Iterator[pathlib.Path]:
     ending = os.path.splitext(pattern)[1]
     asked = bool(ending) and not glob.has_magic(ending)
     for name in sorted(glob.glob(pattern, recursive=True)):
-        if os.path.isfile(name) and (asked or _is_image(name)):
+        if os.path.isfile(name) and (asked or is_image(name)):
             yield pathlib.Path(name)
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

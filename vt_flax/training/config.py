@@ -38,7 +38,11 @@ def default_config() -> ConfigDict:
             "data": {
                 "name": "digits",  # a TFDS dataset, or folder:PATH
                 "data_dir": "",  # of TFDS datasets; empty: TFDS's default
-                "train_split": "train",  # or a slice, such as train[:90%]
+                # Feature of the TFDS dataset with the images; empty: its default.
+                "image_feature": "",
+                # Likewise with the class labels, such as coarse_label of cifar100.
+                "label_feature": "",
+                "train_split": "train",  # as TFDS has it: train[:90%], train+test, all
                 "eval_split": "test",  # likewise
                 "image_size": 32,  # side in pixels
                 "train_crop": "pad",  # random_resized, pad or centre

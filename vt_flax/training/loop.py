@@ -12,6 +12,7 @@ import jax
 
 from vt_flax.data import augment, pipeline
 from vt_flax.data.source import Source, cached
+from vt_flax.data.split_check import check_splits
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.agreement import check_shared
@@ -84,6 +85,9 @@ def _train(
     log_every = run.every["log"]
     eval_every = run.every["eval"]
     save_every = run.every["checkpoint"]
+
+    # Data: do the two splits fit each other?
+    split_notes = check_splits(run.train_source, run.eval_source)
 
     # Teacher: read before anything is written.
     teacher, teacher_variables, taught_by = find_teacher(config), None, ""
@@ -235,8 +239,9 @@ def _train(
     train_source = run.train_source
     if config.data.cache:
         train_source = cached(train_source)
-    # One split may be trained and evaluated on.
-    for note in dict.fromkeys((*notes, *train_source.notes, *run.eval_source.notes)):
+    notes += [*train_source.notes, *run.eval_source.notes, *split_notes]
+    # Two slices of one folder may have the same notes.
+    for note in dict.fromkeys(notes):
         logger.say(f"note: {note}")
     clock = Clock(config.batch_size)
     held: collections.deque = collections.deque()

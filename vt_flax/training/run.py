@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vt_flax.data.pipeline import check_config, check_source
 from vt_flax.data.source import Source
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_names
 from vt_flax.models import create_model
 from vt_flax.nn.norm import parse_span
 from vt_flax.parallel import processes
@@ -167,10 +167,10 @@ def prepare(config: ConfigDict) -> Run:
         check_data({"train": train_source.identity(), "eval": eval_source.identity()})
     if train_source.class_names != eval_source.class_names:
         names = set(train_source.class_names) ^ set(eval_source.class_names)
-        told = ", ".join(map(str, sorted(names)[:5])) or "in another order"
+        told = first_names(sorted(map(str, names))) or "in another order"
         raise UserError(
             f"{train_source.name} and {eval_source.name} have different classes "
-            f"({told}{', ...' if len(names) > 5 else ''}): give both the same"
+            f"({told}): give both the same"
         )
     model = model_for(config, len(train_source.class_names))
     check_source(train_source, model.num_classes)

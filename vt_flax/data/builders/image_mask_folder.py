@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from vt_flax.data.builders import mask_values, pair_files, pairs
-from vt_flax.data.folders import subfolders
+from vt_flax.data.image_files import list_folder
 from vt_flax.data.mask_counts import MaskCounts, listed
 from vt_flax.data.mask_labels import (
     CLASS_NAMES,
@@ -66,14 +66,14 @@ class ImageMaskFolder(pairs.PairsBuilder):
             pair_files.subfolder(manual, name, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
             for name in ("images", "masks")
         )
-        folders = subfolders(images)
+        folders = [images / name for name in list_folder(images).folders]
         if folders and pair_files.images_in(images):
             raise UserError(
                 f"{images} has both images and folders: put each image into the folder "
                 "of a split, or all of them beside each other"
             )
         names = {folder.name for folder in folders}
-        strange = {folder.name for folder in subfolders(masks)} - names
+        strange = {*list_folder(masks).folders} - names
         if names and strange:
             raise UserError(
                 f"{masks / min(strange)} has no images: {images / min(strange)} is not "

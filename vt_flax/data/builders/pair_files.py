@@ -1,12 +1,18 @@
 """Finds the images and masks of a folder and pairs them by name."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
-from vt_flax.data.folders import IMAGE_SUFFIXES, is_hidden, is_image, subfolders
+from vt_flax.data.image_files import (
+    IMAGE_SUFFIXES,
+    files_below,
+    is_image,
+    list_folder,
+)
 from vt_flax.errors import UserError
 
 
@@ -51,7 +57,9 @@ def find_folder(manual: epath.Path, name: str, depth: int = 4) -> epath.Path | N
     """
     level = [manual]
     for _ in range(depth):
-        folders = [folder for parent in level for folder in subfolders(parent)]
+        folders = [
+            parent / name for parent in level for name in list_folder(parent).folders
+        ]
         for folder in folders:
             if folder.name == name:
                 return folder
@@ -69,23 +77,22 @@ def images_in(folder: epath.Path, deep: bool = False) -> dict[str, epath.Path]:
     Raises:
       UserError: if two files have the same name but for their suffixes.
     """
+    files = (
+        files_below(folder)
+        if deep
+        else [folder / name for name in list_folder(folder).files]
+    )
     found: dict[str, epath.Path] = {}
-    folders = [("", folder)]
-    while folders:
-        prefix, current = folders.pop()
-        for entry in sorted(current.iterdir()):
-            if is_hidden(entry):
-                continue
-            if is_image(entry):
-                name = prefix + entry.stem
-                if name in found:
-                    raise UserError(
-                        f"{entry} and {found[name].name} have one name: a mask could "
-                        "be either's; rename or remove one"
-                    )
-                found[name] = entry
-            elif deep and entry.is_dir():
-                folders.append((f"{prefix}{entry.name}/", entry))
+    for file in files:
+        if not is_image(file.name):
+            continue
+        name = os.fspath((file.parent / file.stem).relative_to(folder))
+        if name in found:
+            raise UserError(
+                f"{file} and {found[name].name} have one name: a mask could be "
+                "either's; rename or remove one"
+            )
+        found[name] = file
     return found
 
 

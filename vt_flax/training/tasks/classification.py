@@ -15,7 +15,8 @@ from vt_flax.data import augment
 from vt_flax.data.augment import Targets
 from vt_flax.data.decoders import ClassDecoder
 from vt_flax.data.source import Source
-from vt_flax.data.sources import open_source
+from vt_flax.data.sources import open_configured
+from vt_flax.data.tfds_sources import TFDSSource
 from vt_flax.errors import UserError
 from vt_flax.training.tasks.task import Apply, Batch, Task
 
@@ -40,7 +41,12 @@ class Classification(Task):
     @staticmethod
     def open_source(config: ConfigDict, split: str) -> Source:
         """Opens a split of the configured dataset; see `Task`."""
-        return open_source(config.data.name, split, config.data.data_dir)
+        data, source = config.data, open_configured(config.data, split)
+        stored = isinstance(source, TFDSSource) and data.on_error == "raise"
+        if stored and split == data.eval_split:
+            # A split without labels would end the run at its first evaluation only.
+            source.check_label(source.read([0])[0].label, source.describe(0))
+        return source
 
     @staticmethod
     def input_size(config: ConfigDict) -> tuple[int, int]:

@@ -43,6 +43,11 @@ class Segmentation(Task):
                 f"distillation.teacher {config.distillation.teacher}: is for "
                 f"classifiers, not for {config.model.name}; leave it empty"
             )
+        if config.data.label_feature:
+            raise UserError(
+                f"data.label_feature {config.data.label_feature}: is for classifiers; "
+                "set segmentation.mask_feature, which names the masks"
+            )
         pairs.check_config(config)
 
     @staticmethod
@@ -61,6 +66,7 @@ class Segmentation(Task):
             settings.mask_feature,
             settings.label_map,
             config.model.num_classes,
+            data.image_feature,
         )
         masks = []
         decoder = PairDecoder(source, eval_canvas(config), shrink=False)
@@ -75,7 +81,7 @@ class Segmentation(Task):
                     raise
                 continue
             masks.append(example.label)
-        source.notes = notes_on_classes(source, masks)
+        source.notes = (*source.notes, *notes_on_classes(source, masks))
         return source
 
     @staticmethod

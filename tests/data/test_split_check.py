@@ -1,0 +1,100 @@
+"""What a training and an evaluation split lack or share is told before a run."""
+
+import numpy as np
+import pytest
+from test_folder_layouts import make
+
+from vt_flax.data.sources import open_source
+from vt_flax.data.split_check import check_splits, missing_classes
+from vt_flax.errors import UserError
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Splits of 8 a, 4 b, 1 c; of 3 a, 3 b, no c; of c alone, and of a alone."""
+    counts = {"train": (8, 4, 1), "val": (3, 3, 0), "odd": (0, 0, 2), "one": (5, 0, 0)}
+    for split, numbers in counts.items():
+        for name, count in zip("abc", numbers, strict=True):
+            (tmp_path / split / name).mkdir(parents=True)
+            make(tmp_path, *(f"{split}/{name}/{i}.jpg" for i in range(count)))
+    return f"folder:{tmp_path}"
+
+
+def check(name, train, evaluation, data_dir=""):
+    return check_splits(
+        open_source(name, train, data_dir), open_source(name, evaluation, data_dir)
+    )
+
+
+def test_splits_that_fit(photos):
+    assert check(photos, "train", "train[:0]+train") != []
+    train, evaluation = "train+odd[:1]", "one+odd[1:]+val"
+    assert check(photos, train, evaluation) == []
+
+
+def test_classes_that_a_split_lacks(photos):
+    (note,) = check(photos, "train", "val")
+    assert note == (
+        f"{photos} val has no images of 1 of the 3 classes; {photos} train has 1 of c: "
+        "the results say nothing of them"
+    )
+    (note,) = check(photos, "train[:0]+val", "train+odd")
+    assert note.endswith(
+        f"; {photos} train+odd has 3 of c: the network cannot learn them"
+    )
+    (note,) = check(photos, "val", "train")
+    assert note == (
+        f"{photos} val has no images of 1 of the 3 classes; {photos} train has 1 of c: "
+        "the network cannot learn them"
+    )
+    # Classes of neither are no reason to say more.
+    for note in check(photos, "val[:50%]", "val[50%:]"):
+        assert note.endswith("of 1 of the 3 classes: c")
+    alone = missing_classes(open_source(photos, "one"))
+    assert alone == f"{photos} one has no images of 2 of the 3 classes: b, c"
+
+
+@pytest.mark.parametrize(
+    "train, evaluation, told",
+    [
+        ("one", "val", "one: all 5 images are of class 'a': a classifier needs images"),
+        (
+            "val",
+            "odd",
+            "odd has images of classes c alone, and .* val has none of them",
+        ),
+    ],
+)
+def test_splits_that_do_not_fit(photos, train, evaluation, told):
+    with pytest.raises(UserError, match=told):
+        check(photos, train, evaluation)
+
+
+def test_one_class(tmp_path):
+    make(tmp_path, *(f"train/cat/{i}.jpg" for i in range(4)))
+    with pytest.raises(UserError, match=r"train\[:2\] has one class, 'cat': a class"):
+        check(f"folder:{tmp_path}", "train[:2]", "train[2:]")
+
+
+@pytest.mark.parametrize("name", ["folder", "digits"])
+def test_examples_of_both_splits_are_counted(name, photos, digits):
+    name, data_dir = (photos, "") if name == "folder" else (name, digits)
+    whole = len(open_source(name, "train", data_dir))
+    if name == photos:
+        assert whole == 13
+    common = round(0.8 * whole) - round(0.7 * whole)
+    (note,) = [
+        note
+        for note in check(name, "train[:80%]", "train[70%:]", data_dir)
+        if "also in" in note
+    ]
+    total = whole - round(0.7 * whole)
+    told = f"{common} of the {total} examples of {name} train[70%:] are also in {name}"
+    assert note.startswith(f"{told} train[:80%]: ")
+    notes = check(name, "train+train[:3]", "train[:5]", data_dir)
+    assert f"{name} train+train[:3] has 3 examples more than once" in notes
+    # Not by their places in either split.
+    source = open_source(name, "train[5:]+train[:5]", data_dir)
+    order = np.r_[5:whole, :5]
+    members = open_source(name, "train", data_dir).members()
+    np.testing.assert_array_equal(source.members(), members[order])
