@@ -51,7 +51,7 @@ class GloReUnit(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (batch, H, W, C) to the same shape, with C / 2 states and C / 4 nodes.
 
         Source: Chen et al., section 3.
@@ -77,6 +77,7 @@ class GloReUnit(nn.Module):
 class GloReResNet(ResNet):
     """GloRe-ResNet-50; options as in `Classifier`."""
 
+    @nn.nowrap
     def block_parts(self, stage: int) -> BlockParts:
         """Returns the parts of a stage: in stage 4, units behind every second block."""
         if stage != STAGE:
