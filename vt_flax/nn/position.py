@@ -33,7 +33,7 @@ class PositionEncoding(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, coefficients: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, coefficients: jax.Array, train: bool) -> jax.Array:
         """Encodes coefficient maps.
 
         Args:
