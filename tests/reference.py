@@ -175,8 +175,8 @@ class Scope:
 def position_encoding(p, maps, size=14, reductions=1):
     """Resize to S x S, n stride-2 3 x 3 convolutions, flatten, C_p x C_p map.
 
-    `maps` is (batch, L, H, W), or (batch, heads, L, H, W): convolved heads to heads, and
-    brought to one by a learned 1 x 1 map before they are flattened.
+    `maps` is (batch, L, H, W), or (batch, heads, L, H, W): these are convolved heads to
+    heads, and brought to one by a learned 1 x 1 map before they are flattened.
     """
     by_head = np.moveaxis(maps, 1, -1) if maps.ndim == 5 else maps[..., None]
     batch, count, height, width, heads = by_head.shape

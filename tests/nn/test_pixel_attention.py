@@ -217,7 +217,7 @@ def test_cotangents_of_write_back(blocks, arrays):
 
 
 def test_second_derivatives_beside_kernels():
-    """Reverse mode has a rule of its own there, whose derivatives are those of products."""
+    """The rule for reverse mode can be differentiated, as products are."""
     arrays = single(pool_arrays(4, affine=1))
     direction = single({name: normal(40, *a.shape) for name, a in arrays.items()})
 
