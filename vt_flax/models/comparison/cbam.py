@@ -2,9 +2,9 @@
 
 Both gates stand after the branch's last normalisation, before the sum. The channel
 gate's two maps have biases, as SE's have; the 7 x 7 convolution has none and is
-normalised: 100 parameters a block more than SE-ResNet. The authors' code keeps that
-normalisation's running statistics with a momentum of their own (0.99); here they are
-kept as all others.
+normalised: 100 parameters a block more than SE-ResNet. In the authors' code that
+normalization's scale starts at zero and its running statistics have a momentum of their
+own (0.99); here both are as everywhere else [choice].
 
 The MACs printed for 50 and 101 layers, 3864 M and 7581 M, are those of
 `variant="msra"`: see `se`.

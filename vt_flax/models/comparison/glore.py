@@ -18,7 +18,8 @@ code: three units in their res4 78.4 %, two more in res3 78.2 %.
 Left open, or done otherwise: the units stand behind blocks 1, 3 and 5, as in the
 authors' networks for video; those are pre-activated, this one is a plain ResNet. The
 adjacency is added, V + A V, as in their code, where the paper writes (I - A) V: A is
-learned. Nodes are means over the pixels, not sums, so that any image size will do.
+learned. Nodes are means over the pixels, not sums, so that any image size will do. The
+last normalization has the network's epsilon; theirs is 1e-4 [choice].
 """
 
 from typing import Any
