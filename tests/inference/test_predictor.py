@@ -248,7 +248,8 @@ def test_networks_are_pickled(classify, segment):
             again = pickle.loads(kept).predict(image)
         (expected,) = network.predict(image)
         for (found,) in (again, copy.deepcopy(network).predict(image)):
-            assert found.shares == expected.shares
+            # A program for another number of images may round otherwise.
+            assert dict(found.shares) == pytest.approx(dict(expected.shares), rel=1e-6)
             np.testing.assert_array_equal(found.mask, expected.mask)
 
 
