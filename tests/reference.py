@@ -175,15 +175,16 @@ class Scope:
 def position_encoding(p, maps, size=14, reductions=1):
     """Resize to S x S, n stride-2 3 x 3 convolutions, flatten, C_p x C_p map.
 
-    `maps` is (batch, L, H, W), or (batch, heads, L, H, W), which a learned 1 x 1 map
-    over heads brings to one.
+    `maps` is (batch, L, H, W), or (batch, heads, L, H, W): these are convolved heads to
+    heads, and brought to one by a learned 1 x 1 map before they are flattened.
     """
-    if maps.ndim == 5:
-        maps = p.map(np.moveaxis(maps, 1, -1), "heads")[..., 0]
-    batch, count, height, width = maps.shape
-    x = resize(maps.reshape(batch * count, height, width, 1), size, size)
+    by_head = np.moveaxis(maps, 1, -1) if maps.ndim == 5 else maps[..., None]
+    batch, count, height, width, heads = by_head.shape
+    x = resize(by_head.reshape(batch * count, height, width, heads), size, size)
     for i in range(reductions):
         x = convolve(x, p.get(f"reduce{i + 1}", "conv", "kernel"), 2)
+    if maps.ndim == 5:
+        x = p.map(x, "heads")
     return p.map(x.reshape(batch, count, -1), "mix")
 
 

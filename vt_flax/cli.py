@@ -198,6 +198,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """
     # Orbax and TFDS log what is no concern of the user's, and errors that they raise.
     logging.set_verbosity(logging.FATAL)
+    _disable_x64()
     try:
         with processes.failing_together():
             main(sys.argv[1:])
@@ -212,6 +213,18 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         _end("", 141)
     except Exception:
         _end(traceback.format_exc().rstrip(), 1)
+
+
+def _disable_x64() -> None:
+    """Turns `JAX_ENABLE_X64` off: what a command computes has types of its own.
+
+    Parameters are float32 and the network's computation is of the configured type; 64
+    bits would only change the random numbers that are drawn. It stays off in processes
+    that this one starts.
+    """
+    os.environ["JAX_ENABLE_X64"] = "0"
+    if jax := sys.modules.get("jax"):
+        jax.config.update("jax_enable_x64", False)
 
 
 def _end(told: str, status: int) -> None:

@@ -194,9 +194,7 @@ def test_counts_of_the_blocks_to_the_digit(rows, label, mmacs, mparams):
     model = create_model(row.model, norm_placement="none", **row.overrides)
     digits = len(mparams.partition(".")[2])
     assert f"{count(model).total_params / 1e6:.{digits}f}" == mparams
-    # Of v1's position encoding it gives rounded figures.
-    rel = 5e-4 if label.endswith("v1") else 5e-5
-    assert rows[label]["mmacs"] == pytest.approx(mmacs, rel=rel)
+    assert rows[label]["mmacs"] == pytest.approx(mmacs, rel=5e-5)
 
 
 def test_undetermined_rows_are_given_without_a_verdict(rows):

@@ -1,6 +1,8 @@
 """Networks in use: what they are shown, what they say, one image or many."""
 
 import contextlib
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -276,6 +278,20 @@ def test_broken_weights_are_told(classify, monkeypatch):
         classify.predict(noise(8, 8))
     with pytest.raises(UserError, match="batch 0: must be at least 1"):
         classifier(batch=0)
+
+
+def test_networks_are_pickled(classify, segment):
+    """And say the same in another program, also in one that computes in 64 bits."""
+    image = noise(20, 28)
+    for network in (classify, segment):
+        kept = pickle.dumps(network)
+        with jax.enable_x64(True):
+            again = pickle.loads(kept).predict(image)
+        (expected,) = network.predict(image)
+        for (found,) in (again, copy.deepcopy(network).predict(image)):
+            # A program for another number of images may round otherwise.
+            assert dict(found.shares) == pytest.approx(dict(expected.shares), rel=1e-6)
+            np.testing.assert_array_equal(found.mask, expected.mask)
 
 
 def test_views_are_taken_as_they_are(classify):

@@ -139,6 +139,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert measured(tmp_path) == measured(workdir.parent)
 
 
+def test_a_run_is_the_same_in_a_program_of_64_bits(trained, digits, tmp_path):
+    run, workdir, results = trained
+    with jax.enable_x64(True):
+        assert loop.train(prepare(tiny(digits)), tmp_path / "run") == results
+    assert_same(last_state(run, workdir), last_state(run, tmp_path / "run"))
+
+
+def test_the_command_takes_no_notice_of_64_bits(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    changes = LONG | {"data.data_dir": digits, "duration": "2 steps"}
+    with pod(tmp_path, [changes]) as (process,):
+        assert process.end() == 0, process.err
+    *_, record = read_metrics(tmp_path / "run")
+    assert record["kind"] == "eval" and record["raw_loss"] == pytest.approx(2.3, abs=1)
+
+
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     trained, digits, tmp_path, capsys
 ):

@@ -9,6 +9,7 @@ import pytest
 from reference import normal, randomise
 
 from vt_flax.models import create_model
+from vt_flax.nn import platforms
 from vt_flax.nn.lazy_map import LazyMap
 from vt_flax.nn.norm import Normalization
 from vt_flax.nn.projector import Projector
@@ -162,8 +163,9 @@ def test_sown_maps_are_those_of_the_printed_form():
     pairs(*sown)
 
 
-def test_eight_devices_and_the_shapes_that_kernels_take():
+def test_eight_devices_and_the_shapes_that_kernels_take(monkeypatch):
     """On CPUs no kernel runs, but what is around it does."""
+    monkeypatch.setattr(platforms, "for_tpus", lambda: True)
     mesh = make_mesh()
     assert mesh.size == 8
     module = Projector(128, 4, 4, formulation="fused")

@@ -167,8 +167,12 @@ def test_frozen_statistics_are_used_and_left_alone(kind):
 # ------------------------------------------------------------- beside the other form
 
 
-def gradients(module, x):
-    """Output, statistics left, and gradients by parameters, statistics and input."""
+def derivatives(module, x):
+    """What a layer makes, and its derivatives by parameters, statistics and input.
+
+    Output and statistics left; gradients, and their derivatives in a direction; the
+    tangent of the loss in that direction, and what the gradients say of it.
+    """
     variables = reference.variables_of(module, x, seed=3)
 
     def loss(variables, x):
@@ -176,16 +180,24 @@ def gradients(module, x):
         weights = reference.normal(7, *out.shape)
         return jnp.sum(out * weights), (out, state)
 
-    by, made = reference.jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variables, x)
-    return made, by
+    @reference.jax.jit
+    def compute(*at):
+        along = jax.tree.map(lambda a: reference.normal(8, *a.shape), at)
+        gradient = jax.grad(loss, (0, 1), has_aux=True)
+        by, twice, made = jax.jvp(gradient, at, along, has_aux=True)
+        _, tangent, _ = jax.jvp(loss, at, along, has_aux=True)
+        slopes = jax.tree.map(lambda a, b: jnp.sum(a * b), by, along)
+        return made, by, twice, (tangent, sum(jax.tree.leaves(slopes)))
+
+    return compute(variables, x)
 
 
 @pytest.mark.parametrize("name", list(LAYERS))
-def test_gradients_equal_those_of_the_unfolded_form(name):
+def test_derivatives_equal_those_of_the_unfolded_form(name):
     x = reference.normal(0, 2, 7, 6, 36)
-    made, by = gradients(LAYERS[name]("scan"), x)
-    expected_made, expected_by = gradients(LAYERS[name]("unfold"), x)
-    for found, expected in ((made, expected_made), (by, expected_by)):
+    *ours, (tangent, slope) = derivatives(LAYERS[name]("scan"), x)
+    *unfolded, _ = derivatives(LAYERS[name]("unfold"), x)
+    for found, expected in zip(ours, unfolded, strict=True):
         leaves = jax.tree_util.tree_leaves_with_path(found)
         # Some gradients are zero but for rounding, such as a bias in front of softmax.
         scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
@@ -194,7 +206,10 @@ def test_gradients_equal_those_of_the_unfolded_form(name):
             wrong = np.abs(a - e).max()
             limit = 1e-5 * max(np.abs(e).max(), 0.1 * scale)
             assert wrong <= limit, (jax.tree_util.keystr(path), wrong, limit)
-    assert any(np.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(by))
+    _, by, twice = ours
+    for found in (by, twice):
+        assert any(np.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(found))
+    assert abs(tangent - slope) < 1e-4 * abs(slope)
 
 
 def largest(jaxpr):

@@ -9,9 +9,16 @@ from reference import softmax
 from tpu_programs import needs_tpu_compiler, run_program
 
 from vt_flax.nn import pixel_attention as attention
+from vt_flax.nn import platforms
 from vt_flax.nn.kernels import pooling, writing
 
 BATCH, PIXELS, CHANNELS = 8, 21, 128
+
+
+@pytest.fixture(autouse=True)
+def for_tpus(monkeypatch):
+    """Has kernels traced here too; what runs on CPUs is products."""
+    monkeypatch.setattr(platforms, "for_tpus", lambda: True)
 
 
 def normal(seed, *shape):
@@ -207,6 +214,22 @@ def test_cotangents_of_write_back(blocks, arrays):
         return jax.jit(attention._pull, static_argnums=0)(compute, arrays, cotangents)
 
     check_cotangents(lambda a: write_back_reference(blocks, a), (kernel, whole), arrays)
+
+
+def test_second_derivatives_beside_kernels():
+    """The rule for reverse mode can be differentiated, as products are."""
+    arrays = single(pool_arrays(4, affine=1))
+    direction = single({name: normal(40, *a.shape) for name, a in arrays.items()})
+
+    def curvature(compute):
+        def loss(arrays):
+            return jnp.sum(compute(4, True, arrays)["weights"] ** 2)
+
+        return jax.jit(lambda *a: jax.jvp(jax.grad(loss), *a))((arrays,), (direction,))
+
+    found = curvature(attention._pool)[1]
+    expected = curvature(attention._pool_by_products)[1]
+    close(found, {name: np.asarray(array) for name, array in expected.items()})
 
 
 def test_kernels_of_several_steps_and_in_bfloat16():

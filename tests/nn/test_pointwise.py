@@ -7,7 +7,7 @@ import pytest
 from reference import normal as single_normal
 from tpu_programs import needs_tpu_compiler, run_program
 
-from vt_flax.nn import pointwise
+from vt_flax.nn import platforms, pointwise
 from vt_flax.nn.kernels import pointwise as kernels
 from vt_flax.nn.layers import convolve, relu
 from vt_flax.parallel.mesh import batch_sharding, make_mesh
@@ -20,6 +20,12 @@ SHAPES = [
 ]
 # Of sides that are even, for what is wanted of every second pixel.
 EVEN = [(32, 4, 6, 128, 256), (256, 4, 2, 64, 128)]
+
+
+@pytest.fixture(autouse=True)
+def for_tpus(monkeypatch):
+    """Has kernels traced here too; what runs on CPUs is products."""
+    monkeypatch.setattr(platforms, "for_tpus", lambda: True)
 
 
 def normal(seed, *shape):
@@ -198,9 +204,11 @@ def test_values():
     np.testing.assert_array_equal(same, y)
 
 
+@pytest.mark.parametrize("tpus", [True, False])
 @pytest.mark.parametrize("widening", [True, False])
-def test_elsewhere_it_is_what_autodiff_gives(widening):
-    """To the bit, in bfloat16; but a widening kernel's gradient is not rounded."""
+def test_elsewhere_it_is_what_autodiff_gives(widening, tpus, monkeypatch):
+    """To the bit, in bfloat16; but for TPUs a widening kernel's is not rounded."""
+    monkeypatch.setattr(platforms, "for_tpus", lambda: tpus)
     maps, kernel = arrays_of((4, 3, 3, 8, 16), widening)
     x, dy = (jnp.asarray(maps[name], jnp.bfloat16) for name in ("x", "dy"))
     kernel = jnp.asarray(kernel, jnp.float32)

@@ -53,6 +53,12 @@ def test_forty_nine_numbers_by_default():
     }
     out = PositionEncoding().apply(variables, maps, train=False)
     assert out.shape == (2, 3, 49)
+    of_heads = reference.variables_of(PositionEncoding(), np.zeros((2, 16, 3, 9, 9)))
+    assert jax.tree.map(jnp.shape, of_heads["params"]) == {
+        "reduce1": {"conv": {"kernel": (3, 3, 16, 16)}},
+        "heads": {"kernel": (16, 1)},
+        "mix": {"kernel": (49, 49)},
+    }
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 9, 13), (2, 2, 3, 14, 14)])

@@ -23,6 +23,12 @@ OPTIONS = {
 SIZE = (16, 16)
 
 
+@pytest.fixture(autouse=True)
+def for_tpus(monkeypatch):
+    """Has kernels traced here too; what runs on CPUs is products."""
+    monkeypatch.setattr(platforms, "for_tpus", lambda: True)
+
+
 def model(**options):
     return create_model("vt_resnet18", **OPTIONS | options)
 

@@ -97,6 +97,9 @@ class Predictor:
         self.class_names = task.class_names
         self.segments = isinstance(task, Segmentation)
         self.variables = jax.device_put(variables)
+        self._compile()
+
+    def _compile(self) -> None:
         self._compiled: set[int] = set()
         self._predict = jax.jit(self._segment if self.segments else self._classify)
         self._features = jax.jit(self._compute_features)
@@ -112,6 +115,19 @@ class Predictor:
             f"classes ({names}{more}), input {height} x {width}, step {self.step:,}, "
             f"{'EMA' if self.averaged else 'raw'} weights>"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what `pickle` and `copy.deepcopy` keep: all but compiled programs."""
+        state = dict(vars(self))
+        for name in ("_compiled", "_predict", "_features", "_look"):
+            del state[name]
+        return state | {"variables": jax.device_get(self.variables)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Puts the weights on the device; programs are compiled when they are used."""
+        vars(self).update(state)
+        self.variables = jax.device_put(self.variables)
+        self._compile()
 
     @functools.cached_property
     def tokenizers(self) -> dict[str, str]:
@@ -202,12 +218,14 @@ class Predictor:
             size = min(fitting, default=1 if count == 1 else self.batch)
             self._compiled.add(size)
             filled = some + [some[-1]] * (size - count)
-            found = function(
-                self.variables,
-                np.stack([view.pixels for view in filled]),
-                np.asarray([view.lengths for view in filled], np.int32),
-            )
-            found = jax.device_get(found)
+            # The same results whatever the program around it computes in.
+            with jax.enable_x64(False):
+                found = function(
+                    self.variables,
+                    np.stack([view.pixels for view in filled]),
+                    np.asarray([view.lengths for view in filled], np.int32),
+                )
+                found = jax.device_get(found)
             yield some, jax.tree.map(lambda x, n=count: x[:n], found)
 
     def _classify(self, variables: Any, images: jax.Array, _: jax.Array):

@@ -79,9 +79,7 @@ class Pyramid(nn.Module):
     norm: Normalization = Normalization()
 
     @nn.compact
-    def __call__(
-        self, maps: dict[str, jax.Array], *, train: bool
-    ) -> dict[str, jax.Array]:
+    def __call__(self, maps: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
         """Maps {"C2": ..., "C5"} to {"P2": (batch, H / 4, W / 4, channels), ... "P5"}.
 
         Source: Lin et al. (2017), section 3.
@@ -112,7 +110,7 @@ class SemanticHead(nn.Module):
     norm: Normalization = Normalization()
 
     @nn.compact
-    def __call__(self, maps: dict[str, jax.Array], *, train: bool) -> jax.Array:
+    def __call__(self, maps: dict[str, jax.Array], train: bool) -> jax.Array:
         """Maps {"P2": ..., "P5"} to logits (batch, H / 4, W / 4, classes), float32.
 
         Source: Kirillov et al. (2019), Panoptic Feature Pyramid Networks, section 3.
@@ -133,7 +131,8 @@ class SemanticHead(nn.Module):
         coarse = sum(branch(level, second) for level in LEVELS[1:])
         x = branch(finest, finest)
         x = x + resize(coarse, *x.shape[1:3])
-        # float32: rounded to bfloat16, the best classes of a pixel would often tie.
+        # float32: rounded to bfloat16, the best classes of a pixel would often tie. It
+        # starts from a deviation of 0.01 [choice]; Detectron2's from sqrt(2 / classes).
         return nn.Dense(
             self.num_classes,
             kernel_init=nn.initializers.normal(0.01),
@@ -163,13 +162,14 @@ class FPN(Backbone):
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
         super().__post_init__()
 
+    @nn.nowrap
     def make_pyramid(self) -> nn.Module:
         """Returns what makes P2 to P5 of C2 to C5, inside a compact method."""
         return Pyramid(self.fpn_channels, self.normalization(), name="fpn")
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, train: bool = False, features: bool = False
+        self, x: jax.Array, train: bool = False, features: bool = False
     ) -> jax.Array | dict[str, jax.Array]:
         """Classifies the pixels of images.
 

@@ -99,7 +99,7 @@ class ResidualBlock(nn.Module):
     rectify_input: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (batch, H, W, C) to (batch, H / stride, W / stride, C')."""
         first, second = self.stride, 1
         if self.bottleneck and self.variant == "torchvision":
@@ -207,7 +207,7 @@ class Stage(nn.Module):
     rectify_input: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (batch, H, W, C) to (batch, H / stride, W / stride, C')."""
         left = self.rectify_input  # to be rectified by the next block
         for i, survival in enumerate(self.survival_probabilities, 1):
@@ -253,7 +253,7 @@ class Stem(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps images (batch, H, W, 3) to (batch, H / 4, W / 4, width), or H, W."""
         if self.kind == "imagenet":
             kernel = ConvKernel(self.width, 7, name="conv")(x.shape[-1])
@@ -322,6 +322,7 @@ class Backbone(nn.Module):
         self.normalization()
         super().__post_init__()
 
+    @nn.nowrap
     def normalization(self, placement: str = "tokens") -> Normalization:
         """Returns the batch normalisation that these options ask for."""
         return Normalization(
@@ -332,21 +333,25 @@ class Backbone(nn.Module):
             self.dtype,
         )
 
+    @nn.nowrap
     def block_parts(self, stage: int) -> BlockParts:
         """Returns what the blocks of a stage, 2 to 5, are made of."""
         del stage
         return BlockParts()
 
+    @nn.nowrap
     def stage_width(self, stage: int) -> int:
         """Returns the width of the blocks of a stage, 2 to 5: see `ResidualBlock`."""
         return self.width * 2 ** (stage - 2)
 
+    @nn.nowrap
     def make_stem(self) -> nn.Module:
         """Returns the stem, inside a compact method."""
         return Stem(
             self.width, self.stem, self.normalization(), self.dtype, name="stem"
         )
 
+    @nn.nowrap
     def survival(self, block: int) -> float:
         """Survival probability of a block, counted from 0 through all the stages."""
         return linear_survival(
@@ -435,7 +440,7 @@ class ResNet(Classifier):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, train: bool = False, features: bool = False
+        self, x: jax.Array, train: bool = False, features: bool = False
     ) -> jax.Array | dict:
         """Classifies images.
 

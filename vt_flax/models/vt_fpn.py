@@ -36,9 +36,7 @@ class TokenPyramid(nn.Module):
     options: VTOptions
 
     @nn.compact
-    def __call__(
-        self, maps: dict[str, jax.Array], *, train: bool
-    ) -> dict[str, jax.Array]:
+    def __call__(self, maps: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
         """Maps {"C2": ..., "C5"} to {"P2": ..., "P5", "tokens"}.
 
         P_i is (batch, H / stride, W / stride, channels); tokens are those of all levels
@@ -108,6 +106,7 @@ class VTFPN(FPN):
                 "change heads or fpn_channels"
             )
 
+    @nn.nowrap
     def vt_options(self) -> VTOptions:
         """Returns the options of the tokens; raises `UserError` for bad ones."""
         return VTOptions(
@@ -124,6 +123,7 @@ class VTFPN(FPN):
             dtype=self.dtype,
         )
 
+    @nn.nowrap
     def make_pyramid(self) -> nn.Module:
         """Returns what makes P2 to P5 of C2 to C5, inside a compact method."""
         return TokenPyramid(self.fpn_channels, self.vt_options(), name="fpn")

@@ -89,6 +89,7 @@ class VTResNet(Classifier):
         if self.vt_channels < 0:
             raise UserError(f"vt_channels={self.vt_channels}: must be at least 0")
 
+    @nn.nowrap
     def vt_options(self) -> VTOptions:
         """Returns the options of the VT stage; raises `UserError` for bad ones."""
         own = {
@@ -102,7 +103,7 @@ class VTResNet(Classifier):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, train: bool = False, features: bool = False
+        self, x: jax.Array, train: bool = False, features: bool = False
     ) -> jax.Array | dict:
         """Classifies images.
 

@@ -83,6 +83,7 @@ class RelativeAttention(nn.Module):
             name,
             nn.initializers.normal(channels**-0.5),
             (2 * reach + 1, channels),
+            jnp.float32,
         )
         offsets = np.arange(size)[None, :] - np.arange(size)[:, None]
         return table.astype(self.dtype)[np.clip(offsets, -reach, reach) + reach]

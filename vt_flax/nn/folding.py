@@ -51,9 +51,10 @@ def fold(kernel: jax.Array, rows: jax.Array, heads: int) -> jax.Array:
     batch, count, _ = rows.shape
     rows = split_heads(rows, heads)
     kernel = _by_head(kernel, heads)
-    rows = rows.reshape(batch, count, kernel.shape[0], -1, rows.shape[-1])
+    blocks, width, each, depth = kernel.shape
+    rows = rows.reshape(batch, count, blocks, each, depth)
     folded = jnp.einsum("gckd,blgkd->bklgc", kernel, rows)
-    return folded.reshape(batch, folded.shape[1] * count, -1)
+    return folded.reshape(batch, each * count, blocks * width)
 
 
 def apply_kernel(kernel: jax.Array, rows: jax.Array, heads: int) -> jax.Array:
@@ -68,10 +69,11 @@ def apply_kernel(kernel: jax.Array, rows: jax.Array, heads: int) -> jax.Array:
       (batch, L, F).
     """
     kernel = _by_head(kernel, heads)
-    blocks, width, each, _ = kernel.shape
-    rows = rows.reshape(rows.shape[0], each, -1, blocks, width)
+    blocks, width, each, depth = kernel.shape
+    batch, count = rows.shape[0], rows.shape[1] // each
+    rows = rows.reshape(batch, each, count, blocks, width)
     mapped = jnp.einsum("gckd,bklgc->blgkd", kernel, rows)
-    return mapped.reshape(*mapped.shape[:2], -1)
+    return mapped.reshape(batch, count, heads * depth)
 
 
 def _by_head(kernel: jax.Array, heads: int) -> jax.Array:

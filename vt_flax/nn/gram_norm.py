@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.layers import pixel_product, precision_of, relu
+from vt_flax.nn.layers import pixel_product, relu
 from vt_flax.nn.moment_norm import MomentNorm
 from vt_flax.nn.pointwise import widen
 
@@ -65,7 +65,7 @@ class Folded:
             )
         x = relu(x) if rectify else x
         if shares is None:
-            shares = jnp.ones((x.shape[0], self.bias.shape[1]))
+            shares = jnp.ones((x.shape[0], self.bias.shape[1]), jnp.float32)
         grouped = x.reshape(groups, -1, *x.shape[1:])
         kernel = self.kernel[:, 0].astype(x.dtype)
         out = jnp.einsum("gnhwc,gcf->gnhwf", grouped, kernel).astype(jnp.float32)
@@ -112,20 +112,15 @@ def _covariance(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, squares - mean[:, :, None] * mean[:, None]
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _gram(x: jax.Array) -> jax.Array:
     """x^T x, float32 (C, C), of (..., C)."""
     return pixel_product(x, x)
 
 
-def _gram_forward(x):
-    return _gram(x), x
-
-
-def _gram_backward(x, cotangent):
-    # In the type of x, or x would be read as float32.
-    both = (cotangent + cotangent.T).astype(x.dtype)
-    return (jnp.matmul(x, both, precision=precision_of(x)),)
-
-
-_gram.defvjp(_gram_forward, _gram_backward)
+@_gram.defjvp
+def _gram_jvp(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    # A product in the type of x, so that its transpose does not read x as float32.
+    half = pixel_product(tangent, x, x.dtype).astype(jnp.float32)
+    return _gram(x), half + half.T

@@ -79,7 +79,7 @@ class _ConvKernel(nn.Module):
     @nn.compact
     def __call__(self, channels: int) -> jax.Array:
         shape = (self.kernel, self.kernel, channels, self.features)
-        return self.param("kernel", conv_init, shape)
+        return self.param("kernel", conv_init, shape, jnp.float32)
 
 
 def convolve(
@@ -100,11 +100,11 @@ def precision_of(x: jax.Array) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
 
-def pixel_product(x: jax.Array, y: jax.Array) -> jax.Array:
+def pixel_product(x: jax.Array, y: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
     """Sums x^T y over all axes but the last of (..., C) and (..., F).
 
     Returns:
-      (C, F), float32; float32 operands are multiplied in full.
+      (C, F) of type `dtype`; float32 operands are multiplied in full.
     """
     pixels = tuple(range(x.ndim - 1))
     return jax.lax.dot_general(
@@ -112,7 +112,7 @@ def pixel_product(x: jax.Array, y: jax.Array) -> jax.Array:
         y,
         ((pixels, pixels), ((), ())),
         precision=precision_of(x),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=dtype,
     )
 
 
@@ -153,7 +153,7 @@ class Linear(nn.Module):
         x = x.astype(self.dtype)
         if self.groups == 1:
             return x @ kernel
-        blocks = x.reshape(*x.shape[:-1], self.groups, -1)
+        blocks = x.reshape(*x.shape[:-1], self.groups, x.shape[-1] // self.groups)
         out = jnp.einsum("...gi,gio->...go", blocks, kernel)
         return out.reshape(*x.shape[:-1], self.features)
 
@@ -193,9 +193,10 @@ def _linear_kernel(module: Linear | LinearKernel, channels: int) -> jax.Array:
         )
     shape = (channels // groups, features // groups)
     if groups == 1:
-        return module.param("kernel", nn.initializers.lecun_normal(), shape)
+        init = nn.initializers.lecun_normal()
+        return module.param("kernel", init, shape, jnp.float32)
     init = nn.initializers.lecun_normal(batch_axis=(0,))
-    return module.param("kernel", init, (groups, *shape))
+    return module.param("kernel", init, (groups, *shape), jnp.float32)
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -255,7 +256,8 @@ class StochasticDepth(nn.Module):
         if not train or self.survival_probability >= 1.0:
             return None
         key = self.make_rng("dropout")
-        return jax.random.bernoulli(key, self.survival_probability, (batch,))
+        survival = jnp.float32(self.survival_probability)
+        return jax.random.bernoulli(key, survival, (batch,))
 
 
 def linear_survival(index: int, count: int, final: float) -> float:

@@ -59,7 +59,6 @@ def weighted(weights: jax.Array, values: jax.Array, share: int) -> jax.Array:
     return product(weights, values.astype(jnp.float32))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def attend(
     score: Score,
     window: Window,
@@ -88,7 +87,10 @@ def attend(
     return _attend(score, window, share, shared, each, keys, values)[0]
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _attend(score, window, share, shared, each, keys, values):
+    """Returns what `attend` does, and the logarithms of the softmax's totals."""
+
     def seen(each_o, maps_o):
         keys_o, values_o = maps_o
         return score(shared, each_o, keys_o), values_o
@@ -114,31 +116,26 @@ def _attend(score, window, share, shared, each, keys, values):
     return out, highest + jnp.log(total)
 
 
-def _attend_forward(score, window, share, shared, each, keys, values):
-    out, log_total = _attend(score, window, share, shared, each, keys, values)
-    return out, (shared, each, keys, values, out, log_total)
+@_attend.defjvp
+def _attend_jvp(score, window, share, primals, tangents):
+    out, log_total = _attend(score, window, share, *primals)
+    held = out.astype(jnp.float32)
 
-
-def _attend_backward(score, window, share, kept, cotangent):
-    shared, each, keys, values, out, log_total = kept
-    # With p the weights and g the cotangent, the gradient is p (v - out) g for the
-    # logits of a group, summed over its channels, and p g for the values: that of
-    # the sum of p (v - out) g, with the softmax's total and `out` held.
-    held, cotangent = out.astype(jnp.float32), cotangent.astype(jnp.float32)
-
-    def total(shared, each, keys, values):
+    # With p the weights, the tangent of the output is the sum over the window of
+    # p (v - out) times a logit's tangent and p times a value's, and the logarithm's is
+    # the sum of p times a logit's. Both are tangents of these sums, with the softmax's
+    # total and `out` held. They are taken offset by offset, and so is their transpose.
+    def sums(shared, each, keys, values):
         def term(each_o, maps_o):
             keys_o, values_o = maps_o
             powers = jnp.exp(score(shared, each_o, keys_o) - log_total)
-            change = (values_o.astype(jnp.float32) - held) * cotangent
-            return jnp.sum(spread(powers, share, values.shape[-1]) * change)
+            change = values_o.astype(jnp.float32) - held
+            return spread(powers, share, values.shape[-1]) * change, powers
 
         return sum_over_window(term, window, each, (keys, values))
 
-    return jax.grad(total, argnums=(0, 1, 2, 3))(shared, each, keys, values)
-
-
-attend.defvjp(_attend_forward, _attend_backward)
+    change, growth = jax.jvp(sums, primals, tangents)[1]
+    return (out, log_total), (change.astype(out.dtype), growth)
 
 
 def aggregate(weights: jax.Array, windows: jax.Array, share: int) -> jax.Array:

@@ -90,6 +90,7 @@ class MomentNorm(BatchNorm):
         affine = self._affine(self._variables(channels), moments, batch, train)
         return affine.of_each(batch)
 
+    @nn.nowrap
     def _affine(
         self,
         variables: NormVariables,

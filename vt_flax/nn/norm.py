@@ -70,7 +70,7 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Normalises `x`.
 
         Args:
@@ -108,6 +108,7 @@ class BatchNorm(nn.Module):
         normalised = (centred - offset) * jax.lax.rsqrt(var + self.epsilon)
         return (normalised * scale + bias).astype(self.dtype).reshape(x.shape)
 
+    @nn.nowrap
     def _variables(self, channels: int) -> NormVariables:
         running_mean = self.variable(
             "batch_stats", "mean", jnp.zeros, (channels,), jnp.float32
@@ -119,10 +120,14 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         return NormVariables(running_mean, running_var, scale, bias)
 
+    @nn.nowrap
     def _uses_running(self, train: bool) -> bool:
         return not train or parse_span(self.span) == "frozen"
 
+    @nn.nowrap
     def _group(self, batch: int) -> int:
+        if batch == 0:
+            raise UserError("a batch of no examples has no statistics: set train=False")
         span = parse_span(self.span)
         group = batch if span == "global" else span
         if batch % group:
@@ -132,6 +137,7 @@ class BatchNorm(nn.Module):
             )
         return group
 
+    @nn.nowrap
     def _fold_in(self, running: nn.Variable, new: jax.Array) -> None:
         if not self.is_initializing():
             running.value = self.momentum * running.value + (1 - self.momentum) * new

@@ -45,7 +45,7 @@ class PairwiseAttention(SANAttention):
         place = self._places(*query.shape[1:3])
         first = Kernel(relations + 2, relations, name="map1")()
         second = Kernel(relations, groups, name="map2")()
-        bias = self.param("map2_bias", nn.initializers.zeros, (groups,))
+        bias = self.param("map2_bias", nn.initializers.zeros, (groups,), jnp.float32)
         if self.formulation == "unfold":
             centres = (query[..., None, :], place[..., None, :])
             x = _relation(centres, (window.unfold(key), window.unfold(place)))
@@ -77,6 +77,8 @@ class PairwiseAttention(SANAttention):
 
     def _places(self, height: int, width: int) -> jax.Array:
         """Returns the mapped place of each pixel, (1, H, W, 2)."""
-        row, column = (jnp.linspace(-1.0, 1.0, side) for side in (height, width))
+        row, column = (
+            jnp.linspace(-1.0, 1.0, side, dtype=jnp.float32) for side in (height, width)
+        )
         grid = jnp.stack(jnp.meshgrid(column, row), -1)[None]
         return nn.Dense(2, dtype=self.dtype, name="place")(grid)

@@ -22,10 +22,14 @@ class PatchwiseAttention(SANAttention):
         offsets = self.size**2
         first = Kernel((1 + offsets) * relations, groups, name="map1")()
         second = Kernel(groups, offsets * groups, name="map2")()
-        bias = self.param("map2_bias", nn.initializers.zeros, (offsets * groups,))
+        bias = self.param(
+            "map2_bias", nn.initializers.zeros, (offsets * groups,), jnp.float32
+        )
         if self.formulation == "unfold":
             keys = window.unfold(key)
-            x = jnp.concatenate([query, keys.reshape(*keys.shape[:3], -1)], -1)
+            x = jnp.concatenate(
+                [query, keys.reshape(*keys.shape[:3], offsets * relations)], -1
+            )
             x = self.layer(x, "norm1", first, train)
             x = self.layer(x, "norm2", second, train)
             weights = x.astype(jnp.float32) + bias

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.platforms import Arrays, by_platform
+from vt_flax.nn.platforms import Arrays, by_platform, kernels_apply
 
 # What a kernel holds of an example on the chip at once, in bytes of float32.
 LARGEST_MAP = 4 * 2**20
@@ -51,7 +51,7 @@ def pool(
       or None; of the type of `x`. The softmax is float32.
     """
     arrays = _present(x=x, filters=filters, affine=affine)
-    if _fits(x, filters.shape[1] * blocks):
+    if kernels_apply() and _fits(x, filters.shape[1] * blocks):
         found = _pool(blocks, weights, arrays)
     else:
         found = _pool_by_products(blocks, weights, arrays)
@@ -100,7 +100,8 @@ def write_back(
         origin=origin,
     )
     tokens, features = values.shape[1:]
-    if _fits(x, keys.shape[1] * blocks, features) and tokens % SUBLANES == 0:
+    fits = _fits(x, keys.shape[1] * blocks, features) and tokens % SUBLANES == 0
+    if kernels_apply() and fits:
         found = _write_back(blocks, arrays)
     else:
         found = _write_back_by_products(blocks, arrays)
@@ -136,33 +137,35 @@ def _fits(x: jax.Array, rows: int, features: int = LANES) -> bool:
 def _pool_by_products(blocks: int, weights: bool, arrays: Arrays) -> Arrays:
     x, filters = normalised(arrays["x"], arrays.get("affine")), arrays["filters"]
     batch, pixels, channels = x.shape
-    maps = x.reshape(batch, pixels, blocks, -1)
-    filters = filters.reshape(filters.shape[0], filters.shape[1], blocks, -1)
+    rows, width = filters.shape[1], channels // blocks
+    maps = x.reshape(batch, pixels, blocks, width)
+    filters = filters.reshape(filters.shape[0], rows, blocks, width)
     filters = jnp.broadcast_to(filters, (batch, *filters.shape[1:]))
     logits = jnp.einsum(
         "bpgc,bmgc->bgmp", maps, filters, preferred_element_type=jnp.float32
     )
     found = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
-    pooled = jnp.einsum("bgmp,bpgc->bmgc", found, maps).reshape(batch, -1, channels)
+    pooled = jnp.einsum("bgmp,bpgc->bmgc", found, maps).reshape(batch, rows, channels)
     if not weights:
         return {"pooled": pooled}
-    return {"pooled": pooled, "weights": found.reshape(batch, -1, pixels)}
+    return {"pooled": pooled, "weights": found.reshape(batch, blocks * rows, pixels)}
 
 
 def _write_back_by_products(blocks: int, arrays: Arrays) -> Arrays:
     x, keys, values = (arrays[name] for name in ("x", "keys", "values"))
     x = normalised(x, arrays.get("affine"))
-    batch, pixels, _ = x.shape
+    batch, pixels, channels = x.shape
     tokens, features = values.shape[1:]
-    maps = x.reshape(batch, pixels, blocks, -1)
-    keys = keys.reshape(batch, -1, tokens, blocks, maps.shape[-1])
-    heads = keys.shape[1] * blocks
+    each, width = keys.shape[1] // tokens, channels // blocks
+    maps = x.reshape(batch, pixels, blocks, width)
+    keys = keys.reshape(batch, each, tokens, blocks, width)
+    heads = each * blocks
     logits = jnp.einsum(
         "bpgc,bklgc->bgklp", maps, keys, preferred_element_type=jnp.float32
     )
     weights = jax.nn.softmax(logits, axis=3).astype(x.dtype)
     weights = weights.reshape(batch, heads, tokens, pixels)
-    values = values.reshape(batch, tokens, heads, -1)
+    values = values.reshape(batch, tokens, heads, features // heads)
     written = jnp.einsum("bhlp,blhd->bphd", weights, values)
     written = written.reshape(batch, pixels, features)
     out = written + (x @ arrays["shortcut"][0] if "shortcut" in arrays else x)
@@ -187,7 +190,7 @@ def _by_platform(*arguments, **options) -> Arrays:
 
 
 def _whole_steps(examples: int) -> bool:
-    return examples <= EXAMPLES or examples % EXAMPLES == 0
+    return 0 < examples <= EXAMPLES or examples % EXAMPLES == 0
 
 
 def _fitting(arrays: Arrays, found: Arrays) -> Arrays:
@@ -204,8 +207,7 @@ def _fitting(arrays: Arrays, found: Arrays) -> Arrays:
     }
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _pool(blocks: int, weights: bool, arrays: Arrays) -> Arrays:
+def _pool_by_platform(blocks: int, weights: bool, arrays: Arrays) -> Arrays:
     # Imported here, for only TPUs need it.
     from vt_flax.nn.kernels import pooling
 
@@ -216,8 +218,11 @@ def _pool(blocks: int, weights: bool, arrays: Arrays) -> Arrays:
     )
 
 
+_pool = jax.custom_vjp(_pool_by_platform, nondiff_argnums=(0, 1))
+
+
 def _pool_forward(blocks, weights, arrays):
-    return _pool(blocks, weights, arrays), arrays
+    return _pool_by_platform(blocks, weights, arrays), arrays
 
 
 def _pool_backward(blocks, weights, arrays, cotangents):
@@ -236,8 +241,7 @@ def _pool_backward(blocks, weights, arrays, cotangents):
 _pool.defvjp(_pool_forward, _pool_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _write_back(blocks: int, arrays: Arrays) -> Arrays:
+def _write_back_by_platform(blocks: int, arrays: Arrays) -> Arrays:
     from vt_flax.nn.kernels import writing
 
     return _by_platform(
@@ -247,8 +251,11 @@ def _write_back(blocks: int, arrays: Arrays) -> Arrays:
     )
 
 
+_write_back = jax.custom_vjp(_write_back_by_platform, nondiff_argnums=(0,))
+
+
 def _write_back_forward(blocks, arrays):
-    return _write_back(blocks, arrays), arrays
+    return _write_back_by_platform(blocks, arrays), arrays
 
 
 def _write_back_backward(blocks, arrays, cotangents):

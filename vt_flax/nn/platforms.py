@@ -20,6 +20,28 @@ def kernels_allowed() -> bool:
     return _allowed.get() and os.environ.get(SWITCH) != "0"
 
 
+def for_tpus() -> bool:
+    """Returns whether what is traced now may be compiled for TPUs.
+
+    The mesh that the caller has set tells it (`jax.sharding.use_abstract_mesh`);
+    without one, the platform that JAX runs on.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None:
+        return device.device_kind.startswith("TPU")
+    return jax.default_backend() == "tpu"
+
+
+def kernels_apply() -> bool:
+    """Returns whether what is traced now may hold kernels.
+
+    Where it may not, layers are plain JAX, which every transformation takes: forward
+    mode needs that, for a kernel's gradient is a rule for reverse mode alone. Kernels
+    are not written for `jax_enable_x64`.
+    """
+    return kernels_allowed() and for_tpus() and not jax.config.jax_enable_x64
+
+
 @contextlib.contextmanager
 def without_kernels() -> Iterator[None]:
     """Within it what is traced has no kernels."""
@@ -50,6 +72,8 @@ def by_platform(
     A TPU whose memory on the chip is too small for the kernel computes products too: a
     v4 has 16 MiB, where others have 64 and more.
 
+    The result's derivatives are those of `products`: a kernel has none of its own.
+
     Args:
       kernel: takes and gives arrays that lead with the batch, or are shared and lead
         with a 1; it may raise `TooLarge`.
@@ -59,7 +83,7 @@ def by_platform(
       finish: brings what the kernel gives, of all devices, to what `products` gives.
     """
     # First: a program for a batch of any size, which has none, cannot tell its size.
-    if not kernels_allowed():
+    if not kernels_apply():
         return products(*arrays)
     mesh = jax.sharding.get_abstract_mesh()
     batch = arrays[0]["x"].shape[0]
@@ -76,9 +100,18 @@ def by_platform(
             out_specs=spread,
             check_vma=False,
         )
-    try:
+
+    @jax.custom_jvp
+    def compute(*arrays: Arrays) -> Arrays:
         return jax.lax.platform_dependent(
             *arrays, tpu=lambda *arrays: finish(kernel(*arrays)), default=products
         )
+
+    @compute.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Arrays, Arrays]:
+        return jax.jvp(products, primals, tangents)
+
+    try:
+        return compute(*arrays)
     except TooLarge:
         return products(*arrays)

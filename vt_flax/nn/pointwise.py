@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from vt_flax.nn.layers import convolve, pixel_product, relu
 from vt_flax.nn.pixel_attention import LANES
-from vt_flax.nn.platforms import Arrays, by_platform
+from vt_flax.nn.platforms import Arrays, by_platform, kernels_apply
 
 # What channels and examples are to be multiples of.
 TILE, ROWS = 64, 16
@@ -49,8 +49,9 @@ def widen(
     """
     arrays = {"x": x, "kernel": kernel, "bias": bias}
     if shares is not None:
-        arrays["shares"] = shares
-    return _widen((rectify, grain or x.shape[-1]), arrays)
+        arrays["shares"] = jax.lax.stop_gradient(shares)
+    compute = _widen if kernels_apply() else _widen_plainly
+    return compute((rectify, grain or x.shape[-1]), arrays)
 
 
 def rectify_and_narrow(
@@ -67,7 +68,8 @@ def rectify_and_narrow(
       max(x, 0) of every `stride`-th pixel of every `stride`-th row, and max(x, 0)
       convolved, (batch, H, W, features) of the type of `x`.
     """
-    found = _narrow(stride, {"x": x, "kernel": kernel})
+    compute = _narrow if kernels_apply() else _narrow_plainly
+    found = compute(stride, {"x": x, "kernel": kernel})
     return found["r"], found["y"]
 
 

@@ -14,15 +14,16 @@ from vt_flax.nn.norm import Normalization
 class PositionEncoding(nn.Module):
     """Describes each token's map in C_p = size^2 / 4^reductions numbers (v1, 3.1).
 
-    The map is brought to size x size, halved by stride-2 3 x 3 convolutions, flattened
-    and mixed by a learned C_p x C_p map. Maps of several heads are first brought to
-    one by a learned 1 x 1 map over heads.
+    The map is resized to size x size, halved by stride-2 3 x 3 convolutions, flattened
+    and mixed by a learned C_p x C_p map. The convolutions run over the maps of all
+    heads, as many channels in as out; a learned 1 x 1 map then brings these to one, as
+    in public copies of the appendix's pseudo-code.
 
     Attributes:
       size: side in pixels to which maps are resized; any image size gives the same
         parameters.
       reductions: number of stride-2 convolutions.
-      norm: normalisation of the modules.
+      norm: normalization of the modules.
       dtype: type of the computation.
     """
 
@@ -32,7 +33,7 @@ class PositionEncoding(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, coefficients: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, coefficients: jax.Array, train: bool) -> jax.Array:
         """Encodes coefficient maps.
 
         Args:
@@ -42,19 +43,24 @@ class PositionEncoding(nn.Module):
         Returns:
           (batch, L, C_p).
         """
+        chex.assert_rank(coefficients, {4, 5})
         maps = coefficients.astype(self.dtype)
-        if maps.ndim == 5:
-            maps = jnp.moveaxis(maps, 1, -1)
-            maps = Linear(1, dtype=self.dtype, name="heads")(maps)
-            maps = self.norm.map(maps, "heads_norm", train=train)[..., 0]
-        chex.assert_rank(maps, 4)
-        batch, tokens, height, width = maps.shape
-        # The same one-channel convolutions serve every token.
+        by_head = maps.ndim == 5
+        maps = jnp.moveaxis(maps, 1, -1) if by_head else maps[..., None]
+        batch, tokens, height, width, heads = maps.shape
+        # The same convolutions serve every token.
         maps = resize(
-            maps.reshape(batch * tokens, height, width, 1), self.size, self.size
+            maps.reshape(batch * tokens, height, width, heads), self.size, self.size
         )
         for i in range(self.reductions):
-            maps = Conv(1, 3, stride=2, dtype=self.dtype, name=f"reduce{i + 1}")(maps)
-        flat = maps.reshape(batch, tokens, -1)
-        mixed = Linear(flat.shape[-1], dtype=self.dtype, name="mix")(flat)
+            maps = Conv(heads, 3, stride=2, dtype=self.dtype, name=f"reduce{i + 1}")(
+                maps
+            )
+        side = maps.shape[1]
+        maps = maps.reshape(batch, tokens, side**2, heads)
+        if by_head:
+            maps = Linear(1, dtype=self.dtype, name="heads")(maps)
+            maps = self.norm.map(maps, "heads_norm", train=train)
+        flat = maps[..., 0]
+        mixed = Linear(side**2, dtype=self.dtype, name="mix")(flat)
         return self.norm.map(mixed, "mix_norm", train=train)

@@ -45,7 +45,6 @@ class Projector(nn.Module):
         self,
         x: jax.Array | LazyMap,
         tokens: jax.Array,
-        *,
         train: bool,
         lazy: bool = False,
     ) -> jax.Array | LazyMap:

@@ -31,7 +31,7 @@ class Kernel(nn.Module):
     def __call__(self) -> jax.Array:
         """Returns the kernel (inside, outside), float32."""
         shape = (self.inside, self.outside)
-        return self.param("kernel", nn.initializers.lecun_normal(), shape)
+        return self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
 
 
 def moments(x: jax.Array, origin: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -65,7 +65,7 @@ class SANAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (batch, H, W, C) to (batch, H, W, C / 4).
 
         Query and key have C / 16 channels.

@@ -80,7 +80,12 @@ class StandAloneAttention(nn.Module):
         """Returns r of each offset, (size * size, heads, depth), float32."""
         half = -(-depth // 2)
         row, column = (
-            self.param(name, nn.initializers.normal(0.1), (self.size, self.heads, half))
+            self.param(
+                name,
+                nn.initializers.normal(0.1),
+                (self.size, self.heads, half),
+                jnp.float32,
+            )
             for name in ("row", "column")
         )
         rest = depth - half
@@ -133,6 +138,7 @@ class BlockAttention(nn.Module):
             "value",
             nn.initializers.lecun_normal(batch_axis=(0,)),
             (self.mixtures, channels, self.features),
+            jnp.float32,
         )
         of_place = jnp.einsum("pm,mio->pio", self._mixture(), maps)
         value = jnp.einsum("bhwpi,pio->bhwpo", x, of_place.astype(self.dtype))
@@ -160,10 +166,14 @@ class BlockAttention(nn.Module):
     def _mixture(self) -> jax.Array:
         """Returns the share of each map at each place, (size * size, mixtures)."""
         normal = nn.initializers.normal(self.features**-0.5)
-        row = self.param("row", normal, (self.size, self.features))
-        column = self.param("column", normal, (self.size, self.features))
-        mixture = self.param("mixture", nn.initializers.normal(1.0), (
-            self.mixtures, self.features,
-        ))  # fmt: skip
+        shape = (self.size, self.features)
+        row = self.param("row", normal, shape, jnp.float32)
+        column = self.param("column", normal, shape, jnp.float32)
+        mixture = self.param(
+            "mixture",
+            nn.initializers.normal(1.0),
+            (self.mixtures, self.features),
+            jnp.float32,
+        )
         place = (row[:, None] + column[None]).reshape(-1, self.features)
         return jax.nn.softmax(place @ mixture.T, axis=-1)

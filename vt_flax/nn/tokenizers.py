@@ -51,7 +51,7 @@ class TokenMap(nn.Module):
 
     @nn.compact
     def __call__(
-        self, pooled: jax.Array, coefficients: jax.Array | None, *, train: bool
+        self, pooled: jax.Array, coefficients: jax.Array | None, train: bool
     ) -> jax.Array:
         """Maps pooled pixels (batch, L, C) to tokens (batch, L, C_T)."""
         if self.position_encoding:
@@ -173,7 +173,7 @@ class DynamicTokenizer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array | LazyMap, tokens: jax.Array | None, *, train: bool
+        self, x: jax.Array | LazyMap, tokens: jax.Array | None, train: bool
     ) -> jax.Array:
         """Maps (batch, H, W, C) and tokens (batch, L, C_T) to new tokens.
 
@@ -215,7 +215,7 @@ class DynamicTokenizer(nn.Module):
         else:
             pooled, maps = self._printed(x.flat_array(self.dtype), query, train=train)
         if maps is not None:
-            maps = maps.reshape(batch, self.heads, -1, height, width)
+            maps = maps.reshape(batch, self.heads, source.shape[1], height, width)
         self.sow("intermediates", "coefficients", maps)
         new = TokenMap(
             self.token_channels,
@@ -238,14 +238,15 @@ class DynamicTokenizer(nn.Module):
         logits = jnp.einsum("blhd,bphd->bhlp", query, key).astype(jnp.float32)
         coefficients = jax.nn.softmax(logits, axis=-1)
         pooled = jnp.einsum("bhlp,bphd->blhd", coefficients.astype(self.dtype), value)
-        return pooled.reshape(*pooled.shape[:2], -1), coefficients
+        return pooled.reshape(*pooled.shape[:2], x.shape[-1]), coefficients
 
     def _fused(self, x, affine, query):
         def kernel(name):
             module = LinearKernel(x.shape[-1], self.groups, self.dtype, name=name)
             return module(x.shape[-1])
 
-        filters = fold(kernel("key"), query.reshape(*query.shape[:2], -1), self.heads)
+        query = query.reshape(*query.shape[:2], x.shape[-1])
+        filters = fold(kernel("key"), query, self.heads)
         blocks = head_blocks(self.heads, self.groups)
         pooled, coefficients = pool(
             x, filters, blocks, affine=affine, weights=self.position_encoding

@@ -35,7 +35,7 @@ class TokenTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, tokens: jax.Array, train: bool) -> jax.Array:
         """Maps tokens (batch, L, C_T) to tokens of the same shape.
 
         Raises:
@@ -93,7 +93,7 @@ class LinearInteraction(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, tokens: jax.Array, train: bool) -> jax.Array:
         """Maps tokens (batch, L, C_T) to tokens of the same shape."""
         chex.assert_rank(tokens, 3)
         tokens = tokens.astype(self.dtype)
@@ -119,7 +119,7 @@ class GraphInteraction(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, tokens: jax.Array, train: bool) -> jax.Array:
         """Maps tokens (batch, L, C_T) to tokens of the same shape."""
         chex.assert_rank(tokens, 3)
         tokens = tokens.astype(self.dtype)
@@ -131,7 +131,7 @@ class GraphInteraction(nn.Module):
                     f"the graph's parameters serve {served} tokens, not {count}"
                 )
         adjacency = self.param(
-            "adjacency", nn.initializers.lecun_normal(), (count, count)
+            "adjacency", nn.initializers.lecun_normal(), (count, count), jnp.float32
         )
         mixed = jnp.einsum("lm,bmc->blc", adjacency.astype(self.dtype), tokens)
         branch = Linear(channels, dtype=self.dtype, name="map")(mixed)

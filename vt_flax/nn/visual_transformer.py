@@ -202,7 +202,7 @@ class VTModule(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array | LazyMap, tokens: jax.Array | None, *, train: bool
+        self, x: jax.Array | LazyMap, tokens: jax.Array | None, train: bool
     ) -> tuple[jax.Array | LazyMap, jax.Array]:
         """Maps (batch, H, W, C_in), tokens to (batch, H, W, features), tokens."""
         options = self.options
@@ -249,7 +249,7 @@ class VTStage(nn.Module):
     survival_probabilities: tuple[float, ...] = ()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """Maps (batch, H, W, C) to a map (batch, H, W, C') and tokens (batch, L, C_T).
 
         C' is `features` once any module has projected, and C before.

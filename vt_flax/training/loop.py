@@ -74,7 +74,12 @@ def train(
       Diverged: at the first step that is not finite; the last checkpoint stays.
       Stopped: after a SIGTERM, when the step that was under way is saved.
     """
-    with contextlib.ExitStack() as stack, processes.failing_together():
+    with (
+        contextlib.ExitStack() as stack,
+        processes.failing_together(),
+        # A run is the same whatever the program around it computes in.
+        jax.enable_x64(False),
+    ):
         return _train(run, workdir, stream or sys.stdout, stack)
 
 

@@ -12,7 +12,7 @@ NAMES = ("rmsprop_tf", "rmsprop_torch", "sgd", "adamw")
 
 
 def decayed(params: Any) -> Any:
-    """Returns True for each parameter that decays: neither normalisation nor bias."""
+    """Returns True for each parameter that decays: no norm scale or bias [choice]."""
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
         name = path[-1].key

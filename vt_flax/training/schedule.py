@@ -115,7 +115,9 @@ def make_schedule(
                 f"schedule.decay_every {config.decay_every!r}: must be over 0"
             )
         count = math.floor(total / every)
-        starts = jnp.asarray([math.ceil(every * i) for i in range(1, count + 1)], int)
+        starts = jnp.asarray(
+            [math.ceil(every * i) for i in range(1, count + 1)], jnp.int32
+        )
 
         def after(step):
             if config.staircase:
@@ -125,7 +127,9 @@ def make_schedule(
             return config.rate * config.decay_factor**periods
 
     elif config.name == "step":
-        boundaries = jnp.asarray([steps(b) - warmup for b in config.boundaries], int)
+        boundaries = jnp.asarray(
+            [steps(b) - warmup for b in config.boundaries], jnp.int32
+        )
 
         def after(step):
             return config.rate * config.decay_factor ** jnp.sum(step >= boundaries)

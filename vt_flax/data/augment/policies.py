@@ -106,7 +106,8 @@ def value_of(name: str, share: float, side: int) -> float:
 
     Args:
       name: an operation.
-      share: of the range; magnitude m of 0 to 9 is m / 9.
+      share: of the range; magnitude m of 0 to 9 is m / 9 [choice: timm and the
+        authors' code for CIFAR divide by 10].
       side: of the images in pixels, for translations: 150 of the 331 pixels that the
         policy was searched with.
     """

@@ -47,6 +47,7 @@ class AAResNet(ResNet):
             raise UserError(f"heads={self.heads}: must be at least 1")
         super().__post_init__()
 
+    @nn.nowrap
     def block_parts(self, stage: int) -> BlockParts:
         """Returns the parts of a stage's blocks: augmented from stage 3 on."""
         if stage == 2:

@@ -2,9 +2,9 @@
 
 Both gates stand after the branch's last normalisation, before the sum. The channel
 gate's two maps have biases, as SE's have; the 7 x 7 convolution has none and is
-normalised: 100 parameters a block more than SE-ResNet. The authors' code keeps that
-normalisation's running statistics with a momentum of their own (0.99); here they are
-kept as all others.
+normalised: 100 parameters a block more than SE-ResNet. In the authors' code that
+normalization's scale starts at zero and its running statistics have a momentum of their
+own (0.99); here both are as everywhere else [choice].
 
 The MACs printed for 50 and 101 layers, 3864 M and 7581 M, are those of
 `variant="msra"`: see `se`.
@@ -54,7 +54,8 @@ class ChannelGate(nn.Module):
         Source: Woo et al., equation 2.
         """
         chex.assert_rank(x, 4)
-        full = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
+        batch, height, width, channels = x.shape
+        full = x.astype(jnp.float32).reshape(batch, height * width, channels)
         pooled = jnp.stack([jnp.mean(full, axis=1), maximum(full, axis=1)], axis=1)
         weights = nn.sigmoid(jnp.sum(channel_map(pooled, self.dtype), axis=1))
         return x.astype(self.dtype) * weights[:, None, None]
@@ -72,7 +73,7 @@ class SpatialGate(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Scales the pixels of (batch, H, W, C).
 
         Source: Woo et al., equation 3; maximum before mean and the normalisation as in
@@ -98,7 +99,7 @@ class Gates(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Scales (batch, H, W, C)."""
         x = ChannelGate(self.dtype, name="channel")(x)
         return SpatialGate(self.norm, self.dtype, name="spatial")(x, train=train)
@@ -107,6 +108,7 @@ class Gates(nn.Module):
 class CBAMResNet(ResNet):
     """CBAM-ResNet-{18, 34, 50, 101}; options as in `Classifier`."""
 
+    @nn.nowrap
     def block_parts(self, stage: int) -> BlockParts:
         """Returns the parts of a gated block."""
         del stage

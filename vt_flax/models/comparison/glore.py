@@ -18,7 +18,8 @@ code: three units in their res4 78.4 %, two more in res3 78.2 %.
 Left open, or done otherwise: the units stand behind blocks 1, 3 and 5, as in the
 authors' networks for video; those are pre-activated, this one is a plain ResNet. The
 adjacency is added, V + A V, as in their code, where the paper writes (I - A) V: A is
-learned. Nodes are means over the pixels, not sums, so that any image size will do.
+learned. Nodes are means over the pixels, not sums, so that any image size will do. The
+last normalization has the network's epsilon; theirs is 1e-4 [choice].
 """
 
 from typing import Any
@@ -51,7 +52,7 @@ class GloReUnit(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (batch, H, W, C) to the same shape, with C / 2 states and C / 4 nodes.
 
         Source: Chen et al., section 3.
@@ -77,6 +78,7 @@ class GloReUnit(nn.Module):
 class GloReResNet(ResNet):
     """GloRe-ResNet-50; options as in `Classifier`."""
 
+    @nn.nowrap
     def block_parts(self, stage: int) -> BlockParts:
         """Returns the parts of a stage: in stage 4, units behind every second block."""
         if stage != STAGE:

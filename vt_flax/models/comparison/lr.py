@@ -37,7 +37,7 @@ class LRStem(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps images (batch, H, W, 3) to (batch, H / 4, W / 4, width), or H, W."""
         x = Conv(self.width, 1, dtype=self.dtype, name="conv")(x)
         x = nn.relu(self.norm.layer("norm")(x, train=train))
@@ -77,11 +77,13 @@ class LRNet(ResNet):
         check_formulation(self.formulation)
         super().__post_init__()
 
+    @nn.nowrap
     def stage_width(self, stage: int) -> int:
         """See `Backbone`."""
         width = self.width if self.bottleneck else self.width * BASIC // 64
         return width * 2 ** (stage - 2)
 
+    @nn.nowrap
     def block_parts(self, stage: int) -> BlockParts:
         """See `Backbone`."""
 
@@ -94,6 +96,7 @@ class LRNet(ResNet):
         inner = self.width * 2 ** (stage - 2) * INNER // 64
         return BlockParts(conv, inner=inner)
 
+    @nn.nowrap
     def make_stem(self) -> nn.Module:
         """See `Backbone`."""
         return LRStem(

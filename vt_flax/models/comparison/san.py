@@ -36,7 +36,7 @@ class SANStem(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps images (batch, H, W, 3) to (batch, H, W, width)."""
         x = Linear(self.width, dtype=self.dtype, name="conv")(x)
         return nn.relu(self.norm.layer("norm")(x, train=train))
@@ -60,7 +60,7 @@ class SANBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (batch, H, W, C) to the same shape."""
         y = nn.relu(self.norm.layer("norm1")(x, train=train))
         y = self.attention(name="attention")(y, train=train)
@@ -92,7 +92,7 @@ class SANStage(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (batch, H, W, C) to (batch, H / 2, W / 2, channels), or H, W.
 
         At an odd side the last pixels are pooled alone.
@@ -146,10 +146,12 @@ class SAN(Classifier):
         check_formulation(self.formulation)
         super().__post_init__()
 
+    @nn.nowrap
     def make_stem(self) -> nn.Module:
         """See `Backbone`."""
         return SANStem(self.width, self.normalization(), self.dtype, name="stem")
 
+    @nn.nowrap
     def make_stage(self, stage: int, survivals: tuple[float, ...]) -> nn.Module:
         """Returns a stage, 1 to 5, with blocks of these survival probabilities."""
         norm = self.normalization()
@@ -172,7 +174,7 @@ class SAN(Classifier):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, train: bool = False, features: bool = False
+        self, x: jax.Array, train: bool = False, features: bool = False
     ) -> jax.Array | dict:
         """Classifies images: see `ResNet`; C2 to C5 are the maps of stages 2 to 5."""
         x = self.run_stem(x, train=train)

@@ -29,7 +29,7 @@ class AttentionStem(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps images (batch, H, W, 3) to (batch, H / 4, W / 4, width), or H, W."""
         x = BlockAttention(self.width, self.heads, dtype=self.dtype, name="attention")(
             x
@@ -101,6 +101,7 @@ class StandAloneResNet(ResNet):
             )
         super().__post_init__()
 
+    @nn.nowrap
     def block_parts(self, stage: int) -> BlockParts:
         """See `Backbone`."""
         del stage
@@ -113,6 +114,7 @@ class StandAloneResNet(ResNet):
 
         return BlockParts(conv)
 
+    @nn.nowrap
     def make_stem(self) -> nn.Module:
         """See `Backbone`."""
         return AttentionStem(

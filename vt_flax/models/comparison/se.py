@@ -56,7 +56,7 @@ class ChannelGate(nn.Module):
     multiple: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Scales the channels of (batch, H, W, C); the same in training.
 
         Source: Hu et al., equations 2 to 4.
@@ -83,6 +83,7 @@ class SEResNet(ResNet):
 
     gate_multiple: int = 1
 
+    @nn.nowrap
     def block_parts(self, stage: int) -> BlockParts:
         """Returns the parts of a gated block."""
         del stage
