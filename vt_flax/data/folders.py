@@ -1,5 +1,6 @@
 """Images in class folders."""
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Sequence
@@ -7,10 +8,18 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from PIL import Image
 
+from vt_flax.data.orientation import orientation_in
+from vt_flax.data.pillow_decoder import Decoded, decode_opened, has_more_than_8_bits
 from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.errors import UserError, nearest
 
+# Formats whose images have 8 bits.
+SUFFIXES_OF_8_BITS = (".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+# Other files of a split whose headers are read before a run starts, and images of more
+# bits that are decoded then.
+HEADERS, DECODED = 32, 8
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
@@ -77,6 +86,8 @@ class FolderSource(RandomAccessSource):
             raise UserError(f"split {split!r} of folder:{path} is empty")
         self.class_names = tuple(folder.name for folder in classes)
         self._files = files
+        deep = _notes_on_levels(self.name, [file for file, _ in files])
+        self.notes = (*self.notes, *deep)
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -94,9 +105,10 @@ class FolderSource(RandomAccessSource):
         for i in indices:
             file, label = self._files[i]
             try:
-                examples.append(Example(file.read_bytes(), label))
+                encoded = file.read_bytes()
             except OSError as error:
                 raise UserError(f"{file}: {error.strerror or error}") from error
+            examples.append(Example(encoded, label, orientation_in(encoded)))
         return examples
 
     def describe(self, index: int) -> str:
@@ -156,6 +168,43 @@ def _images(folder: epath.Path) -> tuple[list[epath.Path], list[str]]:
         else:
             others.append(file.suffix.lower())
     return images, others
+
+
+def _notes_on_levels(name: str, files: Sequence[epath.Path]) -> list[str]:
+    """Returns notes on images of 16 and 32 bits, from a small sample.
+
+    Most formats have 8 bits: of JPEGs, say, no file is read.
+    """
+    files = [
+        file for file in files if not str(file).lower().endswith(SUFFIXES_OF_8_BITS)
+    ]
+    deep: dict[int, list[tuple[epath.Path, Decoded]]] = {12: [], 16: [], 32: []}
+    for file in files[:: -(-len(files) // HEADERS) or 1]:
+        # An image that cannot be read is named when its turn comes.
+        with (
+            contextlib.suppress(Exception),
+            file.open("rb") as stream,
+            Image.open(stream) as image,
+        ):
+            if has_more_than_8_bits(image):
+                decoded = decode_opened(image)
+                deep[decoded.bits].append((file, decoded))
+        if sum(map(len, deep.values())) == DECODED:
+            break
+    notes = []
+    if deep[16] and all(decoded.is_dark for _, decoded in deep[16]):
+        file, brightest = max(deep[16], key=lambda found: found[1].highest)
+        notes.append(
+            f"{name}: {file}, the brightest of {len(deep[16])} images of 16 bits that "
+            f"were looked at: {brightest.note}"
+        )
+    if deep[32]:
+        file, decoded = deep[32][0]
+        notes.append(
+            f"{name}: {file}: {decoded.note}; every image of 32 bits is stretched by "
+            "its own levels: save 8 bits to keep the brightness of one to another"
+        )
+    return notes
 
 
 def _told_empty(root: epath.Path, empty: Sequence[epath.Path]) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any
 from etils import epath
 
 from vt_flax.data.host import tensorflow
-from vt_flax.data.source import Example, RandomAccessSource, StreamSource
+from vt_flax.data.orientation import UPRIGHT
+from vt_flax.data.source import Example, RandomAccessSource, Records, StreamSource
 from vt_flax.errors import UserError, first_line
 
 
@@ -83,12 +84,19 @@ class TFDSRecords(RandomAccessSource):
             examples.append(Example(image, label))
         return examples
 
-    def fetch(self, indices: Sequence[int]) -> tuple[list[bytes], list[int]]:
-        """Returns serialized examples, which `parse` takes apart, and as many zeros."""
+    def fetch(self, indices: Sequence[int]) -> Records:
+        """Returns serialized examples, which `parse` takes apart, and as many zeros.
+
+        Images are used as they are stored, as users of TFDS expect: upright by
+        definition, whatever their EXIF data say.
+        """
         records = self._data.data_source
-        if self._remote:
-            return list(records.__getitems__(indices)), [0] * len(indices)
-        return [records[index] for index in indices], [0] * len(indices)
+        found = (
+            list(records.__getitems__(indices))
+            if self._remote
+            else [records[index] for index in indices]
+        )
+        return found, [0] * len(found), [UPRIGHT] * len(found)
 
     def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
         """Returns file and label, scalar tensors, of a serialized example."""
