@@ -158,10 +158,10 @@ def test_few_bits_in_16_are_told(tmp_path):
 def test_levels_of_32_bits_are_told(tmp_path):
     add_images(tmp_path / "ant", 2)
     add_images(tmp_path / "bee", 2)
-    levels = np.linspace(0, 2, 24, dtype=np.float32).reshape(4, 6)
+    levels = np.linspace(0, 1, 24, dtype=np.float32).reshape(4, 6)
     Image.fromarray(levels).save(tmp_path / "bee" / "a.tif")
     (note,) = open_source(f"folder:{tmp_path}", "all").notes
-    assert "bee/a.tif: 32 bits brought to 8: 0 is black, 2 is white" in note
+    assert "bee/a.tif: 32 bits brought to 8: 0 is black, 1 is white" in note
 
 
 def test_a_class_without_images(flat):
