@@ -29,11 +29,10 @@ CLASSES = "classes.txt"
 class ImageMaskFolder(pairs.PairsBuilder):
     """Images and their masks, as a folder has them.
 
-    Images are used as they are stored: an orientation in their EXIF data turns neither
-    them nor their masks. Without a list of names, there are as many classes as the
-    highest label says. TFDS has no split of the name `all`, so that images without
-    split folders are the split `train`: slices such as `train[:90%]` and `train[90%:]`
-    part them.
+    Images and masks whose EXIF orientation is not upright are refused. Without a list
+    of names, there are as many classes as the highest label says. TFDS has no split of
+    the name `all`, so that images without split folders are the split `train`: slices
+    such as `train[:90%]` and `train[90%:]` part them.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -46,6 +45,7 @@ class ImageMaskFolder(pairs.PairsBuilder):
     there is no label
     """
     PALETTES = False
+    ANY_ORIENTATION = False
 
     def _list(self, manual: epath.Path) -> pairs.Listing:
         images, masks = (
