@@ -138,6 +138,9 @@ def others():
     for value, turn in TURNS.items():
         exif = with_orientation(value)
         yield f"exif{value}.tif", encode(RGB, "TIFF", **exif), turn(RGB)
+        # One channel, which Pillow maps into memory where it can.
+        grey = encode(GREY, "TIFF", **exif)
+        yield f"grey{value}.tif", grey, in_rgb(turn(GREY))
         lzw = encode(RGB, "TIFF", compression="tiff_lzw", **exif)
         yield f"lzw{value}.tif", lzw, turn(RGB)
         webp = encode(RGB, "WEBP", lossless=True, **exif)

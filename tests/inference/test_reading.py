@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import struct
 
 import numpy as np
 import pytest
@@ -147,6 +148,24 @@ def test_orientation_is_ignored_where_asked(ending, tmp_path):
     np.testing.assert_array_equal(read_picture(file).pixels, np.rot90(plain, -1))
 
 
+def test_planes_of_16_bits_are_refused(tmp_path):
+    """Pillow would read every other byte of them."""
+    planes = np.zeros((3, 4, 5), np.uint16).tobytes()
+    tags = {256: 5, 257: 4, 258: 16, 259: 1, 262: 2, 277: 3, 278: 4, 284: 2}
+    end = 8 + len(planes)
+    tags |= {273: (end, [8, 48, 88]), 279: (end + 12, [40] * 3)}
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4, *((3, v[0]) if isinstance(v, tuple) else (1, v)))
+        for tag, v in sorted(tags.items())
+    )
+    more = struct.pack("<6I", *tags[273][1], *tags[279][1])
+    head = struct.pack("<2sHI", b"II", 42, end + 24)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(head + planes + more + directory)
+    with pytest.raises(UserError, match="a.tif: .*16 bits in separate planes"):
+        read_picture(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (2000, 1)])
 def test_odd_sizes(shape, tmp_path):
     array = noise(*shape)
@@ -249,10 +268,10 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
         (tmp_path / "a.png").chmod(0)
     else:  # whom no permission keeps out
 
-        def refuse(file):
+        def refuse(file, mode):
             raise PermissionError(13, "Permission denied", str(file))
 
-        monkeypatch.setattr(Image, "open", refuse)
+        monkeypatch.setattr(pathlib.Path, "open", refuse)
     with pytest.raises(UserError, match="a.png: Permission denied$"):
         read_picture(tmp_path / "a.png")
 

@@ -4,7 +4,7 @@ import dataclasses
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from vt_flax.data.orientation import UPRIGHT, as_stored, orientation_of
 
@@ -58,6 +58,10 @@ def decode_opened(image: Image.Image) -> Decoded:
       Exception: of any type, if the file is damaged.
     """
     raw_mode = _raw_mode(image)  # which is gone after loading
+    if image.format == "TIFF" and ";16" not in raw_mode:
+        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        if raw_mode and max(bits) == 16:
+            raise ValueError("16 bits in separate planes, which Pillow cannot read")
     # Pillow turns a TIFF as it loads it; of a PNG, EXIF data may follow the pixels.
     turned = orientation_of(image) if image.format == "TIFF" else UPRIGHT
     # The mode is final only now: of some files a palette is found on loading.

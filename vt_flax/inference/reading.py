@@ -117,7 +117,9 @@ def _read_file(file: pathlib.Path, *, ignore_orientation: bool) -> Picture:
                 f"{name}: {status.st_size / 2**30:.1f} GiB are more than the "
                 f"{MOST_BYTES >> 30} GiB that are read: make it smaller"
             )
-        with Image.open(file) as image:
+        # Not by its name: Pillow would map some TIFFs into memory, and get those wrong
+        # that are turned by a quarter.
+        with file.open("rb") as stream, Image.open(stream) as image:
             return _decode(name, image, ignore_orientation=ignore_orientation)
 
 
