@@ -27,6 +27,7 @@ TRAIN_CROPS = ("random_resized", "pad", "centre")
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 
 JPEG_END = b"\xff\xd9"
+CMYK_CHANNELS = 4
 
 Tensor = Any
 Crop = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -99,22 +100,22 @@ def random_resized_crop(
     tf = tensorflow()
     orientation = tf.convert_to_tensor(orientation)
 
+    jpeg_shape = shape_for_parts(encoded)
+
     def drawn(stored: Tensor) -> tuple[Tensor, Tensor]:
         """Returns a part of the upright image, and that image's shape."""
-        shape = exchanged(stored[:2], orientation)
-        box = random_box(tf.concat([shape, [3]], 0), min_area, seed)
-        return box, shape
+        shape = exchanged(stored, orientation)
+        return random_box(shape, min_area, seed), shape
 
     def from_jpeg() -> Tensor:
-        box, shape = drawn(tf.io.extract_jpeg_shape(encoded))
+        box, shape = drawn(jpeg_shape)
         side = tf.minimum(box[2], box[3])
 
         def part(ratio: int) -> Callable[[], Tensor]:
             # In the coordinates of the image that the decoder makes.
             def decoded() -> Tensor:
                 reduced = tf.maximum(box // ratio, [0, 0, 1, 1])
-                reduced_shape = -(-shape // ratio)
-                window = stored_box(reduced, reduced_shape, orientation)
+                window = stored_box(reduced, -(-shape // ratio), orientation)
                 return tf.io.decode_and_crop_jpeg(encoded, window, 3, ratio=ratio)
 
             return decoded
@@ -132,7 +133,7 @@ def random_resized_crop(
         top, left, height, width = tf.unstack(window)
         return image[top : top + height, left : left + width]
 
-    image = tf.cond(has_readable_parts(encoded), from_jpeg, from_other)
+    image = tf.cond(jpeg_shape[0] > 0, from_jpeg, from_other)
     image = turned_upright(image, orientation)
     # From float: twice as fast as from uint8, with the same result.
     image = tf.raw_ops.ResizeBilinear(
@@ -249,23 +250,24 @@ def centre_crop_pixels(
     return tf.ensure_shape(crop, (size, size, 3))
 
 
-def has_readable_parts(encoded: Tensor) -> Tensor:
-    """Tells whether a file is a JPEG of which parts can be decoded by themselves.
+def shape_for_parts(encoded: Tensor) -> Tensor:
+    """Returns the shape (3,) of a JPEG of which parts can be decoded; else zeros.
 
-    It must begin and end as a JPEG; ImageNet has a PNG among them. A decoder that is
-    asked for a part would not notice that a file is cut off below it. CMYK is left to
-    Pillow; see `decode`.
+    The file must begin and end as a JPEG; ImageNet has a PNG among them. A decoder that
+    is asked for a part would not notice that a file is cut off below it. CMYK is left
+    to Pillow; see `decode`.
     """
     tf = tensorflow()
     start = tf.strings.substr(encoded, 0, len(JPEG_START))
     # A position before the start would be an error, and this one is none yet.
     length = tf.strings.length(encoded)
     end = tf.strings.substr(encoded, tf.maximum(length - 2, 0), 2)
-    return tf.cond(
+    shape = tf.cond(
         (start == JPEG_START) & (end == JPEG_END),
-        lambda: ~_is_cmyk(encoded),
-        lambda: tf.constant(False),
+        lambda: tf.io.extract_jpeg_shape(encoded),
+        lambda: tf.zeros(3, tf.int32),
     )
+    return shape * tf.cast(shape[2] != CMYK_CHANNELS, tf.int32)
 
 
 def decode(encoded: Tensor) -> Tensor:
@@ -307,7 +309,7 @@ def decode(encoded: Tensor) -> Tensor:
 
 def _is_cmyk(encoded: Tensor) -> Tensor:
     """Tells whether a JPEG has four channels."""
-    return tensorflow().io.extract_jpeg_shape(encoded)[2] == 4
+    return tensorflow().io.extract_jpeg_shape(encoded)[2] == CMYK_CHANNELS
 
 
 def why_unreadable(encoded: bytes, error: Exception) -> str:

@@ -161,13 +161,21 @@ def _reversed(orientation: Any) -> tuple[Any, Any]:
 
 
 # The same inside tf.data, where an image is cut out as it is stored, and the small part
-# is turned.
+# is turned. Most images are upright: the operations for others are in branches, for
+# dozens of them would take a twentieth of an image's time.
 
 
-def exchanged(pair: Tensor, orientation: Tensor) -> Tensor:
-    """Returns (rows, columns) of the stored image from the upright one's, and back."""
+def exchanged(shape: Tensor, orientation: Tensor) -> Tensor:
+    """Returns the stored shape (rows, columns, ...) from the upright one, and back.
+
+    Only the first two change.
+    """
     tf = tensorflow()
-    return tf.where(orientation >= FIRST_TRANSPOSED, pair[::-1], pair)
+    return tf.cond(
+        orientation < FIRST_TRANSPOSED,
+        lambda: shape,
+        lambda: tf.concat([shape[1::-1], shape[2:]], 0),
+    )
 
 
 def stored_box(box: Tensor, shape: Tensor, orientation: Tensor) -> Tensor:
@@ -175,16 +183,21 @@ def stored_box(box: Tensor, shape: Tensor, orientation: Tensor) -> Tensor:
 
     Args:
       box: (4,), top, left, height and width in the upright image.
-      shape: (2,), height and width of the upright image.
+      shape: height and width of the upright image, and maybe more.
       orientation: scalar.
 
     Returns:
       (4,), top, left, height and width in the stored image.
     """
     tf = tensorflow()
-    at, lengths = box[:2], box[2:]
-    at = tf.where(tf.stack(_reversed(orientation)), shape - at - lengths, at)
-    return tf.concat([exchanged(at, orientation), exchanged(lengths, orientation)], 0)
+
+    def turned() -> Tensor:
+        at, lengths = box[:2], box[2:]
+        at = tf.where(tf.stack(_reversed(orientation)), shape[:2] - at - lengths, at)
+        pairs = [exchanged(at, orientation), exchanged(lengths, orientation)]
+        return tf.concat(pairs, 0)
+
+    return tf.cond(orientation == UPRIGHT, lambda: box, turned)
 
 
 def turned_upright(image: Tensor, orientation: Tensor) -> Tensor:
@@ -192,8 +205,7 @@ def turned_upright(image: Tensor, orientation: Tensor) -> Tensor:
     tf = tensorflow()
 
     def turned() -> Tensor:
-        order = exchanged(tf.constant([0, 1]), orientation)
-        result = tf.transpose(image, tf.concat([order, [2]], 0))
+        result = tf.transpose(image, exchanged(tf.range(3), orientation))
         return tf.reverse(result, tf.where(tf.stack(_reversed(orientation)))[:, 0])
 
     return tf.cond(orientation == UPRIGHT, lambda: image, turned)
