@@ -100,40 +100,40 @@ def random_resized_crop(
     tf = tensorflow()
     orientation = tf.convert_to_tensor(orientation)
 
-    jpeg_shape = shape_for_parts(encoded)
-
     def drawn(stored: Tensor) -> tuple[Tensor, Tensor]:
         """Returns a part of the upright image, and that image's shape."""
         shape = exchanged(stored, orientation)
         return random_box(shape, min_area, seed), shape
 
-    def from_jpeg() -> Tensor:
-        box, shape = drawn(jpeg_shape)
-        side = tf.minimum(box[2], box[3])
-
-        def part(ratio: int) -> Callable[[], Tensor]:
-            # In the coordinates of the image that the decoder makes.
-            def decoded() -> Tensor:
-                reduced = tf.maximum(box // ratio, [0, 0, 1, 1])
-                window = stored_box(reduced, -(-shape // ratio), orientation)
-                return tf.io.decode_and_crop_jpeg(encoded, window, 3, ratio=ratio)
-
-            return decoded
-
-        def reduced() -> Tensor:
-            times = tf.minimum(side // size, 8)
-            branch = tf.cast(times >= 4, tf.int32) + tf.cast(times >= 8, tf.int32)
-            return tf.switch_case(branch, [part(2), part(4), part(8)])
-
-        return tf.cond(side >= 2 * size, reduced, part(1))
-
-    def from_other() -> Tensor:
-        image = decode(encoded)
-        window = stored_box(*drawn(tf.shape(image)), orientation)
+    def cut(image: Tensor, window: Tensor) -> Tensor:
         top, left, height, width = tf.unstack(window)
         return image[top : top + height, left : left + width]
 
-    image = tf.cond(jpeg_shape[0] > 0, from_jpeg, from_other)
+    def from_jpeg() -> Tensor:
+        stored = tf.io.extract_jpeg_shape(encoded)
+        box, shape = drawn(stored)
+        is_cmyk = stored[2] == CMYK_CHANNELS
+        times = tf.where(is_cmyk, 0, tf.minimum(box[2], box[3]) // size)
+        branch = tf.reduce_sum(tf.cast(times >= [2, 4, 8], tf.int32))
+        # In the coordinates of the image that the decoder makes. Once for all branches:
+        # operations cost time also where they are in a branch that is not taken.
+        ratio = tf.bitwise.left_shift(1, branch)
+        reduced = tf.maximum(box // ratio, [0, 0, 1, 1])
+        window = stored_box(reduced, -(-shape // ratio), orientation)
+
+        def part(ratio: int) -> Callable[[], Tensor]:
+            return lambda: tf.io.decode_and_crop_jpeg(encoded, window, 3, ratio=ratio)
+
+        return tf.switch_case(
+            tf.where(is_cmyk, 4, branch),
+            [*map(part, (1, 2, 4, 8)), lambda: cut(_with_pillow(encoded), window)],
+        )
+
+    def from_other() -> Tensor:
+        image = decode(encoded)
+        return cut(image, stored_box(*drawn(tf.shape(image)), orientation))
+
+    image = tf.cond(is_whole_jpeg(encoded), from_jpeg, from_other)
     image = turned_upright(image, orientation)
     # From float: twice as fast as from uint8, with the same result.
     image = tf.raw_ops.ResizeBilinear(
@@ -250,24 +250,18 @@ def centre_crop_pixels(
     return tf.ensure_shape(crop, (size, size, 3))
 
 
-def shape_for_parts(encoded: Tensor) -> Tensor:
-    """Returns the shape (3,) of a JPEG of which parts can be decoded; else zeros.
+def is_whole_jpeg(encoded: Tensor) -> Tensor:
+    """Tells whether a file begins and ends as a JPEG; ImageNet has a PNG among them.
 
-    The file must begin and end as a JPEG; ImageNet has a PNG among them. A decoder that
-    is asked for a part would not notice that a file is cut off below it. CMYK is left
-    to Pillow; see `decode`.
+    A decoder that is asked for a part would not notice that a file is cut off below it.
+    One that does not end as it should is decoded in full.
     """
     tf = tensorflow()
     start = tf.strings.substr(encoded, 0, len(JPEG_START))
     # A position before the start would be an error, and this one is none yet.
     length = tf.strings.length(encoded)
     end = tf.strings.substr(encoded, tf.maximum(length - 2, 0), 2)
-    shape = tf.cond(
-        (start == JPEG_START) & (end == JPEG_END),
-        lambda: tf.io.extract_jpeg_shape(encoded),
-        lambda: tf.zeros(3, tf.int32),
-    )
-    return shape * tf.cast(shape[2] != CMYK_CHANNELS, tf.int32)
+    return (start == JPEG_START) & (end == JPEG_END)
 
 
 def decode(encoded: Tensor) -> Tensor:
@@ -283,33 +277,33 @@ def decode(encoded: Tensor) -> Tensor:
     """
     tf = tensorflow()
 
-    def with_pillow() -> Tensor:
-        image = tf.numpy_function(_decode_with_pillow, [encoded], tf.uint8)
-        with tf.control_dependencies([tf.debugging.assert_positive(tf.size(image))]):
-            return tf.identity(image)
-
     def from_jpeg() -> Tensor:
         # Pillow's transform; the default is a faster one, up to 15 levels off.
         return tf.io.decode_jpeg(encoded, 3, dct_method="INTEGER_ACCURATE")
 
-    def from_other() -> Tensor:
-        start = tf.strings.substr(encoded, 0, len(PNG_START))
-        return tf.cond(
-            start == PNG_START, lambda: tf.io.decode_png(encoded, 3), with_pillow
-        )
-
-    start = tf.strings.substr(encoded, 0, len(JPEG_START))
+    start = tf.strings.substr(encoded, 0, len(PNG_START))
     image = tf.cond(
-        start == JPEG_START,
-        lambda: tf.cond(_is_cmyk(encoded), with_pillow, from_jpeg),
-        from_other,
+        tf.strings.substr(start, 0, len(JPEG_START)) == JPEG_START,
+        lambda: tf.cond(
+            tf.io.extract_jpeg_shape(encoded)[2] == CMYK_CHANNELS,
+            lambda: _with_pillow(encoded),
+            from_jpeg,
+        ),
+        lambda: tf.cond(
+            start == PNG_START,
+            lambda: tf.io.decode_png(encoded, 3),
+            lambda: _with_pillow(encoded),
+        ),
     )
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def _is_cmyk(encoded: Tensor) -> Tensor:
-    """Tells whether a JPEG has four channels."""
-    return tensorflow().io.extract_jpeg_shape(encoded)[2] == CMYK_CHANNELS
+def _with_pillow(encoded: Tensor) -> Tensor:
+    """Decodes a whole file with Pillow; see `decode`."""
+    tf = tensorflow()
+    image = tf.numpy_function(_decode_with_pillow, [encoded], tf.uint8)
+    with tf.control_dependencies([tf.debugging.assert_positive(tf.size(image))]):
+        return tf.ensure_shape(image, (None, None, 3))
 
 
 def why_unreadable(encoded: bytes, error: Exception) -> str:
