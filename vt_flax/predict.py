@@ -13,6 +13,10 @@ segmentation those of the projectors. OUT/index.html has all images in one page 
 needs nothing else: their classes, masks and tokens, to be sorted in the browser. What
 an earlier predict has left in OUT is replaced; of other files, only with --overwrite.
 
+Images are turned upright by their EXIF orientation, as training and evaluation turn
+those of class folders. A network that was trained on a TFDS dataset has seen images as
+they are stored; --ignore_orientation uses them like that.
+
 Averaged weights are taken where there are any. The configuration is the workdir's;
 --config.k=v changes it. A file that is no image is named, the others are done; the exit
 status is then 2.
@@ -59,6 +63,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--heads", action="store_true", help="with --tokens: also head by head"
     )
+    parser.add_argument(
+        "--ignore_orientation",
+        action="store_true",
+        help="use images as they are stored, not turned by their EXIF orientation",
+    )
     cli.add_format_argument(parser)
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="files, folders or patterns"
@@ -104,7 +113,9 @@ def main(argv: Sequence[str]) -> None:
                 out, network, tokens=args.tokens, heads=args.heads, top=top
             )
             stack.enter_context(gallery.page)
-        rows = _predict(files, names, network, gallery, top, refused)
+        rows = _predict(
+            files, names, network, gallery, top, refused, args.ignore_orientation
+        )
     cli.print_rows(rows, args.format, network.title)
     if out is not None:
         print(f"wrote {out / PAGE}", file=sys.stderr)
@@ -119,6 +130,7 @@ def _predict(
     gallery: "Gallery | None",
     top: int,
     refused: list[str],
+    ignore_orientation: bool,
 ) -> list[dict[str, Any]]:
     """Goes through the files a batch at a time, and returns a row for each image.
 
@@ -129,6 +141,7 @@ def _predict(
       gallery: where pictures are drawn, if they are.
       top: classes of a row.
       refused: what is wrong with a file is added to it.
+      ignore_orientation: keeps images as they are stored.
     """
     from vt_flax.inference.gallery import Shown
     from vt_flax.inference.reading import read_picture
@@ -152,7 +165,8 @@ def _predict(
         tqdm(files, unit=" images", disable=None, leave=False, file=sys.stderr)
     ):
         try:
-            some.append(Shown.of(read_picture(file), network))
+            picture = read_picture(file, ignore_orientation=ignore_orientation)
+            some.append(Shown.of(picture, network))
             own.append(names[i] if gallery else "")
         except UserError as error:
             _refuse(str(error), refused)

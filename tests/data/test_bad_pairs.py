@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from image_files import with_orientation
 from pair_trees import draw_image, draw_labels, make_lip, with_palette, write
 from PIL import Image
 from test_prepare_pairs import make_ade20k
@@ -53,20 +54,21 @@ def test_different_sizes(tree):
     write(tree / "masks" / "3.png", LABELS[:-1])
     message = refused("image_mask_folder", tree)
     assert re.search(r"/3.png has 30 x 19 pixels, its image .*3.jpg 30 x 20", message)
-    assert "EXIF" not in message
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_masks_of_a_turned_image(tree, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image = draw_image(0, 30, 20)
-    write(tree / "images" / "3.jpg", image, exif=exif.tobytes())
-    write(tree / "masks" / "3.png", np.ascontiguousarray(LABELS.T))
+@pytest.mark.parametrize("kind", ["images", "masks"])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_file_that_is_not_upright(tree, kind, orientation):
+    """Even if both are square, or it is only mirrored, so that the sizes agree."""
+    content = draw_image(0, 20, 20), LABELS[:, :20]
+    for name, image in zip(("images/3.jpg", "masks/3.png"), content, strict=True):
+        options = with_orientation(orientation) if name.startswith(kind) else {}
+        write(tree / name, np.ascontiguousarray(image), **options)
     message = refused("image_mask_folder", tree)
-    assert "masks/3.png has 20 x 30 pixels" in message
-    # 6 and 8 are quarter turns.
-    assert ("EXIF orientation would turn it" in message) == (orientation > 4)
+    assert re.search(
+        rf"{kind}/3.(jpg|png): its EXIF orientation is {orientation}", message
+    )
+    assert "mogrify -auto-orient" in message and "exif_transpose" in message
 
 
 @pytest.mark.parametrize("value", [4, 100, 254])

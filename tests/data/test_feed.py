@@ -19,15 +19,15 @@ def chunks(count=None, taken=None):
         if taken is not None:
             taken.append(i)
         rows = np.arange(i * 3, i * 3 + 3)
-        yield rows, [b"%d" % row for row in rows], [int(row) % 10 for row in rows]
+        numbers = rows.tolist()
+        labels, orientations = [n % 10 for n in numbers], [n % 8 + 1 for n in numbers]
+        yield rows, [b"%d" % n for n in numbers], labels, orientations
 
 
 def test_everything_arrives_in_order():
     given = Feed(chunks(10))
     found = list(given.dataset().as_numpy_iterator())
-    assert [(row, record, label) for row, record, label in found] == [
-        (row, b"%d" % row, row % 10) for row in range(30)
-    ]
+    assert found == [(n, b"%d" % n, n % 10, n % 8 + 1) for n in range(30)]
     given.check()
     given.close()
 
@@ -79,7 +79,7 @@ from vt_flax.data.feed import Feed
 
 def chunks():
     for i in itertools.count():
-        yield np.zeros(1), [b"x"], [0]
+        yield np.zeros(1), [b"x"], [0], [1]
 
 closed, left = Feed(chunks()), Feed(chunks())
 next(closed.dataset().as_numpy_iterator())

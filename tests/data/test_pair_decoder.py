@@ -55,7 +55,7 @@ class Pairs(RandomAccessSource):
 
     def fetch(self, indices):
         records = [tf.io.serialize_tensor(self.pairs[i]).numpy() for i in indices]
-        return records, [0] * len(records)
+        return records, [0] * len(records), [1] * len(records)
 
     def parse(self, record, label):
         return tuple(tf.unstack(tf.io.parse_tensor(record, tf.string), 2))

@@ -91,7 +91,8 @@ def test_records_in_tensorflow(plain):
     source = TFDSPairs(plain[0], "roads", "train", num_classes=3)
     indices = [3, 1, 5]
     for kept in (source, cached(source)):
-        records, labels = kept.fetch(indices)
+        records, labels, orientations = kept.fetch(indices)
+        assert orientations == [1] * len(indices)
         for pair, record, label in zip(
             source.read(indices), records, labels, strict=True
         ):

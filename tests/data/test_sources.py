@@ -141,6 +141,30 @@ def test_files_of_other_kinds_are_left_out(flat):
     assert source.notes == (f"{flat}: {told}",)
 
 
+def test_few_bits_in_16_are_told(tmp_path):
+    """One image that is bright enough shows that white is 65,535."""
+    add_images(tmp_path / "ant", 2)
+    add_images(tmp_path / "bee", 2)
+    levels = np.linspace(0, 4095, 24).astype(np.uint16).reshape(4, 6)
+    for name, times in (("a.png", 1), ("b.tif", 1), ("c.tif", 16)):
+        Image.fromarray(levels * times).save(tmp_path / "ant" / name)
+        notes = open_source(f"folder:{tmp_path}", "all").notes
+        if times == 1:
+            (note,) = notes
+            assert f"{tmp_path}/ant/a.png" in note
+            assert "no level is above 4,095" in note
+    assert notes == ()
+
+
+def test_levels_of_32_bits_are_told(tmp_path):
+    add_images(tmp_path / "ant", 2)
+    add_images(tmp_path / "bee", 2)
+    levels = np.linspace(0, 1, 24, dtype=np.float32).reshape(4, 6)
+    Image.fromarray(levels).save(tmp_path / "bee" / "a.tif")
+    (note,) = open_source(f"folder:{tmp_path}", "all").notes
+    assert "bee/a.tif: 32 bits brought to 8: 0 is black, 1 is white" in note
+
+
 def test_a_class_without_images(flat):
     """Of all data it is a mistake, as of files in a format that is not read."""
     (flat / "dog").mkdir()

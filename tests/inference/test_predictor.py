@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from image_files import with_orientation
 from made_workdirs import make_workdir
 from PIL import Image, ImageOps
 from tiny_networks import CANVAS, MAP, NAMES, RESNET, SIDE, classifier, segmenter
@@ -67,6 +68,32 @@ def test_classifiers_see_what_evaluation_sees(classify, tmp_path):
         expected = np.concatenate([batch["image"] for batch in batches])
     for file, image in zip(files, expected, strict=True):
         np.testing.assert_array_equal(classify.view(file).pixels, image)
+
+
+def test_orientation_is_ignored_where_asked(classify, tmp_path):
+    """By every method; the same pixels without the tag are what to expect."""
+    data = classify.task.config.data
+    side = data.eval_resize or data.image_size  # so that nothing is resized
+    image = Image.fromarray(noise(side, side + 8))
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "turned.png", **with_orientation(8))
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "upright.png")
+
+    def seen(name, **options):
+        file = tmp_path / name
+        tokens = classify.tokens(file, **options)["module1"].coefficients
+        features = classify.features(file, **options)
+        (prediction,) = classify.predict(file, **options)
+        view = classify.view(file, **options).pixels
+        return view, tokens, features["C4"], prediction.shares
+
+    ignored = seen("turned.png", ignore_orientation=True)
+    for found, name in ((ignored, "plain.png"), (seen("turned.png"), "upright.png")):
+        *arrays, shares = seen(name)
+        for ours, expected in zip(found, arrays, strict=False):
+            np.testing.assert_array_equal(ours, expected)
+        assert found[-1] == shares
+    assert not np.array_equal(ignored[0], seen("turned.png")[0])
 
 
 def test_probabilities(classify):

@@ -10,6 +10,7 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+from image_files import with_orientation
 from PIL import Image
 from tiny_networks import CANVAS, NAMES, classifier, segmenter
 
@@ -229,6 +230,20 @@ def test_all_kinds_of_files_at_once(run, tmp_path):
         ]
         assert len(errors) == 6
         shutil.rmtree(tmp_path / f"out_{kind}")
+
+
+def test_orientation_is_ignored_where_asked(run, tmp_path):
+    photo().save(tmp_path / "turned.png", **with_orientation(6))
+    photo().save(tmp_path / "plain.png")
+    rows = {}
+    for words in ((), ("--ignore_orientation",)):
+        _, out, _ = run(
+            *("classifier", "--format", "json", *words, "plain.png", "turned.png")
+        )
+        plain, turned = json.loads(out)
+        rows[words] = [{**row, "image": ""} for row in (plain, turned)]
+    assert rows[()][0] != rows[()][1]
+    assert rows["--ignore_orientation",] == [rows[()][0]] * 2
 
 
 @pytest.mark.parametrize(

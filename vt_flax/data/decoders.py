@@ -25,12 +25,15 @@ class Decoder(abc.ABC):
     fields: dict[str, tuple[tuple[int, ...], type]]
 
     @abc.abstractmethod
-    def decode(self, file: Tensor, label: Tensor, seed: Tensor) -> dict[str, Tensor]:
+    def decode(
+        self, file: Tensor, label: Tensor, orientation: Tensor, seed: Tensor
+    ) -> dict[str, Tensor]:
         """Decodes inside tf.data.
 
         Args:
           file: the encoded image, scalar string.
           label: as `Source.parse` gives it, scalar.
+          orientation: by which the stored image is to be turned, scalar.
           seed: (2,) integers that decide whatever is drawn.
 
         Returns:
@@ -79,6 +82,7 @@ class Decoder(abc.ABC):
             fields = self.decode(
                 tf.constant(example.image),
                 tf.constant(example.label),
+                tf.constant(example.orientation, tf.int64),
                 tf.constant([seed, row], tf.int64),
             )
         except (tf.errors.OpError, ValueError) as error:
@@ -111,10 +115,13 @@ class ClassDecoder(Decoder):
         size = config.image_size
         self.fields = {"image": ((size, size, 3), np.uint8), "label": ((), np.int32)}
 
-    def decode(self, file: Tensor, label: Tensor, seed: Tensor) -> dict[str, Tensor]:
+    def decode(
+        self, file: Tensor, label: Tensor, orientation: Tensor, seed: Tensor
+    ) -> dict[str, Tensor]:
         """Decodes inside tf.data; see `Decoder`."""
         tf = tensorflow()
-        return {"image": self._crop(file, seed), "label": tf.cast(label, tf.int32)}
+        image = self._crop(file, orientation, seed)
+        return {"image": image, "label": tf.cast(label, tf.int32)}
 
     def are_good(self, items: Item) -> np.ndarray:
         """Tells which labels are classes."""

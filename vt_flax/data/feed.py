@@ -10,8 +10,8 @@ import numpy as np
 
 from vt_flax.data.host import as_written, tensorflow
 
-# Rows, records and labels; labels of no meaning where a record holds its own.
-Chunk = tuple[np.ndarray, list[bytes], list[int]]
+# Rows, and what `RandomAccessSource.fetch` returns.
+Chunk = tuple[np.ndarray, list[bytes], list[int], list[int]]
 # Chunks that wait to be decoded.
 CAPACITY = 4
 
@@ -30,7 +30,7 @@ class Feed:
         tf = tensorflow()
         self._chunks = chunks
         self._queue = tf.queue.FIFOQueue(
-            CAPACITY, [tf.bool, tf.int64, tf.string, tf.int64]
+            CAPACITY, [tf.bool, tf.int64, tf.string, tf.int64, tf.int64]
         )
         self._error: Exception | None = None
         self._closed = False
@@ -42,7 +42,7 @@ class Feed:
         atexit.register(self.close)
 
     def dataset(self) -> Any:
-        """Returns the dataset of (row, record, label), scalar tensors."""
+        """Returns the dataset of (row, record, label, orientation), scalar tensors."""
         tf = tensorflow()
 
         def next_chunk(_: Any) -> Any:
@@ -108,12 +108,17 @@ class Feed:
             except Exception as error:
                 # It is raised where the examples are waited for.
                 self._error = error
-            self._put(False, np.zeros(0), [], [])
+            self._put(False, np.zeros(0), [], [], [])
         except tf.errors.CancelledError:
             pass  # closed
 
     def _put(
-        self, more: bool, rows: np.ndarray, records: list[bytes], labels: list[int]
+        self,
+        more: bool,
+        rows: np.ndarray,
+        records: list[bytes],
+        labels: list[int],
+        orientations: list[int],
     ) -> None:
         tf = tensorflow()
         self._queue.enqueue(
@@ -122,5 +127,6 @@ class Feed:
                 tf.constant(rows, tf.int64),
                 tf.constant(records, tf.string, shape=(len(records),)),
                 tf.constant(labels, tf.int64, shape=(len(labels),)),
+                tf.constant(orientations, tf.int64, shape=(len(orientations),)),
             )
         )

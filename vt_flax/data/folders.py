@@ -16,6 +16,8 @@ from vt_flax.data.image_files import (
     is_image,
     list_folder,
 )
+from vt_flax.data.orientation import orientation_in
+from vt_flax.data.pillow_decoder import notes_on_levels
 from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.data.splits import ALL, slice_ends, split_parts
 from vt_flax.data.storage import is_folder, storage_errors
@@ -89,6 +91,8 @@ class FolderSource(RandomAccessSource):
             self._files += [files[i] for i in order[begin:end]]
         if not self._files:
             raise UserError(f"split {split!r} of folder:{path} is empty")
+        files = [file for file, _ in self._files]
+        self.notes += tuple(notes_on_levels(self.name, files))
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -119,7 +123,8 @@ class FolderSource(RandomAccessSource):
         for i in indices:
             file, label = self._files[i]
             with storage_errors(file):
-                examples.append(Example(file.read_bytes(), label))
+                encoded = file.read_bytes()
+            examples.append(Example(encoded, label, orientation_in(encoded)))
         return examples
 
     def describe(self, index: int) -> str:

@@ -4,64 +4,80 @@ What is here runs inside tf.data: the functions take and return TensorFlow tenso
 draw from no state but a seed, two integers for each example.
 """
 
-import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from vt_flax.data.host import tensorflow
+from vt_flax.data.orientation import (
+    JPEG_START,
+    PNG_START,
+    UPRIGHT,
+    exchanged,
+    stored_box,
+    turned_upright,
+)
+from vt_flax.data.pillow_decoder import decode_with_pillow
 from vt_flax.errors import first_line
 
 TRAIN_CROPS = ("random_resized", "pad", "centre")
 # Of a random crop: least and most width over height (Szegedy et al., 2014).
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 
-JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-PNG_START = b"\x89PNG"
+JPEG_END = b"\xff\xd9"
+CMYK_CHANNELS = 4
 
 Tensor = Any
-Crop = Callable[[Tensor, Tensor], Tensor]
+Crop = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def train_crop(config: ConfigDict) -> Crop:
-    """Returns `crop(encoded, seed)` as the section `data` wants it in training.
+    """Returns `crop(encoded, orientation, seed)` as `data` wants it in training.
 
-    The function takes an encoded file and a seed (2,), and returns an image
-    (image_size, image_size, 3), uint8.
+    The function takes an encoded file, its orientation (1: as it is stored) and a seed
+    (2,), and returns an upright image (image_size, image_size, 3), uint8.
     """
     size = config.image_size
     if config.train_crop == "random_resized":
-        return lambda encoded, seed: random_resized_crop(
-            encoded, size, config.crop_min_area, seed
+        return lambda encoded, orientation, seed: random_resized_crop(
+            encoded, size, config.crop_min_area, seed, orientation
         )
     if config.train_crop == "pad":
-        return lambda encoded, seed: pad_and_crop(
-            encoded, size, config.crop_padding, seed
+        return lambda encoded, orientation, seed: pad_and_crop(
+            encoded, size, config.crop_padding, seed, orientation
         )
-    return lambda encoded, seed: centre_crop(encoded, size, size)
+    return lambda encoded, orientation, seed: centre_crop(
+        encoded, size, size, orientation
+    )
 
 
 def eval_crop(config: ConfigDict) -> Crop:
-    """Returns `crop(encoded, seed)` as the section `data` wants it in evaluation."""
+    """Returns `crop(encoded, orientation, seed)` as `data` wants it in evaluation."""
     crop = eval_crop_pixels(config)
-    return lambda encoded, seed: crop(decode(encoded))
+    return lambda encoded, orientation, seed: crop(decode(encoded), orientation)
 
 
-def eval_crop_pixels(config: ConfigDict) -> Callable[[Tensor], Tensor]:
+def eval_crop_pixels(config: ConfigDict) -> Callable[[Tensor, Tensor], Tensor]:
     """Returns what `eval_crop` does with an image once it is decoded.
 
-    The function takes an image (height, width, 3) and returns one (image_size,
-    image_size, 3), both uint8.
+    The function takes an image (height, width, 3), as it is stored, and its
+    orientation, and returns an upright one (image_size, image_size, 3), both uint8.
     """
     size = config.image_size
-    return lambda image: centre_crop_pixels(image, size, config.eval_resize or size)
+    resize = config.eval_resize or size
+    return lambda image, orientation: centre_crop_pixels(
+        image, size, resize, orientation
+    )
 
 
 def random_resized_crop(
-    encoded: Tensor, size: int, min_area: float, seed: Tensor
+    encoded: Tensor,
+    size: int,
+    min_area: float,
+    seed: Tensor,
+    orientation: Tensor | int = UPRIGHT,
 ) -> Tensor:
     """Decodes a random part of an image and brings it to `size` (Szegedy et al., 2014).
 
@@ -69,42 +85,56 @@ def random_resized_crop(
     of a JPEG whose part is two times the size or more, the decoder makes a half, a
     quarter or an eighth, which is faster and does not alias.
 
+    The part is drawn in the upright image: it does not depend on how that is stored.
+
     Args:
       encoded: a file, scalar string.
       size: side of the result in pixels.
       min_area: least share of the image's area; the most is 1.
       seed: (2,) integers that decide the part.
+      orientation: of the file, scalar.
 
     Returns:
       (size, size, 3), uint8.
     """
     tf = tensorflow()
+    orientation = tf.convert_to_tensor(orientation)
+
+    def drawn(stored: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns a part of the upright image, and that image's shape."""
+        shape = exchanged(stored, orientation)
+        return random_box(shape, min_area, seed), shape
+
+    def cut(image: Tensor, window: Tensor) -> Tensor:
+        top, left, height, width = tf.unstack(window)
+        return image[top : top + height, left : left + width]
 
     def from_jpeg() -> Tensor:
-        box = random_box(tf.io.extract_jpeg_shape(encoded), min_area, seed)
-        side = tf.minimum(box[2], box[3])
+        stored = tf.io.extract_jpeg_shape(encoded)
+        box, shape = drawn(stored)
+        is_cmyk = stored[2] == CMYK_CHANNELS
+        times = tf.where(is_cmyk, 0, tf.minimum(box[2], box[3]) // size)
+        branch = tf.reduce_sum(tf.cast(times >= [2, 4, 8], tf.int32))
+        # In the coordinates of the image that the decoder makes. Once for all branches:
+        # operations cost time also where they are in a branch that is not taken.
+        ratio = tf.bitwise.left_shift(1, branch)
+        reduced = tf.maximum(box // ratio, [0, 0, 1, 1])
+        window = stored_box(reduced, -(-shape // ratio), orientation)
 
         def part(ratio: int) -> Callable[[], Tensor]:
-            # In the coordinates of the image that the decoder makes.
-            return lambda: tf.io.decode_and_crop_jpeg(
-                encoded, tf.maximum(box // ratio, [0, 0, 1, 1]), 3, ratio=ratio
-            )
+            return lambda: tf.io.decode_and_crop_jpeg(encoded, window, 3, ratio=ratio)
 
-        def reduced() -> Tensor:
-            times = tf.minimum(side // size, 8)
-            branch = tf.cast(times >= 4, tf.int32) + tf.cast(times >= 8, tf.int32)
-            return tf.switch_case(branch, [part(2), part(4), part(8)])
-
-        return tf.cond(side >= 2 * size, reduced, part(1))
+        return tf.switch_case(
+            tf.where(is_cmyk, 4, branch),
+            [*map(part, (1, 2, 4, 8)), lambda: cut(_with_pillow(encoded), window)],
+        )
 
     def from_other() -> Tensor:
         image = decode(encoded)
-        top, left, height, width = tf.unstack(
-            random_box(tf.shape(image), min_area, seed)
-        )
-        return image[top : top + height, left : left + width]
+        return cut(image, stored_box(*drawn(tf.shape(image)), orientation))
 
     image = tf.cond(is_whole_jpeg(encoded), from_jpeg, from_other)
+    image = turned_upright(image, orientation)
     # From float: twice as fast as from uint8, with the same result.
     image = tf.raw_ops.ResizeBilinear(
         images=tf.cast(image, tf.float32)[None],
@@ -148,41 +178,57 @@ def random_box(shape: Tensor, min_area: float, seed: Tensor) -> Tensor:
     return tf.concat([begin[:2] + (extent - kept) // 2, kept], 0)
 
 
-def pad_and_crop(encoded: Tensor, size: int, padding: int, seed: Tensor) -> Tensor:
+def pad_and_crop(
+    encoded: Tensor,
+    size: int,
+    padding: int,
+    seed: Tensor,
+    orientation: Tensor | int = UPRIGHT,
+) -> Tensor:
     """Pads with black on each side and cuts (size, size, 3) at random, uint8.
 
     The usual augmentation of CIFAR (Lee et al., 2015). Images of other sizes are
     brought to `size` first, by `centre_crop`.
     """
     tf = tensorflow()
-    image = centre_crop(encoded, size, size)
+    image = centre_crop(encoded, size, size, orientation)
     image = tf.pad(image, [[padding, padding], [padding, padding], [0, 0]])
     at = tf.random.stateless_uniform((2,), seed, 0, 2 * padding + 1, tf.int32)
     return tf.slice(image, tf.concat([at, [0]], 0), (size, size, 3))
 
 
-def centre_crop(encoded: Tensor, size: int, resize: int) -> Tensor:
+def centre_crop(
+    encoded: Tensor, size: int, resize: int, orientation: Tensor | int = UPRIGHT
+) -> Tensor:
     """Decodes an image, and does what `centre_crop_pixels` does."""
-    return centre_crop_pixels(decode(encoded), size, resize)
+    return centre_crop_pixels(decode(encoded), size, resize, orientation)
 
 
-def centre_crop_pixels(image: Tensor, size: int, resize: int) -> Tensor:
+def centre_crop_pixels(
+    image: Tensor, size: int, resize: int, orientation: Tensor | int = UPRIGHT
+) -> Tensor:
     """Brings the short side to `resize` and cuts the central (size, size, 3), uint8.
 
     Bilinear with antialiasing, as Pillow does it: weights from elsewhere were measured
     on such images.
 
     Args:
-      image: (height, width, 3), uint8.
+      image: (height, width, 3), uint8, as it is stored.
       size: side of the result in pixels.
       resize: of the short side in pixels, at least `size`.
+      orientation: of the image, scalar; the result is upright.
     """
     tf = tensorflow()
+    orientation = tf.convert_to_tensor(orientation)
     shape = tf.shape(image)[:2]
     short = tf.reduce_min(shape)
     scaled = tf.round(tf.cast(shape * resize, tf.float64) / tf.cast(short, tf.float64))
     target = tf.maximum(tf.cast(scaled, tf.int32), resize)
-    at = (target - size) // 2
+    # Where there is no middle, the crop is nearer to the upper left of the upright
+    # image.
+    middle = (exchanged(target, orientation) - size) // 2
+    box = tf.concat([middle, [size, size]], 0)
+    at = stored_box(box, exchanged(target, orientation), orientation)[:2]
 
     def cut() -> Tensor:
         return tf.slice(image, tf.concat([at, [0]], 0), (size, size, 3))
@@ -200,6 +246,7 @@ def centre_crop_pixels(image: Tensor, size: int, resize: int) -> Tensor:
         return to_uint8(result[0])
 
     crop = tf.cond(tf.equal(short, resize), cut, resized)
+    crop = turned_upright(tf.ensure_shape(crop, (size, size, 3)), orientation)
     return tf.ensure_shape(crop, (size, size, 3))
 
 
@@ -218,83 +265,45 @@ def is_whole_jpeg(encoded: Tensor) -> Tensor:
 
 
 def decode(encoded: Tensor) -> Tensor:
-    """Decodes a whole file to (height, width, 3), uint8: grey is repeated, CMYK mixed.
+    """Decodes a whole file to (height, width, 3), uint8, as it is stored.
+
+    The result equals `decode_with_pillow`'s. TensorFlow decodes JPEG and PNG. Pillow,
+    which knows many kinds but holds Python's lock, has the others, which are rare; and
+    JPEGs in CMYK, of which TensorFlow rounds otherwise, and inverts those without
+    Adobe's marker.
 
     Raises:
       tf.errors.OpError: if the bytes are no image, or a damaged one.
     """
     tf = tensorflow()
 
-    def other() -> Tensor:
-        # Rare enough for Pillow, which knows many kinds but holds Python's lock.
-        image = tf.numpy_function(_decode_with_pillow, [encoded], tf.uint8)
-        with tf.control_dependencies([tf.debugging.assert_positive(tf.size(image))]):
-            return tf.identity(image)
+    def from_jpeg() -> Tensor:
+        # Pillow's transform; the default is a faster one, up to 15 levels off.
+        return tf.io.decode_jpeg(encoded, 3, dct_method="INTEGER_ACCURATE")
 
-    start = tf.strings.substr(encoded, 0, 4)
+    start = tf.strings.substr(encoded, 0, len(PNG_START))
     image = tf.cond(
         tf.strings.substr(start, 0, len(JPEG_START)) == JPEG_START,
-        # Pillow's transform; the default is a faster one, up to 15 levels off.
-        lambda: tf.io.decode_jpeg(encoded, 3, dct_method="INTEGER_ACCURATE"),
         lambda: tf.cond(
-            start == PNG_START, lambda: tf.io.decode_png(encoded, 3), other
+            tf.io.extract_jpeg_shape(encoded)[2] == CMYK_CHANNELS,
+            lambda: _with_pillow(encoded),
+            from_jpeg,
+        ),
+        lambda: tf.cond(
+            start == PNG_START,
+            lambda: tf.io.decode_png(encoded, 3),
+            lambda: _with_pillow(encoded),
         ),
     )
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def decode_with_pillow(encoded: bytes) -> Image.Image:
-    """Decodes a file to an RGB image.
-
-    Raises:
-      ValueError: if the bytes are no image, or a damaged one; says why.
-    """
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        # Of some files a palette is found only on loading.
-        image.load()
-        return to_rgb(image)[0]
-    except Exception as error:
-        # Pillow's plugins raise OSError, SyntaxError, struct.error and more.
-        raise ValueError(str(error) or type(error).__name__) from error
-
-
-def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
-    """Brings an image of any mode to 8 bits a channel, red, green and blue.
-
-    Pillow would clip at 255 what has more than 8 bits.
-
-    Returns:
-      the image, and in a few words what was done to its levels, if anything was.
-
-    Raises:
-      ValueError: if its levels are no finite numbers.
-    """
-    png = image.format == "PNG"
-    # Before its version 11, Pillow has PNGs of 16 bits in 32.
-    if image.mode.startswith("I;16") or (png and image.mode == "I"):
-        levels = np.asarray(image)
-        # As TensorFlow reads them: libpng drops the lower byte.
-        levels = levels >> 8 if png else levels // 257
-        grey = Image.fromarray(levels.astype(np.uint8))
-        return grey.convert("RGB"), "16 bits brought to 8: 65,535 is white"
-    if image.mode in ("I", "F"):
-        levels, note = _stretched(image)
-        return Image.fromarray(levels).convert("RGB"), note
-    # A copy of a large image takes half a gigabyte.
-    return image if image.mode == "RGB" else image.convert("RGB"), ""
-
-
-def _stretched(image: Image.Image) -> tuple[np.ndarray, str]:
-    """Brings 32 bits a pixel, of which no format says the white, to 8."""
-    low, high = image.getextrema()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("it has levels that are no finite numbers")
-    levels = np.asarray(image, np.float32)
-    if low >= 0 and 1 < high <= 255:
-        return np.round(levels).astype(np.uint8), ""
-    levels = np.round((levels - low) / max(high - low, 1e-30) * 255).astype(np.uint8)
-    return levels, f"32 bits brought to 8: {low:g} is black, {high:g} is white"
+def _with_pillow(encoded: Tensor) -> Tensor:
+    """Decodes a whole file with Pillow; see `decode`."""
+    tf = tensorflow()
+    image = tf.numpy_function(_decode_with_pillow, [encoded], tf.uint8)
+    with tf.control_dependencies([tf.debugging.assert_positive(tf.size(image))]):
+        return tf.ensure_shape(image, (None, None, 3))
 
 
 def why_unreadable(encoded: bytes, error: Exception) -> str:

@@ -43,10 +43,15 @@ class PairDecoder(Decoder):
             "size": ((2,), np.int32),
         }
 
-    def decode(self, file: Tensor, label: Tensor, seed: Tensor) -> dict[str, Tensor]:
-        """Decodes inside tf.data; see `Decoder`. Nothing is drawn."""
+    def decode(
+        self, file: Tensor, label: Tensor, orientation: Tensor, seed: Tensor
+    ) -> dict[str, Tensor]:
+        """Decodes inside tf.data; see `Decoder`.
+
+        Nothing is drawn, and nothing turned: masks were drawn on the stored images.
+        """
         tf = tensorflow()
-        del seed
+        del orientation, seed
         image = images.decode(file)
         # TensorFlow would bring anything else to 8 bits of grey, and labels to others.
         is_grey = (tf.strings.substr(label, 0, len(PNG_START)) == PNG_START) & (

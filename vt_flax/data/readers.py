@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from vt_flax.data.decoders import Decoder, Item
 from vt_flax.data.feed import Chunk, Feed
 from vt_flax.data.host import as_written, tensorflow
+from vt_flax.data.orientation import UPRIGHT
 from vt_flax.data.source import Example, RandomAccessSource, StreamSource
 from vt_flax.data.storage import UnreachableError, storage_errors
 from vt_flax.data.threads import ordered_map
@@ -115,18 +116,18 @@ class Reader:
             raise  # each further try would take minutes
         except Exception:
             # One at a time, to leave out the bad ones alone. `mend` says what is wrong.
-            good, records, labels = [], [], []
+            good, found = [], ([], [], [])
             for row, index in zip(rows, indices, strict=True):
                 try:
-                    (record,), (label,) = self._source.fetch([index])
+                    one = self._source.fetch([index])
                 except UnreachableError:
                     raise
                 except Exception:
                     continue
                 good.append(row)
-                records.append(record)
-                labels.append(label)
-            return np.asarray(good, np.int64), records, labels
+                for some, more in zip(found, one, strict=True):
+                    some += more
+            return np.asarray(good, np.int64), *found
 
     def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         first = block * BLOCK
@@ -202,7 +203,8 @@ class StreamReader:
             place += len(records)
             chunk = rows.tolist(), names, records, labels
             self._read.update((row, rest) for row, *rest in zip(*chunk, strict=True))
-            yield rows, records, labels
+            # Such datasets are used as they are stored.
+            yield rows, records, labels, [UPRIGHT] * len(records)
 
 
 def _decode(
@@ -217,9 +219,10 @@ def _decode(
     tf = tensorflow()
     workers = config.workers or os.cpu_count() or 1
 
-    def one(row: Any, record: Any, label: Any) -> dict[str, Any]:
+    def one(row: Any, record: Any, label: Any, orientation: Any) -> dict[str, Any]:
         seeds = tf.stack([tf.constant(seed, tf.int64), row])
-        return {"row": row, **decoder.decode(*parse(record, label), seeds)}
+        file, label = parse(record, label)
+        return {"row": row, **decoder.decode(file, label, orientation, seeds)}
 
     options = tf.data.Options()
     options.autotune.enabled = False

@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 import psutil
 
+from vt_flax.data.orientation import UPRIGHT
 from vt_flax.errors import UserError
+
+# Of some examples: records, classes where these are not in the records, orientations.
+Records = tuple[list[bytes], list[int], list[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +22,12 @@ class Example:
     Attributes:
       image: the encoded file.
       label: class index from 0; or the encoded file of a mask of them.
+      orientation: by which the stored image is to be turned; 1: it is used as stored.
     """
 
     image: bytes
     label: int | bytes
+    orientation: int = UPRIGHT
 
 
 class Source(abc.ABC):
@@ -113,13 +119,17 @@ class RandomAccessSource(Source):
     # What the pipeline reads by. Records go from the storage to TensorFlow as they are,
     # where that is faster than to take them apart in Python.
 
-    def fetch(self, indices: Sequence[int]) -> tuple[list[bytes], list[int]]:
-        """Returns the records at some indices, and classes where they are apart.
+    def fetch(self, indices: Sequence[int]) -> Records:
+        """Returns records, classes where they are apart, and orientations.
 
         A source of masks has them in its records, and overrides this and `parse`.
         """
         examples = self.read(indices)
-        return [e.image for e in examples], [e.label for e in examples]
+        return (
+            [example.image for example in examples],
+            [example.label for example in examples],
+            [example.orientation for example in examples],
+        )
 
     def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
         """Returns file and label, scalar tensors, of a record and class of `fetch`."""
@@ -186,7 +196,7 @@ class CachedSource(RandomAccessSource):
         self.mirrored = source.mirrored
         self.notes = (*source.notes, told)
         self._source = source
-        self._kept: dict[int, tuple[bytes, int]] = {}
+        self._kept: dict[int, tuple[bytes, int, int]] = {}
 
     def __len__(self) -> int:
         """Returns the number of examples."""
@@ -200,16 +210,14 @@ class CachedSource(RandomAccessSource):
         """Names an example in a message."""
         return self._source.describe(index)
 
-    def fetch(self, indices: Sequence[int]) -> tuple[list[bytes], list[int]]:
+    def fetch(self, indices: Sequence[int]) -> Records:
         """Returns the records at some indices; reads those that it has not kept."""
         missing = [i for i in indices if i not in self._kept]
         if missing:
-            records, labels = self._source.fetch(missing)
-            self._kept.update(
-                zip(missing, zip(records, labels, strict=True), strict=True)
-            )
+            read = zip(*self._source.fetch(missing), strict=True)
+            self._kept.update(zip(missing, read, strict=True))
         kept = [self._kept[i] for i in indices]
-        return [record for record, _ in kept], [label for _, label in kept]
+        return tuple([example[column] for example in kept] for column in range(3))
 
     def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
         """Returns file and label, scalar tensors, of a record and label of `fetch`."""

@@ -8,7 +8,8 @@ import numpy as np
 from etils import epath
 
 from vt_flax.data.host import tensorflow
-from vt_flax.data.source import Example, RandomAccessSource, StreamSource
+from vt_flax.data.orientation import UPRIGHT
+from vt_flax.data.source import Example, RandomAccessSource, Records, StreamSource
 from vt_flax.data.splits import tfds_members
 from vt_flax.data.storage import (
     UnreachableError,
@@ -193,15 +194,21 @@ class TFDSRecords(RandomAccessSource):
             examples.append(Example(image, label))
         return examples
 
-    def fetch(self, indices: Sequence[int]) -> tuple[list[bytes], list[int]]:
-        """Returns serialized examples, which `parse` takes apart, and as many zeros."""
+    def fetch(self, indices: Sequence[int]) -> Records:
+        """Returns serialized examples, which `parse` takes apart, and as many zeros.
+
+        Images are used as they are stored, as users of TFDS expect: upright by
+        definition, whatever their EXIF data say.
+        """
         records = self._data.data_source
         if self._remote:
             try:
-                return list(records.__getitems__(indices)), [0] * len(indices)
+                found = list(records.__getitems__(indices))
             except Exception as error:
                 raise self._unreadable(indices[0], error) from error
-        return [records[index] for index in indices], [0] * len(indices)
+        else:
+            found = [records[index] for index in indices]
+        return found, [0] * len(found), [UPRIGHT] * len(found)
 
     def _unreadable(self, index: int, reason: Exception | str) -> UserError:
         """Returns the error for an example that cannot be read, with its file."""

@@ -44,10 +44,10 @@ class Shown:
     @classmethod
     def of(cls, picture: Picture, network: Predictor) -> "Shown":
         """Keeps of a picture what is needed."""
-        small = shrunk(picture.pixels, MASK_SIDE)
-        small = small.copy() if small is picture.pixels else small
+        # A copy, so that the large image can be freed.
+        small = np.array(shrunk(picture.pixels, MASK_SIDE))
         view = view_of(picture, network.task)
-        return cls(dataclasses.replace(picture, pixels=small), view)
+        return cls(Picture(picture.name, small, picture.notes), view)
 
 
 class Gallery:

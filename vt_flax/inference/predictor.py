@@ -64,6 +64,9 @@ class Predictor:
     So many images at a time go through one compiled program, the last ones with others
     in the empty places; a program for a single image is made where one comes first.
 
+    Images are turned upright by their EXIF orientation; with `ignore_orientation` they
+    are used as they are stored, as those of TFDS datasets are in training.
+
     Args:
       model: the network.
       variables: its weights.
@@ -140,52 +143,60 @@ class Predictor:
         """Whether there are token coefficients; a pooling tokenizer has none."""
         return any(kind != "pooling" for kind in self.tokenizers.values())
 
-    def view(self, image: ImageLike) -> View:
+    def view(self, image: ImageLike, *, ignore_orientation: bool = False) -> View:
         """Returns an image as evaluation would have it; every method takes it too."""
         found = list(itertools.islice(each_image(image), 2))
         if len(found) != 1:
             number = "several images" if found else "no image"
             raise UserError(f"view takes one image, not {number}")
-        return self._view(*found[0])
+        return self._view(*found[0], ignore_orientation)
 
-    def predict(self, images: Images) -> list[Prediction]:
+    def predict(
+        self, images: Images, *, ignore_orientation: bool = False
+    ) -> list[Prediction]:
         """Returns what the network says of images, of a single one too as a list.
 
         Classes with their probabilities, or with their shares of the pixels, and masks
         at each image's own size; see `Prediction`.
         """
         found = []
-        for views, answers in self._batches(self._predict, images):
+        for views, answers in self._batches(self._predict, images, ignore_orientation):
             for view, *own in zip(views, *answers, strict=True):
                 make = segmented if self.segments else classified
                 found.append(make(view, self.class_names, *own))
         return found
 
-    def features(self, images: Images) -> dict[str, np.ndarray]:
+    def features(
+        self, images: Images, *, ignore_orientation: bool = False
+    ) -> dict[str, np.ndarray]:
         """Returns the maps of the stages, and the tokens of networks that have them.
 
         Returns:
           By name, float32: C2 to C5 (images, h, w, channels), as far as a network has
           them; those of a pyramid, P2 to P5; `tokens` (images, L, C_T).
         """
-        parts = [found for _, found in self._batches(self._features, images)]
+        batches = self._batches(self._features, images, ignore_orientation)
+        parts = [found for _, found in batches]
         return {
             name: np.concatenate([np.asarray(p[name], np.float32) for p in parts])
             for name in (parts[0] if parts else ())
         }
 
-    def tokens(self, images: Images) -> dict[str, TokenMaps]:
+    def tokens(
+        self, images: Images, *, ignore_orientation: bool = False
+    ) -> dict[str, TokenMaps]:
         """Returns where tokens look and write, by module: `module1`, or `level2`.
 
         A network that is no VT has none. In segmentation the maps are those of the
         network's whole input, also where that is larger than an image.
         """
-        return self.looks(images).tokens
+        return self.looks(images, ignore_orientation=ignore_orientation).tokens
 
-    def looks(self, images: Images) -> Looks:
+    def looks(self, images: Images, *, ignore_orientation: bool = False) -> Looks:
         """Returns what `tokens` does, and what the network was shown."""
         shown, parts, maps = [], [], []
-        for _, (found, levels, lengths) in self._batches(self._look, images):
+        batches = self._batches(self._look, images, ignore_orientation)
+        for _, (found, levels, lengths) in batches:
             levels = np.clip(levels + 0.5, 0, 255).astype(np.uint8)
             whole = levels.shape[1:3]
             maps.append(found)
@@ -199,19 +210,23 @@ class Predictor:
         kinds = self.tokenizers if maps else {}
         return Looks(shown, parts, token_maps.by_module(joined, kinds))
 
-    def _view(self, name: str, image: Any) -> View:
+    def _view(self, name: str, image: Any, ignore_orientation: bool) -> View:
         if isinstance(image, View):
             return image
-        return view_of(read_picture(image, name), self.task)
+        picture = read_picture(image, name, ignore_orientation=ignore_orientation)
+        return view_of(picture, self.task)
 
     def _batches(
-        self, function: Callable, images: Images
+        self, function: Callable, images: Images, ignore_orientation: bool
     ) -> Iterator[tuple[list[View], Any]]:
         """Yields views of images, a batch at a time, and what a function makes of them.
 
         What it makes of the places that are filled up is cut off.
         """
-        views = (self._view(*named) for named in each_image(images))
+        views = (
+            self._view(name, image, ignore_orientation)
+            for name, image in each_image(images)
+        )
         while some := list(itertools.islice(views, self.batch)):
             count = len(some)
             fitting = [size for size in self._compiled if size >= count]

@@ -1,7 +1,7 @@
 """Images as people have them, brought to the pixels that evaluation would see.
 
-Pillow decodes, as it does for evaluation where TensorFlow cannot; of JPEG and PNG the
-two give the same pixels.
+Pillow decodes, as it does for training and evaluation where TensorFlow cannot; of JPEG
+and PNG the two give the same pixels.
 """
 
 import contextlib
@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
-from vt_flax.data.images import to_rgb
+from vt_flax.data.orientation import UPRIGHT, upright
+from vt_flax.data.pillow_decoder import decode_opened
 from vt_flax.errors import UserError, first_line
 from vt_flax.inference.files import find_images
 from vt_flax.paths import typed_path
@@ -33,13 +34,20 @@ class Picture:
 
     Attributes:
       name: what it is called: a file's path, or its number among others.
-      pixels: (H, W, 3), uint8.
+      stored: (H, W, 3), uint8, as the file stores them.
       notes: what had to be done to it that may matter, in a few words each.
+      orientation: by which the stored pixels are turned.
     """
 
     name: str
-    pixels: np.ndarray
+    stored: np.ndarray
     notes: tuple[str, ...] = ()
+    orientation: int = UPRIGHT
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The upright image, (H, W, 3), uint8."""
+        return upright(self.stored, self.orientation)
 
 
 # What one image may be; see `each_image`.
@@ -109,11 +117,13 @@ def _files(path: str | os.PathLike) -> list[pathlib.Path]:
     return find_images([path], on_error=refuse)
 
 
-def read_picture(image: ImageLike, name: str = "image") -> Picture:
-    """Reads an image of any size and mode.
+def read_picture(
+    image: ImageLike, name: str = "image", *, ignore_orientation: bool = False
+) -> Picture:
+    """Reads an image of any size and mode, with the pixels that evaluation has.
 
-    It is turned as its camera was held. Of an animation the first frame is taken, of 16
-    bits the upper 8, as in evaluation; transparency is left out, as there.
+    It is turned upright by its EXIF orientation. Of an animation the first frame is
+    taken; 16 and 32 bits are brought to 8; transparency is left out.
 
     Args:
       image: a file's path; an encoded image as bytes, or a file that is open for them,
@@ -121,12 +131,18 @@ def read_picture(image: ImageLike, name: str = "image") -> Picture:
         an array, uint8, (H, W) or (H, W, channels) with 1, 2 (grey and alpha), 3 or 4
         channels. `~` is a home folder in text, not in a `pathlib.Path`.
       name: of an image that is no file.
+      ignore_orientation: keeps the image as it is stored.
 
     Raises:
       UserError: if it is no image, a damaged one, or too large; names it.
     """
-    if isinstance(image, Picture):
-        return image
+    picture = image if isinstance(image, Picture) else _read(image, name)
+    if ignore_orientation:
+        picture = dataclasses.replace(picture, orientation=UPRIGHT)
+    return picture
+
+
+def _read(image: ImageLike, name: str) -> Picture:
     if isinstance(image, (str, os.PathLike)):
         # Text is what somebody has typed; a path may come from listing a folder.
         typed = isinstance(image, str)
@@ -214,7 +230,9 @@ def _read_file(file: pathlib.Path) -> Picture:
                 f"{name}: {status.st_size / 2**30:.1f} GiB are more than the "
                 f"{MOST_BYTES >> 30} GiB that are read: make it smaller"
             )
-        with Image.open(file) as image:
+        # Not by its name: Pillow would map some TIFFs into memory, and get those wrong
+        # that are turned by a quarter.
+        with file.open("rb") as stream, Image.open(stream) as image:
             return _decode(name, image)
 
 
@@ -254,28 +272,19 @@ def _decode(name: str, image: Image.Image) -> Picture:
     # Phones put previews beside a photograph and call it MPO.
     if frames > 1 and image.format != "MPO":
         notes.append(f"the first of {frames} frames")
-    image.load()
-    # TIFFs have been turned by now, and say no more of it.
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        kind = image.format
-        image = ImageOps.exif_transpose(image)
-        image.format = kind
-    # The mode is known only now: of some files a palette is found on loading.
-    pixels = np.asarray(_to_rgb(image, notes))
-    return Picture(name, pixels, tuple(notes))
+    decoded = decode_opened(image)
+    if decoded.note:
+        notes.append(decoded.note)
+    if _is_transparent(image):
+        notes.append("transparent pixels in the colors that are stored for them")
+    pixels = np.asarray(decoded.image)
+    return Picture(name, pixels, tuple(notes), decoded.orientation)
 
 
-def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
+def _is_transparent(image: Image.Image) -> bool:
     if image.mode in ("RGBA", "LA", "PA"):
-        transparent = image.getchannel("A").getextrema()[0] < 255
-    else:
-        transparent = "transparency" in image.info
-    rgb, note = to_rgb(image)
-    if note:
-        notes.append(note)
-    elif transparent:
-        notes.append("transparent pixels in the colours that are stored for them")
-    return rgb
+        return image.getchannel("A").getextrema()[0] < 255
+    return "transparency" in image.info
 
 
 def _as_array(name: str, array: Any) -> np.ndarray:

@@ -35,11 +35,10 @@ CLASSES = "classes.txt"
 class ImageMaskFolder(pairs.PairsBuilder):
     """Images and their masks, as a folder has them.
 
-    Images are used as they are stored: an orientation in their EXIF data turns neither
-    them nor their masks. Without a list of names, there are as many classes as the
-    highest label says. TFDS has no split of the name `all`, so that images without
-    split folders are the split `train`: slices such as `train[:90%]` and `train[90%:]`
-    part them.
+    Images and masks whose EXIF orientation is not upright are refused. Without a list
+    of names, there are as many classes as the highest label says. TFDS has no split of
+    the name `all`, so that images without split folders are the split `train`: slices
+    such as `train[:90%]` and `train[90%:]` part them.
 
     Attributes:
       ignore_label: whether 255 means no label (`255`) or is a class (`none`); empty: no
@@ -56,6 +55,7 @@ class ImageMaskFolder(pairs.PairsBuilder):
     is no label
     """
     PALETTES = False
+    ANY_ORIENTATION = False
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)

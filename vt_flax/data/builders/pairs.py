@@ -1,7 +1,6 @@
 """What the builders of segmentation datasets share: pairs of an image and a mask."""
 
 import abc
-import contextlib
 import dataclasses
 import io
 import math
@@ -26,12 +25,12 @@ from vt_flax.data.mask_labels import (
     is_grey_png,
     values_in,
 )
+from vt_flax.data.orientation import UPRIGHT, orientation_in
 from vt_flax.data.preparation.workspace import array_record_bytes
 from vt_flax.data.threads import ordered_map
 from vt_flax.errors import UserError
 
 IMAGE, MASK = "image", "segmentation_label"
-EXIF_ORIENTATION = 0x0112
 # Files of each split whose sizes tell what all take.
 SAMPLE = 100
 # TFDS makes no smaller ones of a large dataset.
@@ -54,17 +53,19 @@ class Listing:
 class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Base of the builders that read image and mask files from a folder.
 
-    Images go into the records as they are: whatever way up their EXIF orientation says
-    they were taken, they are used as stored, as the masks are. Masks are stored as
-    8-bit grey PNGs of class indices and 255, which means no label.
+    Images go into the records as they are, and are used as they are stored, whatever
+    their EXIF orientation: public datasets drew their masks on the stored pixels. Masks
+    are stored as 8-bit grey PNGs of class indices and 255, which means no label.
 
     Attributes:
       PALETTES: whether the indices of palette PNGs are labels, too.
+      ANY_ORIENTATION: whether files may have an EXIF orientation that is not upright.
       MIRRORED: the class that each class becomes in a mirrored image; empty if none
         changes.
     """
 
     PALETTES = True
+    ANY_ORIENTATION = True
     MIRRORED: Sequence[int] = ()
     HOMEPAGE = ""
 
@@ -141,6 +142,8 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _read_mask(self, pair: PairFiles) -> tuple[bytes, np.ndarray]:
         """Returns a mask's file and its values (height, width), uint8."""
         encoded = _read(pair.mask)
+        if not self.ANY_ORIENTATION:
+            _check_upright(pair.mask, encoded)
         try:
             return encoded, self._values(pair, encoded)
         except ValueError as error:
@@ -149,6 +152,8 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _example(self, pair: PairFiles, table: np.ndarray) -> tuple[bytes, bytes]:
         """Returns an image and its mask, both encoded."""
         image, (encoded, values) = _read(pair.image), self._read_mask(pair)
+        if not self.ANY_ORIENTATION:
+            _check_upright(pair.image, image)
         _check_image(pair, image, values.shape)
         found = values_in(values)
         labels = table[found]
@@ -200,18 +205,34 @@ def _read(path: epath.Path) -> bytes:
         raise UserError(f"{path}: {error.strerror or error}") from error
 
 
+def _check_upright(path: epath.Path, encoded: bytes) -> None:
+    """Checks that an image or a mask is stored as it is seen.
+
+    Tools that draw masks disagree on which of the two they show; a mask that belongs to
+    the other one may have the same size.
+
+    Raises:
+      UserError: if it is not.
+    """
+    orientation = orientation_in(encoded)
+    if orientation != UPRIGHT:
+        raise UserError(
+            f"{path}: its EXIF orientation is {orientation}, which would turn it away "
+            "from its other half: turn its pixels themselves (`mogrify -auto-orient`, "
+            "or ImageOps.exif_transpose of Pillow) if masks were drawn on images as "
+            "they are seen, or else remove the tag (`exiftool -Orientation=`)"
+        )
+
+
 def _check_image(pair: PairFiles, encoded: bytes, shape: tuple[int, ...]) -> None:
     """Checks that an image can be read and has its mask's (height, width).
 
     Raises:
       UserError: if not.
     """
-    turned = False
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             width, height = image.size
-            with contextlib.suppress(Exception):  # of a damaged header alone
-                turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
             # All of the file is read, but most of its pixels are not computed.
             image.draft("L", (1, 1))
             image.load()
@@ -221,13 +242,7 @@ def _check_image(pair: PairFiles, encoded: bytes, shape: tuple[int, ...]) -> Non
         raise UserError(f"{pair.image}: not a readable image ({reason})") from error
     if (height, width) == shape:
         return
-    hint = ""
-    if turned and (width, height) == shape:
-        hint = (
-            "; its EXIF orientation would turn it, but images are used as they are "
-            "stored: turn the image itself, or its mask"
-        )
     raise UserError(
         f"{pair.mask} has {shape[1]} x {shape[0]} pixels, its image {pair.image} "
-        f"{width} x {height}{hint}"
+        f"{width} x {height}"
     )

@@ -1,0 +1,78 @@
+"""Image files for tests: with EXIF orientation, and PNGs of every kind."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+# How stored pixels become upright, in NumPy's words.
+TURNS = {
+    1: lambda x: x,
+    2: np.fliplr,
+    3: lambda x: np.rot90(x, 2),
+    4: np.flipud,
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(x, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+def encode(image, form, **options):
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    output = io.BytesIO()
+    image.save(output, form, **options)
+    return output.getvalue()
+
+
+def with_orientation(value, **more):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return {"exif": exif, **more}
+
+
+# PNG, written by hand: Pillow writes neither all depths nor all chunks.
+
+
+def chunk(kind, data):
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def rows_of(levels, depth):
+    """Packs levels (H, W, channels) into the rows of a PNG, without filters."""
+    for row in levels.reshape(len(levels), -1):
+        if depth == 16:
+            packed = row.astype(">u2").tobytes()
+        else:
+            bits = np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, -depth:]
+            packed = np.packbits(bits).tobytes()
+        yield b"\0" + packed
+
+
+ADAM7 = [
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+]
+
+
+def png(levels, depth, color, before=b"", after=b"", interlaced=False):
+    passes = ADAM7 if interlaced else [(0, 0, 1, 1)]
+    data = b"".join(
+        row for x, y, dx, dy in passes for row in rows_of(levels[y::dy, x::dx], depth)
+    )
+    height, width = levels.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlaced)
+    return b"".join(
+        [
+            PNG_START,
+            chunk(b"IHDR", header),
+            before,
+            chunk(b"IDAT", zlib.compress(data)),
+            after,
+            chunk(b"IEND", b""),
+        ]
+    )
