@@ -204,7 +204,7 @@ def test_all_read_equal_pixels(tmp_path):
         _, expected = files[file.rsplit("/")[-1]]
         picture = read_picture(file)
         crop = images.eval_crop_pixels(config)
-        view = crop(tf.constant(picture.stored), picture.orientation).numpy()
+        view = crop(tf.constant(picture.pixels)).numpy()
         if not (
             np.array_equal(picture.pixels, expected)
             and np.array_equal(image, middle(expected))

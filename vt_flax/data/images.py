@@ -17,7 +17,7 @@ from vt_flax.data.orientation import (
     UPRIGHT,
     exchanged,
     stored_box,
-    turned_upright,
+    upright,
 )
 from vt_flax.data.pillow_decoder import decode_with_pillow
 from vt_flax.errors import first_line
@@ -56,20 +56,17 @@ def train_crop(config: ConfigDict) -> Crop:
 def eval_crop(config: ConfigDict) -> Crop:
     """Returns `crop(encoded, orientation, seed)` as `data` wants it in evaluation."""
     crop = eval_crop_pixels(config)
-    return lambda encoded, orientation, seed: crop(decode(encoded), orientation)
+    return lambda encoded, orientation, seed: crop(decode_upright(encoded, orientation))
 
 
-def eval_crop_pixels(config: ConfigDict) -> Callable[[Tensor, Tensor], Tensor]:
+def eval_crop_pixels(config: ConfigDict) -> Callable[[Tensor], Tensor]:
     """Returns what `eval_crop` does with an image once it is decoded.
 
-    The function takes an image (height, width, 3), as it is stored, and its
-    orientation, and returns an upright one (image_size, image_size, 3), both uint8.
+    The function takes an upright image (height, width, 3) and returns one (image_size,
+    image_size, 3), both uint8.
     """
     size = config.image_size
-    resize = config.eval_resize or size
-    return lambda image, orientation: centre_crop_pixels(
-        image, size, resize, orientation
-    )
+    return lambda image: centre_crop_pixels(image, size, config.eval_resize or size)
 
 
 def random_resized_crop(
@@ -98,7 +95,28 @@ def random_resized_crop(
       (size, size, 3), uint8.
     """
     tf = tensorflow()
-    orientation = tf.convert_to_tensor(orientation)
+    image = _by_orientation(
+        lambda encoded, orientation, seed: _random_part(
+            encoded, size, min_area, seed, orientation
+        ),
+        encoded,
+        orientation,
+        seed,
+    )
+    # From float: twice as fast as from uint8, with the same result.
+    image = tf.raw_ops.ResizeBilinear(
+        images=tf.cast(image, tf.float32)[None],
+        size=[size, size],
+        half_pixel_centers=True,
+    )
+    return tf.ensure_shape(to_uint8(image[0]), (size, size, 3))
+
+
+def _random_part(
+    encoded: Tensor, size: int, min_area: float, seed: Tensor, orientation: int
+) -> Tensor:
+    """Decodes the part that `random_resized_crop` resizes, as it is stored."""
+    tf = tensorflow()
 
     def drawn(stored: Tensor) -> tuple[Tensor, Tensor]:
         """Returns a part of the upright image, and that image's shape."""
@@ -133,15 +151,7 @@ def random_resized_crop(
         image = decode(encoded)
         return cut(image, stored_box(*drawn(tf.shape(image)), orientation))
 
-    image = tf.cond(is_whole_jpeg(encoded), from_jpeg, from_other)
-    image = turned_upright(image, orientation)
-    # From float: twice as fast as from uint8, with the same result.
-    image = tf.raw_ops.ResizeBilinear(
-        images=tf.cast(image, tf.float32)[None],
-        size=[size, size],
-        half_pixel_centers=True,
-    )
-    return tf.ensure_shape(to_uint8(image[0]), (size, size, 3))
+    return tf.cond(is_whole_jpeg(encoded), from_jpeg, from_other)
 
 
 def random_box(shape: Tensor, min_area: float, seed: Tensor) -> Tensor:
@@ -201,34 +211,26 @@ def centre_crop(
     encoded: Tensor, size: int, resize: int, orientation: Tensor | int = UPRIGHT
 ) -> Tensor:
     """Decodes an image, and does what `centre_crop_pixels` does."""
-    return centre_crop_pixels(decode(encoded), size, resize, orientation)
+    return centre_crop_pixels(decode_upright(encoded, orientation), size, resize)
 
 
-def centre_crop_pixels(
-    image: Tensor, size: int, resize: int, orientation: Tensor | int = UPRIGHT
-) -> Tensor:
+def centre_crop_pixels(image: Tensor, size: int, resize: int) -> Tensor:
     """Brings the short side to `resize` and cuts the central (size, size, 3), uint8.
 
     Bilinear with antialiasing, as Pillow does it: weights from elsewhere were measured
     on such images.
 
     Args:
-      image: (height, width, 3), uint8, as it is stored.
+      image: (height, width, 3), uint8.
       size: side of the result in pixels.
       resize: of the short side in pixels, at least `size`.
-      orientation: of the image, scalar; the result is upright.
     """
     tf = tensorflow()
-    orientation = tf.convert_to_tensor(orientation)
     shape = tf.shape(image)[:2]
     short = tf.reduce_min(shape)
     scaled = tf.round(tf.cast(shape * resize, tf.float64) / tf.cast(short, tf.float64))
     target = tf.maximum(tf.cast(scaled, tf.int32), resize)
-    # Where there is no middle, the crop is nearer to the upper left of the upright
-    # image.
-    middle = (exchanged(target, orientation) - size) // 2
-    box = tf.concat([middle, [size, size]], 0)
-    at = stored_box(box, exchanged(target, orientation), orientation)[:2]
+    at = (target - size) // 2
 
     def cut() -> Tensor:
         return tf.slice(image, tf.concat([at, [0]], 0), (size, size, 3))
@@ -246,7 +248,6 @@ def centre_crop_pixels(
         return to_uint8(result[0])
 
     crop = tf.cond(tf.equal(short, resize), cut, resized)
-    crop = turned_upright(tf.ensure_shape(crop, (size, size, 3)), orientation)
     return tf.ensure_shape(crop, (size, size, 3))
 
 
@@ -298,12 +299,71 @@ def decode(encoded: Tensor) -> Tensor:
     return tf.ensure_shape(image, (None, None, 3))
 
 
+def decode_upright(encoded: Tensor, orientation: Tensor | int) -> Tensor:
+    """Decodes a whole file and turns it upright; see `decode`."""
+    return _by_orientation(lambda encoded, _: decode(encoded), encoded, orientation)
+
+
+def _by_orientation(
+    decode: Callable[..., Tensor],
+    encoded: Tensor,
+    orientation: Tensor | int,
+    *arguments: Tensor,
+) -> Tensor:
+    """Decodes what is upright in TensorFlow's graph, and in Python what is not.
+
+    Most images are upright. Operations cost time also where they are in a branch that
+    is not taken: the dozens that turn an image would take a twentieth of its time.
+
+    Args:
+      decode: takes the file, the orientation as an int, and the further arguments, and
+        returns the image, or a part of it, as it is stored.
+      encoded: a file, scalar string.
+      orientation: of the file, scalar.
+      *arguments: further arguments.
+
+    Returns:
+      (height, width, 3), uint8, upright.
+    """
+    tf = tensorflow()
+
+    def turned(encoded: Any, orientation: Any, *arguments: Any) -> np.ndarray:
+        stored = decode(tf.constant(_as_bytes(encoded)), int(orientation), *arguments)
+        return np.ascontiguousarray(upright(stored.numpy(), int(orientation)))
+
+    return tf.cond(
+        tf.equal(orientation, UPRIGHT),
+        lambda: decode(encoded, UPRIGHT, *arguments),
+        lambda: _in_python(turned, encoded, orientation, *arguments),
+    )
+
+
 def _with_pillow(encoded: Tensor) -> Tensor:
     """Decodes a whole file with Pillow; see `decode`."""
+    return _in_python(
+        lambda encoded: np.asarray(decode_with_pillow(_as_bytes(encoded))), encoded
+    )
+
+
+def _in_python(decode: Callable[..., np.ndarray], *arguments: Tensor) -> Tensor:
+    """Decodes an image outside TensorFlow's graph, under Python's lock."""
     tf = tensorflow()
-    image = tf.numpy_function(_decode_with_pillow, [encoded], tf.uint8)
+
+    def decoded(*arguments: Any) -> np.ndarray:
+        try:
+            return decode(*arguments)
+        except (ValueError, tf.errors.OpError):
+            # No exception, which TensorFlow would log.
+            return np.zeros((0, 0, 3), np.uint8)
+
+    image = tf.numpy_function(decoded, arguments, tf.uint8)
     with tf.control_dependencies([tf.debugging.assert_positive(tf.size(image))]):
         return tf.ensure_shape(image, (None, None, 3))
+
+
+def _as_bytes(encoded: bytes | np.ndarray) -> bytes:
+    """Returns a file; outside a graph TensorFlow passes an array of no dimensions."""
+    return np.asarray(encoded, object).item()
 
 
 def why_unreadable(encoded: bytes, error: Exception) -> str:
@@ -321,15 +381,6 @@ def why_unreadable(encoded: bytes, error: Exception) -> str:
         # Pillow names an object in memory where it means the file.
         return str(reason).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
     return first_line(error)[:200]
-
-
-def _decode_with_pillow(encoded: bytes | np.ndarray) -> np.ndarray:
-    """Decodes a file; to nothing if it is unreadable, as TensorFlow logs exceptions."""
-    try:
-        # Outside a graph TensorFlow passes an array of no dimensions.
-        return np.asarray(decode_with_pillow(np.asarray(encoded, object).item()))
-    except ValueError:
-        return np.zeros((0, 0, 3), np.uint8)
 
 
 def to_uint8(image: Tensor) -> Tensor:

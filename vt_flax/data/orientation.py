@@ -154,58 +154,36 @@ def as_stored(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return upright(pixels, {6: 8, 8: 6}.get(orientation, orientation))
 
 
-def _reversed(orientation: Any) -> tuple[Any, Any]:
+def _reversed(orientation: int) -> tuple[bool, bool]:
     """Tells whether the order of the rows, and that of the columns, is reversed."""
     turns = (orientation - 1) % 4
-    return turns >= 2, (turns == 1) | (turns == 2)
+    return turns >= 2, turns in (1, 2)
 
 
-# The same inside tf.data, where an image is cut out as it is stored, and the small part
-# is turned. Most images are upright: the operations for others are in branches, for
-# dozens of them would take a twentieth of an image's time.
-
-
-def exchanged(shape: Tensor, orientation: Tensor) -> Tensor:
+def exchanged(shape: Tensor, orientation: int) -> Tensor:
     """Returns the stored shape (rows, columns, ...) from the upright one, and back.
 
     Only the first two change.
     """
-    tf = tensorflow()
-    return tf.cond(
-        orientation < FIRST_TRANSPOSED,
-        lambda: shape,
-        lambda: tf.concat([shape[1::-1], shape[2:]], 0),
-    )
+    if orientation < FIRST_TRANSPOSED:
+        return shape
+    return tensorflow().concat([shape[1::-1], shape[2:]], 0)
 
 
-def stored_box(box: Tensor, shape: Tensor, orientation: Tensor) -> Tensor:
+def stored_box(box: Tensor, shape: Tensor, orientation: int) -> Tensor:
     """Returns where a part of the upright image is in the stored one.
 
     Args:
       box: (4,), top, left, height and width in the upright image.
       shape: height and width of the upright image, and maybe more.
-      orientation: scalar.
+      orientation: of the stored image.
 
     Returns:
       (4,), top, left, height and width in the stored image.
     """
+    if orientation == UPRIGHT:
+        return box
     tf = tensorflow()
-
-    def turned() -> Tensor:
-        at, lengths = box[:2], box[2:]
-        at = tf.where(tf.stack(_reversed(orientation)), shape[:2] - at - lengths, at)
-        pairs = [exchanged(at, orientation), exchanged(lengths, orientation)]
-        return tf.concat(pairs, 0)
-
-    return tf.cond(orientation == UPRIGHT, lambda: box, turned)
-
-
-def turned_upright(image: Tensor, orientation: Tensor) -> Tensor:
-    """Turns a stored image (height, width, channels) upright."""
-    tf = tensorflow()
-
-    def turned() -> Tensor:
-        result = tf.transpose(image, exchanged(tf.range(3), orientation))
-        return tf.reverse(result, tf.where(tf.stack(_reversed(orientation)))[:, 0])
-
-    return tf.cond(orientation == UPRIGHT, lambda: image, turned)
+    at, lengths = box[:2], box[2:]
+    at = tf.where(_reversed(orientation), shape[:2] - at - lengths, at)
+    return tf.concat([exchanged(at, orientation), exchanged(lengths, orientation)], 0)

@@ -43,8 +43,7 @@ def view_of(picture: Picture, task: Task) -> View:
         pixels, lengths = _placed(picture.pixels, eval_canvas(task.config))
     else:
         crop = eval_crop_pixels(task.config.data)
-        pixels = crop(tensorflow().constant(picture.stored), picture.orientation)
-        pixels = pixels.numpy()
+        pixels = crop(tensorflow().constant(picture.pixels)).numpy()
         lengths = pixels.shape[:2]
     return View(picture.name, picture.pixels.shape[:2], pixels, lengths, picture.notes)
 
