@@ -9,6 +9,7 @@ from etils import epath
 from PIL import features
 
 from vt_flax.data.host import tensorflow
+from vt_flax.paths import in_bucket
 
 # Formats that Pillow decodes, and people have.
 IMAGE_SUFFIXES = (
@@ -58,7 +59,7 @@ def list_folder(folder: epath.PathLike) -> Entries:
       tf.errors.OpError: likewise, in a bucket.
     """
     path = os.fspath(folder)
-    found = _in_bucket(path) if "://" in path else _on_disk(path)
+    found = _in_bucket(path) if in_bucket(path) else _on_disk(path)
     folders: list[str] = []
     files: list[str] = []
     for name, is_folder in sorted(found):

@@ -15,7 +15,7 @@ from etils import epath
 
 from vt_flax.data.host import tensorflow
 from vt_flax.errors import UserError, first_line
-from vt_flax.paths import typed_path
+from vt_flax.paths import in_bucket, typed_path
 
 CLOUD = "https://storage.googleapis.com"
 CONNECT_SECONDS = 20
@@ -23,11 +23,6 @@ CONNECT_SECONDS = 20
 
 class UnreachableError(UserError):
     """The network or the storage is not there: what is read from it is not at fault."""
-
-
-def in_bucket(place: str | os.PathLike) -> bool:
-    """Tells whether a folder or a file is in a bucket."""
-    return "://" in str(place)
 
 
 def storage_path(place: str | os.PathLike) -> epath.Path:

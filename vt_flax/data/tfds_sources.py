@@ -14,10 +14,10 @@ from vt_flax.data.splits import tfds_members
 from vt_flax.data.storage import (
     UnreachableError,
     how_to_prepare,
-    in_bucket,
     storage_errors,
 )
 from vt_flax.errors import UserError, first_line, nearest
+from vt_flax.paths import in_bucket
 
 # What array_record's client of buckets says where the network is lost, or nobody logged
 # in; after a quarter of an hour.
