@@ -1,4 +1,4 @@
-"""Which files of a folder are images: one list for training, datasets and predict."""
+"""Image files in folders, found alike for training, datasets and predict."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ from PIL import features
 from vt_flax.data.host import tensorflow
 from vt_flax.paths import in_bucket
 
-# Formats that Pillow decodes, and people have.
+# Common formats that Pillow decodes.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".apng", ".dib"),

@@ -1,4 +1,4 @@
-"""How often each value occurs in masks."""
+"""Counts of the values in masks."""
 
 from collections.abc import Mapping, Sequence
 

@@ -407,9 +407,9 @@ def _typed(name: str, value: Any, default: Any) -> Any:
         # Only label_map, a list of int, is empty by default.
         item = default[0] if default else 0
         if not all(is_like(x, item) for x in value):
-            told = [x.to_dict() if isinstance(x, ConfigDict) else x for x in value]
+            shown = [x.to_dict() if isinstance(x, ConfigDict) else x for x in value]
             raise UserError(
-                f"config.{name} must be a list of {type(item).__name__}, not {told!r}"
+                f"config.{name} must be a list of {type(item).__name__}, not {shown!r}"
             )
         value = [type(item)(x) for x in value]
     else:
