@@ -1,4 +1,4 @@
-"""Which features of a TFDS dataset hold images and labels, and streams of sums."""
+"""Features of a TFDS dataset that hold images and labels, and streams of sums."""
 
 import io
 
@@ -100,7 +100,7 @@ def test_features_are_chosen(folder, image, label, green, names):
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
         (
             {"label_feature": "coarse"},
@@ -118,8 +118,8 @@ def test_features_are_chosen(folder, image, label, green, names):
         ),
     ],
 )
-def test_unknown_features(folder, options, told):
-    with pytest.raises(UserError, match=told):
+def test_unknown_features(folder, options, message):
+    with pytest.raises(UserError, match=message):
         open_source("zoo", "train", folder, **options)
 
 
