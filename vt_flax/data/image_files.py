@@ -11,11 +11,15 @@ from PIL import features
 from vt_flax.data.host import tensorflow
 from vt_flax.paths import in_bucket
 
-# Common formats that Pillow decodes.
+# Formats that Pillow decodes, and whose images have 8 bits.
+SUFFIXES_OF_8_BITS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo"),
+    *(".bmp", ".dib", ".gif", ".webp", ".tga", ".qoi"),
+)
+# All common formats that it decodes.
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
-    *(".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".apng", ".dib"),
-    *(".tga", ".qoi", ".pbm", ".pgm", ".ppm", ".pnm"),
+    *SUFFIXES_OF_8_BITS,
+    *(".png", ".apng", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"),
     # Pillow may be built without JPEG 2000.
     *((".jp2", ".j2k", ".jpx", ".jpf") if features.check("jpg_2000") else ()),
     # Pillow knows it from version 11.3 on.

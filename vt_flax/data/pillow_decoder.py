@@ -9,15 +9,11 @@ import numpy as np
 from etils import epath
 from PIL import Image, TiffImagePlugin
 
+from vt_flax.data.image_files import SUFFIXES_OF_8_BITS
 from vt_flax.data.orientation import UPRIGHT, as_stored, orientation_of
 
 # A 16-bit image without a level from here on probably holds data of 14 bits or fewer.
 LEAST_OF_16_BITS = 1 << 14
-# Formats whose images have 8 bits.
-SUFFIXES_OF_8_BITS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo"),
-    *(".bmp", ".dib", ".gif", ".webp", ".tga", ".qoi"),
-)
 # Other files of a split whose headers are read before a run starts, and images of more
 # bits that are decoded then.
 HEADERS, DECODED = 32, 8

@@ -387,7 +387,8 @@ def scores(confusion: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any
 
     Returns:
       `miou`: the mean intersection over union of the classes that are labeled or
-      predicted anywhere, so that one that is predicted and never labeled counts as 0;
+      predicted anywhere, so that one that is predicted and never labeled counts as 0
+      [choice];
       `miou_labeled`: the mean over the labeled classes alone, as in Detectron2;
       `labeled_classes`: the number of these; `fwiou`: the mean weighted by labeled
       pixels; `pixel_accuracy`; `mean_accuracy`: the mean share of a labeled class's
