@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
+from image_files import encode
 from image_files import png as png_of
 from PIL import Image
 
@@ -31,15 +32,11 @@ def smooth(height=40, width=56):
 
 
 def jpeg():
-    encoded = io.BytesIO()
-    Image.fromarray(noise(64, 64)).save(encoded, "JPEG")
-    return encoded.getvalue()
+    return encode(noise(64, 64), "JPEG")
 
 
 def png():
-    encoded = io.BytesIO()
-    Image.fromarray(noise(64, 64)).save(encoded, "PNG")
-    return encoded.getvalue()
+    return encode(noise(64, 64), "PNG")
 
 
 def from_torch(make):
