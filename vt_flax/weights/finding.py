@@ -20,7 +20,7 @@ _FIRST_BLOCK = re.compile(
 )
 # Modules that give the logits. Around the linear map may be others without arrays.
 _HEADS = ("fc", "head", "classifier", "last_linear", "linear", "cls_head")
-# Averages of weights, beside which the raw weights are the default.
+# Names of averaged weights; the raw ones beside them are the default.
 _EMA = re.compile(r"(?:^|[._])(?:ema|swa|avg|averaged?)(?:[._]|$)", re.IGNORECASE)
 
 
@@ -164,7 +164,7 @@ def _choose(
 def _same(
     arrays: Mapping[str, Array], first: Mapping[str, str], second: Mapping[str, str]
 ) -> bool:
-    """Returns whether two ResNets have the same names and numbers."""
+    """Returns whether two ResNets have the same names and values."""
     keys = {name: key for key, name in second.items()}
     if {*first.values()} != {*keys}:
         return False
