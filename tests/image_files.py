@@ -7,7 +7,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-PNG_START = b"\x89PNG\r\n\x1a\n"
+from vt_flax.data.orientation import PNG_START
+
 # How stored pixels become upright, in NumPy's words.
 TURNS = {
     1: lambda x: x,
@@ -21,7 +22,7 @@ TURNS = {
 }
 
 
-def encode(image, form, **options):
+def encode(image, form="PNG", **options):
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     output = io.BytesIO()
     image.save(output, form, **options)

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
-from vt_flax.paths import typed_path
+from vt_flax.paths import in_bucket, typed_path
 from vt_flax.texts import json_text, printable
 
 # A side of the largest image to count or to make a program for; JPEG's limit is near.
@@ -242,7 +242,7 @@ def local_folder(option: str, path: str) -> pathlib.Path:
     Raises:
       UserError: for a bucket, of which pathlib would make a local folder `gs:`.
     """
-    if "://" in path:
+    if in_bucket(path):
         raise UserError(
             f"{option} {path}: buckets are not supported yet; name a folder that the "
             "machine has mounted"

@@ -42,8 +42,9 @@ def first_few(lines: Sequence[str], count: int = 3) -> str:
     return "; ".join(lines[:count]) + ("; ..." if len(lines) > count else "")
 
 
-def first_names(names: Sequence[str], count: int = 5) -> str:
-    """Returns the first of some names in a list, and how many more there are."""
+def first_names(names: Iterable[str], count: int = 5) -> str:
+    """Returns the first of some names, with commas, and how many more there are."""
+    names = list(names)
     more = f" and {len(names) - count:,} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
 

@@ -4,6 +4,11 @@ import os
 import pathlib
 
 
+def in_bucket(place: str | os.PathLike[str]) -> bool:
+    """Returns whether a folder or a file is in a bucket, as in `gs://BUCKET/PATH`."""
+    return "://" in os.fspath(place)
+
+
 def typed_path(name: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the path that is meant by a name that somebody typed.
 

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 
 from vt_flax import cli
 from vt_flax.errors import UserError
-from vt_flax.paths import typed_path
+from vt_flax.paths import in_bucket, typed_path
 
 CONVERT = "convert"
 
@@ -122,7 +122,7 @@ def _writable(option: str, path: str) -> pathlib.Path:
     A bucket would be refused by array_record itself, which writes to local files alone
     (google/array_record, issue 120), but only after hours of work.
     """
-    if "://" in path:
+    if in_bucket(path):
         raise UserError(
             f"{option} {path}: array_record cannot be written to a bucket; name a "
             "folder, or one that the bucket is mounted on"

@@ -1,10 +1,10 @@
 """Damaged files and wrong labels: named, or skipped, replaced and counted."""
 
-import io
 import pathlib
 
 import numpy as np
 import pytest
+from image_files import encode
 from PIL import Image
 
 from vt_flax.data import order, pipeline
@@ -14,12 +14,6 @@ from vt_flax.errors import UserError
 from vt_flax.training.config import default_config
 
 COUNT = 24
-
-
-def encode(array, form="PNG"):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, form)
-    return buffer.getvalue()
 
 
 class Files(RandomAccessSource):

@@ -1,10 +1,11 @@
-"""Which features of a TFDS dataset hold images and labels, and streams of sums."""
+"""Features of a TFDS dataset that hold images and labels, and streams of sums."""
 
 import io
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from image_files import encode
 from PIL import Image
 
 from vt_flax.analysis.dataset_facts import find_facts
@@ -18,10 +19,8 @@ COUNT = 12
 CONFIG = "configs/quickstart.py"
 
 
-def encode(*color):
-    output = io.BytesIO()
-    Image.new("RGB" if len(color) > 1 else "L", (4, 4), color).save(output, "PNG")
-    return output.getvalue()
+def filled(*color):
+    return encode(Image.new("RGB" if len(color) > 1 else "L", (4, 4), color))
 
 
 @pytest.fixture(scope="module", params=["array_record", "tfrecord"])
@@ -40,8 +39,8 @@ def folder(request, tmp_path_factory):
 
     def example(i):
         return {
-            **{"image": encode(i, 0, 0), "closeup": encode(i, 200, 0)},
-            **{"mask": encode(i % 2), "label": i % 4, "coarse_label": i % 4 // 2},
+            **{"image": filled(i, 0, 0), "closeup": filled(i, 200, 0)},
+            **{"mask": filled(i % 2), "label": i % 4, "coarse_label": i % 4 // 2},
             "count": i,
         }
 
@@ -100,7 +99,7 @@ def test_features_are_chosen(folder, image, label, green, names):
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
         (
             {"label_feature": "coarse"},
@@ -118,8 +117,8 @@ def test_features_are_chosen(folder, image, label, green, names):
         ),
     ],
 )
-def test_unknown_features(folder, options, told):
-    with pytest.raises(UserError, match=told):
+def test_unknown_features(folder, options, message):
+    with pytest.raises(UserError, match=message):
         open_source("zoo", "train", folder, **options)
 
 
@@ -149,7 +148,7 @@ def test_features_of_segmentation(folder):
     for chosen, green in (("closeup", 200), ("image", 0), ("", 0)):
         source = opened(image_feature=chosen)
         images = [one.image for one in source.read(range(len(source)))]
-        assert sorted(images) == sorted(encode(i, green, 0) for i in range(COUNT + 4))
+        assert sorted(images) == sorted(filled(i, green, 0) for i in range(COUNT + 4))
     assert opened(image_feature="closeup").identity() != opened().identity()
     with pytest.raises(UserError, match="'clos': .*no images of three.*mean closeup"):
         opened(image_feature="clos")

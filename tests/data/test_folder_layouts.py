@@ -113,7 +113,7 @@ def test_a_resumed_run_notices_another_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "files, split, told",
+    "files, split, message",
     [
         # Splits, and folders around images, are no classes.
         (
@@ -157,9 +157,9 @@ def test_a_resumed_run_notices_another_order(tmp_path):
         ("train/a/1.jpg val/b/1.jpg", "train+val", "different classes .a, b.: give"),
     ],
 )
-def test_what_is_refused(tmp_path, files, split, told):
+def test_what_is_refused(tmp_path, files, split, message):
     make(tmp_path, *files.split())
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         opened(tmp_path, split)
 
 
@@ -174,7 +174,7 @@ def test_a_class_may_be_called_like_a_split(tmp_path):
     assert [*opened(tmp_path)] == ["cat", "images", "test"]
 
 
-def test_files_that_are_left_out_are_told(tmp_path):
+def test_files_that_are_left_out_are_noted(tmp_path):
     """Files alone are counted, and folders whatever their names are read."""
     make(
         tmp_path,

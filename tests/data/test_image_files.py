@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+from image_files import encode
 from PIL import Image
 from test_folder_layouts import make
 
@@ -27,10 +28,9 @@ def test_every_suffix_is_decoded_as_pillow_does():
     for suffix in [one for one in IMAGE_SUFFIXES if known[one] in Image.SAVE]:
         modes = {".pbm": "1", ".pgm": "L"}
         image = Image.fromarray(pixels).convert(modes.get(suffix, "RGB"))
-        output = io.BytesIO()
-        image.save(output, known[suffix])
-        expected = np.asarray(Image.open(output).convert("RGB"))
-        found = images.decode(tensorflow().constant(output.getvalue())).numpy()
+        encoded = encode(image, known[suffix])
+        expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+        found = images.decode(tensorflow().constant(encoded)).numpy()
         np.testing.assert_array_equal(found, expected, suffix)
 
 

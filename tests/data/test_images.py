@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from image_files import encode
 from PIL import Image
 
 from vt_flax.data import images
@@ -15,12 +16,6 @@ tf = tensorflow()
 def noise(height, width, channels=3, seed=0):
     shape = (height, width, channels) if channels else (height, width)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def encode(image, form="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def decoded(encoded):

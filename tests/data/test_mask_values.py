@@ -1,4 +1,4 @@
-"""Which class each value of a folder's masks is, and what is said of it."""
+"""Classes of the values in a folder's masks, and the notes on them."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ class Folder:
         return str(caught.value)
 
     def occurrences(self, value):
-        """Returns how a value's pixels and masks are told, counted anew."""
+        """Returns how a value's pixels and masks are printed, counted anew."""
         found = [int((mask == value).sum()) for mask in self.masks.values()]
         masks = sum(count > 0 for count in found)
         return f"{value} ({sum(found):,} pixels in {masks} of {len(found)} masks)"
@@ -120,8 +120,8 @@ def test_classes_of_values(folder, values, names, ignore_label, classes):
 )
 def test_the_meaning_of_255_is_asked_for(folder, values, names, none_of):
     message = folder.write(values, names).refused()
-    told = ", ".join(map(folder.occurrences, values))
-    assert f"masks: the masks have {told}{none_of} add --ignore_label none" in message
+    counts = ", ".join(map(folder.occurrences, values))
+    assert f"masks: the masks have {counts}{none_of} add --ignore_label none" in message
     assert "--ignore_label 255 if it means no label" in message
 
 
@@ -151,14 +151,14 @@ def test_values_that_are_no_classes(folder, values, names, ignore_label, words):
 def test_notes_name_classes_and_values_with_counts(folder):
     folder.write([0, 128])
     _, (note,) = folder.prepare()
-    told = f"{folder.occurrences(0)}, {folder.occurrences(128)}"
+    counts = f"{folder.occurrences(0)}, {folder.occurrences(128)}"
     assert note.startswith("note: no pixel of 127 of 129 classes (class 1, class 2, ")
-    assert f"class 8 and 119 more): the masks have {told}; if each" in note
+    assert f"class 5 and 122 more): the masks have {counts}; if each" in note
 
     folder.write([0, 2], "abc")
     _, (note,) = folder.prepare(data="named")
-    told = f"{folder.occurrences(0)}, {folder.occurrences(2)}"
-    assert note == f"note: no pixel of 1 of 3 classes (b): the masks have {told}"
+    counts = f"{folder.occurrences(0)}, {folder.occurrences(2)}"
+    assert note == f"note: no pixel of 1 of 3 classes (b): the masks have {counts}"
 
     _, notes = folder.write([7, 9, 12], "abc").prepare("none", "mapped")
     assert notes == ["note: classes of the masks' values: 7 is a, 9 is b, 12 is c"]

@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from image_files import encode
 from pair_trees import draw_image, draw_labels, with_palette
 from PIL import Image
 
@@ -23,13 +24,6 @@ CANVAS = (20, 24)
 # Stored value 5 is class 0, 3 is class 1, 7 has no class; all others are mistakes.
 MAP = np.full(256, 254, np.uint8)
 MAP[[5, 3, 7, 255]] = 0, 1, 255, 255
-
-
-def encode(image, form="PNG", **options):
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    output = io.BytesIO()
-    image.save(output, form, **options)
-    return output.getvalue()
 
 
 class Pairs(RandomAccessSource):

@@ -1,11 +1,11 @@
 """Batches: the same for any number of threads and parts, and each example once."""
 
-import io
 import pathlib
 import threading
 
 import numpy as np
 import pytest
+from image_files import encode
 from PIL import Image
 
 from vt_flax.data import images, order, pipeline
@@ -13,12 +13,6 @@ from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
 from vt_flax.training.config import default_config
-
-
-def encode(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 class ArraySource(RandomAccessSource):

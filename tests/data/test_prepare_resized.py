@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from image_files import encode
 from pair_trees import draw_image, draw_labels, stored, write
 from PIL import Image
 
@@ -31,12 +32,6 @@ def copy(prepared_imagenet, tmp_path_factory) -> str:
     folder = str(tmp_path_factory.mktemp("resized"))
     resize(tfds_builder("imagenet2012", prepared_imagenet), SIDE, folder)
     return folder
-
-
-def encode(image, form, **options) -> bytes:
-    output = io.BytesIO()
-    image.save(output, form, **options)
-    return output.getvalue()
 
 
 def independently_resized(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:

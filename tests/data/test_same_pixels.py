@@ -16,14 +16,14 @@ from vt_flax.training.config import default_config
 HEIGHT, WIDTH = 24, 32
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (HEIGHT, WIDTH, 4), np.uint8)
-RGB, GREY, ALPHA = NOISE[..., :3], NOISE[..., 0], NOISE[..., 3]
+RGB, GRAY, ALPHA = NOISE[..., :3], NOISE[..., 0], NOISE[..., 3]
 # Nearly all of JPEG's error is in the encoder; here only decoders are compared.
 SMOOTH = np.stack(np.meshgrid(*(range(0, 8 * n, 8) for n in (WIDTH, HEIGHT))), -1)
 SMOOTH = np.dstack([SMOOTH, SMOOTH[..., :1] // 2 + 60]).astype(np.uint8)
 
 
-def in_rgb(grey):
-    return np.repeat(np.asarray(grey, np.uint8)[..., None], 3, -1)
+def in_rgb(gray):
+    return np.repeat(np.asarray(gray, np.uint8)[..., None], 3, -1)
 
 
 def by_pillow(encoded):
@@ -40,9 +40,9 @@ def pngs():
         eight = levels >> 8 if depth == 16 else levels * 255 // ((1 << depth) - 1)
         eight = in_rgb(eight[..., 0])
         key = chunk(b"tRNS", struct.pack(">H", levels[0, 0, 0]))
-        yield f"grey{depth}", png(levels, depth, 0), eight
-        yield f"grey{depth}_key", png(levels, depth, 0, key), eight
-        yield f"grey{depth}_interlaced", png(levels, depth, 0, interlaced=True), eight
+        yield f"gray{depth}", png(levels, depth, 0), eight
+        yield f"gray{depth}_key", png(levels, depth, 0, key), eight
+        yield f"gray{depth}_interlaced", png(levels, depth, 0, interlaced=True), eight
         if depth <= 8:
             palette = RNG.integers(0, 256, (1 << depth, 3), np.uint8)
             found = palette[levels[..., 0]]
@@ -86,7 +86,7 @@ def jpegs():
         ("full_color", RGB, {"subsampling": 0}),
         ("half_color", RGB, {"subsampling": 1}),
         ("progressive", RGB, {"progressive": True}),
-        ("grey", GREY, {}),
+        ("gray", GRAY, {}),
         ("not_ycc", RGB, {"keep_rgb": True}),
         ("large_profile", SMOOTH, {"icc_profile": bytes(70000)}),
     ):
@@ -117,7 +117,7 @@ def tiff_of_12_bits(levels):
 
 
 def others():
-    deep = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(GREY.shape)
+    deep = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(GRAY.shape)
     for order in "<>":
         tiff = encode(deep.astype(f"{order}u2"), "TIFF")
         yield f"16{order}.tif", tiff, in_rgb(deep // 257)
@@ -129,7 +129,7 @@ def others():
         span = levels.astype(np.float32) - levels.min()
         expected = np.round(span / np.float32(np.ptp(levels)) * 255)
         yield f"{kind.__name__}.tif", encode(levels, "TIFF"), in_rgb(expected)
-        yield f"{kind.__name__}_8.tif", encode(GREY.astype(kind), "TIFF"), in_rgb(GREY)
+        yield f"{kind.__name__}_8.tif", encode(GRAY.astype(kind), "TIFF"), in_rgb(GRAY)
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"):
         image = Image.fromarray(RGB)
         image = Image.fromarray(RGB, "LAB") if mode == "LAB" else image.convert(mode)
@@ -139,8 +139,8 @@ def others():
         exif = with_orientation(value)
         yield f"exif{value}.tif", encode(RGB, "TIFF", **exif), turn(RGB)
         # One channel, which Pillow maps into memory where it can.
-        grey = encode(GREY, "TIFF", **exif)
-        yield f"grey{value}.tif", grey, in_rgb(turn(GREY))
+        gray = encode(GRAY, "TIFF", **exif)
+        yield f"gray{value}.tif", gray, in_rgb(turn(GRAY))
         lzw = encode(RGB, "TIFF", compression="tiff_lzw", **exif)
         yield f"lzw{value}.tif", lzw, turn(RGB)
         webp = encode(RGB, "WEBP", lossless=True, **exif)

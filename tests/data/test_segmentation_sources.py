@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from image_files import encode
 from pair_trees import draw_image, draw_labels, make_lip, with_palette
 from PIL import Image
 
@@ -23,13 +24,6 @@ from vt_flax.errors import UserError
 WIDTH, HEIGHT, COUNT = 24, 16, 6
 IMAGE = tfds.features.Image(shape=(HEIGHT, WIDTH, 3), encoding_format="png")
 MASK = tfds.features.Image(shape=(HEIGHT, WIDTH, 1), encoding_format="png")
-
-
-def encode(image, form="PNG"):
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    output = io.BytesIO()
-    image.save(output, form)
-    return output.getvalue()
 
 
 def example(seed, keys, values=(0, 1, 2, 255)):

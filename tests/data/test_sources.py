@@ -141,7 +141,7 @@ def test_files_of_other_kinds_are_left_out(flat):
     assert source.notes == (f"{flat}: {told}",)
 
 
-def test_few_bits_in_16_are_told(tmp_path):
+def test_few_bits_in_16_are_noted(tmp_path):
     """One image that is bright enough shows that white is 65,535."""
     add_images(tmp_path / "ant", 2)
     add_images(tmp_path / "bee", 2)
@@ -156,7 +156,7 @@ def test_few_bits_in_16_are_told(tmp_path):
     assert notes == ()
 
 
-def test_levels_of_32_bits_are_told(tmp_path):
+def test_levels_of_32_bits_are_noted(tmp_path):
     add_images(tmp_path / "ant", 2)
     add_images(tmp_path / "bee", 2)
     levels = np.linspace(0, 1, 24, dtype=np.float32).reshape(4, 6)

@@ -1,4 +1,4 @@
-"""What a training and an evaluation split lack or share is told before a run."""
+"""What a training and an evaluation split lack or share is reported before a run."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_classes_that_a_split_lacks(photos):
 
 
 @pytest.mark.parametrize(
-    "train, evaluation, told",
+    "train, evaluation, message",
     [
         ("one", "val", "one: all 5 images are of class 'a': a classifier needs images"),
         (
@@ -65,8 +65,8 @@ def test_classes_that_a_split_lacks(photos):
         ),
     ],
 )
-def test_splits_that_do_not_fit(photos, train, evaluation, told):
-    with pytest.raises(UserError, match=told):
+def test_splits_that_do_not_fit(photos, train, evaluation, message):
+    with pytest.raises(UserError, match=message):
         check(photos, train, evaluation)
 
 
@@ -89,8 +89,8 @@ def test_examples_of_both_splits_are_counted(name, photos, digits):
         if "also in" in note
     ]
     total = whole - round(0.7 * whole)
-    told = f"{common} of the {total} examples of {name} train[70%:] are also in {name}"
-    assert note.startswith(f"{told} train[:80%]: ")
+    what = f"{common} of the {total} examples of {name} train[70%:] are also in {name}"
+    assert note.startswith(f"{what} train[:80%]: ")
     notes = check(name, "train+train[:3]", "train[:5]", data_dir)
     assert f"{name} train+train[:3] has 3 examples more than once" in notes
     # Not by their places in either split.

@@ -1,4 +1,4 @@
-"""Folders and buckets: what is wrong with a place is told by its right reason.
+"""Folders and buckets: errors give the right reason.
 
 The errors are TensorFlow's own, with the texts that its client of Google Cloud Storage
 gives for the answers of a server.
@@ -111,13 +111,13 @@ REASONS = [
 @pytest.mark.parametrize("name", ["folder:gs://bucket/data", "mnist", "no_such_one"])
 def test_a_bucket_is_refused_by_its_reason(name, error, line, bucket):
     bucket(error)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refusal:
         open_source(name, "train", "gs://bucket/data")
-    assert str(told.value).startswith(line)
-    assert "\n" not in str(told.value)
-    assert isinstance(told.value, UnreachableError) == (
-        error in (NO_NETWORK, BUSY)
-    ) or ("resolve" in line)
+    assert str(refusal.value).startswith(line)
+    assert "\n" not in str(refusal.value)
+    assert isinstance(refusal.value, UnreachableError) == (
+        error in (NO_NETWORK, BUSY) or "resolve" in line
+    )
 
 
 def test_a_folder_that_is_not_in_a_bucket(bucket):
@@ -134,9 +134,9 @@ def test_a_dataset_in_a_bucket_is_prepared_elsewhere(name, monkeypatch):
     monkeypatch.setattr(tf.io.gfile, "stat", lambda _: folder)
     for method, found in (("exists", False), ("isdir", False), ("glob", [])):
         monkeypatch.setattr(tf.io.gfile, method, lambda *_, found=found: found)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refusal:
         open_source(name, "train", "gs://bucket/data")
-    message = str(told.value)
+    message = str(refusal.value)
     assert message.startswith(f"dataset '{name}' is not prepared in gs://bucket/data/")
     assert "--data_dir gs://" not in message
     assert f"`python -m vt_flax.prepare_data {name} --data_dir DATA`" in message
@@ -252,7 +252,7 @@ def train_on(source, **options):
         return list(batches)
 
 
-def test_a_missing_file_of_a_dataset_is_told_before_a_run(copy):
+def test_a_missing_file_of_a_dataset_is_reported_before_a_run(copy):
     data_dir, file = copy
     file.unlink()
     with pytest.raises(UserError, match=f"^{file} is missing .1 of the 1 files"):

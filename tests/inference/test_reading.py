@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
+from image_files import encode
 from image_files import png as png_of
 from PIL import Image
 
@@ -31,15 +32,11 @@ def smooth(height=40, width=56):
 
 
 def jpeg():
-    encoded = io.BytesIO()
-    Image.fromarray(noise(64, 64)).save(encoded, "JPEG")
-    return encoded.getvalue()
+    return encode(noise(64, 64), "JPEG")
 
 
 def png():
-    encoded = io.BytesIO()
-    Image.fromarray(noise(64, 64)).save(encoded, "PNG")
-    return encoded.getvalue()
+    return encode(noise(64, 64), "PNG")
 
 
 def from_torch(make):
@@ -74,7 +71,7 @@ def test_16_bits_are_scaled(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_few_bits_in_16_are_told(ending, tmp_path):
+def test_few_bits_in_16_are_noted(ending, tmp_path):
     """Levels of 12 bits come out nearly black; those that reach white are usual."""
     levels = np.linspace(0, 4095, 240).astype(np.uint16).reshape(12, 20)
     Image.fromarray(levels).save(tmp_path / f"a.{ending}")
@@ -85,7 +82,7 @@ def test_few_bits_in_16_are_told(ending, tmp_path):
     assert note == "16 bits brought to 8: 65,535 is white"
 
 
-def test_16_bits_in_three_channels_are_told(tmp_path):
+def test_16_bits_in_three_channels_are_noted(tmp_path):
     """Pillow has read their upper bytes alone."""
     levels = np.linspace(0, 4095, 720).reshape(12, 20, 3)
     (tmp_path / "a.png").write_bytes(png_of(levels.astype(int), 16, 2))
@@ -361,7 +358,7 @@ class Upload:
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """a.png of `noise(64, 64)`, [1].png and more/b.png, each of another grey."""
+    """a.png of `noise(64, 64)`, [1].png and more/b.png, each of another gray."""
     (tmp_path / "a.png").write_bytes(png())
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "notes.txt").write_text("no image")
@@ -489,7 +486,7 @@ def without_file():
         (lambda: [A, [B]], "^image 1 is of type list: pass one flat list"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_a_line(given, match, files):
+def test_what_cannot_be_read_is_named_in_a_line(given, match, files):
     with pytest.raises(UserError, match=match) as told:
         for name, image in each_image(given()):
             read_picture(image, name)

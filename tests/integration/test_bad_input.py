@@ -248,7 +248,7 @@ def test_evaluate_refuses(digits, tmp_path, monkeypatch, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_evaluate_tells_of_classes_without_images(tmp_path, monkeypatch, capsys):
+def test_evaluate_notes_classes_without_images(tmp_path, monkeypatch, capsys):
     for place, count in (("train/a", 64), ("train/b", 64), ("val/a", 3), ("val/b", 0)):
         folder = tmp_path / "images" / place
         folder.mkdir(parents=True)

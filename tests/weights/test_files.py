@@ -301,6 +301,11 @@ def test_without_pytorch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     line = error_of(tmp_path / "net.pth")
     assert 'pip install "vt_flax[torch]"' in line and ".safetensors" in line
+    # An old one has no list of safe names.
+    old = types.ModuleType("torch.serialization")
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    monkeypatch.setitem(sys.modules, "torch.serialization", old)
+    assert error_of(tmp_path / "net.pth") == line
     found = read_arrays(tmp_path / "net.safetensors")
     np.testing.assert_array_equal(found["a"].read(), 1.0)
 

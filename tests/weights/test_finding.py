@@ -314,7 +314,8 @@ def test_what_is_left_is_named_by_what_it_belongs_to():
         (
             {f"blocks.{i}.attn.qkv.weight": (12, 4) for i in range(9)},
             "(it holds blocks.0.attn.qkv.weight, blocks.1.attn.qkv.weight, "
-            "blocks.2.attn.qkv.weight and 6 more): choose a file of",
+            "blocks.2.attn.qkv.weight, blocks.3.attn.qkv.weight, "
+            "blocks.4.attn.qkv.weight and 4 more): choose a file of",
         ),
         (
             {

@@ -133,7 +133,7 @@ class FolderSource(RandomAccessSource):
 
 
 class _Layout:
-    """Which folders a split is read from.
+    """The folders that a split is read from.
 
     Attributes:
       parts: name and slice of each summand of the split.

@@ -1,4 +1,4 @@
-"""Which files of a folder are images: one list for training, datasets and predict."""
+"""Image files in folders, found alike for training, datasets and predict."""
 
 import dataclasses
 import os
@@ -9,12 +9,17 @@ from etils import epath
 from PIL import features
 
 from vt_flax.data.host import tensorflow
+from vt_flax.paths import in_bucket
 
-# Formats that Pillow decodes, and people have.
+# Formats that Pillow decodes, and whose images have 8 bits.
+SUFFIXES_OF_8_BITS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo"),
+    *(".bmp", ".dib", ".gif", ".webp", ".tga", ".qoi"),
+)
+# All common formats that it decodes.
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
-    *(".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".apng", ".dib"),
-    *(".tga", ".qoi", ".pbm", ".pgm", ".ppm", ".pnm"),
+    *SUFFIXES_OF_8_BITS,
+    *(".png", ".apng", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"),
     # Pillow may be built without JPEG 2000.
     *((".jp2", ".j2k", ".jpx", ".jpf") if features.check("jpg_2000") else ()),
     # Pillow knows it from version 11.3 on.
@@ -58,7 +63,7 @@ def list_folder(folder: epath.PathLike) -> Entries:
       tf.errors.OpError: likewise, in a bucket.
     """
     path = os.fspath(folder)
-    found = _in_bucket(path) if "://" in path else _on_disk(path)
+    found = _in_bucket(path) if in_bucket(path) else _on_disk(path)
     folders: list[str] = []
     files: list[str] = []
     for name, is_folder in sorted(found):

@@ -1,11 +1,10 @@
-"""How often each value occurs in masks."""
+"""Counts of the values in masks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# Values and classes that a message names.
-SHOWN = 8
+from vt_flax.errors import first_names
 
 
 class MaskCounts:
@@ -61,18 +60,11 @@ class MaskCounts:
 
     def describe(self) -> str:
         """Returns the values that occur, with their pixels and masks."""
-        return listed(
+        return first_names(
             f"{value} ({self.pixels[value]:,} pixels in {self.masks_with[value]:,} of "
             f"{self.masks:,} masks)"
             for value in self.values()
         )
-
-
-def listed(items: Iterable[str]) -> str:
-    """Returns items with commas between them; of many the first."""
-    items = list(items)
-    more = f" and {len(items) - SHOWN:,} more" if len(items) > SHOWN else ""
-    return ", ".join(items[:SHOWN]) + more
 
 
 def absent_classes(pixels: Sequence[int], names: Sequence[str]) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
+from vt_flax.data.orientation import PNG_START
+
 # The label of pixels that nobody has labelled.
 IGNORE = 255
 # What a table gives for values that must not occur, so that they can be found.
@@ -18,7 +20,6 @@ MOST_CLASSES = 254
 CLASS_NAMES, MIRRORED, RESIZED_FROM = "class_names", "mirrored", "resized_from"
 MASK_PIXELS = "mask_pixels"
 
-PNG_START = b"\x89PNG\r\n\x1a\n"
 GREY, PALETTE = 0, 3
 # First byte and number of those that hold depth and colour type, and what they hold in
 # a mask.

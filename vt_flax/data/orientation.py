@@ -66,7 +66,7 @@ def orientation_in(encoded: bytes) -> int:
 
 
 def _usual_orientation(encoded: bytes) -> int | None:
-    """Returns the orientation of a JPEG or PNG; None if Pillow has to tell.
+    """Returns the orientation of a JPEG or PNG; None if only Pillow can tell.
 
     Raises:
       struct.error, IndexError, ValueError: if the file is damaged or unusual.
@@ -155,7 +155,7 @@ def as_stored(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _reversed(orientation: int) -> tuple[bool, bool]:
-    """Tells whether the order of the rows, and that of the columns, is reversed."""
+    """Returns whether the rows, and whether the columns, are in reversed order."""
     turns = (orientation - 1) % 4
     return turns >= 2, turns in (1, 2)
 

@@ -12,10 +12,10 @@ from vt_flax.data.mask_labels import (
     GREY_PLACE,
     IGNORE,
     NO_CLASS,
-    PNG_START,
     decode_mask,
     values_in,
 )
+from vt_flax.data.orientation import PNG_START
 from vt_flax.data.segmentation_sources import TFDSPairs
 from vt_flax.data.source import Example
 from vt_flax.errors import UserError, first_line

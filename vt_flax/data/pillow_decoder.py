@@ -9,15 +9,11 @@ import numpy as np
 from etils import epath
 from PIL import Image, TiffImagePlugin
 
+from vt_flax.data.image_files import SUFFIXES_OF_8_BITS
 from vt_flax.data.orientation import UPRIGHT, as_stored, orientation_of
 
 # A 16-bit image without a level from here on probably holds data of 14 bits or fewer.
 LEAST_OF_16_BITS = 1 << 14
-# Formats whose images have 8 bits.
-SUFFIXES_OF_8_BITS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo"),
-    *(".bmp", ".dib", ".gif", ".webp", ".tga", ".qoi"),
-)
 # Other files of a split whose headers are read before a run starts, and images of more
 # bits that are decoded then.
 HEADERS, DECODED = 32, 8
@@ -44,7 +40,7 @@ class Decoded:
 
     @property
     def is_dark(self) -> bool:
-        """Whether it has 16 bits and uses so few of them that it is nearly black."""
+        """True for 16 bits of which so few are used that the image is nearly black."""
         return self.bits == 16 and self.highest < LEAST_OF_16_BITS
 
 
@@ -87,7 +83,7 @@ def decode_opened(image: Image.Image) -> Decoded:
 
 
 def has_more_than_8_bits(image: Image.Image) -> bool:
-    """Tells it of an image that was opened and not yet loaded."""
+    """Returns whether an opened image, not yet loaded, has more than 8 bits."""
     return image.mode[0] in "IF" or ";16" in _raw_mode(image)
 
 
@@ -108,17 +104,17 @@ def _to_rgb(image: Image.Image, raw_mode: str) -> Decoded:
         highest = int(levels.max())
         if raw_mode == "I;12":  # a TIFF that says so
             eight = levels.astype(np.uint32) * 255 // 4095
-            grey = Image.fromarray(eight.astype(np.uint8))
+            gray = Image.fromarray(eight.astype(np.uint8))
             note = "12 bits brought to 8: 4,095 is white"
-            return Decoded(grey.convert("RGB"), bits=12, highest=highest, note=note)
+            return Decoded(gray.convert("RGB"), bits=12, highest=highest, note=note)
         # As TensorFlow reads PNGs: libpng drops the lower byte.
         eight = levels >> 8 if image.format == "PNG" else levels // 257
-        grey = Image.fromarray(eight.astype(np.uint8))
-        return _noted(grey.convert("RGB"), highest)
+        gray = Image.fromarray(eight.astype(np.uint8))
+        return _noted(gray.convert("RGB"), highest)
     if image.mode in ("I", "F"):
         levels, note = _stretched(image)
-        grey = Image.fromarray(levels)
-        return Decoded(grey.convert("RGB"), bits=32 if note else 8, note=note)
+        gray = Image.fromarray(levels)
+        return Decoded(gray.convert("RGB"), bits=32 if note else 8, note=note)
     # A copy of a large image takes half a gigabyte.
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     if ";16" in raw_mode:  # several channels

@@ -5,7 +5,7 @@ from typing import Any
 
 from vt_flax.data.host import tensorflow
 from vt_flax.data.mask_classes import find_classes, find_features
-from vt_flax.data.mask_counts import MaskCounts, absent_classes, listed
+from vt_flax.data.mask_counts import MaskCounts, absent_classes
 from vt_flax.data.mask_labels import (
     IGNORE,
     MASK_PIXELS,
@@ -16,7 +16,7 @@ from vt_flax.data.mask_labels import (
 from vt_flax.data.splits import check_tfds_split
 from vt_flax.data.storage import how_to_prepare
 from vt_flax.data.tfds_sources import TFDSRecords, data_dir_of
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_names
 
 
 class TFDSPairs(TFDSRecords):
@@ -144,10 +144,10 @@ def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
     if share:
         hint = (
             f"; {share:.0%} of the pixels have no label (value "
-            f"{listed(map(str, ignored))}): if they are a class, see segmentation."
+            f"{first_names(map(str, ignored))}): if they are a class, see segmentation."
             "label_map, and --ignore_label of prepare_data"
         )
     return [
         f"{source.name} has no pixel of {len(absent)} of {len(names)} classes{where} "
-        f"({listed(absent)}){hint}"
+        f"({first_names(absent)}){hint}"
     ]

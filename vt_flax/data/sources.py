@@ -13,7 +13,6 @@ from vt_flax.data.source import Source
 from vt_flax.data.splits import check_tfds_split
 from vt_flax.data.storage import (
     how_to_prepare,
-    in_bucket,
     is_folder,
     storage_errors,
     storage_path,
@@ -25,6 +24,7 @@ from vt_flax.data.tfds_sources import (
     data_dir_of,
 )
 from vt_flax.errors import UserError, first_line, nearest
+from vt_flax.paths import in_bucket
 
 FOLDER_PREFIX = "folder:"
 # Datasets that this package makes itself, without a download.

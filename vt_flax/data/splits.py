@@ -83,7 +83,7 @@ def check_tfds_split(builder: Any, name: str, split: str) -> None:
 
 
 def tfds_members(builder: Any, split: str) -> np.ndarray:
-    """Returns the places of a split's examples among all of a TFDS dataset, int64."""
+    """Returns the indices of a split's examples in all splits together, int64."""
     splits = builder.info.splits
     sizes = [info.num_examples for info in splits.values()]
     begins = dict(zip(splits, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))

@@ -15,19 +15,14 @@ from etils import epath
 
 from vt_flax.data.host import tensorflow
 from vt_flax.errors import UserError, first_line
-from vt_flax.paths import typed_path
+from vt_flax.paths import in_bucket, typed_path
 
 CLOUD = "https://storage.googleapis.com"
 CONNECT_SECONDS = 20
 
 
 class UnreachableError(UserError):
-    """The network or the storage is not there: what is read from it is not at fault."""
-
-
-def in_bucket(place: str | os.PathLike) -> bool:
-    """Tells whether a folder or a file is in a bucket."""
-    return "://" in str(place)
+    """The network or the storage cannot be reached; the data are not at fault."""
 
 
 def storage_path(place: str | os.PathLike) -> epath.Path:
@@ -44,9 +39,9 @@ def storage_path(place: str | os.PathLike) -> epath.Path:
 
 
 def is_folder(place: str | os.PathLike) -> bool:
-    """Tells whether there is a folder at a place.
+    """Returns whether a folder exists.
 
-    TensorFlow's and Python's `isdir` say no, whatever went wrong.
+    `isdir` of TensorFlow and Python would return False for every error.
 
     Args:
       place: from `storage_path`.
@@ -87,7 +82,7 @@ def _is_local_folder(place: str) -> bool:
 
 
 def _connection_problem() -> str:
-    """Says why Google Cloud Storage cannot be reached, if it cannot.
+    """Returns why Google Cloud Storage cannot be reached; empty if it can.
 
     TensorFlow would try ten times, for three minutes.
     """
@@ -129,7 +124,7 @@ def storage_errors(place: str | os.PathLike) -> Iterator[None]:
 def _explained(
     place: str | os.PathLike, error: BaseException | None
 ) -> UserError | None:
-    """Returns what a storage's error, or one raised from it, means to the user."""
+    """Returns the line for a storage's error, or one raised from it; else None."""
     if error is None:
         return None
     if isinstance(error, OSError) and error.strerror:
@@ -156,8 +151,8 @@ def _of_tensorflow(place: str | os.PathLike, error: Exception) -> UserError:
     # The last line names the file: "when reading metadata of gs://bucket/file".
     named = re.search(r"(gs://.+?)/?(?: was not found\.?)?$", message)
     place = named[1] if named else place
-    told = re.search(r'"message": "(.*)"|error details: (.*)', message)
-    reason = (told[1] or told[2]) if told else message.split("\n", 1)[0][:200]
+    detail = re.search(r'"message": "(.*)"|error details: (.*)', message)
+    reason = (detail[1] or detail[2]) if detail else message.split("\n", 1)[0][:200]
     if isinstance(error, errors.NotFoundError):
         if _is_of_bucket(error):
             return UserError(f"{place}: there is no such bucket")
@@ -184,12 +179,12 @@ def _unreachable(place: str | os.PathLike, reason: str) -> UnreachableError:
 
 
 def _is_of_bucket(error: Exception) -> bool:
-    """Tells whether not a file but its bucket is missing."""
+    """Returns whether the bucket is missing, not a file in it."""
     return "The specified bucket " in str(error)
 
 
 def how_to_prepare(name: str, data_dir: str | os.PathLike) -> str:
-    """Returns what makes a dataset, for a message; in a bucket by way of a folder.
+    """Returns the commands that make a dataset, for an error message.
 
     Args:
       name: what `prepare_data` is to be given: a dataset, or `convert` and one.

@@ -14,13 +14,13 @@ from vt_flax.data.splits import tfds_members
 from vt_flax.data.storage import (
     UnreachableError,
     how_to_prepare,
-    in_bucket,
     storage_errors,
 )
 from vt_flax.errors import UserError, first_line, nearest
+from vt_flax.paths import in_bucket
 
-# What array_record's client of buckets says where the network is lost, or nobody logged
-# in; after a quarter of an hour.
+# Part of the error that array_record raises, after a quarter of an hour, if the network
+# is lost or nobody is logged in.
 RETRIES_OVER = "Retry policy exhausted"
 
 
@@ -34,7 +34,7 @@ def data_dir_of(builder: Any) -> epath.Path:
 
 
 def check_files(info: Any, split: str) -> list[Any]:
-    """Checks that all files of a split are there, before a run comes to read them.
+    """Checks that all files of a split exist.
 
     Args:
       info: of a prepared dataset.
@@ -77,7 +77,7 @@ def class_features(
 
     features = dict(builder.info.features.items())
     keys = []
-    for option, asked, default, kind, told in zip(
+    for option, asked, default, kind, what in zip(
         ("data.image_feature", "data.label_feature"),
         (image_feature, label_feature),
         _default_features(builder),
@@ -86,11 +86,11 @@ def class_features(
         strict=True,
     ):
         known = sorted(key for key, one in features.items() if isinstance(one, kind))
-        listed = f"its features of {told}: {', '.join(known) or 'none'}"
+        listed = f"its features of {what}: {', '.join(known) or 'none'}"
         if asked and asked not in known:
             hint = nearest(asked, known)
             raise UserError(
-                f"{option} {asked!r}: dataset {name!r} has no {told} of that name"
+                f"{option} {asked!r}: dataset {name!r} has no {what} of that name"
                 f"{hint if 'did you mean' in hint else ';'} {listed}"
             )
         if not asked and default not in known:
@@ -195,7 +195,7 @@ class TFDSRecords(RandomAccessSource):
         return examples
 
     def fetch(self, indices: Sequence[int]) -> Records:
-        """Returns serialized examples, which `parse` takes apart, and as many zeros.
+        """Returns serialized examples, which `parse` takes apart, and zeros as labels.
 
         Images are used as they are stored, as users of TFDS expect: upright by
         definition, whatever their EXIF data say.

@@ -73,8 +73,8 @@ class Predictor:
       task: what it is trained for.
       title: which checkpoint it is.
       batch: images at a time.
-      step: of the training that they are from.
-      averaged: whether they are averages.
+      step: training step of the weights.
+      averaged: whether the weights are an EMA.
 
     Attributes:
       model, task, title, batch, step, averaged: as given.

@@ -128,7 +128,7 @@ def read_picture(
     Args:
       image: a file's path; an encoded image as bytes, or a file that is open for them,
         which is read from its start where it can be rewound; an image of Pillow's; or
-        an array, uint8, (H, W) or (H, W, channels) with 1, 2 (grey and alpha), 3 or 4
+        an array, uint8, (H, W) or (H, W, channels) with 1, 2 (gray and alpha), 3 or 4
         channels. `~` is a home folder in text, not in a `pathlib.Path`.
       name: of an image that is no file.
       ignore_orientation: keeps the image as it is stored.
@@ -173,7 +173,7 @@ def _read(image: ImageLike, name: str) -> Picture:
 
 
 def _is_closed(image: Image.Image) -> bool:
-    """Tells whether the pixels of a PIL image are out of reach."""
+    """Returns whether the pixels of a PIL image cannot be read any more."""
     if getattr(image, "tile", None):  # they are still to be read from its file
         file = getattr(image, "fp", None)
         return file is None or getattr(file, "closed", False)
@@ -324,13 +324,13 @@ def _from_array(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _as_levels(array: np.ndarray) -> str:
-    """Says how an array of another type is brought to levels, as far as one can tell.
+    """Returns how to bring an array of another type to levels, if its values show it.
 
-    No type but uint8 is taken: of others nobody knows what is white.
+    Only uint8 is accepted: of other types it is not known which value is white.
     """
-    told = ": levels must be uint8, 0 to 255"
+    rule = ": levels must be uint8, 0 to 255"
     if array.dtype.kind not in "biuf":
-        return told
+        return rule
     low, high = array.min(), array.max()
     if array.dtype.kind == "b":
         how = "np.uint8(255 * array)"
@@ -340,5 +340,5 @@ def _as_levels(array: np.ndarray) -> str:
         how = "np.uint8(np.round(array))" if array.dtype.kind == "f" else ""
         how = how or "array.astype(np.uint8)"
     else:
-        return f" from {low:g} to {high:g}{told}"
-    return f" from {low:g} to {high:g}{told}, as in {how}"
+        return f" from {low:g} to {high:g}{rule}"
+    return f" from {low:g} to {high:g}{rule}, as in {how}"

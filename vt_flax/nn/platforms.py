@@ -23,7 +23,7 @@ def kernels_allowed() -> bool:
 def for_tpus() -> bool:
     """Returns whether what is traced now may be compiled for TPUs.
 
-    The mesh that the caller has set tells it (`jax.sharding.use_abstract_mesh`);
+    The mesh that the caller has set decides (`jax.sharding.use_abstract_mesh`);
     without one, the platform that JAX runs on.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device

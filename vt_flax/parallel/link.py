@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_names
 from vt_flax.parallel.wire import Lines, Message, connect, listen, send
 
 # Seconds between two signs of life.
@@ -214,10 +214,9 @@ class Link:
                 name = f"{self._address[0]}:{self._address[1]}"
             return f" ({name})" if name else ""
 
-        shown = ", ".join(f"{i}{host(i)}" for i in indices[:5])
-        more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
+        shown = first_names(f"{i}{host(i)}" for i in indices)
         plural = "es" if len(indices) > 1 else ""
-        return f"process{plural} {shown}{more} of {self.count}"
+        return f"process{plural} {shown} of {self.count}"
 
     def _error(self) -> UserError:
         line, status = self._failure

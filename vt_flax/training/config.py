@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
-from vt_flax.errors import UserError, nearest
+from vt_flax.errors import UserError, first_names, nearest
 from vt_flax.models import list_models, model_options
 from vt_flax.models.registry import is_like
 from vt_flax.training.config_files import read_file
@@ -263,11 +263,9 @@ def _check_written(written: dict[str, Any], model: dict[str, Any]) -> None:
     if model["preset"] != written.get("preset", ""):
         strange = [key for key in strange if key != "model.preset"]
     if strange:
-        # A workdir's has all of them.
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
         raise UserError(
             f"config.model.name {name}: the configuration's file sets "
-            f"{', '.join(strange[:3])}{more} for {own}, which {name} does not have: "
+            f"{first_names(strange)} for {own}, which {name} does not have: "
             f"write a file for {name}, or an argument of the file"
         )
 
@@ -409,9 +407,9 @@ def _typed(name: str, value: Any, default: Any) -> Any:
         # Only label_map, a list of int, is empty by default.
         item = default[0] if default else 0
         if not all(is_like(x, item) for x in value):
-            told = [x.to_dict() if isinstance(x, ConfigDict) else x for x in value]
+            shown = [x.to_dict() if isinstance(x, ConfigDict) else x for x in value]
             raise UserError(
-                f"config.{name} must be a list of {type(item).__name__}, not {told!r}"
+                f"config.{name} must be a list of {type(item).__name__}, not {shown!r}"
             )
         value = [type(item)(x) for x in value]
     else:

@@ -18,7 +18,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from vt_flax.data.imagenet import CLASSES, class_names
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_names
 from vt_flax.models import create_model, model_task
 from vt_flax.training.checkpoint import Checkpoints, write_config
 from vt_flax.training.config import resolve
@@ -27,7 +27,7 @@ from vt_flax.training.state import TrainState, create_state
 from vt_flax.training.tasks import task_of
 from vt_flax.training.weights import PARTS
 from vt_flax.weights.files import Array, check_sum, read_arrays
-from vt_flax.weights.finding import Found, few, find_resnet
+from vt_flax.weights.finding import Found, find_resnet
 from vt_flax.weights.fitting import LoadReport, Path, check_function, fit
 from vt_flax.weights.names import COUNTER
 
@@ -81,7 +81,7 @@ def import_weights(
     found = find_resnet(file, arrays, section, num_classes)
     classes = num_classes or found.classes
     if not classes:
-        left = f" (not used: {few(found.left)})" if found.left else ""
+        left = f" (not used: {first_names(found.left)})" if found.left else ""
         raise UserError(
             f"{file} has no head, a single linear map over the ResNet{left}: say "
             "--num_classes N, for a fresh one"

@@ -186,7 +186,7 @@ def _train(
         if found is None:
             return None
         results, notes = found
-        # Of the averages, if there are any.
+        # Of the EMA, if there is one.
         metric = list(results.values())[-1][run.task.metric]
         # Before the record, after which a restart has nothing left to do.
         if best and metric is not None:

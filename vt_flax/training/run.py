@@ -167,10 +167,10 @@ def prepare(config: ConfigDict) -> Run:
         check_data({"train": train_source.identity(), "eval": eval_source.identity()})
     if train_source.class_names != eval_source.class_names:
         names = set(train_source.class_names) ^ set(eval_source.class_names)
-        told = first_names(sorted(map(str, names))) or "in another order"
+        shown = first_names(sorted(map(str, names))) or "in another order"
         raise UserError(
             f"{train_source.name} and {eval_source.name} have different classes "
-            f"({told}): give both the same"
+            f"({shown}): give both the same"
         )
     model = model_for(config, len(train_source.class_names))
     check_source(train_source, model.num_classes)

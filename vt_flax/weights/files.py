@@ -60,7 +60,7 @@ class Array:
 def read_arrays(file: pathlib.Path) -> dict[str, Array]:
     """Returns all arrays of a `.safetensors` file or of one that `torch.save` wrote.
 
-    The content of the file, not its name, tells which it is. Only the latter needs
+    The format is known by the file's content, not its name. Only the latter needs
     PyTorch, whose `torch.load(weights_only=True)` runs nothing that is in the file.
 
     Returns:
@@ -192,10 +192,12 @@ _BUILTINS = (
 def _torch_load(file: pathlib.Path, stream: BinaryIO) -> Any:
     try:
         import torch
+        from torch.serialization import safe_globals
     except ImportError as error:
         raise UserError(
-            f'{file} is read by PyTorch, which is not installed: pip install "vt_flax'
-            '[torch]", or get the weights as .safetensors, which needs no PyTorch'
+            f"{file} is read by PyTorch, which is not installed or too old: pip "
+            'install "vt_flax[torch]", or get the weights as .safetensors, which needs '
+            "no PyTorch"
         ) from error
     # Stand-ins by the names of what they stand for, which is neither imported nor
     # called. PyTorch names what it does not know one by one.
@@ -204,7 +206,7 @@ def _torch_load(file: pathlib.Path, stream: BinaryIO) -> Any:
         stream.seek(0)
         known = [(kind, name) for name, kind in stand_ins.items()]
         try:
-            with torch.serialization.safe_globals(known), warnings.catch_warnings():
+            with safe_globals(known), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return torch.load(stream, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:

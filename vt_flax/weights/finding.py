@@ -3,11 +3,11 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_names
 from vt_flax.weights.files import FLOATS, SAVE_ALONE, Array
 from vt_flax.weights.names import COUNTER, belongs_to_resnet
 
@@ -20,7 +20,7 @@ _FIRST_BLOCK = re.compile(
 )
 # Modules that give the logits. Around the linear map may be others without arrays.
 _HEADS = ("fc", "head", "classifier", "last_linear", "linear", "cls_head")
-# Averages of weights, beside which the raw weights are the default.
+# Names of averaged weights; the raw ones beside them are the default.
 _EMA = re.compile(r"(?:^|[._])(?:ema|swa|avg|averaged?)(?:[._]|$)", re.IGNORECASE)
 
 
@@ -164,7 +164,7 @@ def _choose(
 def _same(
     arrays: Mapping[str, Array], first: Mapping[str, str], second: Mapping[str, str]
 ) -> bool:
-    """Returns whether two ResNets have the same names and numbers."""
+    """Returns whether two ResNets have the same names and values."""
     keys = {name: key for key, name in second.items()}
     if {*first.values()} != {*keys}:
         return False
@@ -245,13 +245,6 @@ def _shown(start: str) -> str:
     return start.rstrip(".") or "."
 
 
-def few(names: Iterable[str]) -> str:
-    """Returns the first of some names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(name[:80] for name in names[:3]) + more
-
-
 def _no_resnet(file: pathlib.Path, arrays: Mapping[str, Array]) -> UserError:
     keys = [key for key in arrays if not key.endswith(COUNTER)]
     if not keys:
@@ -266,5 +259,5 @@ def _no_resnet(file: pathlib.Path, arrays: Mapping[str, Array]) -> UserError:
             break
     return UserError(
         f"{file}: no ResNet with torchvision's or timm's names is in it (it holds "
-        f"{few(keys)}): {advice}"
+        f"{first_names(keys)}): {advice}"
     )

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_names
 from vt_flax.weights.files import FLOATS, Array
-from vt_flax.weights.finding import few
 from vt_flax.weights.names import COUNTER, Place, looks_like, place_of
 
 Path = tuple[str, ...]
@@ -103,10 +102,14 @@ def fit(
     missing = [path for path in missing if path not in zeros]
     advice = _advice(names.values(), model)
     if unexpected:
-        raise UserError(f"{file}: {model} has no place for {few(unexpected)}: {advice}")
+        raise UserError(
+            f"{file}: {model} has no place for {first_names(unexpected)}: {advice}"
+        )
     if missing:
         parts = ["/".join(path[1:]) for path in missing]
-        raise UserError(f"{file}: it has nothing for {model}'s {few(parts)}: {advice}")
+        raise UserError(
+            f"{file}: it has nothing for {model}'s {first_names(parts)}: {advice}"
+        )
 
     misfits = [
         (path, key)

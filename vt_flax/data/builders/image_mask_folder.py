@@ -12,7 +12,7 @@ from etils import epath
 
 from vt_flax.data.builders import mask_values, pair_files, pairs
 from vt_flax.data.image_files import list_folder
-from vt_flax.data.mask_counts import MaskCounts, listed
+from vt_flax.data.mask_counts import MaskCounts
 from vt_flax.data.mask_labels import (
     CLASS_NAMES,
     MASK_PIXELS,
@@ -22,7 +22,7 @@ from vt_flax.data.mask_labels import (
 )
 from vt_flax.data.preparation.workspace import say
 from vt_flax.data.threads import ordered_map
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_names
 
 # Entries of the metadata: the folder that the dataset was made of, its files, and what
 # 255 means in its masks.
@@ -91,7 +91,7 @@ class ImageMaskFolder(pairs.PairsBuilder):
         if others and not names:
             say(
                 f"note: {manual} has no {CLASSES}, so the classes have numbers for "
-                f"names; not read: {listed(sorted(others))}"
+                f"names; not read: {first_names(sorted(others))}"
             )
         return pairs.Listing(splits, names)
 

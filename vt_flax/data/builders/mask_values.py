@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 
 from vt_flax.data.builders.pair_files import PairFiles
-from vt_flax.data.mask_counts import MaskCounts, absent_classes, listed
+from vt_flax.data.mask_counts import MaskCounts, absent_classes
 from vt_flax.data.mask_labels import (
     IGNORE,
     MOST_CLASSES,
@@ -14,7 +14,7 @@ from vt_flax.data.mask_labels import (
     identity_table,
     numbered_names,
 )
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_names
 
 # What 255 means: no label, or a class like every other value.
 NO_LABEL, A_CLASS = "255", "none"
@@ -76,7 +76,7 @@ def _check_unambiguous(
     absent = [name for i, name in enumerate(classes) if i not in labels]
     if not absent and len(labels) > 1:
         return
-    without = f", and none of {listed(absent)}" if absent else ""
+    without = f", and none of {first_names(absent)}" if absent else ""
     raise UserError(
         f"{folder}: the masks have {counts.describe()}{without}: add --ignore_label "
         f"{A_CLASS} if {IGNORE} is a class, or --ignore_label {NO_LABEL} if it means "
@@ -134,7 +134,7 @@ def notes(
     changed = [v for v in values if table[v] != v]
     if changed:
         pairs = (f"{value} is {names[table[value]]}" for value in values)
-        lines.append(f"classes of the masks' values: {listed(pairs)}")
+        lines.append(f"classes of the masks' values: {first_names(pairs)}")
     elif IGNORE in values:
         lines.append(
             f"{IGNORE} means no label; it has {total.pixels[IGNORE]:,} of "
@@ -149,8 +149,8 @@ def notes(
             f"add --ignore_label {A_CLASS}"
         )
         lines.append(
-            f"no pixel of {len(absent)} of {len(names)} classes ({listed(absent)}): "
-            f"the masks have {total.describe()}{hint}"
+            f"no pixel of {len(absent)} of {len(names)} classes "
+            f"({first_names(absent)}): the masks have {total.describe()}{hint}"
         )
     for split, found in counts.items():
         missing = absent_classes(found.of_classes(table, len(names)), names)
@@ -158,6 +158,6 @@ def notes(
         if missing:
             lines.append(
                 f"split {split} has no pixel of {len(missing)} of {len(names)} classes "
-                f"({listed(missing)})"
+                f"({first_names(missing)})"
             )
     return lines

@@ -55,7 +55,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     Images go into the records as they are, and are used as they are stored, whatever
     their EXIF orientation: public datasets drew their masks on the stored pixels. Masks
-    are stored as 8-bit grey PNGs of class indices and 255, which means no label.
+    are stored as 8-bit gray PNGs of class indices and 255, which means no label.
 
     Attributes:
       PALETTES: whether the indices of palette PNGs are labels, too.

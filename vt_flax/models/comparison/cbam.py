@@ -1,8 +1,8 @@
 """CBAM-ResNet: residual branches gated by channel, then by pixel (Woo et al., 2018).
 
-Both gates stand after the branch's last normalisation, before the sum. The channel
+Both gates stand after the branch's last normalization, before the sum. The channel
 gate's two maps have biases, as SE's have; the 7 x 7 convolution has none and is
-normalised: 100 parameters a block more than SE-ResNet. In the authors' code that
+normalized: 100 parameters a block more than SE-ResNet. In the authors' code that
 normalization's scale starts at zero and its running statistics have a momentum of their
 own (0.99); here both are as everywhere else [choice].
 

@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 
 from vt_flax.data.augment import normalise, pairs
 from vt_flax.data.augment.scaled import eval_canvas, eval_inputs, eval_weights
-from vt_flax.data.mask_counts import absent_classes, listed
+from vt_flax.data.mask_counts import absent_classes
 from vt_flax.data.mask_labels import IGNORE
 from vt_flax.data.pair_decoder import PairDecoder
 from vt_flax.data.segmentation_sources import TFDSPairs, notes_on_classes
 from vt_flax.data.sources import FOLDER_PREFIX, prepared_builder
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_names
 from vt_flax.nn.layers import resize
 from vt_flax.training.tasks.pixels import exact_product, on_images, row_blocks
 from vt_flax.training.tasks.task import Apply, Batch, Task
@@ -295,7 +295,9 @@ class Segmentation(Task):
         absent = absent_classes(totals["confusion"].sum(1), names)
         if not absent:
             return []
-        note = f"no pixel of {len(absent)} of {len(names)} classes ({listed(absent)})"
+        note = (
+            f"no pixel of {len(absent)} of {len(names)} classes ({first_names(absent)})"
+        )
         if len(names) - len(absent) < 2:
             note += ": mIoU needs two, and is left out"
         return [note]
@@ -385,7 +387,8 @@ def scores(confusion: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any
 
     Returns:
       `miou`: the mean intersection over union of the classes that are labeled or
-      predicted anywhere, so that one that is predicted and never labeled counts as 0;
+      predicted anywhere, so that one that is predicted and never labeled counts as 0
+      [choice];
       `miou_labeled`: the mean over the labeled classes alone, as in Detectron2;
       `labeled_classes`: the number of these; `fwiou`: the mean weighted by labeled
       pixels; `pixel_accuracy`; `mean_accuracy`: the mean share of a labeled class's
