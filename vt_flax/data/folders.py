@@ -1,7 +1,9 @@
 """Images in class folders."""
 
 import dataclasses
+import functools
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -109,8 +111,19 @@ class FolderSource(RandomAccessSource):
         return np.bincount(labels, minlength=len(self.class_names))
 
     def members(self) -> np.ndarray:
-        """Returns a number for each image: see `Source.members`."""
-        return np.fromiter(map(hash, self._names()), np.int64, len(self))
+        """Returns a number for each image: see `Source.members`.
+
+        An image in a folder that is a link to another, as `val` to `train`, has the
+        same number in both. A link to a single file counts as another file.
+        """
+
+        @functools.cache
+        def real_path(folder: tuple[str, ...]) -> str:
+            return os.path.realpath(os.path.join(*folder))
+
+        paths = (file.parts for file, _ in self._files)
+        numbers = (hash((real_path(parts[:-1]), parts[-1])) for parts in paths)
+        return np.fromiter(numbers, np.int64, len(self))
 
     def _names(self) -> list[str]:
         """Returns the images' paths in the dataset's folder, in order."""
