@@ -138,10 +138,10 @@ def test_a_resumed_run_notices_another_order(tmp_path):
         ("data/train/1.jpg data/val/2.jpg", "data", "data: train, val are no names of"),
         # One folder around all.
         ("data/train/a/1.jpg data/val/a/2.jpg", "train", "but folder:.*/data has"),
-        (
-            "photos/a/1.jpg photos/b/1.jpg",
-            "all",
-            "holds one folder, photos.*write fold",
+        ("zip/data/train/a/1.jpg zip/data/val/a/2.jpg", "val", "but folder:.*zip/data"),
+        *(
+            ("photos/a/1.jpg photos/b/1.jpg", split, "holds one folder, photos.*write")
+            for split in ("all", "train")
         ),
         # Images that no class folder holds.
         ("1.jpg 2.jpg", "all", "no images in class folders, but 2 beside them"),

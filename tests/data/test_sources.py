@@ -364,6 +364,14 @@ def test_an_unknown_dataset_like_none_points_to_class_folders(tmp_path):
         open_source("qqqqqqqq", "train", str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["/no/flowers", "gs://b/c", "~/x y", "flowers"])
+def test_a_path_is_no_dataset_but_maybe_class_folders(tmp_path, monkeypatch, name):
+    (tmp_path / "flowers").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"is not known.*; for .* write folder:{name}$"):
+        open_source(name, "train")
+
+
 def test_a_dataset_that_is_not_prepared(tmp_path):
     with pytest.raises(UserError) as caught:
         open_source("mnist", "train", str(tmp_path))

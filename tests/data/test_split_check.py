@@ -1,5 +1,7 @@
 """What a training and an evaluation split lack or share is reported before a run."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from test_folder_layouts import make
@@ -98,3 +100,11 @@ def test_examples_of_both_splits_are_counted(name, photos, digits):
     order = np.r_[5:whole, :5]
     members = open_source(name, "train", data_dir).members()
     np.testing.assert_array_equal(source.members(), members[order])
+
+
+def test_images_of_linked_folders_are_the_same(photos):
+    folder = pathlib.Path(photos.removeprefix("folder:"))
+    (folder / "linked").symlink_to("train")
+    (note,) = check(photos, "train", "linked")
+    assert note.startswith(f"13 of the 13 examples of {photos} linked are also in ")
+    assert "all has 13 examples more than once" in check(photos, "train", "all")[0]

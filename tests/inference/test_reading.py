@@ -475,7 +475,7 @@ def without_file():
         (lambda: "none.png", "^none.png: No such file"),
         (lambda: 2000 * "iVBOR", "^text of 10,000 characters is no path: .*base64"),
         *(
-            (lambda url=url: [A, url], f"^{re.escape(url)}: a URL, .*requests.get")
+            (lambda url=url: [A, url], f"^{re.escape(url)}: a URL, .*content as bytes")
             for url in (
                 "https://a.org/b.png",
                 "gs://b/*.png",

@@ -1,7 +1,9 @@
 """Images in class folders."""
 
 import dataclasses
+import functools
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -109,8 +111,19 @@ class FolderSource(RandomAccessSource):
         return np.bincount(labels, minlength=len(self.class_names))
 
     def members(self) -> np.ndarray:
-        """Returns a number for each image: see `Source.members`."""
-        return np.fromiter(map(hash, self._names()), np.int64, len(self))
+        """Returns a number for each image: see `Source.members`.
+
+        An image in a folder that is a link to another, as `val` to `train`, has the
+        same number in both. A link to a single file counts as another file.
+        """
+
+        @functools.cache
+        def real_path(folder: tuple[str, ...]) -> str:
+            return os.path.realpath(os.path.join(*folder))
+
+        paths = (file.parts for file, _ in self._files)
+        numbers = (hash((real_path(parts[:-1]), parts[-1])) for parts in paths)
+        return np.fromiter(numbers, np.int64, len(self))
 
     def _names(self) -> list[str]:
         """Returns the images' paths in the dataset's folder, in order."""
@@ -196,19 +209,38 @@ class _Layout:
                 f"split {name!r}: {path / name} has no class folders: expected "
                 f"{path / name}/CLASS/IMAGE"
             )
-        if len(self._folders) == 1 and name in self._inside(self._folders[0]).folders:
-            inner = path / self._folders[0]
+        named = any(map(SPLIT_NAME.fullmatch, splits))
+        if len(self._folders) == 1 and splits and not named:
+            inner = self._path_with(name)
+            if inner is None:
+                return self._only_class(splits[0])
             return UserError(
                 f"folder:{path} has no split {name!r}, but folder:{inner} has"
             )
         if splits:
-            named = any(map(SPLIT_NAME.fullmatch, splits))
             classes = "" if named else f"; {ALL!r} reads all folders as classes"
             hint = classes + nearest(name, splits)
             return UserError(f"folder:{path} has no split {name!r}{hint}")
         return UserError(
             f"folder:{path} has no split folders, so its only split is 'all': "
             f"write 'all', or a slice such as 'all[:80%]', instead of {split!r}"
+        )
+
+    def _path_with(self, name: str) -> epath.Path | None:
+        """Returns the folder with a split below folders that hold one folder each."""
+        path, folders = self._path, self._folders
+        while len(folders) == 1:
+            path = path / folders[0]
+            folders = list_folder(path).folders
+            if name in folders:
+                return path
+        return None
+
+    def _only_class(self, folder: str) -> UserError:
+        path = self._path
+        return UserError(
+            f"folder:{path} holds one folder, {folder}, which would be the only class: "
+            f"write folder:{path / folder} if the classes are in it"
         )
 
     def _roots_of_all(self) -> list[epath.Path]:
@@ -226,11 +258,7 @@ class _Layout:
             self.has_splits = True
             return [path / folder for folder in splits]
         if len(splits) == len(self._folders) == 1:
-            (folder,) = splits
-            raise UserError(
-                f"folder:{path} holds one folder, {folder}, which would be the only "
-                f"class: write folder:{path / folder} if the classes are in it"
-            )
+            raise self._only_class(splits[0])
         # Where other folders hold images directly, there is no doubt.
         if splits and not rest:
             self.notes = (

@@ -1,8 +1,8 @@
 """Where examples come from: TFDS datasets, and class folders."""
 
 import contextlib
+import os
 import sys
-from collections.abc import Sequence
 
 from google.protobuf import json_format
 from ml_collections import ConfigDict
@@ -119,13 +119,10 @@ def tfds_builder(name: str, data_dir: str = ""):
         with storage_errors(data_dir or name):
             builder = tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.registered.DatasetNotFoundError:
-        known = tfds.list_builders(with_community_datasets=False)
-        hint = nearest(name, known) if _resembles(name, known) else ""
-        raise UserError(
-            f"dataset {name!r} is not known to TFDS, nor prepared{where}"
-            f"{hint or '; for images in class folders write folder:PATH'}"
-        ) from None
+        raise _unknown(name, where) from None
     except (ValueError, AssertionError, json_format.ParseError) as error:
+        if _is_path(name):
+            raise _unknown(name, where) from None
         raise UserError(f"dataset {name!r}{where}: {first_line(error)}") from error
     # TFDS reads the formats that a dataset has beside its first one, but forgets them
     # where it has the dataset's code.
@@ -167,5 +164,19 @@ def prepared_builder(name: str, data_dir: str = ""):
     return builder
 
 
-def _resembles(name: str, known: Sequence[str]) -> bool:
-    return "did you mean" in nearest(name, known)
+def _unknown(name: str, where: str) -> UserError:
+    """Returns the error for a name that is no dataset's, with a hint."""
+    import tensorflow_datasets as tfds
+
+    path = name if _is_path(name) else "PATH"
+    hint = f"; for images in class folders write folder:{path}"
+    known = tfds.list_builders(with_community_datasets=False)
+    if path == "PATH" and "did you mean" in nearest(name, known):
+        hint = nearest(name, known)
+    return UserError(
+        f"dataset {name!r} is not known to TFDS, nor prepared{where}{hint}"
+    )
+
+
+def _is_path(name: str) -> bool:
+    return in_bucket(name) or name.startswith(("/", ".", "~")) or os.path.isdir(name)

@@ -43,8 +43,7 @@ def find_images(
         if URL.match(name) and not os.path.lexists(path):
             raise UserError(
                 f"{name[:200]}: a URL, and only files of this machine are opened: "
-                "download it first; in Python pass its content, as in "
-                "requests.get(url).content"
+                "download it first, or in Python pass its content as bytes"
             )
         if os.path.isdir(path):
             some = list(_in_folder(path, leave_out, on_error))

@@ -217,9 +217,9 @@ def _check_upright(path: epath.Path, encoded: bytes) -> None:
     orientation = orientation_in(encoded)
     if orientation != UPRIGHT:
         raise UserError(
-            f"{path}: its EXIF orientation is {orientation}, which would turn it away "
-            "from its other half: turn its pixels themselves (`mogrify -auto-orient`, "
-            "or ImageOps.exif_transpose of Pillow) if masks were drawn on images as "
+            f"{path}: its EXIF orientation is {orientation}, so image and mask may "
+            "not fit each other: bake it into the pixels (`mogrify -auto-orient`, or "
+            "ImageOps.exif_transpose of Pillow) if masks were drawn on images as "
             "they are seen, or else remove the tag (`exiftool -Orientation=`)"
         )
 
