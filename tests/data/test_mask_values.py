@@ -130,6 +130,8 @@ def test_the_meaning_of_255_is_asked_for(folder, values, names, none_of):
     [
         ([0, 128], "ab", "", "128 is none of the 2 classes, nor 255 for no label"),
         ([1, 2, 3], "abc", "", "3 is none of the 3 classes, nor 255 for no label"),
+        ([0, 1, 2, 255], "abc", "none", "use --ignore_label 255 if 255 means no label"),
+        ([0, 1, 2, 3], "abc", "", "name each of them in classes.txt, the background"),
         ([0, 3, 255], "ab", "none", "3 is none of the 2 classes; the"),
         ([1, 2, 3, 255], "abc", "255", "3 is none of the 3 classes, nor 255"),
         ([0, 254], "", "", "254 is none of the 254 classes, nor 255 for no label"),
@@ -144,7 +146,7 @@ def test_values_that_are_no_classes(folder, values, names, ignore_label, words):
     assert f"masks have {', '.join(map(folder.occurrences, values))}" in message
     # `none` is offered only where it would help.
     assert ("add --ignore_label none" in message) == (
-        not ignore_label and values != [0]
+        not ignore_label and values not in ([0], [0, 1, 2, 3])
     )
 
 

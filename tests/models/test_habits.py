@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pickle
+import warnings
 
 import flax.linen as nn
 import jax
@@ -58,7 +59,11 @@ def abstract(model):
         def __call__(self, x):
             return model.copy(name="inner")(x)
 
-    table = Outer().tabulate(jax.random.key(0), jnp.zeros(IMAGES.shape), depth=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = Outer().tabulate(jax.random.key(0), jnp.zeros(IMAGES.shape), depth=2)
+    # Of calls with arguments that are no arrays, such as functions.
+    assert not [w for w in caught if "shape requires ndarray" in str(w.message)]
     with jax.enable_x64(True):
         logits, variables = jax.eval_shape(
             lambda images: model.init_with_output(jax.random.key(0), images[:0]), IMAGES

@@ -308,6 +308,11 @@ def test_what_is_resolved_has_no_references(write):
             r"RequiredValueError: .* \(line 9\); .*: use placeholder",
         ),
         (
+            "c.seed = required_placeholder(int); c.lock()",
+            "--c.seed=8",
+            r"cannot compute from or lock a required_placeholder: use placeholder",
+        ),
+        (
             "c.batch_size = c.get_ref('seed')",
             "--c.seed=8",
             r"KeyError: 'seed' \(line 9\); a reference needs a key that the file has",

@@ -141,6 +141,7 @@ class ResidualBlock(nn.Module):
             x = self._pointwise(x, features, stride_left, SHORTCUT, train=train)
         return relu(x + y) if self.rectify else x + y
 
+    @nn.nowrap
     def _add(self, x, y, features, stride, names, *, train):
         """The sum of what `x` and the branch come to, whose last convolution is left.
 
@@ -165,6 +166,7 @@ class ResidualBlock(nn.Module):
             shares = jnp.concatenate([shares, jnp.ones_like(shares)], axis=1)
         return folded(jnp.concatenate([relu(y), x], axis=-1), shares)
 
+    @nn.nowrap
     def _pointwise(self, x, features, stride, names, *, train):
         """A 1 x 1 convolution and its normalisation, by their names."""
         if not _widens(x, features):
@@ -174,6 +176,7 @@ class ResidualBlock(nn.Module):
         x = x[:, ::stride, ::stride].astype(self.dtype)
         return self._folded(x, features, names, train=train)(x)
 
+    @nn.nowrap
     def _folded(self, x, features, names, *, train):
         """One of many outputs, with its normalisation in it."""
         conv, norm, scale_init = names

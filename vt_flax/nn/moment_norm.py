@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from vt_flax.nn.norm import BatchNorm, Normalization, NormVariables
 
+Means = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
 
 @flax.struct.dataclass
 class Affine:
@@ -50,30 +52,34 @@ class MomentNorm(BatchNorm):
     """`BatchNorm` of an array that is never held whole, from its moments.
 
     It has `BatchNorm`'s variables, and takes the variance in one pass.
+
+    Attributes:
+      means: called with an origin (channels,), it gives the means over each example of
+        x - origin and of its square, (batch, channels) in float32. It is no argument of
+        the call because `tabulate` asks for the shapes of these. Subclasses compute
+        moments themselves.
     """
+
+    means: Means | None = None
 
     @classmethod
     def of(
-        cls, norm: Normalization, name: str, scale_init: Any = nn.initializers.ones
+        cls,
+        norm: Normalization,
+        name: str,
+        scale_init: Any = nn.initializers.ones,
+        means: Means | None = None,
     ) -> "MomentNorm":
         """Returns one with the settings of `norm`."""
-        return cls(norm.span, norm.momentum, norm.epsilon, scale_init, name=name)
+        settings = norm.span, norm.momentum, norm.epsilon, scale_init
+        return cls(*settings, means=means, name=name)
 
     @nn.compact
-    def __call__(
-        self,
-        channels: int,
-        means: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
-        batch: int,
-        *,
-        train: bool,
-    ) -> Affine:
+    def __call__(self, channels: int, batch: int, *, train: bool) -> Affine:
         """Returns what is to be done to each channel.
 
         Args:
           channels: of the array.
-          means: called with an origin (channels,), it gives the means over each example
-            of x - origin and of its square, (batch, channels) in float32.
           batch: number of examples.
           train: whether to use, and fold in, the statistics of this batch.
 
@@ -83,7 +89,7 @@ class MomentNorm(BatchNorm):
 
         def moments(origin, groups):
             first, second = (
-                jnp.mean(x.reshape(groups, -1, channels), 1) for x in means(origin)
+                jnp.mean(x.reshape(groups, -1, channels), 1) for x in self.means(origin)
             )
             return first, variance(first, second)
 

@@ -39,6 +39,7 @@ class PairwiseAttention(SANAttention):
     Places are column and row from -1 to 1 over the map, through a learned 2 x 2 map.
     """
 
+    @nn.nowrap
     def weigh(self, query, key, value, window, train):
         """See `SANAttention`."""
         relations, groups = query.shape[-1], group_count(value.shape[-1], SHARE)
@@ -64,8 +65,8 @@ class PairwiseAttention(SANAttention):
                 )  # fmt: skip
                 return jax.tree.map(lambda x: x / self.size**2, total)
 
-            layer = MomentNorm.of(self.norm, name)
-            return layer(channels, means, query.shape[0], train=train)
+            layer = MomentNorm.of(self.norm, name, means=means)
+            return layer(channels, query.shape[0], train=train)
 
         norm1 = norm("norm1", lambda x: x, relations + 2)
         norm2 = norm(

@@ -16,6 +16,7 @@ class PatchwiseAttention(SANAttention):
     The first layer's channels are q's and then, offset by offset, k's.
     """
 
+    @nn.nowrap
     def weigh(self, query, key, value, window, train):
         """See `SANAttention`."""
         relations, groups = query.shape[-1], group_count(value.shape[-1], SHARE)
@@ -51,9 +52,8 @@ class PatchwiseAttention(SANAttention):
                 for mine, theirs in zip(moments(query, of_query), keys, strict=True)
             )
 
-        norm = MomentNorm.of(self.norm, "norm1")(
-            len(first), means, query.shape[0], train=train
-        )
+        layer = MomentNorm.of(self.norm, "norm1", means=means)
+        norm = layer(len(first), query.shape[0], train=train)
         of_query, of_keys = (
             jax.tree.map(lambda x, i=i: split(x)[i], norm) for i in range(2)
         )

@@ -128,8 +128,8 @@ class Projector(nn.Module):
             out, sums = write(origin=origin[None, None])
             return sums[:, 0] / count, sums[:, 1] / count
 
-        layer = MomentNorm.of(self.norm, "norm")
-        normalise = layer(self.features, means, batch, train=train)
+        layer = MomentNorm.of(self.norm, "norm", means=means)
+        normalise = layer(self.features, batch, train=train)
         if out is None:  # with running statistics nobody asks for moments
             out, _ = write()
         return out, normalise.scale_and_bias()

@@ -82,6 +82,7 @@ class SANAttention(nn.Module):
         )
         return self.weigh(query, key, value, Window(self.size, 1, "reflect"), train)
 
+    @nn.nowrap
     def weigh(
         self,
         query: jax.Array,

@@ -58,8 +58,8 @@ def _reason(error: Exception, file: str | None) -> str:
         reason += f" (line {lines[-1]})"
     if isinstance(error, RequiredValueError):
         reason += (
-            "; a file cannot compute from a required_placeholder: use placeholder, "
-            "which must be given a value too"
+            "; a file cannot compute from or lock a required_placeholder: use "
+            "placeholder, which must be given a value too"
         )
     elif isinstance(error, KeyError) and frames[-1].name == "get_ref":
         reason += "; a reference needs a key that the file has already set"

@@ -98,6 +98,10 @@ def _check_indices(
         return
     nor = "" if ignore_label == A_CLASS else f", nor {IGNORE} for no label"
     hint = "store class indices, from 0"
+    if named:
+        hint += ", and name each of them in classes.txt, the background too"
+    if outside == [IGNORE]:
+        hint = f"use --ignore_label {NO_LABEL} if {IGNORE} means no label"
     if not ignore_label and not named:
         hint = (
             "if each of these values is a class, name them in classes.txt and add "
