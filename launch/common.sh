@@ -66,7 +66,7 @@ choose_python() {
     return
   fi
   for minor in "$@"; do
-    while read -r candidate; do
+    while IFS= read -r candidate; do
       examine "$candidate"
       [[ $version == "$minor".* ]] || continue
       if [ -z "$reason" ]; then
@@ -109,7 +109,7 @@ make_venv() {
   fi
   # Environments that were interrupted, or that uv has made, have no pip.
   "$VENV/bin/python" -c 'import pip' 2>/dev/null ||
-    "$VENV/bin/python" -m ensurepip >/dev/null ||
+    "$VENV/bin/python" -m ensurepip >/dev/null 2>&1 ||
     environment_error "$VENV has no pip: remove the folder, or set VENV to another"
 }
 
