@@ -33,7 +33,7 @@ sys.exit(sys.version_info[:2] != (3, 13) or sys.version_info[3] != "final")' 2>/
     fi
     python3 -m venv --clear "$HOME/uv"
     "$HOME/uv/bin/python" -m pip install --quiet --disable-pip-version-check uv
-    "$uv" venv --quiet --clear --seed --managed-python --python 3.13 "$HOME/venv"
+    "$uv" venv --quiet --clear --managed-python --python 3.13 "$HOME/venv"
   fi
   PYTHON='' VENV=$HOME/venv
   # shellcheck source=launch/common.sh
