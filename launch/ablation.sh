@@ -41,7 +41,8 @@ calls of their own, with the same --workdir. On CIFAR-10 at small size:
     --config.duration='20 epochs' --config.schedule.name=cosine
 
 environment variables:
-  PYTHON   the Python to make the environment with (python3; 3.11 or newer)
+  PYTHON   Python to make the environment with (the newest of 3.13, 3.12 and 3.11 that
+           runs: on PATH, from pyenv or uv)
   VENV     where the environment is (.venv)
 
 Exit status: that of the first row that failed; 4 if it was stopped.

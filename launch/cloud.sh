@@ -73,7 +73,7 @@ pack() {
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   packed=$root/.cache/vt_flax.tar.gz
   run mkdir -p "$root/.cache"
-  run tar -czf "$packed" -C "$root" --exclude=./.git --exclude=./.venv \
+  run tar -czf "$packed" -C "$root" --exclude=./.git --exclude='./.venv*' \
     --exclude=./.cache --exclude=./runs .
 }
 # shellcheck disable=SC2034

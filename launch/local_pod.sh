@@ -17,7 +17,8 @@ the workdir's parent folder. Ctrl-C, or a SIGTERM, is passed on to all: they sav
   --port P      of process 0; by default one that is free
 
 environment variables:
-  PYTHON   the Python to make the environment with (python3; 3.11 or newer)
+  PYTHON   Python to make the environment with (the newest of 3.13, 3.12 and 3.11 that
+           runs: on PATH, from pyenv or uv)
   VENV     where the environment is (.venv)
 
 Exit status: the worst of the processes'.

@@ -1,28 +1,41 @@
 # shellcheck shell=bash
 # Sourced on machines of the cloud, in the sources' folder.
 
-# machine_environment EXTRAS: finds or installs a Python that is new enough, and makes
-# the environment in ~/venv.
-machine_environment() {
-  local candidate
-  PYTHON='' VENV=$HOME/venv
-  for candidate in python3.13 python3.12 python3.11 python3; do
-    if "$candidate" -c \
-      'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-      PYTHON=$candidate
-      break
+# apt_get WORD...: runs apt-get as root. A machine that has just started updates itself:
+# waits up to ten minutes for it to release apt's locks.
+apt_get() {
+  local output last=$((SECONDS + 600))
+  # The option covers the locks of `install`, but `update` does not wait for its own.
+  until output=$(sudo env LC_ALL=C DEBIAN_FRONTEND=noninteractive \
+    apt-get -q -o DPkg::Lock::Timeout=600 "$@" 2>&1); do
+    if [[ $output != *"Could not get lock"* ]] || [ "$SECONDS" -ge "$last" ]; then
+      echo "$output" >&2
+      echo "error: apt-get $* failed" >&2
+      exit 1
     fi
+    echo "== waiting for another apt-get on this machine"
+    sleep 5
   done
-  if [ -z "$PYTHON" ]; then
-    # Images come with older ones, or without what makes environments.
-    sudo apt-get update -q
-    if ! sudo apt-get install -qy python3.11 python3.11-venv; then
-      sudo apt-get install -qy software-properties-common
-      sudo add-apt-repository -y ppa:deadsnakes/ppa
-      sudo apt-get install -qy python3.11 python3.11-venv
+}
+
+# machine_environment EXTRAS: makes the environment in ~/venv with a Python that uv
+# brings, and installs the project. The machine's own Python is older than what the newest
+# JAX needs, or a release candidate; it serves to install uv.
+machine_environment() {
+  local uv=$HOME/uv/bin/uv
+  # An environment that was made by an earlier version may have another Python.
+  if ! "$HOME/venv/bin/python" -c 'import sys
+sys.exit(sys.version_info[:2] != (3, 13) or sys.version_info[3] != "final")' 2>/dev/null
+  then
+    if ! python3 -c 'import ensurepip' 2>/dev/null; then
+      apt_get update
+      apt_get install -y python3-venv
     fi
-    PYTHON=python3.11
+    python3 -m venv --clear "$HOME/uv"
+    "$HOME/uv/bin/python" -m pip install --quiet --disable-pip-version-check uv
+    "$uv" venv --quiet --clear --managed-python --python 3.13 "$HOME/venv"
   fi
+  PYTHON='' VENV=$HOME/venv
   # shellcheck source=launch/common.sh
   source launch/common.sh
   make_environment "$1"

@@ -13,7 +13,8 @@ wheel beside them: the first installs it. Tells how long each took, and leaves t
 their outputs in .cache/notebooks/run.
 
 environment variables:
-  PYTHON   the Python to make the environment with (python3; 3.11 or newer)
+  PYTHON   Python to make the environment with (the newest of 3.13, 3.12 and 3.11 that
+           runs: on PATH, from pyenv or uv)
 USAGE
 }
 
@@ -34,13 +35,13 @@ done
 
 # shellcheck source=launch/common.sh
 source launch/common.sh
-check_python
+choose_python "${supported[@]}"
 folder=$PWD/.cache/notebooks
 rm -rf "$folder"
 mkdir -p "$folder/run"
 # Made anew each time: no environment of the user's.
 unset VENV
-make_venv "$folder/venv"
+make_venv "$folder/venv" "${supported[@]}"
 echo "== installing what runs notebooks, and building the wheel"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
   nbclient ipykernel build

@@ -11,7 +11,8 @@ Makes .cache/oldest, installs vt_flax there with the lowest version of each libr
 setup.cfg names, and runs the tests that touch most of them, or those that are named.
 
 environment variables:
-  PYTHON   the Python to make the environment with (python3; 3.11 or newer)
+  PYTHON   Python to make the environment with (3.11: not all of the oldest libraries
+           are built for newer ones)
   VENV     where the environment is (.cache/oldest)
 EOF
 }
@@ -30,7 +31,7 @@ fi
 
 # shellcheck source=launch/common.sh
 source launch/common.sh
-make_venv .cache/oldest
+make_venv .cache/oldest 3.11
 echo "== installing the oldest libraries"
 # pip takes the newest only.
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv

@@ -13,7 +13,8 @@ digits dataset, evaluates it and draws its tokens. WORKDIR is runs/quickstart by
 default; run it again to go on after a stop.
 
 environment variables:
-  PYTHON   the Python to make the environment with (python3; 3.11 or newer)
+  PYTHON   Python to make the environment with (the newest of 3.13, 3.12 and 3.11 that
+           runs: on PATH, from pyenv or uv)
   VENV     where the environment is (.venv)
 EOF
 }

@@ -12,7 +12,8 @@ Tests whose optional dependency is absent are skipped, by name.
 
 environment variables:
   EXTRAS   extras to install (test); CI takes test,torch,tpu
-  PYTHON   the Python to make the environment with (python3; 3.11 or newer)
+  PYTHON   Python to make the environment with (the newest of 3.13, 3.12 and 3.11 that
+           runs: on PATH, from pyenv or uv)
   VENV     where the environment is (.venv)
 EOF
 }

@@ -37,12 +37,17 @@ own_option() {
 
 parse "$@"
 need name zone type
-# https://cloud.google.com/tpu/docs/runtimes
+# https://cloud.google.com/tpu/docs/runtimes, which also says that the Cloud TPU API, which
+# makes queued resources, is not supported on TPU7x and later.
 [ -n "$version" ] || case $type in
   v5litepod-*) version=v2-alpha-tpuv5-lite ;;
   v5p-*) version=v2-alpha-tpuv5 ;;
   v6e-*) version=v2-alpha-tpuv6e ;;
   v[234]-*) version=tpu-ubuntu2204-base ;;
+  tpu7* | v7* | ironwood*)
+    fail "--type $type: the Cloud TPU API does not create Ironwood; see 'Ironwood' in\
+ docs/pods.md, or give --version if your project has access"
+    ;;
   *) fail "--type $type: not known here, so name its software by --version" ;;
 esac
 

@@ -23,8 +23,8 @@ if [ -n "$bucket" ] && ! mountpoint -q "$HOME/bucket"; then
     echo "deb [signed-by=$key] https://packages.cloud.google.com/apt" \
       "gcsfuse-$(lsb_release -cs) main" |
       sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-    sudo apt-get update -q
-    sudo apt-get install -qy gcsfuse
+    apt_get update
+    apt_get install -y gcsfuse
   fi
   mkdir -p "$HOME/bucket"
   gcsfuse --implicit-dirs "$bucket" "$HOME/bucket"

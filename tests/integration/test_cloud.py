@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -139,6 +140,16 @@ def test_a_dry_run_prints_the_commands_and_calls_nothing(script, cloud):
         ("launch/tpu/create.sh", [*WHERE, "--type"], "--type needs a value"),
         ("launch/tpu/create.sh", [*WHERE, *TYPE, "--slices", "x"], "--slices x: wri"),
         ("launch/tpu/create.sh", [*WHERE, "--type", "v9-4"], "software by --version"),
+        (
+            "launch/tpu/create.sh",
+            [*WHERE, "--type", "tpu7x-8"],
+            "see 'Ironwood' in docs",
+        ),
+        (
+            "launch/tpu/create.sh",
+            [*WHERE, "--type", "v7x-8"],
+            "does not create Ironwood",
+        ),
         ("launch/tpu/install.sh", [*WHERE, "--bucket", "gs://b"], "the bucket's name"),
         ("launch/tpu/run.sh", [*WHERE], "what train is to get is missing"),
         ("launch/tpu/resubmit.sh", [*WHERE, *TRAIN], "--type is missing"),
@@ -183,6 +194,7 @@ def test_create_waits_until_it_is_there(cloud):
         (["--type", "v6e-8"], "v2-alpha-tpuv6e"),
         (["--type", "v4-32"], "tpu-ubuntu2204-base"),
         (["--type", "v9-4", "--version", "mine"], "mine"),
+        (["--type", "tpu7x-8", "--version", "mine"], "mine"),
     ],
 )
 def test_the_software_is_that_of_the_type(arguments, version, cloud):
@@ -342,3 +354,136 @@ def test_the_arguments_of_train_arrive_as_they_were_given(cloud):
         "vt_flax.train",
         *arguments,
     ]
+
+
+# On a machine of the cloud. Python 3.10, whose venv is a package of its own, and which
+# gives an environment pip, and pip uv; uv's Python, which is recorded like the others.
+STUBS = {
+    "python3": """
+case "$*" in
+  "-c import ensurepip") [ -e "$HOME/has-venv" ] ;;
+  "-m venv"*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+  *"install"*" uv") cp "$BIN/uv" "$(dirname "$0")/uv" ;;
+  *) exit 1 ;;
+esac
+""",
+    "uv": """
+folder=${!#}
+mkdir -p "$folder/bin" && cp "$BIN/python3.13" "$folder/bin/python"
+""",
+    "python3.13": f"""
+case "$1" in -m) ;; *) exec {sys.executable} -c "
+import sys
+sys.version, sys.version_info = '3.13.5', (3, 13, 5, 'final', 0)
+$2" 3.13 ;; esac
+""",
+    "apt-get": """
+case "$*" in
+  *" python3-venv") touch "$HOME/has-venv" ;;
+  *" gcsfuse") cp "$BIN/sleep" "$BIN/gcsfuse" ;;
+esac
+# Another apt-get holds the lock twice.
+if [ "$(wc -l <"$HOME/busy")" -gt 0 ]; then
+  sed -i 1d "$HOME/busy"
+  echo "E: ${LOCK:-Could not get lock /var/lib/apt/lists/lock}" >&2
+  exit 100
+fi
+""",
+    "sudo": 'exec "$@"',
+    "sleep": "",
+    "curl": "",
+    "tee": "cat >/dev/null",
+    "lsb_release": "echo jammy",
+    "mountpoint": "exit 1",
+}
+
+
+class Host:
+    """A machine of the cloud without venv, with stubs of what scripts call there."""
+
+    def __init__(self, folder):
+        self.home, self.bin = folder / "home", folder / "bin"
+        self.home.mkdir()
+        self.bin.mkdir()
+        (self.home / "busy").write_text("\n\n")
+        for name, text in STUBS.items():
+            record = 'echo "${0#$HOME/} $*" | tr "\\n" " " >>"$HOME/calls"\n'
+            record += 'echo >>"$HOME/calls"\n'
+            (self.bin / name).write_text(f"#!/bin/bash\n{record}{text}")
+            (self.bin / name).chmod(0o755)
+
+    def run(self, bucket="", **environment):
+        (self.home / "calls").write_text("")
+        return subprocess.run(
+            ["bash", "launch/tpu/on_machine.sh", bucket],
+            cwd=ROOT,
+            env={
+                "PATH": f"{self.bin}:/usr/bin:/bin",
+                "HOME": str(self.home),
+                "BIN": str(self.bin),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def calls(self, *programs):
+        """Returns the calls of some programs, by how they were called."""
+        lines = (self.home / "calls").read_text().replace(f"{self.bin}/", "")
+        return [
+            line.rstrip()
+            for line in lines.splitlines()
+            if line.startswith(tuple(f"{name} " for name in programs))
+        ]
+
+
+def test_a_cloud_machine_gets_its_python_from_uv(tmp_path):
+    host = Host(tmp_path)
+    done = host.run(PYTHON="python3.10")
+    assert done.returncode == 0, done.stderr
+    waiting = "== waiting for another apt-get on this machine"
+    assert done.stdout.splitlines() == [
+        *[waiting] * 2,
+        f"== Python 3.13.5, environment {host.home}/venv",
+        "== installing vt_flax with tpu",
+    ]
+    # update is tried until it has the lock; install waits by itself.
+    apt = "apt-get -q -o DPkg::Lock::Timeout=600"
+    wanted = [f"{apt} update"] * 3 + [f"{apt} install -y python3-venv"]
+    assert host.calls("apt-get") == wanted
+    (uv,) = host.calls("uv/bin/uv")
+    assert uv.startswith("uv/bin/uv venv ") and uv.endswith(f" {host.home}/venv")
+    assert "--managed-python --python 3.13" in uv
+    assert host.calls("venv/bin/python")[-1].endswith("--editable .[tpu]")
+    # Again, as for a second training on it: nothing is made or installed.
+    done = host.run()
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1, done.stderr
+    assert host.calls("apt-get", "python3", "uv/bin/uv") == []
+    # An environment that an earlier version made of Ubuntu's 3.11.0rc1 is replaced.
+    (host.home / "venv/bin/python").write_text("#!/bin/sh\nexit 1\n")
+    assert host.run().returncode == 0
+    assert len(host.calls("uv/bin/uv")) == 1 and host.calls("apt-get") == []
+
+
+def test_apt_is_not_tried_again_for_another_reason(tmp_path):
+    host = Host(tmp_path)
+    done = host.run(LOCK="The repository has no Release file.")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "E: The repository has no Release file.",
+        "error: apt-get update failed",
+    ]
+    assert len(host.calls("apt-get")) == 1
+
+
+@pytest.mark.skipif(bool(shutil.which("gcsfuse")), reason="gcsfuse is installed here")
+def test_a_bucket_is_mounted_when_apt_is_free(tmp_path):
+    host = Host(tmp_path)
+    (host.home / "has-venv").touch()
+    done = host.run("my-bucket")
+    assert done.returncode == 0, done.stderr
+    calls = host.calls("apt-get", "gcsfuse")
+    assert [call.split()[-1] for call in calls[:4]] == ["update"] * 3 + ["gcsfuse"]
+    assert "-o DPkg::Lock::Timeout=600" in calls[3]
+    assert calls[4:] == [f"gcsfuse --implicit-dirs my-bucket {host.home}/bucket"]

@@ -1,7 +1,10 @@
-"""The launch scripts: help, and a clear refusal where there is no Python."""
+"""The launch scripts: help, the interpreter they choose, and the environment."""
 
+import configparser
 import pathlib
+import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -12,10 +15,32 @@ SCRIPTS = [
 ]
 
 
-def run(*arguments, **environment):
+# Stands for an interpreter. What it is to run with -c is run by a real one that is made
+# to look like it; `-m venv FOLDER` copies it there, and `-m pip` is recorded.
+INTERPRETER = """#!/bin/sh
+case "$1 $2" in
+  -c*) shift; exec {real} -S -c '
+import ensurepip, sys, sysconfig, venv
+sys.version, sys.version_info = "{version} (fake)", {info}
+{more}
+exec(sys.argv.pop(1))' "$@" ;;
+  "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m pip") echo "$*" >>"${{CALLS:-/dev/null}}" ;;
+esac
+"""
+NO_VENV = 'sys.modules["ensurepip"] = None'
+FREE_THREADED = "sysconfig.get_config_var = lambda name: 1"
+# As pyenv's, of a version that is not selected; and one that seems to have run.
+SHIM = '#!/bin/sh\necho "pyenv: $0: command not found" >&2\nexit 127\n'
+CHATTY = '#!/bin/sh\necho "Python was not found; run it without arguments"\n'
+PYENV = "home/.pyenv/versions"
+UV = "home/.local/share/uv/python"
+
+
+def run(*arguments, cwd=ROOT, **environment):
     return subprocess.run(
         ["bash", *arguments],
-        cwd=ROOT,
+        cwd=cwd,
         env={"PATH": "/usr/bin:/bin", **environment},
         capture_output=True,
         text=True,
@@ -30,6 +55,18 @@ def test_help(script):
     assert done.stdout.startswith(f"usage: bash {script}")
 
 
+def test_the_scripts_explain_python_alike():
+    def explained(script):
+        lines = run(script, "--help").stdout.splitlines()
+        start = next(i for i, line in enumerate(lines) if "  PYTHON  " in line)
+        return lines[start : start + 2]
+
+    texts = {script: explained(script) for script in SCRIPTS}
+    oldest = texts.pop("launch/oldest.sh")
+    assert len({*map(tuple, texts.values())}) == 1
+    assert "3.13, 3.12 and 3.11" in texts["launch/test.sh"][0] and "3.11" in oldest[0]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_missing_python_is_one_line_and_status_2(script, tmp_path):
     venv = str(tmp_path / "venv")
@@ -38,8 +75,263 @@ def test_a_missing_python_is_one_line_and_status_2(script, tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: no-such-python is missing or older")
+    assert done.stderr.startswith("error: PYTHON=no-such-python does not run: set it")
     assert not pathlib.Path(venv).exists()
+
+
+def test_the_versions_are_those_of_the_metadata():
+    done = run("-c", 'source launch/common.sh; echo "${supported[*]}"')
+    minors = done.stdout.split()
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    after = int(minors[0].removeprefix("3.")) + 1
+    assert setup["options"]["python_requires"] == f">={minors[-1]},<3.{after}"
+    named = setup["metadata"]["classifiers"].split("\n")
+    prefix = "Programming Language :: Python :: 3."
+    assert [n for n in named if n.startswith(prefix)] == [
+        prefix + minor.removeprefix("3.") for minor in reversed(minors)
+    ]
+    readme = (ROOT / "README.md").read_text()
+    assert f"Python {', '.join(minors[:-1])} or {minors[-1]}:" in readme
+
+
+class Machine:
+    """A machine that has the interpreters that are put on it, and no other."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for tool in ("bash", "cat", "cksum", "cp", "mkdir", "rm", "sort"):
+            self.path("tools").mkdir(exist_ok=True)
+            self.path(f"tools/{tool}").symlink_to(shutil.which(tool))
+
+    def path(self, name):
+        return self.folder / name
+
+    def put(self, name, version="", more=""):
+        """Puts an interpreter of the version there; or a script."""
+        text = version
+        if not version.startswith("#!"):
+            numbers, _, candidate = version.partition("rc")
+            level = "candidate" if candidate else "final"
+            info = (*map(int, numbers.split(".")), level, int(candidate or 0))
+            info = str(info).replace("'", '"')
+            text = INTERPRETER.format(
+                real=sys.executable, version=version, info=info, more=more
+            )
+        self.path(name).parent.mkdir(parents=True, exist_ok=True)
+        self.path(name).write_text(text)
+        self.path(name).chmod(0o755)
+
+    def run(self, code, *arguments, **environment):
+        """Runs a command of the shell that may use what is in common.sh."""
+        folders = ("shims", "bin", "other", "tools")
+        return run(
+            *("-c", f"set -euo pipefail; source {ROOT}/launch/common.sh; {code}"),
+            *("-", *arguments),
+            cwd=self.folder,
+            PATH=":".join(str(self.path(name)) for name in folders),
+            HOME=str(self.path("home")),
+            **environment,
+        )
+
+    def choose(self, *minors, **environment):
+        minors = minors or ("3.13", "3.12", "3.11")
+        choose = 'choose_python "$@"; echo "$PYTHON $version"'
+        return self.run(choose, *minors, **environment)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+def error_of(done):
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    return done.stderr.removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    "there, chosen",
+    [
+        pytest.param(
+            {"bin/python3.12": "3.12.1", "bin/python3.13": "3.13.2"},
+            "bin/python3.13",
+            id="the newest",
+        ),
+        pytest.param(
+            {"shims/python3.13": SHIM, "bin/python3.12": "3.12.1"},
+            "bin/python3.12",
+            id="not a shim that does not run",
+        ),
+        pytest.param(
+            {"shims/python3.13": CHATTY, "bin/python3.12": "3.12.1"},
+            "bin/python3.12",
+            id="not a shim that succeeds",
+        ),
+        pytest.param(
+            {"shims/python3.12": SHIM, "other/python3.12": "3.12.1"},
+            "other/python3.12",
+            id="behind a shim on PATH",
+        ),
+        pytest.param(
+            {"shims/python3.13": SHIM, f"{PYENV}/3.13.0/bin/python3.13": "3.13.0"},
+            f"{PYENV}/3.13.0/bin/python3.13",
+            id="behind a shim, in pyenv's folder",
+        ),
+        pytest.param(
+            {f"{PYENV}/3.12.{i}/bin/python3.12": f"3.12.{i}" for i in (1, 9, 10)},
+            f"{PYENV}/3.12.10/bin/python3.12",
+            id="the newest patch release",
+        ),
+        pytest.param(
+            {
+                "bin/python3": "3.11.2",
+                f"{UV}/cpython-3.13.5-linux-x86_64-gnu/bin/python3.13": "3.13.5",
+            },
+            f"{UV}/cpython-3.13.5-linux-x86_64-gnu/bin/python3.13",
+            id="of uv",
+        ),
+        pytest.param(
+            {"bin/python3.13": "3.13.0rc2", "bin/python3.11": "3.11.2"},
+            "bin/python3.11",
+            id="not a release candidate",
+        ),
+        pytest.param(
+            {"bin/python3.13": ("3.13.0", NO_VENV), "bin/python3.12": "3.12.1"},
+            "bin/python3.12",
+            id="not one without venv",
+        ),
+        pytest.param(
+            {
+                f"{PYENV}/3.13.0t/bin/python3.13": ("3.13.0", FREE_THREADED),
+                "bin/python3.12": "3.12.1",
+            },
+            "bin/python3.12",
+            id="not a free-threaded one",
+        ),
+        pytest.param(
+            {"bin/python3": "3.12.1", "other/python3": "3.13.1"},
+            "other/python3",
+            id="under a general name",
+        ),
+        pytest.param(
+            {"bin/python3": "3.14.0", "bin/python": "3.11.2"},
+            "bin/python",
+            id="not one that is too new",
+        ),
+    ],
+)
+def test_the_newest_python_that_runs_is_chosen(there, chosen, machine):
+    for name, kind in there.items():
+        machine.put(name, *([kind] if isinstance(kind, str) else kind))
+    done = machine.choose()
+    assert done.stdout.split()[:1] == [str(machine.path(chosen))], done.stderr
+    kind = there[chosen]
+    assert done.stdout.split()[1] == (kind if isinstance(kind, str) else kind[0])
+
+
+def test_pyenv_and_uv_may_have_folders_of_their_own(machine):
+    machine.put("p/versions/3.12.1/bin/python3.12", "3.12.1")
+    machine.put("u/cpython-3.13.1-macos-aarch64-none/bin/python3.13", "3.13.1")
+    machine.put("x/uv/python/cpython-3.11.1-a-b-c/bin/python3.11", "3.11.1")
+    for variable, folder, version in [
+        ("PYENV_ROOT", "p", "3.12.1"),
+        ("UV_PYTHON_INSTALL_DIR", "u", "3.13.1"),
+        ("XDG_DATA_HOME", "x", "3.11.1"),
+    ]:
+        done = machine.choose(**{variable: str(machine.path(folder))})
+        assert done.stdout.endswith(f" {version}\n"), done.stderr
+
+
+def test_the_oldest_libraries_get_the_oldest_python(machine):
+    machine.put("bin/python3.11", "3.11.2")
+    machine.put("bin/python3.13", "3.13.0")
+    assert machine.choose("3.11").stdout.endswith("bin/python3.11 3.11.2\n")
+    assert "make_venv .cache/oldest 3.11\n" in (ROOT / "launch/oldest.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    "there, wanted",
+    [
+        ({}, "no Python 3.13, 3.12, 3.11 runs, from PATH, pyenv or uv: install one"),
+        ({"bin/python3": "3.10.13", "shims/python3.12": SHIM}, "pyenv or uv: install"),
+        ({"bin/python3.11": "3.11.0rc1"}, "python3.11 is Python 3.11.0rc1, which is a"),
+        (
+            {"bin/python3.12": ("3.12.3", NO_VENV), "bin/python3": ("3.11.2", NO_VENV)},
+            "python3.12 is Python 3.12.3, which has no venv module (Debian, Ubuntu: "
+            "apt-get install python3.12-venv): install one",
+        ),
+    ],
+)
+def test_no_python_is_one_line(there, wanted, machine):
+    for name, kind in there.items():
+        machine.put(name, *([kind] if isinstance(kind, str) else kind))
+    assert wanted in error_of(machine.choose())
+
+
+@pytest.mark.parametrize(
+    "kind, wanted",
+    [
+        (("3.10.13",), "is Python 3.10.13, which is not supported: set it to a Python"),
+        (("3.14.0",), "is Python 3.14.0, which is not supported: set it to a Python"),
+        (("3.13.0rc3",), "is Python 3.13.0rc3, which is a pre-release: set it to a"),
+        (("3.12.3", NO_VENV), "is Python 3.12.3, which has no venv module (Debian"),
+        ((SHIM,), "does not run: set it to a Python 3.11 to 3.13, or unset it"),
+    ],
+)
+def test_a_python_that_is_named_is_taken_or_refused(kind, wanted, machine):
+    machine.put("bin/python3.13", "3.13.0")
+    machine.put("bin/mine", *kind)
+    assert f"PYTHON=mine {wanted}" in error_of(machine.choose(PYTHON="mine"))
+    machine.put("bin/mine", "3.12.3")
+    assert machine.choose(PYTHON="mine").stdout == "mine 3.12.3\n"
+
+
+def test_an_environment_is_made_once_and_kept(machine):
+    def make(extras="", **environment):
+        calls = machine.path("calls")
+        calls.write_text("")
+        done = machine.run(
+            'make_environment "$1"', extras, CALLS=str(calls), **environment
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines(), calls.read_text()
+
+    for name in ("setup.cfg", "pyproject.toml"):
+        machine.path(name).write_text("[metadata]\n")
+    machine.put("bin/python3.12", "3.12.1")
+    python = machine.path("bin/python3.12")
+    lines, calls = make("test")
+    assert lines[0] == f"== Python 3.12.1 ({python}), new environment .venv"
+    assert calls.endswith("--editable .[test]\n")
+    assert make("test") == (["== Python 3.12.1, environment .venv"], "")
+    # Other extras, other bounds and another Python in it: each is a new installation.
+    assert make()[1].endswith("--editable .\n")
+    machine.path("setup.cfg").write_text("[options]\n")
+    assert make()[1]
+    machine.put(".venv/bin/python", "3.12.2")
+    assert make()[1] and not make()[1]
+    # A newer Python has come. PYTHON may name the environment's own version.
+    machine.put("bin/python3.13", "3.13.0")
+    assert make() == (["== Python 3.12.2, environment .venv"], "")
+    assert make(PYTHON="python3.12")[0] == ["== Python 3.12.2, environment .venv"]
+
+
+def test_an_environment_that_does_not_fit_is_one_line(machine):
+    def error(**environment):
+        return error_of(machine.run("make_venv .venv 3.13 3.12", **environment))
+
+    machine.put("bin/python3.13", "3.13.0")
+    machine.put(".venv/bin/python", "3.12.1")
+    wanted = ".venv has Python 3.12.1, PYTHON=python3.13 is 3.13.0: remove the folder, "
+    assert error(PYTHON="python3.13").startswith(wanted)
+    machine.put(".venv/bin/python", "3.10.13")
+    assert error().startswith(".venv has Python 3.10.13, which is not supported: rem")
+    # Its interpreter was uninstalled.
+    machine.path(".venv/bin/python").unlink()
+    machine.path(".venv/bin/python").symlink_to(machine.path("nowhere/python"))
+    assert error().startswith(".venv/bin/python does not run: remove the folder, or")
 
 
 def test_a_local_pod_is_told_what_a_pod_is_told():
