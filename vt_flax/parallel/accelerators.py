@@ -1,0 +1,78 @@
+"""The devices that JAX starts with, and accelerators of this machine that it misses."""
+
+import glob
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+
+import jax
+
+from vt_flax.errors import UserError, first_line
+
+# The PCI vendor of Google, whose only devices with a VFIO driver are TPUs.
+GOOGLE = "0x1ae0"
+
+
+def start_devices() -> str:
+    """Starts JAX's devices.
+
+    Returns:
+      A note that names an accelerator of this machine that JAX does not use, and what
+      to install for it; empty if there is none, or `JAX_PLATFORMS` is set.
+
+    Raises:
+      UserError: if JAX cannot start them, as with a driver that is too old.
+    """
+    try:
+        backend = jax.default_backend()
+    except RuntimeError as error:
+        advice = ""
+        if "cuda" in str(error):
+            advice = (
+                '; jax[cuda13] needs an NVIDIA driver of 580 or newer, "jax[cuda12]" '
+                "one of 525 or newer"
+            )
+        raise UserError(f"JAX starts no device: {first_line(error)}{advice}") from error
+    if backend != "cpu" or jax.config.jax_platforms:
+        return ""
+    if has_tpu():
+        if importlib.util.find_spec("libtpu"):
+            return (
+                "a TPU is not used: JAX computes on the CPU, for libtpu does not start; "
+                "another process may hold the TPU"
+            )
+        return 'a TPU is not used: JAX computes on the CPU: pip install "jax[tpu]"'
+    if gpu := nvidia_gpu():
+        return (
+            f"{gpu} is not used: JAX computes on the CPU: "
+            'pip install "jax[cuda13]", or install vt_flax with its extra cuda'
+        )
+    return ""
+
+
+def nvidia_gpu() -> str:
+    """Returns the name of the machine's first NVIDIA GPU that this process may use."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return ""
+    if program := shutil.which("nvidia-smi"):
+        words = [program, "--query-gpu=name", "--format=csv,noheader"]
+        try:
+            listed = subprocess.run(words, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        names = listed.stdout.split("\n")
+        return names[0].strip() if listed.returncode == 0 else ""
+    # Of containers without the driver's programs.
+    return "an NVIDIA GPU" if os.path.exists("/dev/nvidia0") else ""
+
+
+def has_tpu() -> bool:
+    """Returns whether this machine has a TPU."""
+    if os.path.exists("/dev/accel0") or os.environ.get("TPU_ACCELERATOR_TYPE"):
+        return True
+    vendors = glob.glob("/sys/bus/pci/devices/*/vendor")
+    return os.path.exists("/dev/vfio/0") and any(
+        pathlib.Path(vendor).read_text().strip() == GOOGLE for vendor in vendors
+    )
