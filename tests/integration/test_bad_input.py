@@ -299,6 +299,22 @@ def test_the_real_command_exits_with_2_and_one_line(tmp_path):
     assert done.stderr.count("\n") == 1 and "configs/quickstart.py" in done.stderr
 
 
+def test_a_device_without_memory_is_one_line(monkeypatch, capsys):
+    def main(_):
+        raise jax.errors.JaxRuntimeError(reason)
+
+    # As XLA says it on a GPU.
+    reason = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nA"
+    error = refusal(main, [], monkeypatch, capsys)
+    assert "a device is out of memory (RESOURCE_EXHAUSTED: Out of memory whi" in error
+    assert "accumulation=2" in error and "batch_size" in error
+    reason = "INTERNAL: a bug"
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    assert stop.value.code == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("module", [train, evaluate, summarize, prepare_data])
 def test_help(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["command", "--help"])

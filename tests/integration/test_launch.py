@@ -1,7 +1,9 @@
 """The launch scripts: help, and a clear refusal where there is no Python."""
 
+import configparser
 import pathlib
 import subprocess
+import sys
 
 import pytest
 
@@ -40,6 +42,41 @@ def test_a_missing_python_is_one_line_and_status_2(script, tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: no-such-python is missing or older")
     assert not pathlib.Path(venv).exists()
+
+
+def test_the_quickstart_installs_the_extra_that_is_named(tmp_path):
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "python $*"\n')
+    python.chmod(0o755)
+    environment = {"PYTHON": sys.executable, "VENV": str(tmp_path / "venv")}
+
+    def commands(*arguments):
+        (tmp_path / "venv" / ".installed").unlink(missing_ok=True)
+        done = run("launch/quickstart.sh", *arguments, **environment)
+        assert done.returncode == 0, done.stderr
+        lines = [x for x in done.stdout.splitlines() if x.startswith("python ")]
+        install, train, _ = lines
+        return install.split()[-1], train.partition("--workdir ")[2]
+
+    override = "--config.duration=3 epochs"
+    plain = ".", "runs/quickstart"
+    assert commands() == plain
+    for words in (["--extra", "cuda"], ["--extra=cuda"]):
+        assert commands(*words) == (".[cuda]", "runs/quickstart")
+        assert commands(*words, "w", override) == (".[cuda]", f"w {override}")
+        assert commands("w", override, *words) == (".[cuda]", f"w {override}")
+    assert commands(override) == (".", f"runs/quickstart {override}")
+
+
+@pytest.mark.parametrize("words", [["--extra", "cude"], ["--extra=gpu"], ["--extra"]])
+def test_an_extra_that_is_not_there_is_one_line_and_status_2(words):
+    done = run("launch/quickstart.sh", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --extra") and "cuda or tpu" in done.stderr
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert {"cuda", "tpu"} <= {*setup["options.extras_require"]}
 
 
 def test_a_local_pod_is_told_what_a_pod_is_told():

@@ -1,6 +1,5 @@
 """The devices that JAX starts with, and accelerators of this machine that it misses."""
 
-import glob
 import importlib.util
 import os
 import pathlib
@@ -11,6 +10,8 @@ import jax
 
 from vt_flax.errors import UserError, first_line
 
+# Where device files are.
+ROOT = pathlib.Path("/")
 # The PCI vendor of Google, whose only devices with a VFIO driver are TPUs.
 GOOGLE = "0x1ae0"
 
@@ -65,14 +66,14 @@ def nvidia_gpu() -> str:
         names = listed.stdout.split("\n")
         return names[0].strip() if listed.returncode == 0 else ""
     # Of containers without the driver's programs.
-    return "an NVIDIA GPU" if os.path.exists("/dev/nvidia0") else ""
+    return "an NVIDIA GPU" if (ROOT / "dev/nvidia0").exists() else ""
 
 
 def has_tpu() -> bool:
     """Returns whether this machine has a TPU."""
-    if os.path.exists("/dev/accel0") or os.environ.get("TPU_ACCELERATOR_TYPE"):
+    if (ROOT / "dev/accel0").exists() or os.environ.get("TPU_ACCELERATOR_TYPE"):
         return True
-    vendors = glob.glob("/sys/bus/pci/devices/*/vendor")
-    return os.path.exists("/dev/vfio/0") and any(
-        pathlib.Path(vendor).read_text().strip() == GOOGLE for vendor in vendors
+    vendors = ROOT.glob("sys/bus/pci/devices/*/vendor")
+    return (ROOT / "dev/vfio/0").exists() and any(
+        vendor.read_text().strip() == GOOGLE for vendor in vendors
     )
