@@ -35,14 +35,16 @@ def start_devices() -> str:
                 '; jax[cuda13] needs an NVIDIA driver of 580 or newer, "jax[cuda12]" '
                 "one of 525 or newer"
             )
+        if "known backends" in str(error):
+            advice = '; pip install "jax[cuda13]" for GPUs, "jax[tpu]" for TPUs'
         raise UserError(f"JAX starts no device: {first_line(error)}{advice}") from error
     if backend != "cpu" or jax.config.jax_platforms:
         return ""
     if has_tpu():
         if importlib.util.find_spec("libtpu"):
             return (
-                "a TPU is not used: JAX computes on the CPU, for libtpu does not start; "
-                "another process may hold the TPU"
+                "a TPU is not used: JAX computes on the CPU, since libtpu does not "
+                "start; another process may hold the TPU"
             )
         return 'a TPU is not used: JAX computes on the CPU: pip install "jax[tpu]"'
     if gpu := nvidia_gpu():
