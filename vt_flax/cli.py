@@ -144,10 +144,10 @@ def agree(command: str, config: ConfigDict) -> None:
 
 
 def set_up_devices(config: ConfigDict) -> None:
-    """Sets what JAX goes by as configured, and starts its devices: see `start_devices`.
+    """Applies `parallel.cpu_devices` and `compilation_cache`, and starts JAX's devices.
 
     Raises:
-      UserError: if that cannot be set any more, or JAX starts no device.
+      UserError: if JAX has started with another number of them, or starts none.
     """
     use_cpu_devices(config.parallel.cpu_devices)
     keep_programs(config.compilation_cache)
@@ -157,7 +157,7 @@ def set_up_devices(config: ConfigDict) -> None:
 def start_devices() -> None:
     """Starts JAX's devices, and prints a note on an accelerator that it does not use.
 
-    For commands that run networks, before what takes long.
+    Commands that run networks call it before anything that takes long.
 
     Raises:
       UserError: if JAX starts no device.

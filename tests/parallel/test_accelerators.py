@@ -45,7 +45,7 @@ def test_an_unused_gpu_is_named_with_what_to_install(machine, capsys):
     told = capsys.readouterr()
     assert told.out == ""
     (line,) = told.err.splitlines()
-    assert line.startswith("note: NVIDIA A100-SXM4-40GB is not used: JAX computes on")
+    assert line.startswith("note: JAX computes on the CPU and leaves NVIDIA A100-SXM4")
     assert 'pip install "jax[cuda13]"' in line and "extra cuda" in line
 
 
@@ -68,7 +68,7 @@ def test_nothing_is_said_where_jax_uses_the_gpu(machine, monkeypatch):
 
 def test_a_device_file_is_enough_in_a_container(machine):
     put(machine / "dev/nvidia0")
-    assert accelerators.start_devices().startswith("an NVIDIA GPU is not used")
+    assert accelerators.start_devices().endswith("its extra cuda")
 
 
 @pytest.mark.parametrize("libtpu", [None, "spec"])
@@ -81,7 +81,7 @@ def test_an_unused_tpu(place, libtpu, machine, monkeypatch):
         put(machine / place)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: libtpu)
     note = accelerators.start_devices()
-    assert note.startswith("a TPU is not used")
+    assert "on the CPU and leaves a TPU unused" in note
     assert ('pip install "jax[tpu]"' in note) == (libtpu is None)
 
 

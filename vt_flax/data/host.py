@@ -32,6 +32,7 @@ def tensorflow() -> types.ModuleType:
     with _quiet(), _without_keras():
         import tensorflow as tf
 
+        # Else it would take the GPU memory that JAX computes in.
         try:
             tf.config.set_visible_devices([], "GPU")
         except RuntimeError:

@@ -9,6 +9,7 @@ import subprocess
 import jax
 
 from vt_flax.errors import UserError, first_line
+from vt_flax.parallel import processes
 
 # Where device files are.
 ROOT = pathlib.Path("/")
@@ -25,10 +26,12 @@ def start_devices() -> str:
 
     Raises:
       UserError: if JAX cannot start them, as with a driver that is too old.
+      Lost: if that is because another process is gone.
     """
     try:
         backend = jax.default_backend()
     except RuntimeError as error:
+        processes.raise_if_lost()
         advice = ""
         if "cuda" in str(error):
             advice = (
@@ -43,13 +46,16 @@ def start_devices() -> str:
     if has_tpu():
         if importlib.util.find_spec("libtpu"):
             return (
-                "a TPU is not used: JAX computes on the CPU, since libtpu does not "
-                "start; another process may hold the TPU"
+                "JAX computes on the CPU and leaves a TPU unused: libtpu does not start; "
+                "another process may hold the TPU"
             )
-        return 'a TPU is not used: JAX computes on the CPU: pip install "jax[tpu]"'
+        return (
+            "JAX computes on the CPU and leaves a TPU unused: "
+            'pip install "jax[tpu]", or install vt_flax with its extra tpu'
+        )
     if gpu := nvidia_gpu():
         return (
-            f"{gpu} is not used: JAX computes on the CPU: "
+            f"JAX computes on the CPU and leaves {gpu} unused: "
             'pip install "jax[cuda13]", or install vt_flax with its extra cuda'
         )
     return ""
