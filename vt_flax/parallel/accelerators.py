@@ -46,8 +46,8 @@ def start_devices() -> str:
     if has_tpu():
         if importlib.util.find_spec("libtpu"):
             return (
-                "JAX computes on the CPU and leaves a TPU unused: libtpu does not start; "
-                "another process may hold the TPU"
+                "JAX computes on the CPU and leaves a TPU unused, for libtpu does not "
+                "start: another process may hold it"
             )
         return (
             "JAX computes on the CPU and leaves a TPU unused: "
