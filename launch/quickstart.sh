@@ -6,11 +6,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'EOF'
-usage: bash launch/quickstart.sh [WORKDIR] [--config.k=v ...]
+usage: bash launch/quickstart.sh [--extra EXTRA] [WORKDIR] [--config.k=v ...]
 
 Makes .venv, installs vt_flax, trains VT-ResNet-18 at small size on the embedded
 digits dataset, evaluates it and draws its tokens. WORKDIR is runs/quickstart by
-default; run it again to go on after a stop.
+default; run it again to go on after a stop. The first line of the training names the
+devices that it uses.
+
+  --extra EXTRA   what to install for the devices: cuda for NVIDIA GPUs, tpu for TPUs;
+                  without it JAX computes on the CPU
 
 environment variables:
   PYTHON   Python to make the environment with (the newest of 3.13, 3.12 and 3.11 that
@@ -19,18 +23,43 @@ environment variables:
 EOF
 }
 
-case ${1:-} in
-  -h | --help) usage; exit 0 ;;
-esac
-workdir=runs/quickstart
-if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
-  workdir=$1
+fail() {
+  echo "error: $1" >&2
+  exit 2
+}
+
+extra='' workdir='' passed=''
+for ((left = $#; left > 0; left--)); do
+  word=$1
   shift
-fi
+  case $word in
+    -h | --help) usage; exit 0 ;;
+    --extra)
+      [ "$left" -gt 1 ] || fail "--extra needs a value: cuda or tpu"
+      extra=$1 left=$((left - 1))
+      shift
+      ;;
+    --extra=*) extra=${word#*=} ;;
+    *)
+      # What is no option of this script goes to the end, for train.
+      if [ -z "$workdir$passed" ] && [ "${word#-}" = "$word" ]; then
+        workdir=$word
+      else
+        passed=yes
+        set -- "$@" "$word"
+      fi
+      ;;
+  esac
+done
+workdir=${workdir:-runs/quickstart}
+case $extra in
+  '' | cuda | tpu) ;;
+  *) fail "--extra $extra: choose cuda or tpu" ;;
+esac
 
 # shellcheck source=launch/common.sh
 source launch/common.sh
-make_environment ""
+make_environment "$extra"
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
 
 echo "== training in $workdir"

@@ -280,8 +280,7 @@ def _step(args: argparse.Namespace, load: Load) -> None:
     from vt_flax.analysis.step_report import report
     from vt_flax.analysis.step_tables import cost_rows, rate_rows
 
-    cli.use_cpu_devices(config.parallel.cpu_devices)
-    cli.keep_programs(config.compilation_cache)
+    cli.set_up_devices(config)
     records, notes = report(
         configs,
         references,
@@ -305,8 +304,7 @@ def _profile(args: argparse.Namespace, load: Load) -> None:
     config = load(args.batch)
     from vt_flax.analysis.step_profile import profile
 
-    cli.use_cpu_devices(config.parallel.cpu_devices)
-    cli.keep_programs(config.compilation_cache)
+    cli.set_up_devices(config)
     folder = cli.local_folder("--trace", args.trace)
     records, notes = profile(config, args.of, args.batch, args.steps, folder)
     size = " x ".join(map(str, task_of(config).input_size(config)))
@@ -318,6 +316,7 @@ def _augmentation(args: argparse.Namespace, load: Load) -> None:
     config = load(args.batch)
     from vt_flax.analysis.augmentation_share import compiled_rows, measured_rows
 
+    cli.start_devices()
     rows = []
     if args.topology:
         rows += compiled_rows(load(_of_all(args)), args.topology, args.chip)
@@ -335,6 +334,7 @@ def _save(args: argparse.Namespace, load: Load) -> None:
     from vt_flax.analysis.save_cost import rows
     from vt_flax.training.run import prepare
 
+    cli.start_devices()
     cli.print_rows(
         rows(prepare(config), args.folder, args.saves),
         args.format,

@@ -139,9 +139,36 @@ def agree(command: str, config: ConfigDict) -> None:
     from vt_flax.parallel.agreement import check_agreement
 
     check_agreement(command, config.to_dict())
-    use_cpu_devices(config.parallel.cpu_devices)
     processes.set_limits(config.parallel.silence_seconds, config.parallel.stall_seconds)
+    set_up_devices(config)
+
+
+def set_up_devices(config: ConfigDict) -> None:
+    """Applies `parallel.cpu_devices` and `compilation_cache`, and starts JAX's devices.
+
+    Raises:
+      UserError: if JAX has started with another number of them, or starts none.
+    """
+    use_cpu_devices(config.parallel.cpu_devices)
     keep_programs(config.compilation_cache)
+    start_devices()
+
+
+def start_devices() -> None:
+    """Starts JAX's devices, and prints a note on an accelerator that it does not use.
+
+    Commands that run networks call it before anything that takes long.
+
+    Raises:
+      UserError: if JAX starts no device.
+    """
+    import jax
+
+    from vt_flax.parallel import accelerators
+
+    note = accelerators.start_devices()
+    if note and jax.process_index() == 0:
+        print(f"note: {note}", file=sys.stderr, flush=True)
 
 
 def use_cpu_devices(count: int) -> None:

@@ -1,6 +1,7 @@
 """Errors that are the user's to mend, told in one line, and the words for them."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
 
 
@@ -23,6 +24,21 @@ class UserError(Exception):
 def first_line(error: Exception) -> str:
     """Returns the first line of what an error says; libraries say pages."""
     return str(error).strip().split("\n", 1)[0]
+
+
+def device_memory_error(error: Exception) -> UserError | None:
+    """Returns the error to show where a device ran out of memory, else None."""
+    # A program that has not imported JAX has no such error.
+    jax = sys.modules.get("jax")
+    if not jax or not isinstance(error, jax.errors.JaxRuntimeError):
+        return None
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return None
+    return UserError(
+        f"a device is out of memory ({first_line(error)[:200]}): train in parts "
+        "(accumulation=2 or more) or with a smaller batch_size; evaluate with a "
+        "smaller eval.batch_size, predict with a smaller --batch"
+    )
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

@@ -141,6 +141,7 @@ def _place(args: argparse.Namespace, name: str) -> Callable[[Any], Topology]:
         from vt_flax.parallel.mesh import make_mesh
 
         cli.use_cpu_devices(devices)
+        cli.start_devices()
         mesh = make_mesh(fsdp=fsdp)
         return this_machine(mesh, dtype, args.tflops * 1e12, args.gbs * 1e9)
 

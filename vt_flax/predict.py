@@ -91,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
     from vt_flax.inference.gallery import PAGE, Gallery, picture_names
     from vt_flax.inference.predictor import load
 
+    cli.start_devices()
     batch = min(args.batch, len(files))
     network = load(workdir, overrides, step=args.step, best=args.best, batch=batch)
     if out is None and (args.tokens or network.segments):

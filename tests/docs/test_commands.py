@@ -5,6 +5,7 @@ configurations are resolved, and scripts are asked what they would do.
 """
 
 import argparse
+import configparser
 import functools
 import importlib
 import os
@@ -144,9 +145,7 @@ def test_a_command(command, workdirs):
         case ["bash", script, *arguments]:
             check_bash_script(script, arguments, dict(command.exported), workdirs)
         case ["pip", "install", *packages]:
-            needed = (ROOT / "setup.cfg").read_text()
-            needed = re.findall(r"^ +([\w\[\]-]+)[=>]=", needed, flags=re.M)
-            assert packages and {*packages} <= {*needed}
+            check_packages([word for word in packages if word != "-e"])
         case ["pip", "wheel", *arguments]:
             words = [sys.executable, "-m", "pip", "wheel", "--help"]
             known = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -161,6 +160,21 @@ def test_a_command(command, workdirs):
             assert any(word.startswith("gs://") for word in given)
         case _:
             pytest.fail("no kind of command known here")
+
+
+def check_packages(packages):
+    """Checks that packages are those of setup.cfg, or extras of it, as in `.[cuda]`."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    needed = (ROOT / "setup.cfg").read_text()
+    needed = {*re.findall(r"^ +([\w\[\]-]+)[=>]=", needed, flags=re.M)}
+    assert packages
+    for package in packages:
+        if local := re.fullmatch(r"\.(?:\[([\w,]+)\])?", package):
+            extras = (local[1] or "").split(",")
+            assert {*extras} - {""} <= {*setup["options.extras_require"]}
+        else:
+            assert package in needed
 
 
 def check_variable(word):
@@ -281,6 +295,9 @@ def check_bash_script(script, arguments, exported, workdirs):
 
 
 def check_quickstart(arguments, workdirs):
+    if arguments[:1] == ["--extra"]:
+        check_packages([f".[{arguments[1]}]"])
+        arguments = arguments[2:]
     overrides = [word for word in arguments if word.startswith("--config.")]
     assert len(arguments) - len(overrides) <= 1 and arguments[:1] != ["-"]
     config = load_config("configs/quickstart.py", overrides)
@@ -324,6 +341,8 @@ def test_an_unknown_kind_of_command_fails(line, workdirs):
         "bash launch/ablation.sh --rows nothing",
         "gcloud storage cp --quickly gs://a gs://b",
         "pip install nothing",
+        "pip install -e '.[cude]'",
+        "bash launch/quickstart.sh --extra cude",
     ],
 )
 def test_a_wrong_command_fails(line, workdirs):

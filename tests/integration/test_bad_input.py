@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 from PIL import Image
 
@@ -297,6 +298,22 @@ def test_the_real_command_exits_with_2_and_one_line(tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith("error: --config none.py: there is no such file, ")
     assert done.stderr.count("\n") == 1 and "configs/quickstart.py" in done.stderr
+
+
+def test_a_device_without_memory_is_one_line(monkeypatch, capsys):
+    def fill_memory(_):
+        jnp.zeros(2**46)
+
+    def fail(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    error = refusal(fill_memory, [], monkeypatch, capsys)
+    assert "a device is out of memory (RESOURCE_EXHAUSTED: Out of memory all" in error
+    assert "accumulation=2" in error and "batch_size" in error
+    with pytest.raises(SystemExit) as stop:
+        cli.run(fail)
+    assert stop.value.code == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", [train, evaluate, summarize, prepare_data])

@@ -1,6 +1,8 @@
 """One device against eight: the same loss, gradients and statistics."""
 
+import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -170,6 +172,42 @@ def test_accumulated_parts_are_groups_of_a_whole_batch(fsdp):
     twice, one = way(stats), way(once)
     ratio = np.dot(twice, one) / np.dot(one, one)
     assert ratio == pytest.approx(1.9, rel=0.05)
+
+
+def test_a_step_for_gpus_has_no_kernels(monkeypatch):
+    """As the same step for TPUs has."""
+    config = resolve(ConfigDict({"data": {"augment": "autoaugment"}}))
+    # Wide enough for kernels.
+    wide = {"stage_sizes": [1, 1, 1, 2], "width": 32, "dtype": "bfloat16"}
+    model = create_model(**{**TINY, **wide})
+    task = Classification(config, [""] * 10)
+    optimizer = optax.sgd(1.0)
+    size, batch = (32, 32), 8
+    state = jax.eval_shape(lambda: create_state(model, optimizer, size, 0, ema=True))
+    shapes = {
+        "image": jax.ShapeDtypeStruct((batch, *size, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((batch,), np.int32),
+        "bad": jax.ShapeDtypeStruct((batch,), bool),
+        "request": jax.ShapeDtypeStruct((1,), np.int32),
+    }
+    mesh = make_mesh(jax.devices()[:1])
+    here = mesh.abstract_mesh
+    traced = {}
+    for kind in ("NVIDIA A100-SXM4-40GB", "TPU v5 lite"):
+        device = dataclasses.replace(here.abstract_device, device_kind=kind)
+        there = here.update(abstract_device=device)
+        monkeypatch.setattr(
+            "vt_flax.training.step.on_devices_of",
+            lambda _, there=there: jax.sharding.use_abstract_mesh(there),
+        )
+        step = make_train_step(model, task, optimizer, lambda _: 1.0, config, mesh)
+        traced[kind[:3]] = jax.jit(step).trace(state, shapes)
+    assert "pallas_call" in str(traced["TPU"].jaxpr)
+    assert "pallas_call" not in str(traced["NVI"].jaxpr)
+    program = traced["NVI"].lower(lowering_platforms=("cuda",)).as_text()
+    assert len(program) > 10_000 and "stablehlo.convolution" in program
+    called = re.findall(r"custom_call @(\w+)", program)
+    assert not [x for x in called if re.search("tpu|mosaic|triton|pallas", x)]
 
 
 @pytest.mark.parametrize("span, collectives", [("global", True), ("2", False)])

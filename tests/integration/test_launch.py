@@ -334,6 +334,43 @@ def test_an_environment_that_does_not_fit_is_one_line(machine):
     assert error().startswith(".venv/bin/python does not run: remove the folder, or")
 
 
+def test_the_quickstart_installs_the_extra_that_is_named(tmp_path):
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    # It is examined by `-c`; other commands are printed.
+    examined = f'[ "$1" != -c ] || exec {sys.executable} "$@"'
+    python.write_text(f'#!/bin/sh\n{examined}\necho "python $*"\n')
+    python.chmod(0o755)
+    environment = {"PYTHON": sys.executable, "VENV": str(tmp_path / "venv")}
+
+    def commands(*arguments):
+        (tmp_path / "venv" / ".installed").unlink(missing_ok=True)
+        done = run("launch/quickstart.sh", *arguments, **environment)
+        assert done.returncode == 0, done.stderr
+        lines = [x for x in done.stdout.splitlines() if x.startswith("python ")]
+        install, train, _ = lines
+        return install.split()[-1], train.partition("--workdir ")[2]
+
+    override = "--config.duration=3 epochs"
+    plain = ".", "runs/quickstart"
+    assert commands() == plain
+    for words in (["--extra", "cuda"], ["--extra=cuda"]):
+        assert commands(*words) == (".[cuda]", "runs/quickstart")
+        assert commands(*words, "w", override) == (".[cuda]", f"w {override}")
+        assert commands("w", override, *words) == (".[cuda]", f"w {override}")
+    assert commands(override) == (".", f"runs/quickstart {override}")
+
+
+@pytest.mark.parametrize("words", [["--extra", "cude"], ["--extra=gpu"], ["--extra"]])
+def test_an_extra_that_is_not_there_is_one_line_and_status_2(words):
+    done = run("launch/quickstart.sh", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --extra") and "cuda or tpu" in done.stderr
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert {"cuda", "tpu"} <= {*setup["options.extras_require"]}
+
+
 def test_a_local_pod_is_told_what_a_pod_is_told():
     done = run(
         "launch/local_pod.sh", "2", "--devices", "3", "--port", "99", "--dry-run"

@@ -29,6 +29,21 @@ def test_fsdp_that_does_not_divide_the_devices(fsdp):
         meshes.make_mesh(fsdp=fsdp)
 
 
+def test_devices_are_named_with_their_kind():
+    def devices(platform, *kinds):
+        pairs = [{"platform": platform, "device_kind": kind} for kind in kinds]
+        return [types.SimpleNamespace(**pair) for pair in pairs]
+
+    a100, l4 = "NVIDIA A100-SXM4-40GB", "NVIDIA L4"
+    for found, text in (
+        (devices("cpu", *["cpu"] * 8), "8 cpu devices"),
+        (devices("gpu", a100), f"1 gpu device ({a100})"),
+        (devices("gpu", l4, a100, l4), f"3 gpu devices ({a100}, {l4})"),
+    ):
+        assert meshes.name_devices(found) == text
+    assert meshes.describe(meshes.make_mesh()) == "8 cpu devices"
+
+
 def test_large_arrays_are_spread_along_their_longest_axis():
     mesh = meshes.make_mesh(fsdp=4)
     shapes = {

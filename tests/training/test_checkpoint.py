@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src import config
 
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import make_mesh, state_sharding
@@ -47,6 +48,23 @@ LIKE = abstract_like(state_of(0), state_sharding(make_mesh(), state_of(0)))
 def same(found: TrainState, expected: TrainState) -> bool:
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_the_guard_of_training_lets_a_save_fetch_arrays(tmp_path, monkeypatch):
+    """Read from JAX: nothing is copied from a CPU, so that there the guard is idle."""
+    checkpoints, guards = Checkpoints(tmp_path, keep=1), []
+    save = checkpoints._manager.save
+
+    def recorded(*args, **named):
+        guards.append(config.transfer_guard_device_to_host.value)
+        return save(*args, **named)
+
+    monkeypatch.setattr(checkpoints._manager, "save", recorded)
+    state = state_of(1)
+    with jax.transfer_guard("disallow"):
+        checkpoints.save(1, state)
+    checkpoints.close()
+    assert guards == ["allow"]
 
 
 @pytest.fixture(scope="module")

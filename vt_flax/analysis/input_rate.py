@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -163,4 +164,6 @@ def _pillow(files: list[bytes], config: ConfigDict, workers: int) -> Images:
 
 def _peak() -> float:
     """Returns the most memory that this process has held, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # In bytes on macOS, in KiB elsewhere.
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -122,7 +122,7 @@ def _comparable(
 
 def _peak(config: ConfigDict, mesh: Mesh, kind: str, notes: list[str]) -> float | None:
     device, dtype = jax.devices()[0].device_kind, config.model.dtype
-    notes.append(f"{describe(mesh)} ({device}), {dtype}")
+    notes.append(f"{describe(mesh)}, {dtype}")
     if kind == "measured":
         found = measured_peak(mesh, dtype)
         notes.append(f"peak, by products of matrices here: {found / 1e12:.4g} TFLOP/s")

@@ -21,20 +21,29 @@ _KEEP = 1 << 30
 
 @functools.cache
 def tensorflow() -> types.ModuleType:
-    """Imports TensorFlow, quietly, and keeps it off the accelerators.
+    """Imports TensorFlow without its messages, and hides all GPUs from it.
 
     It is imported where it is first needed, for it takes seconds.
     """
     # Its warnings are of its own queues, such as one that is closed while waited for.
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    visible = False
     with _quiet(), _without_keras():
         import tensorflow as tf
 
-        # Else it would take the GPU memory that JAX computes in. It complains where a
-        # notebook, say, has set up its devices before; then it is too late.
-        with contextlib.suppress(RuntimeError):
+        # Else it would take the GPU memory that JAX computes in.
+        try:
             tf.config.set_visible_devices([], "GPU")
+        except RuntimeError:
+            visible = True
+    if visible:
+        # As in a notebook that has computed with TensorFlow before.
+        print(
+            "note: TensorFlow has started with a GPU in this process, and keeps memory "
+            "that JAX then lacks: restart, and use vt_flax before TensorFlow",
+            file=sys.stderr,
+        )
     _keep_memory()
     return tf
 

@@ -2,6 +2,8 @@
 
 import tempfile
 
+from vt_flax.data.host import tensorflow
+
 CLASSES = 1000
 
 
@@ -11,6 +13,7 @@ def class_names() -> list[str]:
     Class i of the networks that others have trained is the i-th of them.
     """
     # Late: only who wants the names waits for TFDS.
+    tensorflow()  # without its GPUs, before TFDS imports it
     import tensorflow_datasets as tfds
 
     with tempfile.TemporaryDirectory() as empty:

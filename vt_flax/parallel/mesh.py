@@ -62,11 +62,22 @@ def axes(mesh: Mesh) -> str:
     return "mesh " + " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
 
 
+def name_devices(devices: Sequence[jax.Device]) -> str:
+    """Returns the number and kind of devices.
+
+    Such as `8 cpu devices`, or `1 gpu device (NVIDIA A100-SXM4-40GB)`.
+    """
+    platform = devices[0].platform
+    kinds = sorted({device.device_kind for device in devices})
+    text = f"{len(devices)} {platform} device{'s' if len(devices) > 1 else ''}"
+    return text if kinds == [platform] else f"{text} ({', '.join(kinds)})"
+
+
 def describe(mesh: Mesh) -> str:
-    """Returns what the mesh is made of, such as `8 tpu devices of 2 processes`."""
-    platform = mesh.devices.flat[0].platform
-    return f"{mesh.size} {platform} device{'s' if mesh.size > 1 else ''}" + (
-        f" of {n} processes" if (n := jax.process_count()) > 1 else ""
+    """Returns the devices of a mesh, as in `8 tpu devices (TPU v5e) of 2 processes`."""
+    processes = jax.process_count()
+    return name_devices(mesh.devices.flatten()) + (
+        f" of {processes} processes" if processes > 1 else ""
     )
 
 

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vt_flax.errors import UserError, first_line
+from vt_flax.errors import UserError, device_memory_error, first_line
 from vt_flax.parallel.link import Limits, Link
 from vt_flax.parallel.relay import Relay
 
@@ -205,14 +205,15 @@ def report(doing: str) -> None:
 
 
 def banner() -> str:
-    """Returns a line that says which process this is and what it has."""
+    """Returns a line that names this process and the devices of the run."""
     import jax
+
+    from vt_flax.parallel.mesh import name_devices
 
     devices, own = jax.devices(), jax.local_device_count()
     return (
         f"process {jax.process_index()} of {jax.process_count()} on "
-        f"{platform.node()}: {len(devices)} {devices[0].device_kind} "
-        f"device{'s' if len(devices) > 1 else ''}"
+        f"{platform.node()}: {name_devices(devices)}"
         + (f", {own} of them here" if own < len(devices) else "")
     )
 
@@ -252,10 +253,11 @@ def raise_if_lost(seconds: float = 10.0) -> None:
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """Tells the others at once of an error in here, which they may be waiting for.
+    """Announces an error in its body to the other processes, which may wait for it.
 
     Raises:
-      Lost: instead of an error that comes of a peer that is gone.
+      UserError: instead of JAX's error that a device is out of memory.
+      Lost: instead of an error that comes from the loss of another process.
     """
     try:
         yield
@@ -269,6 +271,10 @@ def failing_together() -> Iterator[None]:
         raise
     except Exception as error:
         raise_if_lost()
+        if memory_error := device_memory_error(error):
+            if _link is not None:
+                _link.announce(str(memory_error), memory_error.status)
+            raise memory_error from error
         if _link is not None:
             # At once: to unwind may take the others, who wait elsewhere.
             traceback.print_exc()

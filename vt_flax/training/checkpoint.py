@@ -148,7 +148,9 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record)
         )
-        with self._told():
+        # Orbax fetches arrays implicitly, which the guard around the training steps
+        # rejects on accelerators.
+        with self._told(), jax.transfer_guard_device_to_host("allow"):
             # Orbax would leave out, in silence, a step before the newest: of a run that
             # has gone back the best may be ahead of it.
             self._manager.save(step, args=items, metrics={METRIC: metric}, force=True)

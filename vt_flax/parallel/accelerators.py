@@ -1,0 +1,87 @@
+"""The devices that JAX starts with, and accelerators of this machine that it misses."""
+
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+
+import jax
+
+from vt_flax.errors import UserError, first_line
+from vt_flax.parallel import processes
+
+# Where device files are.
+ROOT = pathlib.Path("/")
+# The PCI vendor of Google, whose only devices with a VFIO driver are TPUs.
+GOOGLE = "0x1ae0"
+
+
+def start_devices() -> str:
+    """Starts JAX's devices.
+
+    Returns:
+      A note that names an accelerator of this machine that JAX does not use, and what
+      to install for it; empty if there is none, or `JAX_PLATFORMS` is set.
+
+    Raises:
+      UserError: if JAX cannot start them, as with a driver that is too old.
+      Lost: if that is because another process is gone.
+    """
+    try:
+        backend = jax.default_backend()
+    except RuntimeError as error:
+        processes.raise_if_lost()
+        advice = ""
+        if "cuda" in str(error):
+            advice = (
+                '; jax[cuda13] needs an NVIDIA driver of 580 or newer, "jax[cuda12]" '
+                "one of 525 or newer"
+            )
+        if "known backends" in str(error):
+            advice = '; pip install "jax[cuda13]" for GPUs, "jax[tpu]" for TPUs'
+        raise UserError(f"JAX starts no device: {first_line(error)}{advice}") from error
+    if backend != "cpu" or jax.config.jax_platforms:
+        return ""
+    if has_tpu():
+        if importlib.util.find_spec("libtpu"):
+            return (
+                "JAX computes on the CPU and leaves a TPU unused, for libtpu does not "
+                "start: another process may hold it"
+            )
+        return (
+            "JAX computes on the CPU and leaves a TPU unused: "
+            'pip install "jax[tpu]", or install vt_flax with its extra tpu'
+        )
+    if gpu := nvidia_gpu():
+        return (
+            f"JAX computes on the CPU and leaves {gpu} unused: "
+            'pip install "jax[cuda13]", or install vt_flax with its extra cuda'
+        )
+    return ""
+
+
+def nvidia_gpu() -> str:
+    """Returns the name of the machine's first NVIDIA GPU that this process may use."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return ""
+    if program := shutil.which("nvidia-smi"):
+        words = [program, "--query-gpu=name", "--format=csv,noheader"]
+        try:
+            listed = subprocess.run(words, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        names = listed.stdout.split("\n")
+        return names[0].strip() if listed.returncode == 0 else ""
+    # Of containers without the driver's programs.
+    return "an NVIDIA GPU" if (ROOT / "dev/nvidia0").exists() else ""
+
+
+def has_tpu() -> bool:
+    """Returns whether this machine has a TPU."""
+    if (ROOT / "dev/accel0").exists() or os.environ.get("TPU_ACCELERATOR_TYPE"):
+        return True
+    vendors = ROOT.glob("sys/bus/pci/devices/*/vendor")
+    return (ROOT / "dev/vfio/0").exists() and any(
+        vendor.read_text().strip() == GOOGLE for vendor in vendors
+    )
