@@ -166,9 +166,8 @@ def test_training_in_an_empty_folder(installed, digits, run, tmp_path):
 
 # --------------------------------------------------------------------------- in Colab
 
-# What matters of a Colab runtime before a notebook's first cell, and the date up to which
-# the other packages are released. grpcio-status stands for those that ask for an older
-# protobuf than vt_flax does.
+# What matters here of a Colab runtime's packages, and a date for the others' releases.
+# grpcio-status stands for those that ask for an older protobuf than vt_flax does.
 COLAB = [
     *("jax==0.7.2", "jaxlib==0.7.2", "flax==0.11.2", "optax", "orbax-checkpoint"),
     *("tensorflow==2.20.*", "tensorflow-datasets", "tensorflow-metadata"),
