@@ -16,7 +16,9 @@ import jax
 import numpy as np
 import pytest
 from jax import export as jax_export
+from jax.extend.mlir.dialects import stablehlo
 from made_workdirs import make_workdir
+from packaging.version import Version
 from sklearn.datasets import load_sample_images
 from tpu_programs import needs_tpu_compiler, run_program
 
@@ -29,7 +31,8 @@ from vt_flax.inference import exporting, loader, program
 from vt_flax.inference.predictor import load
 from vt_flax.training.weights import read_weights
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs" / "export.md"
+HERE = pathlib.Path(__file__).parent
+DOCS = HERE.parents[1] / "docs" / "export.md"
 NAMES = ("one", "two", "three", "four", "five")
 BATCHES = (1, 3, 17)
 
@@ -202,7 +205,7 @@ def test_the_file_is_as_documented(workdirs, tmp_path, monkeypatch, capsys):
     exported(monkeypatch, *words)
     printed = capsys.readouterr().out
     lines = documented_lines()
-    assert lines in printed and len([line for line in lines.split("\n") if line]) == 10
+    assert lines in printed and lines == pathlib.Path(loader.__file__).read_text()
     assert "Wrote" in printed and "input  images: uint8 (batch, 32, 32, 3)" in printed
     with zipfile.ZipFile(file) as parts:
         names = ["program.stablehlo", "metadata.json", "load.py"]
@@ -216,6 +219,10 @@ def test_the_file_is_as_documented(workdirs, tmp_path, monkeypatch, capsys):
     assert about["jax"] == jax.__version__
     assert about["platforms"] == list(program.platforms) == ["cpu", "cuda", "tpu"]
     assert about["calling_convention_version"] == program.calling_convention_version
+    # Of a StableHLO of four weeks before, for readers that are somewhat older.
+    requirement = stablehlo.StablehloCompatibilityRequirement.WEEK_4
+    version = stablehlo.get_version_from_compatibility_requirement(requirement)
+    assert about["stablehlo_version"] == version
     given = jax.tree.unflatten(program.out_tree, program.out_avals)
     assert {
         a["name"]: (a["dtype"], *map(str, a["shape"])) for a in about["outputs"]
@@ -224,6 +231,25 @@ def test_the_file_is_as_documented(workdirs, tmp_path, monkeypatch, capsys):
     }
     assert "resized" in about["inputs"][0]["meaning"]
     assert "short side to 36" in about["preprocessing"]["before"]
+
+
+def test_an_expired_program_is_one_line(tmp_path):
+    """Since 0.11.1, JAX refuses what was exported before 24 November 2025."""
+    file = tmp_path / "old.zip"
+    with zipfile.ZipFile(file, "w") as parts:
+        # Of x + 1, for two float32.
+        parts.write(HERE / "jax_0.7.2.stablehlo", "program.stablehlo")
+        parts.writestr("metadata.json", json.dumps({"jax": "0.7.2"}))
+    if Version(jax.__version__) < Version("0.11.1"):
+        program, _ = loader.load(file)
+        np.testing.assert_array_equal(program(np.float32([1, 5]))["y"], [2, 6])
+        return
+    with pytest.raises(ValueError) as error:
+        loader.load(file)
+    assert str(error.value) == (
+        f"{file}: JAX {jax.__version__} does not read what JAX 0.7.2 exported: export "
+        "the network again, or install that JAX"
+    )
 
 
 # --------------------------------------------------------------------------- options

@@ -3,6 +3,8 @@
 `bash launch/notebooks.sh` runs them as they are, in a fresh environment.
 """
 
+import fnmatch
+import glob
 import json
 import os
 import pathlib
@@ -12,9 +14,11 @@ import subprocess
 import sys
 import urllib.parse
 
+import jax
 import nbclient
 import nbformat
 import pytest
+from packaging.requirements import Requirement
 from pods import ROOT, quick
 from tpu_programs import needs_tpu_compiler
 
@@ -54,6 +58,8 @@ def ran(folder, digits):
             found[0].source = lines.sub(f"{key} = {value!r}  # @param", found[0].source)
         # As TFDS has it by default, so that no dataset is prepared again.
         environment = os.environ | quick(1) | {"TFDS_DATA_DIR": digits}
+        # Where there is an accelerator, the first cell would install what JAX lacks.
+        environment["PIP_DRY_RUN"] = "1"
         resources = {"metadata": {"path": str(folder)}}
         client = nbclient.NotebookClient(
             book, timeout=300, kernel_name="python3", resources=resources
@@ -136,30 +142,46 @@ def test_is_kept_as_written(name):
         assert not cell.outputs and cell.execution_count is None
     assert book.metadata.kernelspec.name == "python3"
     assert book.cells[0].source.startswith("# ")
-    own = {"plan_a_pod": (', "libtpu"', "[tpu]")}.get(name, ("", ""))
     first, second = (cell.source for cell in code(book)[:2])
-    for part in filter(None, own):
-        assert part in first
-        first = first.replace(part, "")
+    if name == "plan_a_pod":
+        first = first.replace(
+            'extras, wanted = {"tpu"}, []', "extras, wanted = set(), []"
+        )
     assert [first, second] == [c.source for c in code(BOOKS["tokens"])[:2]]
+    # What a reader should know before running the first cell.
+    first_words, words = (
+        c.source.split("In Colab:")[1]
+        for c in (BOOKS["tokens"].cells[0], book.cells[0])
+    )
+    assert words.startswith(first_words)
 
 
 # -------------------------------------------------------------------------- installing
 
 
+TPU_VARIABLES = ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE")
+
+
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Runs a first cell where a package is missing; returns what pip is asked for."""
+    """Returns a function that runs a first cell; it returns what pip is asked for.
 
-    def run(name="tokens", *, source="", missing="vt_flax", chip=False):
+    Where `there` are the distributions, commands and devices of the machine.
+    """
+
+    def run(name="tokens", *there, source="", variables=()):
         asked = []
-        there = {"vt_flax", "libtpu"} - {missing}
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PATH", os.environ["PATH"])
+        for variable in TPU_VARIABLES:
+            monkeypatch.delenv(variable, raising=False)
+        for variable in variables:
+            monkeypatch.setenv(variable, "there")
         monkeypatch.setattr(
-            "importlib.util.find_spec", lambda name: name in there or None
+            "importlib.metadata.distributions", lambda name: {name} & {*there}
         )
-        monkeypatch.setattr(shutil, "which", lambda name: name if chip else None)
+        monkeypatch.setattr(shutil, "which", lambda name: {name} & {*there})
+        monkeypatch.setattr(glob, "glob", lambda words: fnmatch.filter(there, words))
         monkeypatch.setattr(subprocess, "run", lambda words, check: asked.append(words))
         text = code(BOOKS[name])[0].source
         changed = text.replace('SOURCE = ""', f"SOURCE = {source!r}")
@@ -168,28 +190,65 @@ def install(tmp_path, monkeypatch):
         first = os.environ["PATH"].split(os.pathsep)[0]
         assert first == os.path.dirname(sys.executable)
         if not asked:
-            return None
+            return []
         assert asked[0][:5] == [sys.executable, "-m", "pip", "install", "--quiet"]
         return asked[0][5:]
 
     return run
 
 
-def path_in(requirement):
-    name, _, url = requirement.partition(" @ ")
-    return name, pathlib.Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
+def path_in(text):
+    """Returns a requirement without its URL, and the URL's path."""
+    found = Requirement(text)
+    path = pathlib.Path(urllib.parse.unquote(urllib.parse.urlsplit(found.url).path))
+    return f"{found.name}[{','.join(sorted(found.extras))}]", path
 
 
 def test_a_wheel_beside_the_notebook_is_installed(install, tmp_path):
     for version in ("0.1.0", "0.2.0"):
         (tmp_path / f"vt_flax-{version}-py3-none-any.whl").touch()
-    (wanted,) = install()
     newest = tmp_path / "vt_flax-0.2.0-py3-none-any.whl"
-    assert path_in(wanted) == ("vt_flax", newest)
-    wanted, cuda = install(chip=True)
-    assert (path_in(wanted), cuda) == (("vt_flax", newest), "jax[cuda12]")
-    (wanted,) = install("plan_a_pod", missing="libtpu")
+    (wanted,) = install()
+    assert path_in(wanted) == ("vt_flax[]", newest)
+    (wanted,) = install("plan_a_pod")
     assert path_in(wanted) == ("vt_flax[tpu]", newest)
+    wanted, cuda = install("tokens", "nvidia-smi", "jax-cuda12-plugin")
+    assert (path_in(wanted), cuda) == (("vt_flax[]", newest), "jax[cuda12]")
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [
+        ((), []),
+        (("nvidia-smi",), ["vt_flax[cuda]"]),
+        # As in Colab: CUDA 13 beside it needs a newer driver.
+        (("nvidia-smi", "jax-cuda12-plugin"), ["vt_flax[]", "jax[cuda12]"]),
+        (("/dev/accel0",), ["vt_flax[tpu]"]),
+        (("/dev/vfio/0", "/dev/vfio/vfio"), ["vt_flax[tpu]"]),
+        # A laptop's neural processor; virtual machines.
+        (("/dev/accel", "/dev/vfio/vfio"), []),
+    ],
+)
+def test_what_an_accelerator_lacks_is_installed(install, there, wanted):
+    """Where vt_flax is there: pip replaces a libtpu that is too old, and no other."""
+    assert install("tokens", "vt_flax", *there) == wanted
+    extras = sorted({"tpu", *Requirement(wanted[0]).extras} if wanted else {"tpu"})
+    pod = [f"vt_flax[{','.join(extras)}]", *wanted[1:]]
+    assert install("plan_a_pod", "vt_flax", *there) == pod
+
+
+@pytest.mark.parametrize("variable", TPU_VARIABLES)
+def test_a_tpu_is_known_by_its_variables(install, variable):
+    assert install("tokens", "vt_flax", variables=[variable]) == ["vt_flax[tpu]"]
+
+
+def test_what_was_imported_before_asks_for_a_restart(install, monkeypatch, capsys):
+    """Whether the cell has installed something or not: it may have, the run before."""
+    monkeypatch.setattr(jax, "__version__", "0.7.2")
+    with pytest.raises(SystemExit) as stop:
+        install("tokens", "vt_flax")
+    assert str(stop.value) == "Runtime > Restart session, then run this cell again"
+    assert "before they were replaced: jax.\n" in capsys.readouterr().out
 
 
 def test_a_notebook_in_a_checkout_installs_that(install, tmp_path, monkeypatch):
@@ -199,20 +258,15 @@ def test_a_notebook_in_a_checkout_installs_that(install, tmp_path, monkeypatch):
     (checkout / "vt_flax" / "cli.py").touch()
     monkeypatch.setattr(pathlib.Path, "cwd", lambda: checkout / "launch" / "notebooks")
     (wanted,) = install()
-    assert path_in(wanted) == ("vt_flax", checkout)
+    assert path_in(wanted) == ("vt_flax[]", checkout)
 
 
 def test_what_source_names_is_installed(install, tmp_path):
     (tmp_path / "vt_flax-0.1.0-py3-none-any.whl").touch()
     url = "git+https://example.com/someone/vt_flax"
-    assert install(source=url) == [f"vt_flax @ {url}"]
+    assert install(source=url) == [f"vt_flax[] @ {url}"]
     (wanted,) = install(source="sources")
-    assert path_in(wanted) == ("vt_flax", tmp_path / "sources")
-
-
-def test_nothing_is_installed_twice(install):
-    assert install(missing="") is None
-    assert install(missing="libtpu") is None
+    assert path_in(wanted) == ("vt_flax[]", tmp_path / "sources")
 
 
 def test_without_a_package_it_says_what_to_do(install):

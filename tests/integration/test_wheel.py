@@ -3,7 +3,9 @@
 import json
 import os
 import pathlib
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -13,6 +15,7 @@ from kills import LONG
 from pods import ROOT, arguments, quick
 
 from vt_flax.training.config import load_config
+from vt_flax.training.logging import read_metrics
 from vt_flax.version import __version__
 
 FILES = [
@@ -159,3 +162,101 @@ def test_training_in_an_empty_folder(installed, digits, run, tmp_path):
     content = json.loads(written)
     assert content["config"] == expected.to_dict()
     assert content["vt_flax"] == __version__
+
+
+# --------------------------------------------------------------------------- in Colab
+
+# What matters here of a Colab runtime's packages, and a date for the others' releases.
+# grpcio-status stands for those that ask for an older protobuf than vt_flax does.
+COLAB = [
+    *("jax==0.7.2", "jaxlib==0.7.2", "flax==0.11.2", "optax", "orbax-checkpoint"),
+    *("tensorflow==2.20.*", "tensorflow-datasets", "tensorflow-metadata"),
+    *("protobuf==5.29.5", "grpcio-status==1.71.2"),
+]
+COLAB_DATE = "2025-11-15"
+
+# Runs the first two code cells of a notebook, where some modules are imported already.
+CELLS = """
+import importlib, json, sys
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+cells = [c for c in json.load(open(sys.argv[1]))["cells"] if c["cell_type"] == "code"]
+for cell in cells[:2]:
+    exec("".join(cell["source"]), globals())
+# The requirements of vt_flax, and theirs.
+from packaging.requirements import Requirement
+needed, queue = set(), ["vt_flax"]
+while queue:
+    name = queue.pop().lower().replace("_", "-")
+    if name not in needed:
+        needed.add(name)
+        for text in metadata.requires(name) or ():
+            found = Requirement(text)
+            if not found.marker or found.marker.evaluate({"extra": ""}):
+                queue.append(found.name)
+with open("needed.json", "w") as file:
+    json.dump(sorted(needed), file)
+"""
+
+
+@pytest.fixture
+def colab(tmp_path_factory):
+    """An environment as Colab's; its gigabytes are removed afterwards."""
+    if sys.version_info < (3, 12):
+        pytest.skip("Colab has a newer Python than this one")
+    try:
+        socket.create_connection(("pypi.org", 443), timeout=5).close()
+    except OSError as error:
+        pytest.skip(f"needs PyPI: {error}")
+    folder = tmp_path_factory.mktemp("colab")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "uv", "packaging"], check=True)
+    uv = [folder / "bin" / "uv", "pip", "install", "--quiet", "--python", folder]
+    subprocess.run([*uv, "--exclude-newer", COLAB_DATE, *COLAB], check=True)
+    yield folder / "bin" / "python"
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_first_cell_of_a_notebook_in_colab(sdist, colab, tmp_path):
+    """It installs the wheel, asks for a restart, and then training works."""
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
+    words = ("--no-build-isolation", "--wheel-dir", tmp_path, sdist)
+    subprocess.run([*build, *words], check=True)
+    book = ROOT / "launch" / "notebooks" / "train_and_inspect.ipynb"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | quick(1)
+
+    def run(*words):
+        return subprocess.run(
+            [colab, *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=1200,
+        )
+
+    done = run("-c", CELLS, book, "jax")
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert done.stderr.endswith("Runtime > Restart session, then run this cell again\n")
+    assert "Imported before they were replaced: jax." in done.stdout
+    conflicts = re.findall(r"^(\S+) \S+ requires .*, but you have", done.stderr, re.M)
+    assert "grpcio-status" in conflicts
+    assert "'NAME requires ..., but you have ...': that is\nexpected" in done.stdout
+
+    done = run("-c", CELLS, book)
+    assert done.returncode == 0, done.stderr[-2000:]
+    # Nothing is installed again, and what is there is new.
+    (said,) = done.stdout.splitlines()
+    version = tuple(map(int, re.search(r"JAX (\d+)\.(\d+)", said).groups()))
+    assert version >= (0, 10)
+    needed = json.loads((tmp_path / "needed.json").read_text())
+    assert {"vt-flax", "jax", "protobuf"} <= {*needed} and not {*needed} & {*conflicts}
+
+    changes = LONG | {"data.data_dir": tmp_path / "tfds", "duration": "3 steps"}
+    done = run("-m", "vt_flax.train", *arguments("run", changes))
+    assert done.returncode == 0, done.stderr[-2000:]
+    last = read_metrics(tmp_path / "run")[-1]
+    assert (last["kind"], last["step"]) == ("eval", 3)

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
@@ -114,7 +115,7 @@ def _metadata(predictor: Predictor, program: Program) -> dict[str, Any]:
 def write_stablehlo(
     out: pathlib.Path, program: Program, metadata: dict[str, Any]
 ) -> int:
-    """Writes a ZIP file of a serialised `jax.export` program and what is told of it.
+    """Writes a ZIP file of a serialized `jax.export` program and its metadata.
 
     Returns:
       Its size in bytes.
@@ -129,8 +130,13 @@ def write_stablehlo(
     # Weights that are closed over become the program's own.
     function = jax.jit(functools.partial(program.function, program.variables))
     exported = export.export(function, platforms=metadata["platforms"])(*specs)
-    version = exported.calling_convention_version
-    metadata["calling_convention_version"] = version
+    # With JAX's version, what tells whether another JAX reads the program.
+    metadata["calling_convention_version"] = exported.calling_convention_version
+    # The artifact is MLIR bytecode, whose header names its producer.
+    header = re.match(
+        rb"ML\xefR.StableHLO_v([\d.]+)\0", exported.mlir_module_serialized
+    )
+    metadata["stablehlo_version"] = header[1].decode()
     parts = {
         PROGRAM: bytes(exported.serialize()),
         METADATA: json.dumps(metadata, indent=2) + "\n",

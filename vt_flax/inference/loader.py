@@ -8,7 +8,14 @@ from jax import export
 
 
 def load(path):
-    """Returns the program, a function of NumPy arrays, and what is told of it."""
+    """Returns the program, a function of NumPy arrays, and its metadata."""
     with zipfile.ZipFile(path) as file:
-        program = export.deserialize(bytearray(file.read("program.stablehlo")))
-        return jax.jit(program.call), json.loads(file.read("metadata.json"))
+        metadata = json.loads(file.read("metadata.json"))
+        content = bytearray(file.read("program.stablehlo"))
+    try:
+        return jax.jit(export.deserialize(content).call), metadata
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"{path}: JAX {jax.__version__} does not read what JAX {metadata['jax']} "
+            "exported: export the network again, or install that JAX"
+        ) from error
