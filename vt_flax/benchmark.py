@@ -23,8 +23,8 @@ trace in a folder, for TensorBoard.
 with --topology, of what the TPU compiler counts; that needs no TPU.
 `save` tells how long a checkpoint keeps the loop waiting, as a share of the steps from
 one to the next.
-`collectives` counts the collectives of a training step on a topology, as the TPU compiler
-has it, with BatchNorm over all examples, over those of some devices, and frozen.
+`collectives` counts the collectives of a training step as the TPU compiler has it, with
+BatchNorm over all examples, over those of some devices, and frozen.
 `attention` compares the memory of a block of local attention, forward and backward,
 with that of the form that unfolds its windows, as this machine's compiler has it or,
 with --topology, the TPU's. It takes no configuration.

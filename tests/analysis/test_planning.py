@@ -308,8 +308,8 @@ def test_too_large(pod, tmp_path):
         make_plan(case, PlanCache(tmp_path))
     told, between = str(error.value).split(" is between ")
     assert told == (
-        "--topology v5e:2x2: batch 65,536 (16,384 a chip) needs 33.00 GiB of a device's "
-        "15.75, 17.25 GiB too much; the largest batch that fits"
+        "--topology v5e:2x2: batch 65,536 (16,384 a chip) needs 33.00 GiB of a "
+        "device's 15.75, 17.25 GiB too much; the largest batch that fits"
     )
     low, high = (int(x.replace(",", "")) for x in BATCHES.findall(between))
     # 14.75 GiB are left for examples of 2 MiB.
