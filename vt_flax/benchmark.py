@@ -23,8 +23,8 @@ trace in a folder, for TensorBoard.
 with --topology, of what the TPU compiler counts; that needs no TPU.
 `save` tells how long a checkpoint keeps the loop waiting, as a share of the steps from
 one to the next.
-`collectives` counts what the chips of a topology tell each other in a step, by the span
-of batch normalisation, as the TPU compiler has it.
+`collectives` counts the collectives of a training step as the TPU compiler has it, with
+BatchNorm over all examples, over those of some devices, and frozen.
 `attention` compares the memory of a block of local attention, forward and backward,
 with that of the form that unfolds its windows, as this machine's compiler has it or,
 with --topology, the TPU's. It takes no configuration.
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
     step.add_argument(
         "--topology", metavar="NAME", help="only compile, for TPUs such as v5e:2x4"
     )
-    step.add_argument("--chip", type=int, default=128, help="examples a chip (128)")
+    step.add_argument("--chip", type=int, default=128, help="examples per chip (128)")
     profile = _command(commands, "profile", "what a training step spends its time on")
     profile.add_argument("--trace", required=True, metavar="FOLDER", help="to write")
     profile.add_argument("--batch", type=int, default=32, help="examples (32)")
@@ -116,15 +116,15 @@ def main(argv: Sequence[str]) -> None:
     share.add_argument(
         "--topology", metavar="NAME", help="count for TPUs too, such as v5e:2x2"
     )
-    share.add_argument("--chip", type=int, default=128, help="examples a chip (128)")
+    share.add_argument("--chip", type=int, default=128, help="examples per chip (128)")
     save = _command(commands, "save", "how long a checkpoint is waited for")
     save.add_argument("--saves", type=int, default=10, help="how many are timed (10)")
     save.add_argument("--folder", default=".", help="on the disk to write to (.)")
-    count = _command(commands, "collectives", "what chips tell each other, by span")
+    count = _command(commands, "collectives", "collectives in a step, by norm_span")
     count.add_argument(
         "--topology", metavar="NAME", default="v5e:2x4", help="(v5e:2x4)"
     )
-    count.add_argument("--chip", type=int, default=8, help="examples a chip (8)")
+    count.add_argument("--chip", type=int, default=8, help="examples per chip (8)")
     attention = _command(commands, "attention", "memory of local attention", False)
     attention.add_argument("--topology", metavar="NAME", help="such as v5e:2x2")
     args, overrides = parser.parse_known_args(argv)
@@ -245,13 +245,13 @@ def _batches(args: argparse.Namespace) -> list[int]:
         ) from error
 
 
-def _of_all(args: argparse.Namespace) -> int:
-    """Returns the examples in a step on all chips of a topology."""
-    return args.chip * parse_topology(args.topology).chips
+def _batch_size(args: argparse.Namespace) -> int:
+    """Returns the batch size on all chips of a topology."""
+    return parse_topology(args.topology).batch_size(args.chip)
 
 
 def _step(args: argparse.Namespace, load: Load) -> None:
-    batches = [_of_all(args)] if args.topology else args.batch
+    batches = [_batch_size(args)] if args.topology else args.batch
     configs = {batch: load(batch) for batch in batches}
     config = configs[batches[0]]
     from vt_flax.analysis.step_rate import BESIDE, find_references
@@ -271,7 +271,7 @@ def _step(args: argparse.Namespace, load: Load) -> None:
     if args.topology:
         from vt_flax.analysis.topology_rows import topology_rows
 
-        rows = topology_rows(config, references, args.topology, args.chip)
+        rows = topology_rows(config, references, args.topology)
         title += (
             f" on {args.topology}, {args.chip} examples a chip, {config.model.dtype}"
         )
@@ -319,7 +319,7 @@ def _augmentation(args: argparse.Namespace, load: Load) -> None:
     cli.start_devices()
     rows = []
     if args.topology:
-        rows += compiled_rows(load(_of_all(args)), args.topology, args.chip)
+        rows += compiled_rows(load(_batch_size(args)), args.topology)
     rows += measured_rows(config, args.batch, args.rounds)
     cli.print_rows(
         rows,
@@ -344,11 +344,11 @@ def _save(args: argparse.Namespace, load: Load) -> None:
 
 
 def _collectives(args: argparse.Namespace, load: Load) -> None:
-    config = load(_of_all(args))
+    config = load(_batch_size(args))
     from vt_flax.analysis.span_collectives import collective_rows
 
     cli.print_rows(
-        collective_rows(config, args.topology, args.chip),
+        collective_rows(config, args.topology),
         args.format,
         f"{config.model.name} on {args.topology}, {args.chip} examples a chip: "
         "collectives in a training step",

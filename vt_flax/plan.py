@@ -1,4 +1,4 @@
-"""What a configuration costs on a TPU pod, and how fast it can be, without having one.
+"""Cost and speed of a configuration on a TPU pod, without having one.
 
 python -m vt_flax.plan --config configs/imagenet.py --topology v5e:16x16
 python -m vt_flax.plan --config configs/imagenet.py --topology v5e:4x4 v4:2x2x4
@@ -6,18 +6,19 @@ python -m vt_flax.plan --config configs/imagenet.py --topology v5e:4x4 --save ch
     --sweep batch=1024,2048 span=global,per_device
 python -m vt_flax.plan --config configs/quickstart.py --topology here --measure
 
-The whole training step is compiled for the chips by the TPU compiler (pip install
-"jax[tpu]"), which takes minutes, and the program that comes out is read: its memory,
-what it moves, what chips tell each other. With what is published of the chips that
-gives bounds, which the program cannot beat, and an estimate. What has been compiled
-before is known.
+The TPU compiler (pip install "jax[tpu]") compiles the whole training step, which takes
+minutes, and the compiled program is read for its memory, memory traffic and
+collectives. Published figures of the chips turn them into bounds, which the program
+cannot beat, and an estimate. A step that was compiled before is not compiled again.
 
-TOPOLOGY is v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB, or `here`: this machine, with its own
-compiler and its speed, measured by a product of matrices and a copy (or stated by
---tflops and --gbs); --measure runs the step too, and tells how far off the plan is.
+TOPOLOGY is v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB or tpu7x:AxBxC (Ironwood), with the
+number of chips along each axis, or `here`: this machine, with its own compiler and its
+speed, measured by a product of matrices and a copy (or stated by --tflops and --gbs);
+--measure runs the step too, and prints how far off the plan is. A chip is one JAX
+device; a tpu7x is two, each with half of its memory.
 
 --sweep takes keys of the configuration, and `batch` and `span` for short; the span
-`per_device` is the examples on one chip. Any key can be changed for all:
+`per_device` is the examples on one device. Any key can be changed for all:
 --config.model.norm_span=frozen
 """
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
         "--topology", required=True, nargs="+", metavar="TOPOLOGY", help="see above"
     )
     parser.add_argument(
-        "--chip", type=int, metavar="N", help="examples a chip, for batch_size of all"
+        "--chip", type=int, metavar="N", help="examples per chip, which set batch_size"
     )
     parser.add_argument(
         "--sweep",
@@ -180,7 +181,7 @@ def _show(
     )
     collectives = plan_report.collective_rows(plans)
     if collectives:
-        cli.print_rows(collectives, args.format, "What chips tell each other in a step")
+        cli.print_rows(collectives, args.format, "Collectives in a step")
 
 
 if __name__ == "__main__":

@@ -152,13 +152,13 @@ def test_traffic():
 
 
 def test_collectives():
-    found = find_collectives(Program(TEXT), 8)
+    found = find_collectives(Program(TEXT), range(8))
     assert sorted(found, key=lambda one: (one.kind, one.bytes)) == [
-        Collective("all-gather", 1, 4 * 2 * 8 * 2, 4, False),
-        Collective("all-reduce", 36, 64, 2, True),
-        Collective("all-reduce", 1, 128, 8, False),
-        Collective("collective-permute", 1, 64, 8, False),
-        Collective("reduce-scatter", 1, 64 * 8 * 2, 8, False),
+        Collective("all-gather", 1, 4 * 2 * 8 * 2, 4, False, 3 * 32),
+        Collective("all-reduce", 36, 64, 2, True, 64),
+        Collective("all-reduce", 1, 128, 8, False, 2 * 7 * 16),
+        Collective("collective-permute", 1, 64, 8, False, 64),
+        Collective("reduce-scatter", 1, 64 * 8 * 2, 8, False, 7 * 128),
     ]
     sums = totals(found)
     assert sums["all-reduce"] == {
@@ -173,25 +173,81 @@ def test_collectives():
     assert sums["collective-permute"]["sent"] == 64
 
 
+def one_collective(groups, chips, kind="all-reduce"):
+    """Of a kilobyte on each device."""
+    text = f"""ENTRY %main (a: f32[256]) -> f32[256] {{
+  %a = f32[256]{{0}} parameter(0)
+  ROOT %b = f32[256]{{0}} {kind}(%a), channel_id=1, {groups}, x=1
+}}"""
+    (one,) = find_collectives(Program(text), chips)
+    return one
+
+
+CHIPS_OF_TWO = [0, 0, 1, 1, 2, 2, 3, 3]
+WRITTEN = [
+    # As written; devices in a group; kilobytes that a chip with one device sends, and
+    # one with two, which is in as many groups as its devices are.
+    ("{}", 8, 2 * 7 / 8, 2 * 3 / 4),
+    ("{{0,1,2,3},{4,5,6,7}}", 4, 2 * 3 / 4, 2 * 1 / 2),
+    ("{{0,2,4,6},{1,3,5,7}}", 4, 2 * 3 / 4, 2 * 2 * 3 / 4),
+    ("[4,2]<=[8]", 2, 2 * 1 / 2, 0),
+    ("[2,4]<=[4,2]T(1,0)", 4, 2 * 3 / 4, 2 * 2 * 3 / 4),
+    ("mesh['a'=4,'b'=2] {'a','b'}", 8, 2 * 7 / 8, 2 * 3 / 4),
+    ("mesh['a'=4,'b'=2] {'b'}", 2, 2 * 1 / 2, 0),
+    ("mesh['a'=4,'b'=2] {'a'}", 4, 2 * 3 / 4, 2 * 2 * 3 / 4),
+    ("mesh['a'=8] {'a':(2)4}", 4, 2 * 3 / 4, 2 * 1 / 2),
+    ("mesh['a'=8] {'a':(1)4}", 4, 2 * 3 / 4, 2 * 2 * 3 / 4),
+]
+
+
+@pytest.mark.parametrize("written,size,alone,pairs", WRITTEN)
+def test_groups(written, size, alone, pairs):
+    """As in rings of chips, in which each sends all but one of its parts."""
+    groups = f"replica_groups={written}"
+    one = one_collective(groups, range(8))
+    assert (one.group, one.sent) == (size, alone * 1024)
+    assert one_collective(groups, CHIPS_OF_TWO).sent == pairs * 1024
+
+
 @pytest.mark.parametrize(
-    "groups,size",
+    "kind,groups,alone,pairs",
     [
-        ("{}", 8),
-        ("{{0,1,2,3},{4,5,6,7}}", 4),
-        ("[4,2]<=[8]", 2),
-        ("[2,4]<=[4,2]T(1,0)", 4),
-        ("mesh['a'=4,'b'=2] {'a','b'}", 8),
-        ("mesh['a'=4,'b'=2] {'b'}", 2),
-        ("mesh['a'=8] {'a':(2)4}", 4),
+        ("all-to-all", "replica_groups={}", 7 / 8, 2 * 6 / 8),
+        # The whole is eight times as large as what each device has.
+        ("all-gather", "replica_groups={}", 7, 6),
+        ("reduce-scatter", "replica_groups={}", 7 / 8, 3 / 4),
+        # One pair crosses from a chip to another, as in a ring; and all do.
+        ("collective-permute", "source_target_pairs={{0,1},{1,2},{2,3}}", 1, 1),
+        ("collective-permute", "source_target_pairs={{0,2},{1,3}}", 1, 2),
+        ("collective-permute", "source_target_pairs={{0,1},{1,0}}", 1, 0),
     ],
 )
-def test_groups(groups, size):
-    text = f"""ENTRY %main (a: f32[4]) -> f32[4] {{
-  %a = f32[4]{{0}} parameter(0)
-  ROOT %b = f32[4]{{0}} all-reduce(%a), channel_id=1, replica_groups={groups}, x=1
-}}"""
-    (one,) = find_collectives(Program(text), 8)
-    assert one.group == size
+def test_what_chips_send(kind, groups, alone, pairs):
+    assert one_collective(groups, range(8), kind).sent == alone * 1024
+    assert one_collective(groups, CHIPS_OF_TWO, kind).sent == pairs * 1024
+
+
+def test_sparse_cores():
+    """As the compiler has a tpu7x's all-reduces, which run beside its TensorCores."""
+    program = Program(
+        """
+%reduce (p: bf16[8,128]) -> bf16[8,128] {
+  %p = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %r = bf16[8,128]{1,0:T(8,128)(2,1)} all-reduce(%p), replica_groups=mesh['a'=8] {'a'}, to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
+  %a = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %start = ((), (), (s32[1]{0:T(128)S(2)})) call-start(), async_execution_thread="sparsecore", to_apply=%reduce
+  %update = ((bf16[8,128]{1,0:T(8,128)(2,1)}), bf16[8,128]{1,0:T(8,128)(2,1)}) call-update(%start, %a)
+  ROOT %done = bf16[8,128]{1,0:T(8,128)(2,1)} call-done(%update)
+}
+"""  # noqa: E501, as XLA writes
+    )
+    (one,) = find_collectives(program, CHIPS_OF_TWO)
+    assert one == Collective("all-reduce", 1, 2048, 8, False, 2 * 2048 * 3 / 4)
+    # Read and written once.
+    assert memory_traffic(program) == 2 * 2048
 
 
 @pytest.fixture
@@ -216,8 +272,8 @@ def test_collectives_of_a_real_program(mesh):
         return jax.lax.scan(one, x, None, length=11)[0]
 
     program = Program(compiled(mesh, looped, (16, 100)).as_text())
-    (one,) = [c for c in find_collectives(program, 8) if c.bytes > 4]
-    assert one == Collective("all-reduce", 11, 400, 8, True)
+    (one,) = [c for c in find_collectives(program, range(8)) if c.bytes > 4]
+    assert one == Collective("all-reduce", 11, 400, 8, True, 2 * 400 * 7 / 8)
     assert program.unknown == []
 
     exchanges = {
@@ -234,10 +290,11 @@ def test_collectives_of_a_real_program(mesh):
         )
         function = spread(exchange, out_specs=PartitionSpec("x"), check_vma=False)
         text = compiled(mesh, function, (64, 5)).as_text()
-        (one,) = find_collectives(Program(text), 8)
+        (one,) = find_collectives(Program(text), range(8))
         # Each device has 8 rows of 5; gathered, those of all.
         size = 8 * 5 * 4 * (8 if kind == "all-gather" else 1)
-        assert one == Collective(kind, 1, size, 8, False)
+        sent = size if kind == "collective-permute" else size * 7 / 8
+        assert one == Collective(kind, 1, size, 8, False, sent)
 
 
 def test_traffic_of_a_real_program(mesh):

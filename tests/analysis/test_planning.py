@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from vt_flax.analysis import planning
+from vt_flax.analysis import plan_report, planning
 from vt_flax.analysis.cases import make_cases
 from vt_flax.analysis.dataset_facts import find_facts
 from vt_flax.analysis.plan_cache import PlanCache, cache_key
@@ -25,7 +25,7 @@ GIB = 2**30
 
 
 def costs(**changes):
-    """Of a made-up step on a chip."""
+    """Of a made-up step on a device."""
     return {
         "macs": 3e12,
         "forward": 10**9,
@@ -67,6 +67,14 @@ def test_roofline():
     assert bounds.in_turn == pytest.approx(0.06 + 0.008 + 0.00375)
 
 
+def test_roofline_of_half_a_chip():
+    """A device has half of its chip's compute and memory; the links are the chip's."""
+    bounds = roofline(costs(), parse_topology("tpu7x:2x2x1"), 512)
+    assert bounds.compute == pytest.approx(2 * 3e12 / 1153.5e12)
+    assert bounds.memory == pytest.approx(4e9 / 3690e9)
+    assert bounds.interconnect == pytest.approx(15e6 / 200e9)
+
+
 def test_alone_a_chip_sends_nothing():
     place = parse_topology("v5e:1x1")
     assert place.interconnect == 0
@@ -76,6 +84,10 @@ def test_alone_a_chip_sends_nothing():
 @pytest.mark.parametrize(
     "name,chips,hosts,interconnect",
     [
+        ("tpu7x:1x1x1", 1, 1, 0),
+        ("tpu7x:2x2x1", 4, 1, 200e9),
+        ("tpu7x:2x2x2", 8, 2, 300e9),
+        ("tpu7x:4x4x4", 64, 16, 600e9),
         ("v5e:2x2", 4, 1, 100e9),
         ("v5e:2x4", 8, 1, 150e9),
         ("v5e:4x4", 16, 4, 200e9),
@@ -91,17 +103,25 @@ def test_topologies(name, chips, hosts, interconnect):
     place = parse_topology(name)
     assert (place.chips, place.hosts) == (chips, hosts)
     assert place.interconnect == interconnect
+    assert place.devices == chips * (2 if name.startswith("tpu7x") else 1)
 
 
 def test_published_figures():
     """A chip's links together carry, both ways, what is published of it in GB/s."""
-    both_ways = {"v4": 600, "v5e": 400, "v5p": 1200, "v6e": 800}
-    teraflops = {"v4": 275, "v5e": 197, "v5p": 459, "v6e": 918}
-    gigabytes = {"v4": 32, "v5e": 16, "v5p": 96, "v6e": 32}
+    both_ways = {"v4": 600, "v5e": 400, "v5p": 1200, "v6e": 800, "tpu7x": 1200}
+    teraflops = {"v4": 275, "v5e": 197, "v5p": 459, "v6e": 918, "tpu7x": 2307}
+    gigabytes = {"v4": 32, "v5e": 16, "v5p": 96, "v6e": 32, "tpu7x": 192}
+    bandwidth = {"v4": 1200, "v5e": 819, "v5p": 2765, "v6e": 1638, "tpu7x": 7380}
+    assert set(CHIPS) == set(both_ways)
     for name, chip in CHIPS.items():
         assert 2 * chip.links * chip.link == both_ways[name] * 1e9
-        assert chip.flops == teraflops[name] * 1e12
+        assert chip.flops == chip.single == teraflops[name] * 1e12
+        assert chip.bandwidth == bandwidth[name] * 1e9
         assert 0.95 < chip.memory / (gigabytes[name] * GIB) < 1
+        devices = 2 if name == "tpu7x" else 1
+        assert chip.device.flops == chip.device.single == chip.flops / devices
+        assert chip.device.bandwidth == chip.bandwidth / devices
+        assert chip.device.memory == chip.memory // devices
         assert chip.source
 
 
@@ -111,6 +131,11 @@ def test_published_figures():
         ("v5e", "write CHIP:AxB"),
         ("v5e:2x", "write CHIP:AxB"),
         ("v5:2x2", "did you mean v5p or v5e"),
+        ("v7x:2x2x1", r"no chip 'v7x' in the table; did you mean tpu7x:2x2x1\?"),
+        ("TPU7x:2x2x1", "did you mean tpu7x:2x2x1"),
+        ("ironwood:4x4x4", "did you mean tpu7x:4x4x4"),
+        ("v5litepod:4x4", "did you mean v5e:4x4"),
+        ("Trillium:2x4", "did you mean v6e:2x4"),
     ],
 )
 def test_bad_topologies(name, message):
@@ -145,13 +170,13 @@ def test_the_largest_batch(told, most, bend):
 
 @pytest.fixture
 def pod(monkeypatch):
-    """A compiler of steps that take 1 GiB and 2 MiB for each example of a chip."""
+    """A compiler of steps that take 1 GiB and 2 MiB for each example of a device."""
     asked = []
 
     def compile_step(config, topology):
         asked.append((config, topology))
-        chip = config.batch_size // parse_topology(topology).chips
-        peak = GIB + chip * 2**21
+        examples = config.batch_size // parse_topology(topology).devices
+        peak = GIB + examples * 2**21
         if peak > 15.75 * GIB:
             return {"too_large": {"needed": peak, "available": int(15.75 * GIB)}}
         found = costs()
@@ -183,6 +208,43 @@ def test_a_plan(pod, tmp_path):
     assert plan.hours(7200.0) == pytest.approx(30)
     ((config, topology),) = pod
     assert topology == "v5e:2x2" and config.model.num_classes == 1000
+
+
+def test_chips_of_two_devices(pod, tmp_path):
+    """Batches divide by devices; what is paid for are chips."""
+    (case,) = cases("--config.duration=1000 steps", names=("tpu7x:2x2x1",), chip=32)
+    plan = make_plan(case, PlanCache(tmp_path))
+    row = plan_report.record(plan)
+    assert (row["batch"], row["chips"], row["devices"], row["hosts"]) == (128, 4, 8, 1)
+    assert row["memory_peak"] == GIB + 16 * 2**21
+    assert 94 * GIB < row["memory_available"] < 96 * GIB
+    assert row["macs_per_image"] == round(3e12 / 16)
+    seconds = 6e12 / 1153.5e12
+    assert row["bound_seconds"] == pytest.approx(seconds)
+    assert row["bound_images_per_second"] == pytest.approx(128 / seconds)
+    assert row["bound_images_per_second_of_a_chip"] == pytest.approx(32 / seconds)
+    assert row["bound_chip_hours"] == pytest.approx(4 * 1000 * seconds / 3600)
+    told = {
+        line["of a device and a step"]: line["tpu7x:2x2x1"]
+        for line in plan_report.columns([plan])
+    }
+    assert told["chips; devices; hosts"] == "4; 8; 1"
+    assert told["batch; a chip"] == "128; 32"
+    assert "shared by 2 JAX devices" in "".join(plan_report.notes([plan]))
+    (swept,) = plan_report.sweep_rows([plan])
+    assert (swept["a chip"], swept["MB/image"]) == (32, round(4e9 / 16 / 1e6, 1))
+
+    (case,) = cases("--config.batch_size=4", names=("tpu7x:2x2x1",))
+    with pytest.raises(UserError, match="4 is not a multiple of the 8 devices"):
+        make_plan(case, PlanCache(tmp_path))
+    with pytest.raises(UserError, match="--chip 3: a tpu7x chip is 2 JAX devices"):
+        cases(names=("tpu7x:2x2x1",), chip=3)
+    (case,) = cases(names=("tpu7x:2x2x1",), chip=2 * 16384)
+    with pytest.raises(UserError, match="batch of 8|is between") as error:
+        make_plan(case, PlanCache(tmp_path))
+    assert "(32,768 a chip) needs 33.00 GiB of a device's 15.75" in str(error.value)
+    batches = [int(x.replace(",", "")) for x in BATCHES.findall(str(error.value))]
+    assert batches[1] <= 8 * 7552 < batches[2]
 
 
 def test_a_case_derives_from_the_batch_size_that_it_is_for(tmp_path):
@@ -246,8 +308,8 @@ def test_too_large(pod, tmp_path):
         make_plan(case, PlanCache(tmp_path))
     told, between = str(error.value).split(" is between ")
     assert told == (
-        "--topology v5e:2x2: batch 65,536 (16,384 a chip) needs 33.00 GiB of a chip's "
-        "15.75, 17.25 GiB too much; the largest batch that fits"
+        "--topology v5e:2x2: batch 65,536 (16,384 a chip) needs 33.00 GiB of a "
+        "device's 15.75, 17.25 GiB too much; the largest batch that fits"
     )
     low, high = (int(x.replace(",", "")) for x in BATCHES.findall(between))
     # 14.75 GiB are left for examples of 2 MiB.
@@ -273,7 +335,7 @@ def test_not_even_the_least_fits(monkeypatch, tmp_path):
     monkeypatch.setattr(planning, "pod_costs", lambda *_: too_large)
     (case,) = cases(chip=8)
     with pytest.raises(
-        UserError, match=r"than a chip has; not even a batch of 4 \(1 a chip\) fits"
+        UserError, match=r"than a device has; not even a batch of 4 \(1 a chip\) fits"
     ):
         make_plan(case, PlanCache(tmp_path))
 
@@ -293,20 +355,21 @@ def test_sweeps():
 
 def test_cases_of_a_sweep(pod):
     found = cases(
-        sweep=["batch=64,128", "span=global,per_device"], names=("v5e:2x2", "v5e:4x4")
+        sweep=["batch=64,128", "span=global,per_device"],
+        names=("v5e:2x2", "v5e:4x4", "tpu7x:2x2x1"),
     )
-    assert len(found) == 8
+    assert len(found) == 12
     spans = {
         (case.place.name, case.batch, case.make(case.batch).model.norm_span)
         for case in found
     }
     assert spans == {
         (name, batch, span)
-        for name, chips in (("v5e:2x2", 4), ("v5e:4x4", 16))
+        for name, devices in (("v5e:2x2", 4), ("v5e:4x4", 16), ("tpu7x:2x2x1", 8))
         for batch in (64, 128)
-        for span in ("global", str(batch // chips))
+        for span in ("global", str(batch // devices))
     }
-    assert found[2].label == "v5e:2x2, batch_size 64, model.norm_span per_device"
+    assert found[3].label == "v5e:2x2, batch_size 64, model.norm_span per_device"
     with pytest.raises(UserError, match="did you mean model.norm_span"):
         cases(sweep=["model.norm_spn=8"])
 

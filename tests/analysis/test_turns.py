@@ -174,6 +174,9 @@ def test_utilisation():
         ("TPU v5 lite", "float32", 197e12),
         ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4e12),
         ("NVIDIA H100 80GB HBM3", "float32", 494.7e12),
+        # Of a JAX device, which is half a chip of 2,307 TFLOP/s.
+        ("TPU7x", "bfloat16", 1153.5e12),
+        ("TPU7x", "float32", 1153.5e12),
         ("cpu", "float32", None),
     ],
 )

@@ -84,12 +84,12 @@ def test_the_reference_is_the_step_without_augmentation():
     not has_tpu_compiler(), reason='needs libtpu: pip install "jax[tpu]"'
 )
 def test_tpu_costs_of_augmentation():
-    config = load_config(IMAGENET, TINY)
-    rows = augmentation_share.compiled_rows(config, "v5e:2x2", 8)
+    config = load_config(IMAGENET, [*TINY, "--config.batch_size=32"])
+    rows = augmentation_share.compiled_rows(config, "v5e:2x2")
     assert [row["what"].split(",")[0] for row in rows] == [
         "GFLOP an image",
         "MB an image",
-        "GB of memory at work",
+        "GB of a device's memory at work",
         "thousand cycles an image outside of kernels",
     ]
     # The kernel is counted: two layers of at most 1,736 operations a pixel.

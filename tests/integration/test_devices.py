@@ -240,8 +240,10 @@ def test_groups_on_one_chip_leave_only_the_gradients_collectives():
     # Its compiler takes long for a Visual Transformer, whose BatchNorms are no others.
     model = {"name": "resnet18", "stem": "small", "stage_sizes": [1, 1, 1, 1]}
     model |= {"width": 8, "num_classes": 10}
-    config = resolve(ConfigDict({"model": model, "data": {"image_size": 16}}))
-    rows = {row["norm_span"]: row for row in collective_rows(config, "v5e:2x4", 8)}
+    config = resolve(
+        ConfigDict({"model": model, "data": {"image_size": 16}, "batch_size": 64})
+    )
+    rows = {row["norm_span"]: row for row in collective_rows(config, "v5e:2x4")}
     gradients = rows["frozen"]["all-reduce"]
     assert gradients <= 3
     assert rows["8"]["all-reduce"] == gradients

@@ -13,6 +13,7 @@ from test_bad_input import refusal
 
 from vt_flax import plan
 from vt_flax.analysis import compiled_step, machine, peaks, plan_here, planning
+from vt_flax.analysis.topology import parse_topology
 from vt_flax.parallel import topology
 from vt_flax.parallel.topology import has_tpu_compiler
 
@@ -81,13 +82,38 @@ def test_a_compiler_that_fails(
     script, message, compiler, tmp_path, monkeypatch, capsys
 ):
     compiler(script, tmp_path)
-    arguments = [*TINY, "--topology", "v6e:2x2"]
+    arguments = [*TINY, "--topology", "v5e:2x2"]
     progress, last = lines_of(arguments, monkeypatch, capsys)
-    assert last.startswith("error: --topology v6e:2x2: ") and last.endswith(message)
+    assert last.startswith("error: --topology v5e:2x2: ") and last.endswith(message)
     assert progress == [
-        "v6e:2x2, batch 2,048: resnet18",
-        "compiling 1 program for v6e:2x2: may take minutes",
+        "v5e:2x2, batch 2,048: resnet18",
+        "compiling 1 program for v5e:2x2: may take minutes",
     ]
+
+
+@pytest.mark.parametrize(
+    "version,name,old",
+    [
+        ("0.0.42.1", "v6e:2x2", True),
+        ("0.0.42", "tpu7x:2x2x1", True),
+        ("0.0.9", "v6e:2x2", True),
+        ("0.0.42", "v5p:2x2x1", False),
+        ("0.0.50", "v6e:2x2", False),
+        ("0.1", "tpu7x:2x2x1", False),
+    ],
+)
+def test_an_old_compiler(version, name, old, compiler, tmp_path, monkeypatch, capsys):
+    """A line says so before it starts."""
+    compiler("exit 3", tmp_path)
+    monkeypatch.setattr(topology, "libtpu_version", lambda: version)
+    progress, _ = lines_of([*TINY, "--topology", name], monkeypatch, capsys)
+    assert len(progress) == 2 + old
+    if old:
+        chip = name.split(":")[0]
+        assert progress[1] == (
+            f"libtpu {version} may be slow or crash for {chip}: install 0.0.50 or "
+            'newer, by pip install -U "jax[tpu]" on Python 3.12 or newer'
+        )
 
 
 def test_progress(compiler, tmp_path, monkeypatch, capsys):
@@ -242,12 +268,20 @@ def test_what_the_compiler_refuses(monkeypatch, capsys):
 
 
 @needs_compiler
-def test_a_device_is_a_chip():
-    """Also where a chip has two cores, or is alone."""
-    names = ("v4:2x2x1", "v5p:2x2x1", "v5e:1x1")
+def test_devices_of_chips():
+    """As many as the table says, by the names that it knows."""
+    names = (
+        *("v4:2x2x1", "v5p:2x2x1", "v5e:2x2", "v5e:1x1", "v6e:2x2"),
+        *("tpu7x:1x1x1", "tpu7x:2x2x2"),
+    )
     program = (
+        "import json\n"
         "from vt_flax.parallel.topology import tpu_devices\n"
-        f"print(*(len(tpu_devices(name)) for name in {names}))"
+        f"found = [tpu_devices(name) for name in {names}]\n"
+        "print(json.dumps([\n"
+        "  (len(x), x[0].device_kind, len({d.process_index for d in x}))\n"
+        "  for x in found\n"
+        "]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -256,7 +290,13 @@ def test_a_device_is_a_chip():
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["4", "4", "1"]
+    places = [parse_topology(name) for name in names]
+    devices, kinds, hosts = zip(*json.loads(done.stdout), strict=True)
+    assert devices == (4, 4, 4, 1, 4, 2, 16)
+    assert devices == tuple(place.devices for place in places)
+    assert hosts == tuple(place.hosts for place in places)
+    for kind, place in zip(kinds, places, strict=True):
+        assert kind in place.chip.kinds
 
 
 def test_what_the_compiler_says_of_too_large_programs():
@@ -266,6 +306,9 @@ def test_what_the_compiler_says_of_too_large_programs():
         "HLO temporaries (21.50G) exceeds available HBM (15.75G).": (21.5, 15.75),
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
         "memory space hbm. Used 16385.5M of 15.75G hbm.": (16385.5 / 1024, 15.75),
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the "
+        "total memory required for HLO temporaries (3.52T) exceeds available HBM "
+        "(94.74G). HLO module: jit_train_step.": (3.52 * 1024, 94.74),
         "RESOURCE_EXHAUSTED": (0, 0),
     }.items():
         found = compiled_step.sizes_told(told)
@@ -279,6 +322,8 @@ def test_what_the_compiler_says_of_too_large_programs():
     "arguments,message",
     [
         (["--topology", "v5e:2x2", "--chip", "0"], "--chip 0: must be at least 1"),
+        (["--topology", "tpu7x:2x2x1", "--chip", "3"], "write a multiple of 2"),
+        (["--topology", "v7x:2x2x1"], "; did you mean tpu7x:2x2x1?"),
         (["--topology", "v9:2x2"], "there is no chip 'v9' in the table"),
         (["--topology", "v5e:0x0"], "v5e:0x0: each side must be at least 1"),
         (["--topology", "v5e:0"], "v5e:0: each side must be at least 1"),

@@ -75,7 +75,7 @@ def rows(topology: str = "") -> list[dict[str, Any]]:
     """Compares the formulations of each block.
 
     Args:
-      topology: such as `v5e:2x2`, to compile for one chip of it; empty for this
+      topology: such as `v5e:2x2`, to compile for one device of it; empty for this
         machine's device.
 
     Returns:
@@ -112,7 +112,7 @@ def _rows(device: jax.Device) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     try:
-        chips = tpu_devices(read_request()["topology"])
-        print(json.dumps(_rows(chips[0])))
+        device = tpu_devices(read_request()["topology"])[0]
+        print(json.dumps(_rows(device)))
     except UserError as error:
         sys.exit(str(error))

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from vt_flax.analysis.compiled_step import costs
 from vt_flax.analysis.step import Step
+from vt_flax.analysis.topology import parse_topology
 from vt_flax.parallel.mesh import make_mesh
 
 OFF = {"augment": "none", "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
@@ -44,26 +45,28 @@ def measured_rows(config: ConfigDict, batch: int, rounds: int) -> list[dict[str,
     return [_row(f"seconds a step of {batch}, {device}", on, off, ratio)]
 
 
-def compiled_rows(config: ConfigDict, topology: str, chip: int) -> list[dict[str, Any]]:
+def compiled_rows(config: ConfigDict, topology: str) -> list[dict[str, Any]]:
     """Compares what the TPU compiler counts, with and without augmentation.
 
     Args:
-      config: a resolved configuration.
+      config: a resolved configuration; `batch_size` is sharded over all devices.
       topology: such as `v5e:2x2`.
-      chip: examples on each chip.
 
     Raises:
-      UserError: if libtpu is not there, or cannot compile the step.
+      UserError: if libtpu is missing, or cannot compile the step.
     """
-    on, off = costs([config, without_augmentation(config)], topology, chip)
+    on, off = costs([config, without_augmentation(config)], topology)
+    place, batch = parse_topology(topology), config.batch_size
+    images = batch / place.devices
     units = {
-        "GFLOP an image": ("flops", 1e9 * chip),
-        "MB an image": ("bytes", 1e6 * chip),
-        "GB of memory at work": ("temporary", 1e9),
-        "thousand cycles an image outside of kernels": ("cycles", 1e3 * chip),
+        "GFLOP an image": ("flops", 1e9 * images),
+        "MB an image": ("bytes", 1e6 * images),
+        "GB of a device's memory at work": ("temporary", 1e9),
+        "thousand cycles an image outside of kernels": ("cycles", 1e3 * images),
     }
+    where = f"{topology}, {batch // place.chips} a chip"
     return [
-        _row(f"{name}, {topology}, {chip} a chip", on[key] / unit, off[key] / unit)
+        _row(f"{name}, {where}", on[key] / unit, off[key] / unit)
         for name, (key, unit) in units.items()
         if on[key] and off[key]
     ]

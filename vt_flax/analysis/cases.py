@@ -30,7 +30,7 @@ def make_cases(
       overrides: of the configuration.
       places: give the topology for a configuration.
       points: of a sweep, see `parse_sweep`.
-      chip: examples on each chip; 0 for the configuration's batch size over all.
+      chip: examples per chip; 0 for the configuration's own batch size.
       examples: in an epoch, if the user has said so.
 
     Raises:
@@ -56,12 +56,12 @@ def make_cases(
             facts[known] = _facts(config, examples)
         for find in places:
             place = find(config)
-            batch = chip * place.chips if chip else config.batch_size
+            batch = place.batch_size(chip) if chip else config.batch_size
             make = functools.partial(
                 _configure,
                 written,
                 given,
-                place.chips if span else 0,
+                place.devices if span else 0,
                 facts[known].classes,
             )
             cases.append(Case(place, make, batch, facts[known], point))
@@ -71,7 +71,7 @@ def make_cases(
 def _configure(
     written: ConfigDict,
     overrides: Sequence[str],
-    per_device: int,
+    devices: int,
     classes: int,
     batch: int,
 ) -> ConfigDict:
@@ -80,14 +80,15 @@ def _configure(
     Args:
       written: the file's; what it derives from the batch size follows.
       overrides: of the configuration.
-      per_device: chips, if batch normalisation is to stay on each; else 0.
+      devices: number of devices, if BatchNorm groups are to be a device's examples;
+        else 0.
       classes: of the dataset; 0 if they are not known.
-      batch: examples in a step.
+      batch: batch size, over all devices.
     """
     made = resolve(written, [*overrides, f"--config.batch_size={batch}"])
     made.model.num_classes = made.model.num_classes or classes
-    if per_device:
-        made.model.norm_span = str(max(1, batch // (per_device * made.accumulation)))
+    if devices:
+        made.model.norm_span = str(max(1, batch // (devices * made.accumulation)))
     return made
 
 

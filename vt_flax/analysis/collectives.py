@@ -1,9 +1,11 @@
-"""What devices tell each other in a compiled program."""
+"""Collectives in a compiled program, and what chips send each other by them."""
 
+import collections
 import dataclasses
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+
+import numpy as np
 
 from vt_flax.analysis.hlo import Instruction, Program
 
@@ -22,10 +24,11 @@ class Collective:
 
     Attributes:
       kind: one of KINDS.
-      times: how often it runs in a run of the program.
-      bytes: of the whole array that is added up, gathered, scattered or passed on.
-      group: how many devices take part with each other.
-      loop: whether it stands in the body of a loop.
+      times: number of times it runs in a run of the program.
+      bytes: size of the whole array that is reduced, gathered, scattered or permuted.
+      group: number of devices in a group.
+      loop: whether it is in the body of a loop.
+      sent: bytes that a chip must send to other chips each time, at least.
     """
 
     kind: str
@@ -33,30 +36,18 @@ class Collective:
     bytes: int
     group: int
     loop: bool
-
-    @property
-    def sent(self) -> float:
-        """Bytes that a device must send each time, at least.
-
-        As rings do it, which is the least there can be: an array is scattered or
-        gathered by n devices when each has sent n - 1 of its n parts; adding up is
-        both, one after the other.
-        """
-        if self.kind == "collective-permute":
-            return self.bytes
-        share = (self.group - 1) / self.group
-        return self.bytes * share * (2 if self.kind == "all-reduce" else 1)
+    sent: float
 
 
-def find_collectives(program: Program, devices: int) -> list[Collective]:
+def find_collectives(program: Program, chips: Sequence[Hashable]) -> list[Collective]:
     """Returns the collectives of a program.
 
-    One that is started and finished apart is one, also where TPUs fuse its parts with
-    what is computed meanwhile, as a chain; so is one over many arrays at a time.
+    An asynchronous collective counts once, also where TPUs fuse its parts with other
+    computations, as a chain; so does one over many arrays at a time.
 
     Args:
       program: as compiled for one of the devices.
-      devices: how many it runs on.
+      chips: for each device of the program, in its order, the chip that it is on.
     """
     found, seen = [], set()
     for outer, beside, name in program.executed():
@@ -70,7 +61,8 @@ def find_collectives(program: Program, devices: int) -> list[Collective]:
                 continue
             if chain:
                 seen.add(chain[0])
-            group = _group(one, devices)
+            groups = _groups(one, len(chips))
+            group = groups.shape[1]
             given = (inside[x].arrays for x in one.operands if x in inside)
             size = sum(array.bytes for arrays in given for array in arrays)
             if kind == "all-gather":
@@ -78,7 +70,8 @@ def find_collectives(program: Program, devices: int) -> list[Collective]:
             if outer.opcode == "fusion" and outer.calls.startswith(SCATTERING):
                 kind = "reduce-scatter"
             times, looped = program.runs[name], name in program.looped
-            found.append(Collective(kind, times, size, group, looped))
+            sent = _sent(kind, size, one, chips, groups)
+            found.append(Collective(kind, times, size, group, looped, sent))
     return found
 
 
@@ -98,19 +91,68 @@ def totals(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
     return sums
 
 
-def _group(one: Instruction, devices: int) -> int:
-    """Returns how many devices are in a group of a collective."""
+def _sent(
+    kind: str,
+    size: int,
+    one: Instruction,
+    chips: Sequence[Hashable],
+    groups: np.ndarray,
+) -> float:
+    """Returns the bytes that the busiest chip must send to others, at least.
+
+    Rings send the least possible: an array is scattered or gathered by n chips when
+    each has sent n - 1 of its n parts; a reduction on all of them is both, one after
+    the other. Devices of a chip first reduce, or share, what they have among them.
+    """
+    sent: dict[Hashable, float] = collections.Counter()
+    if kind == "collective-permute":
+        pairs = one.rest.partition("source_target_pairs={")[2].partition("}}")[0]
+        for source, target in re.findall(r"(\d+),(\d+)", pairs):
+            source, target = chips[int(source)], chips[int(target)]
+            sent[source] += size * (source != target)
+        return max(sent.values(), default=0)
+    for group in groups:
+        members = collections.Counter(chips[device] for device in group)
+        for chip, devices in members.items():
+            if kind == "all-to-all":  # of an array for each device
+                sent[chip] += devices * size * (1 - devices / len(group))
+            else:
+                share = (len(members) - 1) / len(members)
+                sent[chip] += size * share * (2 if kind == "all-reduce" else 1)
+    return max(sent.values())
+
+
+def _groups(one: Instruction, devices: int) -> np.ndarray:
+    """Returns the groups of a collective, each a row of the devices in it."""
     rest = one.rest
     # Axes of a mesh: replica_groups=mesh['a'=4,'b'=2] {'a'}, or parts: {'a':(1)2}.
     if match := re.search(
         r"replica_groups=(?:\w+)?mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest
     ):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
-        return math.prod(int(part or sizes[axis]) for axis, part in axes)
-    # Numbered: replica_groups=[4,2]<=[8], or listed: replica_groups={{0,1},{2,3}}.
-    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
-        return int(match[1])
-    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
-        return match[1].count(",") + 1
-    return devices
+        sizes = {k: int(v) for k, v in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        # Each axis in three parts, of which the middle one is in the group.
+        parts = {name: (1, 1, size) for name, size in sizes.items()}
+        for name, before, part in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", match[2]):
+            before, part = int(before or 1), int(part or sizes[name])
+            parts[name] = (before, part, sizes[name] // (before * part))
+        shape = [length for three in parts.values() for length in three]
+        middle = list(range(1, len(shape), 3))
+        numbers = np.arange(devices).reshape(shape)
+        numbers = np.moveaxis(numbers, middle, range(-len(middle), 0))
+        return numbers.reshape(-1, np.prod([shape[i] for i in middle]))
+    # Numbered: replica_groups=[4,2]<=[2,4]T(1,0), or listed: {{0,1},{2,3}}.
+    if match := re.search(
+        r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest
+    ):
+        shape = list(map(int, match[3].split(",")))
+        order = map(int, match[4].split(",")) if match[4] else range(len(shape))
+        numbers = np.arange(devices).reshape(shape).transpose(list(order))
+        return numbers.reshape(int(match[1]), int(match[2]))
+    if match := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", rest):
+        return np.asarray(
+            [
+                list(map(int, group.split(",")))
+                for group in re.findall(r"\{([\d,]+)\}", match[1])
+            ]
+        )
+    return np.arange(devices)[None]

@@ -1,4 +1,4 @@
-"""What the TPU compiler makes of training steps, without a TPU.
+"""Training steps compiled by the TPU compiler, without a TPU.
 
 `python -m vt_flax.analysis.compiled_step` is the part that runs in a process of its
 own: it reads a request as JSON and prints the costs on a topology.
@@ -31,63 +31,68 @@ SIZES = (
 
 
 def costs(
-    configs: Sequence[ConfigDict],
-    topology: str,
-    chip: int,
-    steps: Sequence[str] = (),
+    configs: Sequence[ConfigDict], topology: str, steps: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """Compiles the training steps of some configurations.
 
     Args:
-      configs: resolved configurations.
+      configs: resolved configurations; `batch_size` is sharded over all devices.
       topology: such as `v5e:2x2`.
-      chip: examples on each chip.
-      steps: whose step to compile of each, by the names of `steps.STEPS`; ours by
+      steps: which step to compile of each, by the names of `steps.STEPS`; ours by
         default.
 
     Returns:
-      For each what `step_costs.read_costs` tells of a chip and a step.
+      For each the result of `step_costs.read_costs`.
 
     Raises:
-      UserError: if libtpu is not there, cannot compile a step, or crashes; or a step
-        does not fit.
+      UserError: if libtpu is missing, cannot compile a step, or crashes; or a step does
+        not fit.
     """
-    found = _ask(configs, topology, chip, steps)
-    for cost in found:
+    found = _ask(configs, topology, steps)
+    for config, cost in zip(configs, found, strict=True):
         if "too_large" in cost:
-            needed = cost["too_large"]["needed"] / GIB
             raise UserError(
-                f"--topology {topology}: {chip} examples a chip need "
-                f"{needed:.2f} GiB of memory, more than it has"
+                f"--topology {topology}: batch {config.batch_size:,} needs "
+                f"{excess(**cost['too_large'])}: use a smaller --chip"
             )
     return found
 
 
 def pod_costs(config: ConfigDict, topology: str) -> dict[str, Any]:
-    """Compiles the training step of a configuration with its own batch size.
-
-    Args:
-      config: a resolved configuration; its batch is spread over all chips.
-      topology: such as `v5e:2x2`.
+    """Compiles the training step of a configuration.
 
     Returns:
       As `costs` for each; of a step that does not fit `too_large` instead: bytes of a
-      chip's memory that are `needed` and `available`, 0 if the compiler does not say.
+      device's memory that are `needed` and `available`, 0 if the compiler does not say.
 
     Raises:
-      UserError: if libtpu is not there, cannot compile a step, or crashes.
+      UserError: if libtpu is missing, cannot compile a step, or crashes.
     """
-    (found,) = _ask([config], topology, 0, ())
+    (found,) = _ask([config], topology, ())
     return found
 
 
+def excess(needed: int, available: int) -> str:
+    """Returns by how much a step exceeds a device's memory, to follow "needs".
+
+    Args:
+      needed: bytes; 0 if that is not known.
+      available: bytes.
+    """
+    if not needed:
+        return "more memory than a device has"
+    return (
+        f"{needed / GIB:.2f} GiB of a device's {available / GIB:.2f}, "
+        f"{(needed - available) / GIB:.2f} GiB too much"
+    )
+
+
 def _ask(
-    configs: Sequence[ConfigDict], topology: str, chip: int, steps: Sequence[str]
+    configs: Sequence[ConfigDict], topology: str, steps: Sequence[str]
 ) -> list[dict[str, Any]]:
     request = {
         "configs": [config.to_dict() for config in configs],
         "topology": topology,
-        "chip": chip,
         "steps": list(steps) or [OURS] * len(configs),
     }
     return compile_apart(MODULE, request, len(configs))
@@ -99,9 +104,8 @@ def _compile(request: dict[str, Any]) -> list[dict[str, Any]]:
     for name, values in zip(request["steps"], request["configs"], strict=True):
         config = resolve(ConfigDict(values))
         mesh = make_mesh(devices, config.parallel.fsdp)
-        batch = request["chip"] * mesh.size or config.batch_size
         try:
-            found.append(read_costs(STEPS[name](config, mesh, batch), mesh.size))
+            found.append(read_costs(STEPS[name](config, mesh, config.batch_size)))
         except Exception as error:
             if TOO_LARGE not in str(error):
                 raise
@@ -110,7 +114,7 @@ def _compile(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def sizes_told(told: str) -> dict[str, int]:
-    """Returns bytes `needed` and `available`, of what the compiler has said; or 0."""
+    """Returns bytes `needed` and `available` of a compiler's message, or 0."""
     for pattern in SIZES:
         if match := pattern.search(told):
             numbers = [

@@ -12,6 +12,9 @@ BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 ARRAY = re.compile(r"([a-z]\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
 INSTRUCTION = re.compile(r"\s+(ROOT )?%([^\s=]+) = ")
 COMPUTATION = re.compile(r"(ENTRY )?%(\S+) \(.*\{$")
+# Instructions that run another computation once; `call-start` on a core beside, such as
+# the SparseCores of a tpu7x.
+CALLS = ("call", "async-start", "call-start")
 CALLED = re.compile(r"\b(?:calls|to_apply|body)=%([^\s,)}]+)")
 BRANCHES = re.compile(r"\b(?:branch_computations=\{([^}]*)\}|\w+_computation=(%\S+))")
 
@@ -110,7 +113,7 @@ class Program:
             elif one.opcode == "conditional":
                 for branch in _branches(one):
                     self._count(branch, times, looped)
-            elif one.opcode in ("call", "async-start"):
+            elif one.opcode in CALLS:
                 self._count(one.calls, times, looped)
 
     def trip_count(self, loop: Instruction) -> int | None:

@@ -1,4 +1,4 @@
-"""The machine that is here, as a roofline needs it: measured, or stated."""
+"""Peak figures of this machine for a roofline: measured, or stated."""
 
 import time
 from collections.abc import Callable
@@ -33,32 +33,37 @@ def this_machine(
     Args:
       mesh: all of its devices.
       dtype: of the matrices: the network's.
-      flops: operations a second of a device, if stated.
-      bandwidth: bytes a second of a device's memory, if stated.
+      flops: operations per second of a device, if stated.
+      bandwidth: bytes per second of a device's memory, if stated.
     """
     device = mesh.devices.flat[0]
-    count, on_cpus = mesh.size, device.platform == "cpu"
+    known = OF_KIND.get(device.device_kind)
+    per_chip = known.devices if known else 1
+    chips, on_cpus = mesh.size // per_chip, device.platform == "cpu"
     stated = " and ".join(["FLOP/s"] * bool(flops) + ["memory"] * bool(bandwidth))
     source = f"measured here{f', but for {stated}: as stated' if stated else ''}"
-    if known := OF_KIND.get(device.device_kind):
+    if known:
         source += (
             f"; published: {known.flops / 1e12:,.4g} TFLOP/s in bfloat16, "
             f"{known.bandwidth / 1e9:,.4g} GB/s"
         )
     stats = device.memory_stats() or {}
+    memory = stats.get("bytes_limit", psutil.virtual_memory().total // mesh.size)
+    bandwidth = bandwidth or _bandwidth(mesh, COPIED_BY_CPUS if on_cpus else COPIED)
     chip = Chip(
         name=device.device_kind,
-        flops=flops or measured_peak(mesh, dtype) / count,
-        memory=stats.get("bytes_limit", psutil.virtual_memory().total // count),
-        bandwidth=bandwidth or _bandwidth(mesh, COPIED_BY_CPUS if on_cpus else COPIED),
-        link=_link(mesh) if count > 1 else 0.0,
+        flops=flops * per_chip or measured_peak(mesh, dtype) / chips,
+        memory=memory * per_chip,
+        bandwidth=bandwidth * per_chip,
+        link=_link(mesh, chips) if chips > 1 else 0.0,
         links=1,
-        host_chips=count,
-        one_host=count,
+        host_chips=chips,
+        one_host=chips,
         source=source,
         cached=device.platform != "tpu",
+        devices=per_chip,
     )
-    return Topology(HERE, chip, (count,))
+    return Topology(HERE, chip, (chips,))
 
 
 def _bandwidth(mesh: Mesh, size: int) -> float:
@@ -66,11 +71,12 @@ def _bandwidth(mesh: Mesh, size: int) -> float:
     return 2 * size / seconds
 
 
-def _link(mesh: Mesh) -> float:
+def _link(mesh: Mesh, chips: int) -> float:
+    """Returns the bytes per second that a chip sends in an all-reduce."""
     whole = NamedSharding(mesh, PartitionSpec())
     add = jax.jit(lambda x: x.sum(0), out_shardings=whole)
     seconds = _best(add, _spread(mesh, (REDUCED // 4,), jnp.float32))
-    return 2 * REDUCED * (mesh.size - 1) / mesh.size / seconds
+    return 2 * REDUCED * (chips - 1) / chips / seconds
 
 
 def _spread(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -17,16 +17,16 @@ TRIES = 5
 
 
 def published_peak(device_kind: str, dtype: str) -> float | None:
-    """Returns a device's peak in FLOP/s; None where it is not in the table.
+    """Returns the peak FLOP/s of one JAX device; None where it is not in the table.
 
     Args:
-      device_kind: as JAX has it.
+      device_kind: its name in JAX.
       dtype: of the operands, by name.
     """
     chip = OF_KIND.get(device_kind)
     if chip is None:
         return None
-    return chip.single if dtype == "float32" else chip.flops
+    return chip.device.single if dtype == "float32" else chip.device.flops
 
 
 def measured_peak(mesh: Mesh, dtype: str) -> float:

@@ -6,12 +6,12 @@ import os
 import pathlib
 import sys
 import tempfile
-from importlib import metadata
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from vt_flax.parallel.agreement import versions
+from vt_flax.parallel.topology import libtpu_version
 
 FOLDER = "~/.cache/vt_flax/plan"
 # Keys of a configuration that no step depends on: sections, and keys of `data`.
@@ -79,14 +79,7 @@ def cache_key(config: ConfigDict, topology: str) -> dict[str, Any]:
     key = {
         "config": values,
         "topology": topology,
-        "versions": versions() | {"libtpu": _libtpu()},
+        "versions": versions() | {"libtpu": libtpu_version()},
         "variables": {name: os.environ.get(name, "") for name in VARIABLES},
     }
     return json.loads(json.dumps(key))
-
-
-def _libtpu() -> str:
-    try:
-        return metadata.version("libtpu")
-    except metadata.PackageNotFoundError:
-        return ""

@@ -81,10 +81,10 @@ def _draw_memory(axes: Axes, plans: Sequence[Plan]) -> None:
             )
         left += sizes
     for i, plan in enumerate(plans):
-        limit = plan.case.place.chip.memory / GIB
+        limit = plan.case.place.chip.device.memory / GIB
         axes.plot([limit, limit], [i - 0.45, i + 0.45], color="black", linewidth=2)
-    axes.plot([], [], color="black", linewidth=2, label="a chip's")
-    axes.set_xlabel("GiB of memory at the peak")
+    axes.plot([], [], color="black", linewidth=2, label="available")
+    axes.set_xlabel("GiB of a device's memory at the peak")
     _finish(axes)
 
 

@@ -23,16 +23,16 @@ def plan_here(case: Case, host_rate: float = 0.0, measure: bool = False) -> Plan
       measure: whether to run the step, for its median time.
 
     Raises:
-      UserError: if the batch cannot be spread, or the step does not fit.
+      UserError: if the batch cannot be sharded, or the step does not fit.
     """
     config = case.make(case.batch)
-    check_step(config, case.place.chips)
+    check_step(config, case.place.devices)
     mesh = make_mesh(fsdp=config.parallel.fsdp)
     told = f"{case.label}, batch {case.batch:,}: {config.model.name}"
     print(told, file=sys.stderr, flush=True)
     step = Step(config, mesh, case.batch)
-    costs = read_costs(step, mesh.size)
-    needed, available = costs["memory"]["peak"], case.place.chip.memory
+    costs = read_costs(step)
+    needed, available = costs["memory"]["peak"], case.place.chip.device.memory
     if needed > available:
         raise does_not_fit(case, needed, available)
     seconds = 0.0

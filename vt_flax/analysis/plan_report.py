@@ -1,30 +1,31 @@
-"""What people read of plans: records, and tables with a column for each of a few."""
+"""Reports of plans: records, and tables with a column for each plan."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from vt_flax.analysis.planning import Plan
-from vt_flax.analysis.topology import GIB
+from vt_flax.analysis.topology import GIB, Chip
 
 MIB = 2**20
 SHARES = ("parameters", "optimizer", "averages", "batch", "teacher", "working")
 
 
 def record(plan: Plan) -> dict[str, Any]:
-    """Returns all that a plan says, of a chip and a step where nothing else is said.
+    """Returns all of a plan, of a device and a step where the name says nothing else.
 
     Bytes, seconds, multiply-adds; `bound_` and `estimate_` say which a figure is.
     """
     case, costs, bounds = plan.case, plan.costs, plan.roofline
-    place, images = case.place, case.batch / case.place.chips
+    place, images = case.place, case.batch / case.place.devices
     found = {
         "topology": place.name,
         **case.swept,
         "chip": place.chip.name,
         "chips": place.chips,
+        "devices": place.devices,
         "hosts": place.hosts,
         "batch": case.batch,
-        "memory_available": place.chip.memory,
+        "memory_available": place.chip.device.memory,
         **{f"memory_{key}": value for key, value in costs["memory"].items()},
         "forward_macs_per_image": costs["forward"],
         "macs": round(costs["macs"]),
@@ -71,7 +72,7 @@ def title(plans: Sequence[Plan]) -> str:
 
 
 def notes(plans: Sequence[Plan]) -> list[str]:
-    """Returns the lines below a table: what its figures are, and are not."""
+    """Returns the lines below a table: sources of its figures, and what they omit."""
     chips = {plan.case.place.chip.name: plan.case.place.chip for plan in plans}
     found = [
         "at least, at most: bounds; each part of a chip at its best all the time, all "
@@ -80,8 +81,8 @@ def notes(plans: Sequence[Plan]) -> list[str]:
         "images/s of a host is what its input must deliver.",
         *(
             f"{chip.name}: {chip.flops / 1e12:,.4g} TFLOP/s, memory "
-            f"{chip.bandwidth / 1e9:,.4g} GB/s, a link {chip.link / 1e9:,.4g} GB/s "
-            f"({chip.source})"
+            f"{chip.bandwidth / 1e9:,.4g} GB/s, a link {chip.link / 1e9:,.4g} GB/s"
+            f"{_shared(chip)} ({chip.source})"
             for chip in chips.values()
         ),
     ]
@@ -137,7 +138,7 @@ def columns(plans: Sequence[Plan]) -> list[dict[str, Any]]:
     # Not all of them have all rows, but all in this order.
     longest = max(told.values(), key=len)
     return [
-        {"of a chip and a step": key}
+        {"of a device and a step": key}
         | {label: one.get(key) for label, one in told.items()}
         for key in longest
     ]
@@ -145,15 +146,14 @@ def columns(plans: Sequence[Plan]) -> list[dict[str, Any]]:
 
 def _told(plan: Plan) -> dict[str, str]:
     case, costs, bounds = plan.case, plan.costs, plan.roofline
-    place, images = case.place, case.batch / case.place.chips
-    memory = costs["memory"]
+    place, images = case.place, case.batch / case.place.devices
+    memory, available = costs["memory"], place.chip.device.memory
     peak = memory["peak"]
-    share = peak / place.chip.memory
     found = {
-        "chips; hosts": f"{place.chips:,}; {place.hosts:,}",
-        "batch; a chip": f"{case.batch:,}; {images:,.0f}",
+        "chips; devices; hosts": f"{place.chips:,}; {place.devices:,}; {place.hosts:,}",
+        "batch; a chip": f"{case.batch:,}; {case.batch / place.chips:,.0f}",
         "memory at the peak, GiB": f"{peak / GIB:.2f} of "
-        f"{place.chip.memory / GIB:.2f} ({share:.0%})",
+        f"{available / GIB:.2f} ({peak / available:.0%})",
         **{
             f"  {name}, MiB": f"{memory[name] / MIB:,.1f} ({memory[name] / peak:.0%})"
             for name in SHARES
@@ -187,6 +187,11 @@ def _told(plan: Plan) -> dict[str, str]:
     return found
 
 
+def _shared(chip: Chip) -> str:
+    """Returns what to add to a chip's figures if several devices share them."""
+    return f", shared by {chip.devices} JAX devices" if chip.devices > 1 else ""
+
+
 def _hours(plan: Plan, seconds: float) -> str:
     hours = plan.hours(seconds)
     if hours is None:
@@ -205,15 +210,16 @@ def sweep_rows(plans: Sequence[Plan]) -> list[dict[str, Any]]:
     rows = []
     for plan in plans:
         case, costs, bounds = plan.case, plan.costs, plan.roofline
-        images = case.batch / case.place.chips
+        place = case.place
+        images = case.batch / place.devices
         moved = costs["collectives"].values()
         rate = plan.images_per_second(bounds.bound)
         hours = plan.hours(bounds.bound)
         rows.append(
             {
-                "topology": case.place.name,
+                "topology": place.name,
                 **case.swept,
-                "a chip": round(images),
+                "a chip": round(case.batch / place.chips),
                 "GiB": round(costs["memory"]["peak"] / GIB, 2),
                 "MB/image": round(costs["traffic"] / images / 1e6, 1),
                 "collectives": round(sum(row["count"] for row in moved)),
@@ -222,8 +228,8 @@ def sweep_rows(plans: Sequence[Plan]) -> list[dict[str, Any]]:
                 "memory ms": round(bounds.memory * 1e3, 2),
                 "interconnect ms": round(bounds.interconnect * 1e3, 2),
                 "bound by": bounds.limit,
-                "images/s a chip, at most": round(rate / case.place.chips),
-                "estimated": round(images / bounds.in_turn),
+                "images/s a chip, at most": round(rate / place.chips),
+                "estimated": round(case.batch / bounds.in_turn / place.chips),
                 "hours, at least": hours and round(hours, 2),
             }
         )

@@ -1,4 +1,4 @@
-"""Plans: what a configuration costs on chips that are not there, and how fast it is."""
+"""Plans: cost and speed of a configuration on a topology that need not be there."""
 
 import dataclasses
 import math
@@ -8,11 +8,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.compiled_step import pod_costs
+from vt_flax.analysis.compiled_step import excess, pod_costs
 from vt_flax.analysis.dataset_facts import Facts
 from vt_flax.analysis.plan_cache import PlanCache, cache_key
 from vt_flax.analysis.roofline import Roofline, roofline
-from vt_flax.analysis.topology import GIB, Topology
+from vt_flax.analysis.topology import Topology
 from vt_flax.errors import UserError
 from vt_flax.training.run import check_step
 from vt_flax.training.schedule import duration_steps
@@ -20,12 +20,12 @@ from vt_flax.training.schedule import duration_steps
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is planned: a configuration on a topology.
+    """A configuration to plan on a topology.
 
     Attributes:
-      place: where.
+      place: the topology.
       make: returns the resolved configuration for a global batch size.
-      batch: examples in a step, over all chips.
+      batch: batch size, over all devices.
       facts: of the dataset.
       swept: what a sweep has set, as the user wrote it.
     """
@@ -45,11 +45,11 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What came of a case.
+    """The result for a case.
 
     Attributes:
       case: what was planned.
-      costs: of a chip and a step, see `step_costs.read_costs`.
+      costs: of a device and a step, see `step_costs.read_costs`.
       roofline: its bounds.
       steps: of the whole run; 0 if the dataset's size is not known.
       measured: seconds of a step, where one was run.
@@ -73,7 +73,7 @@ class Plan:
 def does_not_fit(
     case: Case, needed: int, available: int, advice: str = ""
 ) -> UserError:
-    """Returns the error of a step that needs more memory than a chip has.
+    """Returns the error of a step that needs more memory than a device has.
 
     Args:
       case: what was planned.
@@ -81,17 +81,15 @@ def does_not_fit(
       available: bytes.
       advice: what to do, after a semicolon.
     """
-    chip = case.batch // case.place.chips
-    size = (
-        f"{needed / GIB:.2f} GiB of a chip's {available / GIB:.2f}, "
-        f"{(needed - available) / GIB:.2f} GiB too much"
-        if needed
-        else "more memory than a chip has"
-    )
     return UserError(
-        f"--topology {case.place.name}: batch {case.batch:,} ({chip:,} a chip) needs "
-        f"{size}{advice}"
+        f"--topology {case.place.name}: batch {_batch(case, case.batch)} needs "
+        f"{excess(needed, available)}{advice}"
     )
+
+
+def _batch(case: Case, batch: int) -> str:
+    """Returns a batch size in words."""
+    return f"{batch:,} ({batch // case.place.chips:,} a chip)"
 
 
 def make_plan(
@@ -106,10 +104,10 @@ def make_plan(
       search: whether to look for the largest batch that fits, where this one does not.
 
     Raises:
-      UserError: if the batch cannot be spread, or the step not be compiled; if it does
+      UserError: if the batch cannot be sharded, or the step not be compiled; if it does
         not fit.
     """
-    check_step(case.make(case.batch), case.place.chips)
+    check_step(case.make(case.batch), case.place.devices)
     costs = _costs(case, case.batch, cache)
     if "too_large" not in costs:
         return finish(case, costs, host_rate)
@@ -183,10 +181,9 @@ def largest(
 
 
 def _advice(case: Case, unit: int, found: tuple[int, int]) -> str:
-    """Returns what there is to say of what `largest` has found."""
-    batches = [units * unit for units in found]
-    told = [f"{batch:,} ({batch // case.place.chips:,} a chip)" for batch in batches]
-    if not batches[0]:
+    """Returns in words which batch sizes fit, by the result of `largest`."""
+    told = [_batch(case, units * unit) for units in found]
+    if not found[0]:
         return f"; not even a batch of {told[1]} fits"
     if found[1] - found[0] == 1:
         return f"; the largest batch that fits is {told[0]}"
@@ -208,11 +205,12 @@ def _crossing(known: Mapping[int, int], available: int) -> int:
 
 
 def _unit(case: Case) -> int:
-    """Returns what batches are multiples of: a part of each has whole groups."""
+    """Returns what batch sizes are multiples of: microbatches of whole groups."""
     config, twice = case.make(case.batch), case.make(2 * case.batch)
     span = getattr(config.model, "norm_span", "")
     fixed = span.isdecimal() and span == twice.model.norm_span
-    return math.lcm(case.place.chips, int(span) if fixed else 1) * config.accumulation
+    least = math.lcm(case.place.devices, int(span) if fixed else 1)
+    return least * config.accumulation
 
 
 def _costs(case: Case, batch: int, cache: PlanCache) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How fast a training step can be at best, by what bounds it."""
+"""Lower bounds on the time of a training step, by what limits it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from vt_flax.analysis.topology import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds that a step takes of each part of a machine, at its best.
+    """Seconds per step that each part of a machine needs at its peak.
 
     Attributes:
       compute: its products, at the peak of the matrix units.
-      memory: what it must move to and from main memory, at that memory's bandwidth.
-      interconnect: what it must send to other chips, over all its links.
+      memory: its traffic to and from HBM, at the memory's bandwidth.
+      interconnect: what chips must send to each other, over all their links.
       input: its examples, at the rate that the hosts deliver; 0 where none is given.
-      moved: as `memory`, of all that the program moves. It is the same but for machines
-        with caches, which may spare some of it.
+      moved: as `memory`, of all the traffic that the program asks for. It is the same
+        but for machines with caches, which may hide part of it.
     """
 
     compute: float
@@ -35,17 +35,17 @@ class Roofline:
 
     @property
     def bound(self) -> float:
-        """Seconds that a step takes at least: all at once, without a gap."""
+        """Lower bound in seconds: all parts at work at once, without a gap."""
         return max(self._bounds.values())
 
     @property
     def limit(self) -> str:
-        """What takes so long."""
+        """The part that sets the bound."""
         return max(self._bounds, key=self._bounds.get)
 
     @property
     def in_turn(self) -> float:
-        """An estimate in seconds: what a chip does one after the other, at its best."""
+        """Estimate in seconds: compute, memory and interconnect one after another."""
         return max(self.compute + self.moved + self.interconnect, self.input)
 
 
@@ -55,17 +55,17 @@ def roofline(
     """Returns the bounds of a step.
 
     Args:
-      costs: of a chip and a step, see `step_costs.read_costs`.
-      place: where it runs.
-      batch: examples in a step, over all chips.
-      host_rate: examples a second that each host delivers; 0: as many as are wanted.
+      costs: of a device and a step, see `step_costs.read_costs`.
+      place: the topology it runs on.
+      batch: batch size, over all devices.
+      host_rate: examples per second that each host delivers; 0 for no limit.
     """
-    chip = place.chip
+    device = place.chip.device
     sent = sum(row["sent"] for row in costs["collectives"].values())
-    moved = costs["traffic"] / chip.bandwidth
+    moved = costs["traffic"] / device.bandwidth
     return Roofline(
-        compute=2 * costs["macs"] / chip.flops,
-        memory=costs["given"] / chip.bandwidth if chip.cached else moved,
+        compute=2 * costs["macs"] / device.flops,
+        memory=costs["given"] / device.bandwidth if device.cached else moved,
         interconnect=sent / place.interconnect if sent and place.interconnect else 0.0,
         input=batch / (host_rate * place.hosts) if host_rate else 0.0,
         moved=moved,

@@ -1,4 +1,4 @@
-"""What chips tell each other in a training step, by the span of BatchNorm."""
+"""Collectives in a training step, by the size of BatchNorm's groups."""
 
 from typing import Any
 
@@ -6,40 +6,39 @@ from ml_collections import ConfigDict
 
 from vt_flax.analysis.collectives import KINDS
 from vt_flax.analysis.compiled_step import costs
+from vt_flax.analysis.topology import parse_topology
 from vt_flax.errors import UserError
 
 
-def collective_rows(
-    config: ConfigDict, topology: str, chip: int
-) -> list[dict[str, Any]]:
-    """Counts the collectives of a compiled step by the span of batch normalisation.
+def collective_rows(config: ConfigDict, topology: str) -> list[dict[str, Any]]:
+    """Counts the collectives of a compiled step by `model.norm_span`.
 
-    Spans: all examples; those of a chip, of two and of four chips; frozen.
+    Statistics over all examples; over those of one, two and four devices; frozen.
 
     Args:
-      config: a resolved configuration.
+      config: a resolved configuration; `batch_size` is sharded over all devices.
       topology: such as `v5e:2x4`.
-      chip: examples on each chip.
 
     Raises:
-      UserError: if libtpu is not there, or cannot compile the step, or the model has no
-        span.
+      UserError: if libtpu is missing, or cannot compile the step, or the model has no
+        norm_span.
     """
     if "norm_span" not in config.model:
         raise UserError(f"model {config.model.name} has no norm_span")
-    spans = {
-        "global": "all examples",
-        "frozen": "none: running statistics",
-        str(chip): "groups on one chip",
-        str(2 * chip): "groups on two chips",
-        str(4 * chip): "groups on four chips",
+    devices = parse_topology(topology).devices
+    examples = config.batch_size // devices
+    words = {1: "one device", 2: "two devices", 4: "four devices"}
+    spans = {"global": "all examples", "frozen": "none: running statistics"} | {
+        str(number * examples): f"groups on {word}"
+        for number, word in words.items()
+        if number <= devices
     }
     configs = []
     for span in spans:
         changed = config.copy_and_resolve_references()
         changed.model.norm_span = span
         configs.append(changed)
-    found = costs(configs, topology, chip)
+    found = costs(configs, topology)
     return [
         {
             "norm_span": span,

@@ -43,6 +43,7 @@ class MeshStep:
       teacher: shapes of a teacher's variables; None without one.
 
     Attributes:
+      mesh: as given.
       state: the newest, once it is started.
     """
 
@@ -58,7 +59,7 @@ class MeshStep:
         noise: Callable[[int], dict[str, np.ndarray]],
         teacher: Any = None,
     ):
-        self._mesh, self._batch, self._step = mesh, batch, step
+        self.mesh, self._batch, self._step = mesh, batch, step
         self.model, self.size = model, size
         self._create, self._shapes = create, shapes
         self._noise, self._teacher_shapes = noise, teacher
@@ -66,7 +67,7 @@ class MeshStep:
     def arguments(self) -> tuple[TrainState, dict[str, Any], Any]:
         """Returns the shapes of a state, a batch and a teacher's variables, spread."""
         state, teacher = (
-            abstract_like(shapes, state_sharding(self._mesh, shapes))
+            abstract_like(shapes, state_sharding(self.mesh, shapes))
             for shapes in (self._shapes, self._teacher_shapes)
         )
         batch = {}
@@ -76,7 +77,7 @@ class MeshStep:
             batch[key] = jax.ShapeDtypeStruct(
                 (size, *value.shape[1:]),
                 value.dtype,
-                sharding=batch_sharding(self._mesh),
+                sharding=batch_sharding(self.mesh),
             )
         return state, batch, teacher
 
@@ -92,7 +93,7 @@ class MeshStep:
         """Puts a state and a batch on the devices, and runs a first step."""
 
         def spread(create: Callable[[], Any], shapes: Any) -> Any:
-            shardings = state_sharding(self._mesh, shapes)
+            shardings = state_sharding(self.mesh, shapes)
             return jax.jit(create, out_shardings=shardings)()
 
         self.state = spread(self._create, self._shapes)
@@ -101,7 +102,7 @@ class MeshStep:
             lambda: jax.tree.map(jnp.zeros_like, self._teacher_shapes),
             self._teacher_shapes,
         )
-        self._images = to_global(self._noise(self._batch), self._mesh)
+        self._images = to_global(self._noise(self._batch), self.mesh)
         self.seconds()
 
     def advance(self, batch: dict[str, jax.Array]) -> Any:

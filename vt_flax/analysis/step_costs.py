@@ -1,4 +1,4 @@
-"""What a training step costs a device, as traced and as compiled."""
+"""Costs of a training step on a device, as traced and as compiled."""
 
 import math
 import re
@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from vt_flax.analysis.collectives import find_collectives, totals
 from vt_flax.analysis.hlo import Program
@@ -14,12 +15,8 @@ from vt_flax.analysis.step import MeshStep
 from vt_flax.analysis.traffic import memory_traffic
 
 
-def read_costs(step: MeshStep, devices: int) -> dict[str, Any]:
+def read_costs(step: MeshStep) -> dict[str, Any]:
     """Compiles a training step and returns its costs, of one device and one step.
-
-    Args:
-      step: the step.
-      devices: how many it runs on.
 
     Returns:
       `macs`: multiply-adds of its products, traced, without those of zeros around
@@ -29,10 +26,10 @@ def read_costs(step: MeshStep, devices: int) -> dict[str, Any]:
       `temporary`: operations, bytes moved (on the chip itself too) and bytes of working
       memory as the compiler counts them: loops once. `memory`: bytes at the peak by
       what they hold, see `_memory`. `cycles`: estimated by the TPU compiler, outside of
-      kernels; 0 if it says nothing. `collectives`: by kind, see `collectives.totals`.
-      `unknown`: loops of which the program does not say how often they run; they count
-      once. `recomputed`: instructions that the compiler makes twice, to save memory.
-      `compile`: seconds that it took.
+      kernels; 0 if it says nothing. `collectives`: by kind, see `collectives.totals`;
+      their `sent` is of a chip. `unknown`: loops whose trip count the program does not
+      say; they count once. `recomputed`: instructions that the compiler makes twice, to
+      save memory. `compile`: seconds that it took.
     """
     begin = time.perf_counter()
     traced = step.trace()
@@ -40,10 +37,10 @@ def read_costs(step: MeshStep, devices: int) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     program = Program(compiled.as_text())
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    found = find_collectives(program, devices)
+    found = find_collectives(program, _chips(step.mesh))
     macs = sum(amount for _, amount in products(traced.jaxpr.jaxpr, padding=False))
     return {
-        "macs": macs / devices,
+        "macs": macs / step.mesh.size,
         "forward": count(step.model, step.size).total_macs,
         "traffic": memory_traffic(program),
         "given": memory.argument_size_in_bytes + memory.output_size_in_bytes,
@@ -57,6 +54,19 @@ def read_costs(step: MeshStep, devices: int) -> dict[str, Any]:
         "recomputed": sum(".remat" in one.name for one, _, _ in program.executed()),
         "compile": round(seconds, 1),
     }
+
+
+def _chips(mesh: Mesh) -> list[Any]:
+    """Returns what identifies each device's chip, in the order of a program's devices.
+
+    Only TPUs have several devices on a chip.
+    """
+    return [
+        (getattr(device, "slice_index", 0), *device.coords)
+        if device.platform == "tpu"
+        else device.id
+        for device in mesh.devices.flat
+    ]
 
 
 def _estimated_cycles(program: Program) -> int:

@@ -8,7 +8,7 @@ from vt_flax.errors import UserError
 
 BATCH, SPAN = "batch_size", "model.norm_span"
 SHORT = {"batch": BATCH, "span": SPAN}
-# A span of the examples that lie on one chip, whatever the batch.
+# BatchNorm groups of the examples on one device, whatever the batch size.
 PER_DEVICE = "per_device"
 
 

@@ -1,4 +1,4 @@
-"""Chips and what is published of them, and topologies of TPUs by their names."""
+"""Published peak figures of accelerator chips, and topologies of TPUs by name."""
 
 import dataclasses
 import math
@@ -9,23 +9,24 @@ from vt_flax.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What a chip can do at best.
+    """Peak figures of a chip, of all its JAX devices together.
 
     Attributes:
-      name: as people call it.
-      flops: bfloat16 operations a second of its matrix units; a multiply-add is two.
-      memory: bytes of its main memory that a program can have.
-      bandwidth: bytes a second of that memory.
-      link: bytes a second that one link to another chip carries, in one direction.
-      links: how many links it has.
-      host_chips: chips of a host of a large slice.
-      one_host: slices of at most so many chips have one host.
+      name: in a topology's name.
+      flops: bfloat16 operations per second of its matrix units; a multiply-add is two.
+      memory: bytes of HBM that programs can have.
+      bandwidth: HBM bandwidth in bytes per second.
+      link: bytes per second of one link to another chip, in one direction.
+      links: number of links to other chips.
+      host_chips: chips per host of a large slice.
+      one_host: slices of up to this many chips have one host.
       source: where the figures are from.
-      cached: whether a cache stands before its memory, so that a program may move less
-        than it says.
-      kinds: what JAX calls it, its `device_kind`.
-      single: as `flops`, of what JAX makes of float32 products by default: a pass of
-        bfloat16 on TPUs, TF32 on GPUs.
+      cached: whether caches hide part of the memory traffic that a program asks for.
+      kinds: its names in JAX (`device_kind`).
+      single: as `flops`, of float32 products at JAX's default precision: one bfloat16
+        pass on TPUs, TF32 on GPUs.
+      devices: JAX devices on the chip, which share compute, memory and bandwidth
+        equally; an array on one of them cannot use the memory of another.
     """
 
     name: str
@@ -40,15 +41,28 @@ class Chip:
     cached: bool = False
     kinds: tuple[str, ...] = ()
     single: float = 0.0
+    devices: int = 1
+
+    @property
+    def device(self) -> "Chip":
+        """The figures of one JAX device; the links stay those of the whole chip."""
+        return dataclasses.replace(
+            self,
+            flops=self.flops / self.devices,
+            single=self.single / self.devices,
+            memory=self.memory // self.devices,
+            bandwidth=self.bandwidth / self.devices,
+            devices=1,
+        )
 
 
 GIB = 2**30
-# The name of the machine that is here, of which `machine` knows.
+# The name of this machine, see `machine.this_machine`.
 HERE = "here"
-# Published: peak bfloat16 operations, bandwidth, links. Links are published as the sum
-# of all, in both directions; for v4 see Jouppi et al. 2023 (arXiv 2304.01433), Table 4.
-# Memory is what the TPU compiler (libtpu 0.0.42) says it has when a program needs more;
-# published are 32, 16, 95 and 32 GB.
+# Published: peak bfloat16 operations, HBM bandwidth, links. Links are published as the
+# sum of all of them in both directions; for v4 see Jouppi et al. 2023
+# (arXiv 2304.01433), Table 4. Memory is what the TPU compiler (libtpu 0.0.50) reports
+# as available when a program needs more; published are 32, 16, 95, 32 and 192 GB.
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -63,17 +77,29 @@ CHIPS = {
             kinds=("TPU v5 lite", "TPU v5e"), single=197e12,
         ),
         Chip(
-            "v5p", 459e12, int(95.74 * GIB), 2765e9, 100e9, 6, 4, 4,
+            "v5p", 459e12, int(95.73 * GIB), 2765e9, 100e9, 6, 4, 4,
             "docs.cloud.google.com/tpu/docs/v5p",
             kinds=("TPU v5", "TPU v5p"), single=459e12,
         ),
         Chip(
-            "v6e", 918e12, int(31.25 * GIB), 1638e9, 100e9, 4, 4, 8,
+            "v6e", 918e12, int(31.24 * GIB), 1638e9, 100e9, 4, 4, 8,
             "docs.cloud.google.com/tpu/docs/v6e",
             kinds=("TPU v6 lite", "TPU v6e"), single=918e12,
         ),
+        # Two chiplets, each a JAX device with a TensorCore and half of the memory.
+        Chip(
+            "tpu7x", 2307e12, int(2 * 94.74 * GIB), 7380e9, 100e9, 6, 4, 4,
+            "docs.cloud.google.com/tpu/docs/tpu7x",
+            kinds=("TPU7x",), single=2307e12, devices=2,
+        ),
     )
 }  # fmt: skip
+# Other names of them, in lower case.
+ALIASES = {
+    **dict.fromkeys(("v7x", "v7", "tpu7", "tpu_v7x", "ironwood"), "tpu7x"),
+    **dict.fromkeys(("v5litepod", "v5lite", "v5_lite"), "v5e"),
+    **dict.fromkeys(("v6lite", "v6_lite", "v6", "trillium"), "v6e"),
+}
 # Dense products, from the data sheets of nvidia.com/en-us/data-center/{a100,l4,h100,
 # h200}; those of the last three print figures with sparsity, which are twice as high. A
 # GPU reaches the others by a switch: one link of all its bandwidth.
@@ -108,17 +134,18 @@ GPUS = (
     ),
     Chip("L4", 121e12, 24 * 10**9, 300e9, kinds=("NVIDIA L4",), single=60e12),
 )  # fmt: skip
+# By `device_kind`.
 OF_KIND = {kind: chip for chip in (*CHIPS.values(), *GPUS) for kind in chip.kinds}
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips of a kind, joined to a grid or torus.
+    """Chips of one kind, joined to a grid or torus.
 
     Attributes:
       name: such as `v5e:16x16`.
       chip: the kind.
-      shape: chips along each axis.
+      shape: number of chips along each axis.
     """
 
     name: str
@@ -127,12 +154,17 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """How many there are."""
+        """Number of chips."""
         return math.prod(self.shape)
 
     @property
+    def devices(self) -> int:
+        """Number of JAX devices."""
+        return self.chips * self.chip.devices
+
+    @property
     def hosts(self) -> int:
-        """How many hosts they have."""
+        """Number of hosts."""
         return (
             1
             if self.chips <= self.chip.one_host
@@ -141,32 +173,52 @@ class Topology:
 
     @property
     def interconnect(self) -> float:
-        """Bytes a second that a chip can send over all the links that it has here.
+        """Bytes per second that a chip can send over all the links it has here.
 
-        Two along an axis, to both sides; along one of two chips a single one.
+        Two links along an axis, one to each side; a single one along an axis of two
+        chips.
         """
         used = sum(min(2, length - 1) for length in self.shape)
         return self.chip.link * min(used, self.chip.links)
 
+    def batch_size(self, per_chip: int) -> int:
+        """Returns the batch size of all chips.
+
+        Raises:
+          UserError: if a chip's devices cannot share its examples equally.
+        """
+        if per_chip % self.chip.devices:
+            raise UserError(
+                f"--chip {per_chip}: a {self.chip.name} chip is {self.chip.devices} "
+                f"JAX devices: write a multiple of {self.chip.devices}"
+            )
+        return per_chip * self.chips
+
 
 def parse_topology(name: str) -> Topology:
-    """Returns the topology of a name; whether there is such a one libtpu knows.
+    """Returns the topology of a name; libtpu knows whether there is such a one.
 
     Raises:
-      UserError: if it is none, a side of it has no chips, or the chip is not in the
-        table.
+      UserError: if it is not of the form CHIP:AxB, the chip is not in the table, or a
+        side has no chips.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){0,2})", name)
     if not match:
         raise UserError(
             f"--topology {name}: write CHIP:AxB or CHIP:AxBxC, as v5e:16x16"
         )
-    if match[1] not in CHIPS:
-        raise UserError(
-            f"--topology {name}: there is no chip {match[1]!r} in the table"
-            f"{nearest(match[1], CHIPS)}"
+    chip, sides = match.groups()
+    if chip not in CHIPS:
+        known = ALIASES.get(chip.lower(), chip.lower())
+        suggestion = (
+            f"; did you mean {known}:{sides}?"
+            if known in CHIPS
+            else nearest(chip, CHIPS)
         )
-    shape = tuple(map(int, match[2].split("x")))
+        raise UserError(
+            f"--topology {name}: there is no chip {chip!r} in the table{suggestion}"
+        )
+    shape = tuple(map(int, sides.split("x")))
     if min(shape) < 1:
         raise UserError(f"--topology {name}: each side must be at least 1")
-    return Topology(name, CHIPS[match[1]], shape)
+    return Topology(name, CHIPS[chip], shape)

@@ -1,4 +1,4 @@
-"""What the TPU compiler counts in a training step, ours beside a plain one."""
+"""Costs that the TPU compiler counts in a training step, and in plain ResNets'."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,39 +14,40 @@ from vt_flax.analysis.topology import parse_topology
 
 
 def topology_rows(
-    config: ConfigDict, references: Sequence[str], topology: str, chip: int
+    config: ConfigDict, references: Sequence[str], topology: str
 ) -> list[dict[str, Any]]:
     """Compiles the step and its references for a topology. Nothing is run.
 
     Args:
-      config: a resolved configuration.
+      config: a resolved configuration; `batch_size` is sharded over all devices.
       references: names of `steps.STEPS`.
       topology: such as `v5e:2x4`.
-      chip: examples on each chip.
 
     Returns:
-      A record for each, of a chip: GFLOP and MB an image as the compiler counts them,
-      which has what it keeps on the chip in it; MB an image to and from main memory;
-      images/s at most, by `roofline`; GB of memory at work beside state and batch; and
-      collectives in a step. `ours_bytes` and `ours_main_bytes` are our bytes as
-      multiples of the record's.
+      A record for each: GFLOP and MB per image as the compiler counts them, which
+      includes what it keeps in on-chip memory; MB per image to and from HBM; a chip's
+      images/s at most, by `roofline`; a device's GB of working memory, without state
+      and batch; and the number of collectives. `ours_bytes` and `ours_main_bytes` are
+      our bytes as multiples of the record's.
 
     Raises:
-      UserError: if libtpu is not there, or cannot compile a step.
+      UserError: if libtpu is missing, or cannot compile a step.
     """
     names = (OURS, *references)
-    place = parse_topology(topology)
-    batch = chip * place.chips
-    found = costs([config] * len(names), topology, chip, names)
+    place, batch = parse_topology(topology), config.batch_size
+    images = batch / place.devices
+    found = costs([config] * len(names), topology, names)
     return [
         {
             "step": name,
-            "gflop_an_image": short(cost["flops"] / 1e9 / chip),
-            "mb_an_image": short(cost["bytes"] / 1e6 / chip),
+            "gflop_an_image": short(cost["flops"] / 1e9 / images),
+            "mb_an_image": short(cost["bytes"] / 1e6 / images),
             "ours_bytes": round(found[0]["bytes"] / cost["bytes"], 3),
-            "main_mb_an_image": short(cost["traffic"] / 1e6 / chip),
+            "main_mb_an_image": short(cost["traffic"] / 1e6 / images),
             "ours_main_bytes": round(found[0]["traffic"] / cost["traffic"], 3),
-            "bound_images_per_second": short(chip / roofline(cost, place, batch).bound),
+            "bound_images_per_second": short(
+                batch / place.chips / roofline(cost, place, batch).bound
+            ),
             "working_gb": short(cost["temporary"] / 1e9),
             **{
                 kind: cost["collectives"].get(kind, {"count": 0})["count"]

@@ -1,11 +1,11 @@
 """What a compiled program reads from, and writes to, a device's main memory."""
 
-from vt_flax.analysis.hlo import Array, Instruction, Program
+from vt_flax.analysis.hlo import CALLS, Array, Instruction, Program
 
 # Instructions that move nothing, or whose called computations do.
 STILL = (
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all"),
-    *("while", "call", "conditional", "async-start", "partition-id", "replica-id"),
+    *("while", "conditional", *CALLS, "call-update", "partition-id", "replica-id"),
 )
 # Kernels that only name memory.
 STILL_KERNELS = ("AllocateBuffer", "ConcatBitcast")

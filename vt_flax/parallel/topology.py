@@ -1,4 +1,4 @@
-"""TPUs that are not there, to compile for."""
+"""TPU topologies to compile for, without TPUs."""
 
 import importlib.util
 import json
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -16,28 +17,57 @@ import jax
 from vt_flax.errors import UserError, first_line
 from vt_flax.experimental import topologies
 
-# What a process that compiles for TPUs without having one sets before it starts JAX.
-# The last, since libtpu else allows a machine one process, which may be training.
+# Environment of a process that compiles for TPUs without having one, set before it
+# starts JAX.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
+    # Else libtpu allows a machine one process, which may be training.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # JAX cannot read such programs back from its cache.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
 }
-# How libtpu is to take some topologies: both cores of a v4 are one device, as they are
-# where there are v4s; and hosts of a single chip.
+# Options of libtpu for some topologies: both cores of a v4 are one device, as on real
+# v4s; and hosts of a single chip.
 MEGACORE = {"chip_config_name": "megacore"}
 ONE_CHIP = {"chips_per_host_bounds": (1, 1, 1)}
-# Seconds between two lines that tell how long something has been compiled.
+# Chips for which older TPU compilers are slow or crash, and the first libtpu that is
+# known to compile for them.
+NEW_CHIPS = ("v6e", "tpu7x")
+NEW_LIBTPU = "0.0.50"
+# Seconds between two lines of progress.
 TELL_SECONDS = 60
 
 
 def has_tpu_compiler() -> bool:
-    """Tells whether libtpu is installed (`pip install "jax[tpu]"`)."""
+    """Returns whether libtpu is installed (`pip install "jax[tpu]"`)."""
     return importlib.util.find_spec("libtpu") is not None
 
 
+def libtpu_version() -> str:
+    """Returns the version of libtpu; empty where it is not installed as such."""
+    try:
+        return metadata.version("libtpu")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def old_compiler(topology: str) -> str:
+    """Returns a line on what to install if libtpu is too old for a chip, or nothing."""
+    chip, version = topology.partition(":")[0], libtpu_version()
+    numbers, needed = (
+        list(map(int, re.findall(r"\d+", text)[:3])) for text in (version, NEW_LIBTPU)
+    )
+    if chip not in NEW_CHIPS or not version or numbers >= needed:
+        return ""
+    return (
+        f"libtpu {version} may be slow or crash for {chip}: install {NEW_LIBTPU} or "
+        'newer, by pip install -U "jax[tpu]" on Python 3.12 or newer'
+    )
+
+
 def tpu_devices(topology: str) -> Sequence[jax.Device]:
-    """Returns the chips of a topology such as `v5e:2x2`, to compile for.
+    """Returns the devices of a topology such as `v5e:2x2`, to compile for.
 
     Raises:
       UserError: if libtpu knows no such topology.
@@ -56,21 +86,23 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
 
 
 def compile_apart(module: str, request: dict[str, Any], programs: int) -> Any:
-    """Compiles for TPUs in a process of its own, and returns what it makes of it.
+    """Compiles for TPUs in a process of its own, and returns that process's result.
 
     The compiler needs its own start of JAX, and may crash.
 
     Args:
-      module: run as a program: it reads the request and prints its answer, as JSON.
-      request: what to compile, its `topology` among it.
-      programs: how many programs that are.
+      module: run as a program that reads the request and prints its result, as JSON.
+      request: what to compile, with a `topology`.
+      programs: number of programs.
 
     Raises:
-      UserError: if libtpu is not there, or the process fails.
+      UserError: if libtpu is missing, or the process fails.
     """
     if not has_tpu_compiler():
         raise UserError('--topology needs libtpu: pip install "jax[tpu]"')
     topology = request["topology"]
+    if advice := old_compiler(topology):
+        _tell(advice)
     _tell(
         f"compiling {programs} program{'s' if programs > 1 else ''} for {topology}: "
         f"{'each ' if programs > 1 else ''}may take minutes"
