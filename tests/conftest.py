@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import types
 from collections.abc import Iterator
 
 # Set before JAX is imported anywhere: both are read once.
@@ -31,8 +32,16 @@ FIRST = (
 )
 
 
+# First, so that `-m` selects by the marker.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first; within a file the order stays."""
+    """Marks the tests that use PyTorch, and puts the longest files first.
+
+    Within a file the order stays.
+    """
+    for item in items:
+        if "torch" in item.fixturenames:
+            item.add_marker("torch")
 
     def place(item: pytest.Item) -> int:
         return FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST)
@@ -79,6 +88,13 @@ def _compile_quickly(value: bool) -> None:
 
 # Most programs here run once: to compile them well takes longer than they run.
 _compile_quickly(True)
+
+
+@pytest.fixture(scope="session")
+def torch() -> types.ModuleType:
+    """PyTorch, or a skip where it is absent; who uses it has the marker `torch`."""
+    reason = "PyTorch is in the extra: pip install -e .[torch]"
+    return pytest.importorskip("torch", reason=reason)
 
 
 @pytest.fixture(scope="session")

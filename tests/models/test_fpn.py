@@ -99,10 +99,7 @@ STATISTICS = ("mean", "var")
 @pytest.mark.parametrize(
     "size,train", [((64, 96), False), ((65, 97), False), ((65, 97), True)]
 )
-def test_equals_pytorch(size, train):
-    torch = pytest.importorskip(
-        "torch", reason="PyTorch is in the extra: pip install -e .[torch]"
-    )
+def test_equals_pytorch(size, train, torch):
     model, images = tiny("fpn"), images_of(2, *size)
     variables = randomised(model, images)
 

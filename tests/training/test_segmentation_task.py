@@ -67,8 +67,7 @@ def test_cross_entropy_of_labelled_pixels(smoothing):
     assert told["pixel_accuracy"] == pytest.approx(right, rel=1e-6)
 
 
-def test_a_loss_at_the_labels_size_is_pytorchs():
-    torch = pytest.importorskip("torch", reason="needs `pip install -e .[torch]`")
+def test_a_loss_at_the_labels_size_is_pytorchs(torch):
     logits, labels = draw((2, 5, 7))[0], draw((2, 19, 26), 1)[1]
     wide = torch.nn.functional.interpolate(
         torch.tensor(logits).permute(0, 3, 1, 2), (19, 26), mode="bilinear"
