@@ -10,6 +10,21 @@ check_python() {
   fi
 }
 
+# find_python VERSION: prints the path of an interpreter of this version, such as 3.11,
+# or returns 1 if none runs. A shim may be on PATH that only prints a message.
+find_python() {
+  local candidate
+  while read -r candidate; do
+    if "$candidate" -c "import sys, venv, ensurepip
+sys.exit('%d.%d' % sys.version_info[:2] != '$1' or sys.version_info[3] != 'final')" \
+      </dev/null >/dev/null 2>&1; then
+      echo "$candidate"
+      return
+    fi
+  done < <(type -aP "python$1" python3; ls -d ~/.pyenv/versions/"$1".*/bin/python)
+  return 1
+} 2>/dev/null
+
 # make_venv FOLDER: creates a virtual environment in $VENV, or in FOLDER.
 make_venv() {
   local python=${PYTHON:-python3}
