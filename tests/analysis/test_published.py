@@ -136,6 +136,7 @@ def test_references_differ_from_the_print_where_it_is_rounded_or_wrong():
         assert row.reference_mmacs == COUNTED.get(row.row, PRINTED[row.row][1])
 
 
+@pytest.mark.slow
 def test_the_records_have_the_promised_keys(rows):
     keys = {"table", "row", "printed_mmacs", "printed_mparams", "mmacs", "mparams"}
     assert set(rows) == set(PRINTED)

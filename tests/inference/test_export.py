@@ -150,6 +150,7 @@ def answers_elsewhere(folder, programs):
     return [dict(np.load(f"{inputs}.found.npz")) for _, inputs, _ in wanted]
 
 
+@pytest.mark.slow
 def test_programs_are_the_networks_where_only_jax_is(workdirs, tmp_path, monkeypatch):
     files = tmp_path / "classifier.zip", tmp_path / "segmenter.zip"
     exported(monkeypatch, "--workdir", workdirs / "classifier", "--out", files[0])
@@ -239,6 +240,7 @@ def test_the_same_network_makes_the_same_file(workdirs, tmp_path, monkeypatch):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_classifier_takes_images_of_any_size(workdirs, tmp_path, monkeypatch):
     file = tmp_path / "any.zip"
     words = ("--workdir", workdirs / "plain", "--out", file, "--input_size", "any")
@@ -257,6 +259,7 @@ def test_a_classifier_takes_images_of_any_size(workdirs, tmp_path, monkeypatch):
         assert np.abs(shifted - expected).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_masks_are_of_the_images_own_size(workdirs, tmp_path, monkeypatch):
     file = tmp_path / "masks.zip"
     words = ("--workdir", workdirs / "segmenter", "--out", file)
@@ -296,6 +299,7 @@ def test_type_and_platforms(workdirs, tmp_path, monkeypatch):
     assert 1e-4 < np.abs(found - whole).max() < 0.1 * np.abs(whole).max()
 
 
+@pytest.mark.slow
 @needs_tpu_compiler
 def test_tpus_can_compile_it(workdirs, tmp_path, monkeypatch):
     file = tmp_path / "classifier.zip"

@@ -307,6 +307,7 @@ def test_broken_weights_are_told(classify, monkeypatch):
         classifier(batch=0)
 
 
+@pytest.mark.slow
 def test_networks_are_pickled(classify, segment):
     """And say the same in another program, also in one that computes in 64 bits."""
     image = noise(20, 28)

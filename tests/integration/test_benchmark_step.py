@@ -19,6 +19,8 @@ from vt_flax.parallel.mesh import make_mesh
 from vt_flax.parallel.topology import has_tpu_compiler
 from vt_flax.training.config import load_config
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 

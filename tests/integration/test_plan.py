@@ -16,6 +16,8 @@ from vt_flax.analysis import compiled_step, machine, peaks, plan_here, planning
 from vt_flax.parallel import topology
 from vt_flax.parallel.topology import has_tpu_compiler
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 IMAGENET = str(CONFIGS / "imagenet.py")
 # As small as can be, so that the TPU compiler has little to do.

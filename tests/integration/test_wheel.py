@@ -15,6 +15,8 @@ from pods import ROOT, arguments, quick
 from vt_flax.training.config import load_config
 from vt_flax.version import __version__
 
+pytestmark = pytest.mark.slow
+
 FILES = [
     *("setup.cfg", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"),
     *("BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md"),

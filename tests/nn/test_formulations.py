@@ -17,6 +17,8 @@ from vt_flax.nn.tokenizers import DynamicTokenizer, StaticTokenizer
 from vt_flax.nn.visual_transformer import VTOptions, VTStage
 from vt_flax.parallel.mesh import batch_sharding, make_mesh
 
+pytestmark = pytest.mark.slow
+
 NORM = Normalization()
 TOKENS = VTOptions(tokens=8, token_channels=64, heads=4, group_channels=32)
 

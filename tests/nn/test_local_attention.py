@@ -192,6 +192,7 @@ def derivatives(module, x):
     return compute(variables, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_derivatives_equal_those_of_the_unfolded_form(name):
     x = reference.normal(0, 2, 7, 6, 36)

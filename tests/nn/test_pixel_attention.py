@@ -306,6 +306,7 @@ for traffic in ("all-gather", "all-to-all", "collective-permute"):
 """
 
 
+@pytest.mark.slow
 @needs_tpu_compiler
 def test_tpus_can_compile_it():
     """For four chips, each of which works on its own examples alone."""
@@ -335,6 +336,7 @@ print(compiled.count('custom_call_target="tpu_custom_call"'))
 """
 
 
+@pytest.mark.slow
 @needs_tpu_compiler
 @pytest.mark.parametrize("topology,kernels", [("v4:2x2x1", "0"), ("v5e:2x2", "2")])
 def test_a_chip_with_little_memory_computes_products(topology, kernels):

@@ -292,6 +292,7 @@ print(calls)
 """
 
 
+@pytest.mark.slow
 @needs_tpu_compiler
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2"])
 def test_tpus_can_compile_it(topology):
