@@ -12,6 +12,8 @@ from vt_flax.analysis.published import PUBLISHED
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 
+pytestmark = pytest.mark.slow
+
 RESNETS = {
     "ResNet-18": (69.8, 1814, 11.7),
     "ResNet-34": (73.3, 3664, 21.8),
@@ -136,7 +138,6 @@ def test_references_differ_from_the_print_where_it_is_rounded_or_wrong():
         assert row.reference_mmacs == COUNTED.get(row.row, PRINTED[row.row][1])
 
 
-@pytest.mark.slow
 def test_the_records_have_the_promised_keys(rows):
     keys = {"table", "row", "printed_mmacs", "printed_mparams", "mmacs", "mparams"}
     assert set(rows) == set(PRINTED)

@@ -102,6 +102,7 @@ def assert_close(found, expected, atol):
         np.testing.assert_allclose(found[key], value, atol=atol, err_msg=message)
 
 
+@pytest.mark.slow
 def test_flax_bottlenecks_and_stem_are_ours():
     """Sides of 65, 33, 17, 9, 5, 3: see `test_flax_step_is_ours`."""
     config = resolve(
@@ -149,6 +150,7 @@ def give(step: MeshStep, state: Any) -> None:
     step.state = jax.device_put(state, places)
 
 
+@pytest.mark.slow
 def test_flax_step_is_ours(ours):
     """Where maps have odd sides SAME pads both alike; elsewhere not (see `layers.pad`).
 

@@ -232,6 +232,7 @@ def test_two_sums_are_the_same(written):
     assert fingerprint(state) == host_fingerprint(jax.device_get(state))
 
 
+@pytest.mark.slow
 def test_a_workdir_is_one_runs_at_a_time(tmp_path):
     with locked(tmp_path):
         program = (
