@@ -125,6 +125,7 @@ def test_evaluation_equals_a_recount_image_by_image(trained):
         assert results[name]["loss"] == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(
     trained, digits, tmp_path, monkeypatch
 ):

@@ -220,6 +220,7 @@ def test_examples_are_independent_in_evaluation(kind):
     assert not np.allclose(again[1], logits[1], atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_finite_and_reach_every_parameter(kind):
     model, images = tiny(kind, survival_probability=0.9), images_of(2, 64, 48)

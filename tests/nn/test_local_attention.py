@@ -115,6 +115,7 @@ def test_block_attention(shape):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
 @pytest.mark.parametrize(
     "shape,size,train,formulation",
