@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import types
 from collections.abc import Iterator
 
 # Set before JAX is imported anywhere: both are read once.
@@ -16,11 +17,10 @@ root = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # Of the TPU compiler: least of what makes programs faster.
-os.environ.setdefault("JAX_EXEC_TIME_OPTIMIZATION_EFFORT", "-1")
+os.environ.setdefault("JAX_OPTIMIZATION_LEVEL", "O0")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from jax._src import compiler  # noqa: E402
 from quicker import ROUGH, spare_the_collector  # noqa: E402
 
 # Files that take longest: begun last, one of them would be waited for alone.
@@ -31,8 +31,22 @@ FIRST = (
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes warnings of the modules beside this file errors: see setup.cfg."""
+    for path in pathlib.Path(__file__).parent.glob("*.py"):
+        config.addinivalue_line("filterwarnings", f"error:::{path.stem}$")
+
+
+# First, so that `-m` selects by the marker.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first; within a file the order stays."""
+    """Marks the tests that use PyTorch, and puts the longest files first.
+
+    Within a file the order stays.
+    """
+    for item in items:
+        if "torch" in item.fixturenames:
+            item.add_marker("torch")
 
     def place(item: pytest.Item) -> int:
         return FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST)
@@ -54,21 +68,21 @@ def well_compiled() -> Iterator[None]:
     _compile_quickly(True)
 
 
-_options = compiler.get_compile_options
+if ROUGH:
+    # JAX has no public place for options of all programs that can change: XLA_FLAGS
+    # are read once, and `well_compiled` is without them.
+    from jax._src import compiler
 
+    _options = compiler.get_compile_options
 
-def _options_here(*args, backend=None, **named):
-    """As JAX, which has no public place for this but each call of `jit`."""
-    quickly = jax.config.read("jax_disable_most_optimizations")
-    if quickly and backend and backend.platform == "cpu":
-        named["env_options_overrides"] = {
-            **ROUGH,
-            **(named.get("env_options_overrides") or {}),
-        }
-    return _options(*args, backend=backend, **named)
+    def _rough_options(*args, backend=None, **named):
+        quickly = jax.config.read("jax_disable_most_optimizations")
+        if quickly and backend and backend.platform == "cpu":
+            own = named.get("env_options_overrides") or {}
+            named["env_options_overrides"] = ROUGH | own
+        return _options(*args, backend=backend, **named)
 
-
-compiler.get_compile_options = _options_here
+    compiler.get_compile_options = _rough_options
 
 
 def _compile_quickly(value: bool) -> None:
@@ -79,6 +93,13 @@ def _compile_quickly(value: bool) -> None:
 
 # Most programs here run once: to compile them well takes longer than they run.
 _compile_quickly(True)
+
+
+@pytest.fixture(scope="session")
+def torch() -> types.ModuleType:
+    """PyTorch, or a skip where it is absent; who uses it has the marker `torch`."""
+    reason = "PyTorch is in the extra: pip install -e .[torch]"
+    return pytest.importorskip("torch", reason=reason)
 
 
 @pytest.fixture(scope="session")

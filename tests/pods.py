@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -120,6 +121,8 @@ def _run(
     # Read when JAX was imported.
     jax.config.update("jax_disable_most_optimizations", True)
     _every_process_keeps_its_programs()
+    # As in the tests' own process: see setup.cfg.
+    warnings.filterwarnings("error", module="vt_flax")
     sys.argv = [name, *words]
     cli.run(importlib.import_module(f"vt_flax.{name}").main)
 

@@ -59,6 +59,7 @@ def test_models_are_those_of_the_rows():
         assert row.determined == (row.row not in ("VT-ResNet-50", "VT-ResNet-101"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ROWS)
 def test_networks_are_reproduced(label):
     """Parameters within 0.5 %, multiply-adds within 2 % or explained."""

@@ -12,6 +12,8 @@ from vt_flax.analysis.published import PUBLISHED
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 
+pytestmark = pytest.mark.slow
+
 RESNETS = {
     "ResNet-18": (69.8, 1814, 11.7),
     "ResNet-34": (73.3, 3664, 21.8),

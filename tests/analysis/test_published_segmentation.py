@@ -9,6 +9,8 @@ from vt_flax.analysis.paper_tables import segmentation_table
 from vt_flax.analysis.published_segmentation import PUBLISHED_SEGMENTATION
 from vt_flax.models import create_model
 
+pytestmark = pytest.mark.slow
+
 # Total and FPN GMACs and mIoU, as printed.
 PRINTED = {
     "COCO-Stuff R-50 FPN": ("159", "55.1", 40.78),

@@ -36,7 +36,6 @@ from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.state import TrainState
 from vt_flax.weights.names import place_of
 
-NO_TORCH = "PyTorch is in the extra: pip install -e .[torch]"
 # torchvision's own counts.
 PARAMETERS = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160}
 
@@ -103,6 +102,7 @@ def assert_close(found, expected, atol):
         np.testing.assert_allclose(found[key], value, atol=atol, err_msg=message)
 
 
+@pytest.mark.slow
 def test_flax_bottlenecks_and_stem_are_ours():
     """Sides of 65, 33, 17, 9, 5, 3: see `test_flax_step_is_ours`."""
     config = resolve(
@@ -150,6 +150,7 @@ def give(step: MeshStep, state: Any) -> None:
     step.state = jax.device_put(state, places)
 
 
+@pytest.mark.slow
 def test_flax_step_is_ours(ours):
     """Where maps have odd sides SAME pads both alike; elsewhere not (see `layers.pad`).
 
@@ -226,8 +227,7 @@ def ours_of(state: dict) -> dict:
     return traverse_util.unflatten_dict(found)
 
 
-def test_torch_step_is_ours(ours):
-    pytest.importorskip("torch", reason=NO_TORCH)
+def test_torch_step_is_ours(ours, torch):
     from vt_flax.analysis.references.torch_step import TorchStep
 
     config, step, state = ours
@@ -247,8 +247,7 @@ def test_torch_step_is_ours(ours):
     assert_close(found, expected, 1e-5)
 
 
-def test_no_gpu_for_pytorch():
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
+def test_no_gpu_for_pytorch(torch):
     from vt_flax.analysis.references.torch_step import TorchStep
 
     if torch.cuda.is_available():
@@ -258,8 +257,7 @@ def test_no_gpu_for_pytorch():
         TorchStep(request)
 
 
-def test_torch_step_averages_its_weights():
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
+def test_torch_step_averages_its_weights(torch):
     from vt_flax.analysis.references.torch_step import TorchStep
 
     its = TorchStep(request_of("torch_eager", tiny(18), 2))
@@ -271,8 +269,7 @@ def test_torch_step_averages_its_weights():
 
 
 @pytest.mark.parametrize("name", ["rmsprop_tf", "rmsprop_torch", "adamw"])
-def test_torch_optimizers(name):
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
+def test_torch_optimizers(name, torch):
     from vt_flax.analysis.references.torch_step import make_optimizer
 
     config = tiny(18, name=name, weight_decay=0.1).optimizer.to_dict()
@@ -284,8 +281,7 @@ def test_torch_optimizers(name):
     assert ("rms" in name) == isinstance(made, torch.optim.RMSprop)
 
 
-def test_torch_is_eager_where_it_cannot_compile(monkeypatch):
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
+def test_torch_is_eager_where_it_cannot_compile(monkeypatch, torch):
     from vt_flax.analysis.references.torch_step import TorchStep
 
     def broken(network):
@@ -302,8 +298,7 @@ def test_torch_is_eager_where_it_cannot_compile(monkeypatch):
     assert ", eager (TORCHDYNAMO_DISABLE=1), CPU" in TorchStep(request).what
 
 
-def test_timms_network(monkeypatch):
-    pytest.importorskip("torch", reason=NO_TORCH)
+def test_timms_network(monkeypatch, torch):
     from vt_flax.analysis.references.torch_step import make_network
 
     made = types.SimpleNamespace(create_model=lambda name, **options: (name, options))
@@ -315,9 +310,8 @@ def test_timms_network(monkeypatch):
         make_network(True, dataclasses.replace(plain, width=8))
 
 
-def test_serving(monkeypatch):
+def test_serving(monkeypatch, torch):
     """Requests and answers as they go between the processes."""
-    pytest.importorskip("torch", reason=NO_TORCH)
     from vt_flax.analysis.references import torch_step
 
     asked = []
@@ -358,8 +352,7 @@ def test_serving(monkeypatch):
     assert answers('{"kind": "timm"}', "3") == [{"error": "timm has no such network"}]
 
 
-def test_a_process_that_ends_is_told_of(monkeypatch):
-    pytest.importorskip("torch", reason=NO_TORCH)
+def test_a_process_that_ends_is_told_of(monkeypatch, torch):
     monkeypatch.setattr(beside, "MODULE", "vt_flax.analysis.references.nowhere")
     with beside.Beside("torch", tiny(18), 2) as process:
         with pytest.raises(UserError, match="torch ended: .*No module named.*nowhere"):

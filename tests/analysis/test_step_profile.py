@@ -40,6 +40,7 @@ def test_shares():
 
 
 # Of a type of JAX 0.12's own, on Python 3.13: as an error it would end the process.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")
 def test_a_real_step(tmp_path, capsys):
     """Convolutions of both passes are seen, and the folder holds the trace."""

@@ -113,6 +113,7 @@ def run_all(images, key=0, **changes):
     return jax.device_get(out)
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_devices():
     """Sixteen examples on one device, and spread over eight."""
     images = noise(16, 32, 32, 3)
@@ -124,6 +125,7 @@ def test_the_result_does_not_depend_on_the_devices():
     np.testing.assert_array_equal(spread_targets.weights, targets.weights)
 
 
+@pytest.mark.slow
 def test_each_step_takes_its_own_draw():
     images = noise(8, 32, 32, 3)
     one, _ = run_all(images)
@@ -131,6 +133,7 @@ def test_each_step_takes_its_own_draw():
     assert not np.array_equal(one, run_all(images, key=1)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["augment", "erasing", "mixup", "cutmix"])
 def test_every_key_is_read(key):
     images = noise(16, 32, 32, 3)
@@ -138,6 +141,7 @@ def test_every_key_is_read(key):
     assert not np.array_equal(run_all(images)[0], run_all(images, **{key: off})[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("well_compiled")
 def test_one_purpose_does_not_change_the_draws_of_another():
     """Images that are not erased are what they are where erasing is off."""

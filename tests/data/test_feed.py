@@ -89,6 +89,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_a_process_says_nothing_of_it_and_ends():
     # The tests' own setting would hide it.
     environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}

@@ -10,6 +10,8 @@ from vt_flax.data.source import cached
 from vt_flax.data.sources import open_source
 from vt_flax.training.config import load_config
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH = 200, 8
 
 

@@ -239,16 +239,25 @@ def test_what_is_no_example_gives_zeros_and_no_label():
 MAPS = [(4, 16, 16), (5, 20, 33), (8, 8, 3), (15, 60, 7), (3, 16, 40), (1, 4, 9)]
 
 
-@pytest.mark.parametrize("cells,extent,own", MAPS)
-def test_maps_are_brought_back_as_by_interpolate(cells, extent, own):
-    """Where the example fills the input."""
+def resized_map(cells, extent, own):
+    """Returns random values on cells, and them at an example's own size."""
     values = np.random.default_rng(0).normal(size=(1, cells, cells, 2))
     values = values.astype(np.float32)
     weights = MAP(*(jnp.asarray([n]) for n in (own, extent)), own, cells, extent)
-    found = resample(values, weights, weights)
+    return values, resample(values, weights, weights)
+
+
+@pytest.mark.parametrize("cells,extent,own", MAPS)
+def test_maps_are_resized_as_by_jax(cells, extent, own):
+    """Where the example fills the input."""
+    values, found = resized_map(cells, extent, own)
     expected = jax.image.resize(values, (1, own, own, 2), "bilinear", antialias=False)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("cells,extent,own", MAPS)
+def test_maps_are_resized_as_by_pytorch(cells, extent, own, torch):
+    values, found = resized_map(cells, extent, own)
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(values).permute(0, 3, 1, 2),
         size=(own, own),

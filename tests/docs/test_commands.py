@@ -413,6 +413,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_the_way_of_ones_own_images_is_run(tmp_path, monkeypatch, capsys):
     draw = np.random.default_rng(0)
     for name in ("cats", "dogs"):

@@ -89,6 +89,7 @@ def at_work(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({b.page for b in PROGRAMS if reads(b)}))
 def test_programs_at_work(page, at_work):
     """Those of a page one after the other: later ones take up what was before."""

@@ -198,6 +198,7 @@ def test_large_images_are_shrunk_to_the_canvas(segment):
             assert min(height, width) == 1 and view.lengths in ((1, 28), (20, 1))
 
 
+@pytest.mark.slow
 def test_masks(segment):
     """Classes and probabilities of the network's own maps, enlarged by Pillow."""
     images = [blocks(*size, seed=i) for i, size in enumerate([(20, 28), (13, 9)])]
@@ -307,6 +308,7 @@ def test_broken_weights_are_told(classify, monkeypatch):
         classifier(batch=0)
 
 
+@pytest.mark.slow
 def test_networks_are_pickled(classify, segment):
     """And say the same in another program, also in one that computes in 64 bits."""
     image = noise(20, 28)
@@ -330,6 +332,7 @@ def test_views_are_taken_as_they_are(classify):
     assert found.shares == classify.predict(image)[0].shares
 
 
+@pytest.mark.slow
 def test_what_load_is_given(tmp_path, monkeypatch):
     model = {"name": "resnet18", **RESNET, "num_classes": 0}
     config = {"model": model, "data": {"image_size": SIDE}}

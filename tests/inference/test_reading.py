@@ -39,11 +39,6 @@ def png():
     return encode(noise(64, 64), "PNG")
 
 
-def from_torch(make):
-    """Makes a tensor by PyTorch, or skips where that is absent."""
-    return make(pytest.importorskip("torch"))
-
-
 def evaluated(file):
     return images.decode(tf.constant(file.read_bytes())).numpy()
 
@@ -415,7 +410,6 @@ ITSELF, FIRST, SECOND = "image 0", "image 0", "image 1"
         (lambda: pathlib.Path("."), [ONE, A, B]),
         # Levels.
         (lambda: noise(64, 64), [ITSELF]),
-        (lambda: from_torch(lambda t: t.from_numpy(noise(64, 64))), [ITSELF]),
         (lambda: tf.constant(noise(64, 64)), [ITSELF]),
         (lambda: jnp.asarray(noise(64, 64)), [ITSELF]),
         (lambda: np.stack([noise(64, 64)] * 2), [FIRST, SECOND]),
@@ -439,6 +433,13 @@ def test_one_or_many(given, names, files):
         np.testing.assert_array_equal(
             picture.pixels, np.broadcast_to(expected, (64, 64, 3))
         )
+
+
+def test_pytorchs_tensors(torch):
+    ((name, tensor),) = each_image(torch.from_numpy(noise(64, 64)))
+    np.testing.assert_array_equal(read_picture(tensor, name).pixels, noise(64, 64))
+    with pytest.raises(UserError, match="^images: NumPy cannot read this Tensor"):
+        list(each_image(torch.zeros(3, 4).bfloat16()))
 
 
 def closed(image):
@@ -466,10 +467,6 @@ def without_file():
         (lambda: [A, closed(open(B, "rb"))], "^more/b.png: this file was closed"),
         (lambda: open(A), "^a.png: this file was opened as text"),
         (lambda: {"one": A}, r"of type dict: .* list\(images.values\(\)\)"),
-        (
-            lambda: from_torch(lambda t: t.zeros(3, 4).bfloat16()),
-            "^images: NumPy cannot read this Tensor",
-        ),
         (lambda: "*.bmp", r"^\*.bmp: no image matches this pattern"),
         (lambda: "", "^an empty name is no image"),
         (lambda: "none.png", "^none.png: No such file"),

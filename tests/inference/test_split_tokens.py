@@ -41,6 +41,7 @@ def config():
     return resolve(ConfigDict({"data": data, "batch_size": 4}))
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn(tmp_path, config, capsys):
     model, variables = build(stage_sizes=[1, 1, 1, 2])
     sizes = []

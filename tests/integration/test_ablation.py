@@ -16,6 +16,8 @@ from pods import quick
 from vt_flax.training.config import load_config
 from vt_flax.training.logging import read_metrics
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ["bash", "launch/ablation.sh"]
 # Two rows without an option that only one of them has.

@@ -15,6 +15,8 @@ from vt_flax.parallel import topology
 from vt_flax.parallel.topology import has_tpu_compiler
 from vt_flax.training.config import load_config
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 QUICKSTART, IMAGENET = (str(CONFIGS / f"{n}.py") for n in ("quickstart", "imagenet"))
 TINY = [

@@ -19,6 +19,8 @@ from vt_flax.parallel.mesh import make_mesh
 from vt_flax.parallel.topology import has_tpu_compiler
 from vt_flax.training.config import load_config
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
@@ -52,9 +54,9 @@ def records_of(arguments, capsys):
     return json.loads(told.out), told.err
 
 
+@pytest.mark.usefixtures("torch")
 def test_step(tiny_config, digits, capsys):
     """With a reference beside, compiling, the whole loop and MFU."""
-    pytest.importorskip("torch", reason="PyTorch is in the extra: [torch]")
     arguments = ["--config", tiny_config, f"--config.data.data_dir={digits}"]
     arguments += ["--batch", "8", "--rounds", "3", "--warmup", "1"]
     arguments += ["--against", "torch_eager", "--peak", "measured"]

@@ -30,6 +30,8 @@ from vt_flax.training.step import (
 )
 from vt_flax.training.tasks.classification import Classification
 
+pytestmark = pytest.mark.slow
+
 # A network that compiles in seconds.
 TINY = {
     "name": "vt_resnet18",

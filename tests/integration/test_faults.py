@@ -9,6 +9,8 @@ import pytest
 from kills import LONG
 from pods import ROOT, arguments, assert_same_run, make_images, pod, quick
 
+pytestmark = pytest.mark.slow
+
 
 def mounted(script: str, *arguments: str) -> subprocess.CompletedProcess:
     """Runs a script of the shell that may mount; nobody else sees what it mounts."""

@@ -27,7 +27,6 @@ from vt_flax.training.initial import initialise
 from vt_flax.training.state import create_state
 from vt_flax.training.weights import find_checkpoint, read_weights
 
-NO_TORCH = "PyTorch is in the extra: pip install -e .[torch]"
 TINY = {"stage_sizes": [1, 1, 1, 1], "width": 4}
 SET_TINY = ["--set", "stage_sizes=[1,1,1,1]", "--set", "width=4"]
 
@@ -82,8 +81,7 @@ def in_sequential(torch, network):
         (50, "msra", "safetensors"),
     ],
 )
-def test_logits_are_pytorchs(depth, variant, form, photographs, tmp_path):
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
+def test_logits_are_pytorchs(depth, variant, form, photographs, tmp_path, torch):
     network = randomise(torch, torch_resnet(torch, depth, variant=variant))
     file = tmp_path / f"resnet{depth}.{form}"
     if form == "safetensors":
@@ -107,9 +105,8 @@ def test_logits_are_pytorchs(depth, variant, form, photographs, tmp_path):
         assert np.abs(torch_logits(torch, other, photographs) - logits).max() > 0.01
 
 
-def test_logits_of_timms_basic_se_resnet(tmp_path):
+def test_logits_of_timms_basic_se_resnet(tmp_path, torch):
     """Its gates are 8 wide where the paper's are 1 (here) or 4."""
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
     tiny = {"sizes": (1, 1, 1, 1), "width": 16, "gate": 16, "multiple": 8}
     network = randomise(torch, torch_resnet(torch, 18, **tiny))
     torch.save(network.state_dict(), tmp_path / "file.pth")
@@ -128,8 +125,7 @@ def test_logits_of_timms_basic_se_resnet(tmp_path):
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_logits_of_timms_se_resnet(tmp_path):
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
+def test_logits_of_timms_se_resnet(tmp_path, torch):
     options = {**TINY, "width": 16}
     network = torch_resnet(torch, 50, sizes=(1, 1, 1, 1), width=16, gate=16)
     state = randomise(torch, network).state_dict()
@@ -328,8 +324,7 @@ def test_training_starts_from_it(name, options, fresh, unused, imported):
 # -------------------------------------------------------------- as a run like any other
 
 
-def test_predict_names_imagenets_classes(tmp_path, monkeypatch, capsys):
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
+def test_predict_names_imagenets_classes(tmp_path, monkeypatch, capsys, torch):
     network = randomise(torch, torch_resnet(torch, 18, sizes=(1, 1, 1, 1), width=4))
     torch.save(network.state_dict(), tmp_path / "file.pth")
     arguments = [tmp_path / "file.pth", "--model", "resnet18", *SET_TINY]
@@ -355,8 +350,7 @@ def test_predict_names_imagenets_classes(tmp_path, monkeypatch, capsys):
     assert row["share 1"] == pytest.approx(shares[best] / shares.sum(), abs=1e-4)
 
 
-def test_evaluate(digits, tmp_path, monkeypatch, capsys):
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
+def test_evaluate(digits, tmp_path, monkeypatch, capsys, torch):
     network = torch_resnet(torch, 18, sizes=(1, 1, 1, 1), width=4, classes=10)
     randomise(torch, network)
     args = argparse.Namespace(lr=0.1)
@@ -461,8 +455,7 @@ def test_bad_files(refused, tmp_path):
     assert "damaged or cut off" in refused(file, *model)
 
 
-def test_a_hostile_file_is_refused_and_not_run(refused, tmp_path):
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
+def test_a_hostile_file_is_refused_and_not_run(refused, tmp_path, torch):
     mark, file = tmp_path / "mark", tmp_path / "file.pth"
 
     class Touch:

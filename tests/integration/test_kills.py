@@ -3,7 +3,10 @@
 `python tests/kills.py --kills 20` is the longer form.
 """
 
+import pytest
 from kills import compare
+
+pytestmark = pytest.mark.slow
 
 
 def test_kills_change_no_bit(digits, tmp_path):

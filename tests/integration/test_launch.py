@@ -2,6 +2,7 @@
 
 import configparser
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -402,3 +403,49 @@ def test_the_tests_of_the_oldest_libraries_are_there():
     assert [path for path, _, _ in named if not (ROOT / path).exists()] == []
     single = [(ROOT / path, f"def {test}(") for path, _, test in named if test]
     assert [head for path, head in single if head not in path.read_text()] == []
+
+
+STUBS = {
+    "launch/common.sh": """
+supported=(3.13 3.12 3.11)
+choose_python() {
+  for minor in "$@"; do
+    if [[ $THERE == *$minor* ]]; then
+      PYTHON=py$minor version=$minor.0
+      return
+    fi
+  done
+  exit 2
+}""",
+    "launch/test.sh": 'echo "ran $PYTHON $VENV $EXTRAS:" "$@"; [ "$PYTHON" != "$BAD" ]',
+}
+WHOLE = "ran py3.13 .cache/venv-3.13 test,tpu: -rs"
+SHORT = "ran py3.11 .cache/venv-3.11 test,torch: -rs -m torch or not slow"
+
+
+@pytest.mark.parametrize(
+    "there, failing, legs, statuses",
+    [
+        ("3.11 3.12 3.13", "", [WHOLE, SHORT], [0, 0]),
+        ("3.11 3.13", "py3.13", [WHOLE, SHORT], [1, 0]),
+        ("3.11 3.13", "py3.11", [WHOLE, SHORT], [0, 1]),
+        ("3.12 3.11", "", [WHOLE.replace("3.13", "3.12"), SHORT], [0, 0]),
+        ("3.13", "", [WHOLE], [0]),
+        ("3.11", "", ["ran py3.11 .cache/venv-3.11 test,torch,tpu: -rs"], [0]),
+        ("3.10", "", [], []),
+    ],
+)
+def test_ci_runs_both_legs_and_fails_if_one_does(
+    there, failing, legs, statuses, tmp_path
+):
+    for name, text in STUBS.items() | {(".ci/run", (ROOT / ".ci/run").read_text())}:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    done = run(str(tmp_path / ".ci/run"), THERE=there, BAD=failing)
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("ran ")] == legs
+    ends = [line for line in lines if "exit status" in line]
+    found = [int(re.search(r"exit status (\d+) after", line)[1]) for line in ends]
+    assert found == statuses
+    assert done.returncode == (max(statuses) if statuses else 2)
+    assert ("PyTorch's tests were left out" in done.stdout) == (there == "3.13")

@@ -24,6 +24,8 @@ from tpu_programs import needs_tpu_compiler
 
 from vt_flax.training.logging import read_metrics
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / "launch" / "notebooks"
 BOOKS = {path.stem: nbformat.read(path, 4) for path in FOLDER.glob("*.ipynb")}
 

@@ -17,6 +17,8 @@ from vt_flax.analysis.topology import parse_topology
 from vt_flax.parallel import topology
 from vt_flax.parallel.topology import has_tpu_compiler
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 IMAGENET = str(CONFIGS / "imagenet.py")
 # As small as can be, so that the TPU compiler has little to do.

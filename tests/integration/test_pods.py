@@ -16,6 +16,8 @@ from pods import assert_same_run, make_images, measured, pod
 
 from vt_flax import evaluate
 
+pytestmark = pytest.mark.slow
+
 # Sums in another order differ in the last bit, which training multiplies: tenfold in
 # three steps at a rate of 0.01, hardly at this one.
 CALM = {"schedule.rate": 0.001, "batch_size": 16, "eval.batch_size": 32}

@@ -25,7 +25,7 @@ from vt_flax.training.logging import read_metrics
 from vt_flax.training.run import prepare
 from vt_flax.training.step import compile_eval_step, make_train_step
 
-pytestmark = pytest.mark.usefixtures("shared_steps")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_steps")]
 
 NAMES = ("red", "green", "blue")
 COLOURS = np.asarray([(210, 50, 50), (50, 210, 50), (50, 50, 210)])

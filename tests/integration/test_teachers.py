@@ -23,7 +23,7 @@ from vt_flax.training.logging import read_metrics
 from vt_flax.training.run import prepare
 from vt_flax.training.teacher import Teacher
 
-pytestmark = pytest.mark.usefixtures("shared_steps")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_steps")]
 
 RESNET = {
     "name": "resnet18",

@@ -25,6 +25,8 @@ from vt_flax.training.checkpoint import Checkpoints, write_config
 from vt_flax.training.config import resolve
 from vt_flax.training.run import prepare
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "stem": "small",
     "stage_sizes": [1, 1, 1, 1],

@@ -104,6 +104,7 @@ def test_what_comes_before_the_first_step_is_progress(digits, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_evaluation_equals_a_recount_image_by_image(trained):
     run, workdir, results = trained
     state = last_state(run, workdir)
@@ -124,6 +125,7 @@ def test_evaluation_equals_a_recount_image_by_image(trained):
         assert results[name]["loss"] == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(
     trained, digits, tmp_path, monkeypatch
 ):
@@ -139,6 +141,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert measured(tmp_path) == measured(workdir.parent)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_in_a_program_of_64_bits(trained, digits, tmp_path):
     run, workdir, results = trained
     with jax.enable_x64(True):
@@ -146,6 +149,7 @@ def test_a_run_is_the_same_in_a_program_of_64_bits(trained, digits, tmp_path):
     assert_same(last_state(run, workdir), last_state(run, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_the_command_takes_no_notice_of_64_bits(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     changes = LONG | {"data.data_dir": digits, "duration": "2 steps"}
@@ -181,6 +185,7 @@ def test_a_finished_run_says_that_nothing_is_left(trained, capsys):
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
 
 
+@pytest.mark.slow
 def test_a_final_evaluation_that_was_cut_off_is_made_up_for(
     trained, digits, tmp_path, monkeypatch
 ):
@@ -196,6 +201,7 @@ def test_a_final_evaluation_that_was_cut_off_is_made_up_for(
     assert loop.train(run, tmp_path / "run") == results
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_the_way_that_was_cut_off_is_made_up_for(
     trained, digits, tmp_path, monkeypatch
 ):
@@ -219,6 +225,7 @@ def test_an_evaluation_on_the_way_that_was_cut_off_is_made_up_for(
     assert_same(last_state(run, workdir), last_state(run, tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [1, 4])
 def test_a_sigterm_loses_no_step(moment, trained, digits, tmp_path, monkeypatch):
     """A real signal, between checkpoints, and the end result to the bit.
@@ -246,6 +253,7 @@ def test_a_sigterm_loses_no_step(moment, trained, digits, tmp_path, monkeypatch)
     assert_same(last_state(run, workdir), last_state(run, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_sigterm_cuts_off_an_evaluation(trained, digits, tmp_path, monkeypatch):
     run, _, results = trained
     read = pipeline.eval_batches
@@ -267,6 +275,7 @@ def test_a_sigterm_cuts_off_an_evaluation(trained, digits, tmp_path, monkeypatch
     assert loop.train(run, tmp_path / "run") == results
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_status_4_at_a_sigterm(digits, tmp_path):
     changes = LONG | {"data.data_dir": digits, "duration": "1000 steps"}
     changes |= {"parallel.cpu_devices": 2, "log.every": "1 steps"}
@@ -282,6 +291,7 @@ def test_the_command_ends_with_status_4_at_a_sigterm(digits, tmp_path):
     assert Checkpoints(tmp_path / "run", read_only=True).steps()[-1] == step >= 3
 
 
+@pytest.mark.slow
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(digits, tmp_path):
     config = tiny(
         digits,
@@ -301,6 +311,7 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(digits, tm
         assert np.isfinite(value).all(), path
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_under_another_rate_and_decay_but_not_another_model(
     trained, digits, tmp_path, capsys
 ):
@@ -336,6 +347,7 @@ def test_a_run_may_go_on_under_another_rate_and_decay_but_not_another_model(
     assert before == after
 
 
+@pytest.mark.slow
 def test_a_checkpoint_comes_after_some_minutes_at_the_latest(
     trained, digits, tmp_path, monkeypatch
 ):
@@ -351,6 +363,7 @@ def test_a_checkpoint_comes_after_some_minutes_at_the_latest(
     assert_same(last_state(run, workdir), last_state(run, tmp_path))
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_while_an_evaluation_begins_is_saved(
     digits, tmp_path, monkeypatch
 ):
@@ -369,6 +382,7 @@ def test_what_is_asked_for_while_an_evaluation_begins_is_saved(
     assert steps == [4, 8]
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_can_be_evaluated(digits, tmp_path, capsys):
     """By the averages' top-1, of all evaluations on the way."""
     config = tiny(digits, **{"eval.every": "2 steps"})
@@ -397,6 +411,7 @@ def test_averages_are_of_parameters_and_of_batch_statistics(trained):
         assert any(np.abs(raw[k] - average[k]).max() > 1e-6 for k in raw)
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_stops_the_run_and_names_the_file(tmp_path):
     from PIL import Image
 

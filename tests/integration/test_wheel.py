@@ -18,6 +18,8 @@ from vt_flax.training.config import load_config
 from vt_flax.training.logging import read_metrics
 from vt_flax.version import __version__
 
+pytestmark = pytest.mark.slow
+
 FILES = [
     *("setup.cfg", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"),
     *("BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md"),

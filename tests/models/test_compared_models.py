@@ -17,6 +17,8 @@ from vt_flax.models import create_model, list_models, model_options
 from vt_flax.models.registry import MODELS
 from vt_flax.parallel.mesh import batch_sharding, make_mesh, replicated
 
+pytestmark = pytest.mark.slow
+
 NAMES = [
     name
     for name in list_models()

@@ -99,10 +99,7 @@ STATISTICS = ("mean", "var")
 @pytest.mark.parametrize(
     "size,train", [((64, 96), False), ((65, 97), False), ((65, 97), True)]
 )
-def test_equals_pytorch(size, train):
-    torch = pytest.importorskip(
-        "torch", reason="PyTorch is in the extra: pip install -e .[torch]"
-    )
+def test_equals_pytorch(size, train, torch):
     model, images = tiny("fpn"), images_of(2, *size)
     variables = randomised(model, images)
 
@@ -223,6 +220,7 @@ def test_examples_are_independent_in_evaluation(kind):
     assert not np.allclose(again[1], logits[1], atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_finite_and_reach_every_parameter(kind):
     model, images = tiny(kind, survival_probability=0.9), images_of(2, 64, 48)

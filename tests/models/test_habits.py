@@ -18,6 +18,8 @@ from vt_flax.nn.gram_norm import GramNorm
 from vt_flax.nn.layers import ConvKernel
 from vt_flax.nn.visual_transformer import VTOptions, VTStage
 
+pytestmark = pytest.mark.slow
+
 IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 TINY = {"width": 8, "token_channels": 32, "group_channels": 16, "stem": "small"}
 

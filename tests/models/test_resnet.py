@@ -132,10 +132,7 @@ def copy_weights(torch, network, variables):
         ((1, 1, 1, 1), True, "msra"),
     ],
 )
-def test_equals_pytorch(sizes, bottleneck, variant):
-    torch = pytest.importorskip(
-        "torch", reason="PyTorch is in the extra: pip install -e .[torch]"
-    )
+def test_equals_pytorch(sizes, bottleneck, variant, torch):
     model = ResNet(sizes, bottleneck, CLASSES, WIDTH, variant=variant)
     variables = randomised(model, images_of(1, 64, 64))
     network = torch_network(torch, sizes, bottleneck, variant)

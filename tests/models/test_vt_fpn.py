@@ -82,6 +82,7 @@ def restated(p, *maps, feed_forward="linear"):
     return outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "train,placement,feed_forward",
     [

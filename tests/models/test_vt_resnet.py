@@ -117,6 +117,7 @@ def test_parameters_serve_any_batch_and_image(preset, batch, height, width):
     assert outputs_of(model, variables, batch, height, width).shape == (batch, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -223,6 +224,7 @@ def test_training_without_either_needs_no_random_numbers(variables):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["v1", "v4"])
 def test_gradients_are_finite(preset):
     model = tiny(preset=preset, dropout=0.1, survival_probability=0.9)

@@ -17,6 +17,8 @@ from vt_flax.nn.tokenizers import DynamicTokenizer, StaticTokenizer
 from vt_flax.nn.visual_transformer import VTOptions, VTStage
 from vt_flax.parallel.mesh import batch_sharding, make_mesh
 
+pytestmark = pytest.mark.slow
+
 NORM = Normalization()
 TOKENS = VTOptions(tokens=8, token_channels=64, heads=4, group_channels=32)
 
@@ -77,8 +79,15 @@ def test_static(groups, position):
     compare(tokenizer, LAZY, None)
 
 
-@pytest.mark.parametrize("heads, groups", [(4, 2), (2, 8), (4, 4), (4, 1)])
-@pytest.mark.parametrize("replace, position", [("half", True), ("all", False)])
+@pytest.mark.parametrize(
+    "heads, groups, replace, position",
+    [
+        (4, 2, "half", True),
+        (2, 8, "all", False),
+        (4, 4, "half", False),
+        (4, 1, "all", True),
+    ],
+)
 def test_dynamic(heads, groups, replace, position):
     compare(DynamicTokenizer(32, replace, heads, groups, position), X, MANY)
 
@@ -96,9 +105,9 @@ def test_dynamic(heads, groups, replace, position):
 )
 def test_projector(features, heads, groups, norm):
     projector = Projector(features, heads, groups, 0.7, norm=norm)
-    for x in (X, LAZY):
-        compare(projector, x, MANY)
-        compare(projector, x, MANY, train=False)
+    compare(projector, X, MANY)
+    compare(projector, LAZY, MANY)
+    compare(projector, LAZY, MANY, train=False)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def expected(x, kernel, scale, bias, weights, groups):
     return np.concatenate(out), gradients, np.mean(stats, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("span,groups", [("global", 1), ("4", 1), ("2", 2), ("1", 4)])
 def test_values_gradients_and_running_averages(span, groups):
     x, kernel, variables = inputs()

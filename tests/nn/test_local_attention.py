@@ -115,6 +115,7 @@ def test_block_attention(shape):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
 @pytest.mark.parametrize(
     "shape,size,train,formulation",
@@ -192,6 +193,7 @@ def derivatives(module, x):
     return compute(variables, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_derivatives_equal_those_of_the_unfolded_form(name):
     x = reference.normal(0, 2, 7, 6, 36)

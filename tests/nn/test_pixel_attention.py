@@ -188,6 +188,7 @@ def check_cotangents(compute, kernel, arrays):
             assert abs(ours - slope) < 3e-6 * size, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks, weights, arrays", POOLED)
 def test_cotangents_of_pool(blocks, weights, arrays):
     def kernel(arrays, cotangents):
@@ -203,6 +204,7 @@ def test_cotangents_of_pool(blocks, weights, arrays):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks, arrays", WRITTEN)
 def test_cotangents_of_write_back(blocks, arrays):
     def kernel(arrays, cotangents):
@@ -232,6 +234,7 @@ def test_second_derivatives_beside_kernels():
     close(found, {name: np.asarray(array) for name, array in expected.items()})
 
 
+@pytest.mark.slow
 def test_kernels_of_several_steps_and_in_bfloat16():
     """24 examples are three steps of a kernel, and a total is of all of them."""
     arrays = write_arrays(2, 8, 256, shortcut=True)
@@ -306,6 +309,7 @@ for traffic in ("all-gather", "all-to-all", "collective-permute"):
 """
 
 
+@pytest.mark.slow
 @needs_tpu_compiler
 def test_tpus_can_compile_it():
     """For four chips, each of which works on its own examples alone."""
@@ -356,6 +360,7 @@ def kernels():
     return run_for_chips(KERNELS)
 
 
+@pytest.mark.slow
 @needs_tpu_compiler
 @pytest.mark.parametrize("topology", CHIPS)
 def test_each_chip_can_compile_the_kernels(topology, kernels):

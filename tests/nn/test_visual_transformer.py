@@ -98,6 +98,7 @@ def restatement(changed, modules, more):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,train",
     [(name, True) for name in STAGES]
@@ -284,6 +285,7 @@ def test_parameters_serve_any_batch_and_image(changed):
     assert tokens.shape == (7, COUNT, 16)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite():
     stage = VTStage(options(), 2, FEATURES, project_last=True)
     reference.check_gradients(stage, feature_map())

@@ -250,6 +250,7 @@ def test_two_sums_are_the_same(written):
     assert fingerprint(state) == host_fingerprint(jax.device_get(state))
 
 
+@pytest.mark.slow
 def test_a_workdir_is_one_runs_at_a_time(tmp_path):
     with locked(tmp_path):
         program = (
@@ -262,6 +263,7 @@ def test_a_workdir_is_one_runs_at_a_time(tmp_path):
     assert subprocess.run(other).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_a_state_is_restored_to_other_devices(fsdp, tmp_path):
     """Written by eight devices, over `fsdp`; read by one, by two, and by eight."""

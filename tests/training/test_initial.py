@@ -14,6 +14,8 @@ from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.initial import initialise
 from vt_flax.training.state import create_state
 
+pytestmark = pytest.mark.slow
+
 BACKBONE = {"stem": "small", "stage_sizes": (1, 1, 1, 1), "width": 4}
 
 

@@ -11,6 +11,8 @@ from vt_flax.nn import pixel_attention, platforms
 from vt_flax.parallel.mesh import make_mesh
 from vt_flax.training import network_check
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "stage_sizes": [1, 1, 1, 2],
     "width": 16,

@@ -44,9 +44,8 @@ def run(config, start=START, gradients=GRADIENTS, leaf="kernel"):
     return np.stack(found)
 
 
-def run_torch(make):
+def run_torch(torch, make):
     """Returns the parameter after each step of a PyTorch optimizer, in float64."""
-    torch = pytest.importorskip("torch", reason="needs `pip install -e .[torch]`")
     param = torch.nn.Parameter(torch.tensor(START))
     optimizer = make(torch.optim, [param])
     found = []
@@ -67,11 +66,12 @@ def check(found, expected):
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_rmsprop_torch(momentum, weight_decay):
+def test_rmsprop_torch(momentum, weight_decay, torch):
     expected = run_torch(
+        torch,
         lambda optim, params: optim.RMSprop(
             params, alpha=0.8, eps=1e-3, momentum=momentum, weight_decay=weight_decay
-        )
+        ),
     )
     config = settings(
         name="rmsprop_torch",
@@ -84,11 +84,12 @@ def test_rmsprop_torch(momentum, weight_decay):
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
-def test_adamw(weight_decay):
+def test_adamw(weight_decay, torch):
     expected = run_torch(
+        torch,
         lambda optim, params: optim.AdamW(
             params, betas=(0.8, 0.95), eps=1e-4, weight_decay=weight_decay
-        )
+        ),
     )
     config = settings(
         name="adamw",
@@ -102,11 +103,12 @@ def test_adamw(weight_decay):
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
 @pytest.mark.parametrize("momentum,nesterov", [(0.0, False), (0.9, False), (0.9, True)])
-def test_sgd(momentum, nesterov, weight_decay):
+def test_sgd(momentum, nesterov, weight_decay, torch):
     expected = run_torch(
+        torch,
         lambda optim, params: optim.SGD(
             params, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
-        )
+        ),
     )
     config = settings(
         name="sgd", momentum=momentum, nesterov=nesterov, weight_decay=weight_decay

@@ -67,8 +67,7 @@ def test_cross_entropy_of_labelled_pixels(smoothing):
     assert told["pixel_accuracy"] == pytest.approx(right, rel=1e-6)
 
 
-def test_a_loss_at_the_labels_size_is_pytorchs():
-    torch = pytest.importorskip("torch", reason="needs `pip install -e .[torch]`")
+def test_a_loss_at_the_labels_size_is_pytorchs(torch):
     logits, labels = draw((2, 5, 7))[0], draw((2, 19, 26), 1)[1]
     wide = torch.nn.functional.interpolate(
         torch.tensor(logits).permute(0, 3, 1, 2), (19, 26), mode="bilinear"
@@ -176,6 +175,7 @@ def expected_probabilities(images, sizes, config):
 SIZES = [(40, 48), (25, 31), (7, 48)]
 
 
+@pytest.mark.slow
 def test_each_image_is_predicted_and_counted_at_its_own_size():
     it = task()
     images, labels, sizes = scene(SIZES)
@@ -205,6 +205,7 @@ def test_each_image_is_predicted_and_counted_at_its_own_size():
     assert results["miou"] == scores(confusion, NAMES)["miou"]
 
 
+@pytest.mark.slow
 def test_logits_of_a_prediction_are_logarithms_of_its_probabilities():
     images, _, sizes = scene(SIZES)
     images_, sizes_ = jnp.asarray(images), jnp.asarray(sizes)

@@ -32,8 +32,7 @@ def draw_labels(generator, shape):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_loss_and_gradient_are_pytorchs(smoothing):
-    torch = pytest.importorskip("torch", reason="needs `pip install -e .[torch]`")
+def test_loss_and_gradient_are_pytorchs(smoothing, torch):
     functional = torch.nn.functional
     generator = np.random.default_rng(1)
     logits = (2 * generator.normal(size=(2, 9, 11, CLASSES))).astype(np.float32)

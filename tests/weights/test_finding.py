@@ -12,7 +12,6 @@ from vt_flax.weights.files import Array, read_arrays
 from vt_flax.weights.finding import find_resnet
 from vt_flax.weights.names import COUNTER, place_of
 
-NO_TORCH = "PyTorch is in the extra: pip install -e .[torch]"
 FILE = pathlib.Path("file.pth")
 
 
@@ -20,9 +19,8 @@ FILE = pathlib.Path("file.pth")
 
 
 @pytest.fixture(scope="module")
-def made():
+def made(torch):
     """A network with five classes, its modules and its state dict."""
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
     nn = torch.nn
     net = torch_resnet(torch, 18, sizes=(1, 1, 1, 1), width=4, classes=5)
     state = dict(randomise(torch, net).state_dict())

@@ -19,13 +19,6 @@ import safetensors.numpy
 from vt_flax.errors import UserError
 from vt_flax.weights.files import check_sum, read_arrays
 
-NO_TORCH = "PyTorch is in the extra: pip install -e .[torch]"
-
-
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason=NO_TORCH)
-
 
 def error_of(file):
     """Returns the one line that reading a file ends with."""
