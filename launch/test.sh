@@ -11,7 +11,7 @@ Makes .venv, installs vt_flax with the extras in EXTRAS, and runs ruff and pytes
 Tests whose optional dependency is absent are skipped, by name.
 
 environment variables:
-  EXTRAS   extras to install (test); CI takes test,torch,tpu
+  EXTRAS   extras to install (test); also torch and tpu, whose tests are skipped without
   PYTHON   Python to make the environment with (the newest of 3.13, 3.12 and 3.11 that
            runs: on PATH, from pyenv or uv)
   VENV     where the environment is (.venv)
@@ -32,6 +32,6 @@ echo "== tests"
 # A file's tests stay together, for what they prepare is prepared once; in the order of
 # tests/conftest.py.
 # One more than there are cores: some tests wait, for a process or for its silence.
-workers=$(($(nproc) + 1))
+workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
 "$VENV/bin/python" -m pytest -n "$((workers < 4 ? workers : 4))" --dist loadfile \
   --no-loadscope-reorder "$@"
