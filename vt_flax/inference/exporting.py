@@ -132,11 +132,12 @@ def write_stablehlo(
     exported = export.export(function, platforms=metadata["platforms"])(*specs)
     # With JAX's version, what tells whether another JAX reads the program.
     metadata["calling_convention_version"] = exported.calling_convention_version
-    # The artifact is MLIR bytecode, whose header names its producer.
+    # The artifact is MLIR bytecode, whose header names its producer; null if that
+    # changes.
     header = re.match(
         rb"ML\xefR.StableHLO_v([\d.]+)\0", exported.mlir_module_serialized
     )
-    metadata["stablehlo_version"] = header[1].decode()
+    metadata["stablehlo_version"] = header and header[1].decode()
     parts = {
         PROGRAM: bytes(exported.serialize()),
         METADATA: json.dumps(metadata, indent=2) + "\n",
