@@ -82,7 +82,8 @@ def does_not_fit(
       advice: what to do, after a semicolon.
     """
     return UserError(
-        f"--topology {case.place.name}: batch {_batch(case, case.batch)} needs "
+        f"--topology {case.place.name}: batch {case.batch:,} "
+        f"({case.batch // case.place.chips:,} a chip) needs "
         f"{excess(needed, available)}{advice}"
     )
 
