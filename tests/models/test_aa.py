@@ -43,6 +43,7 @@ PLAIN = {34: 21_797_672, 50: 25_557_032, 101: 44_549_160}
 PRINTED = {34: (20.75, 3.55), 50: (25.81, 4.15), 101: (45.39, 8.05)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", list(CHANNELS))
 def test_counts(depth):
     model = create_model(f"aa_resnet{depth}")

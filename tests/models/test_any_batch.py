@@ -8,6 +8,8 @@ from jax import export
 from vt_flax.models import create_model, model_options
 from vt_flax.nn.platforms import without_kernels
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "name, options",

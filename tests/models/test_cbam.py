@@ -85,6 +85,7 @@ def test_block(bottleneck, stride):
     )
 
 
+@pytest.mark.slow
 def test_gates_in_bfloat16_and_gradients():
     x = normal(3, 2, 5, 4, 32)
     check_bfloat16(lambda dtype: Gates(Normalization(dtype=dtype), dtype), x)
@@ -97,6 +98,7 @@ PLAIN = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160}
 PRINTED = {18: 1815, 34: 3664, 50: 3864, 101: 7581}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", list(PRINTED))
 def test_counts(depth):
     """SE's parameters and 100 a block; MACs of the variant that strides first."""

@@ -62,6 +62,7 @@ def by_hand(depth):
     return {part: tuple(map(sum, zip(*f, strict=True))) for part, f in parts.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", list(SIZES))
 def test_counts(depth):
     counts = macs.count(create_model(f"lr_net{depth}"))

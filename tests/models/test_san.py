@@ -82,6 +82,7 @@ def by_hand(kind, depth):
     return tally
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind,depth", list(FIGURES))
 def test_counts(kind, depth):
     counts = macs.count(create_model(f"san{depth}_{kind}"))

@@ -47,6 +47,7 @@ def by_hand(depth):
     return parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", list(SIZES))
 def test_counts(depth):
     counts = macs.count(create_model(f"sasa_resnet{depth}"))

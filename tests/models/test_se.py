@@ -68,6 +68,7 @@ PLAIN = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160}
 PRINTED = {18: (11.78, 1814), 34: (21.96, 3664), 50: (28.09, 3860), 101: (49.33, 7575)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", list(DEPTHS))
 def test_counts(depth):
     """The MACs are printed of the variant that strides in the first 1 x 1."""

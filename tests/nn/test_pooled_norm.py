@@ -36,6 +36,7 @@ def in_order(layer, variables, x, kernel, train):
     return nn.max_pool(nn.relu(y), (3, 3), (2, 2), pad(3)), new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "span,train",
     [("global", True), ("2", True), ("frozen", True), ("global", False)],

@@ -81,6 +81,7 @@ def test_dynamic(batch, height, width, replace, position, count, heads, groups, 
     reference.check(module, function, x, tokens, train=train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("batch,height,width", SHAPES)
 @pytest.mark.parametrize("count,iterations,position", [(6, 3, True), (5, 4, False)])

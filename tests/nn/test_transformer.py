@@ -83,6 +83,7 @@ def is_map(node):
     return "kernel" in node
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
 def test_gradients_are_finite(name):
     reference.check_gradients(part(name), some_tokens())
