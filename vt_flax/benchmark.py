@@ -358,6 +358,8 @@ def _collectives(args: argparse.Namespace, load: Load) -> None:
 def _attention(args: argparse.Namespace) -> None:
     from vt_flax.analysis.attention_memory import SHAPE, rows
 
+    if not args.topology:
+        cli.start_devices()
     batch, height, width, channels = SHAPE
     cli.print_rows(
         rows(args.topology),

@@ -35,9 +35,9 @@ def device_memory_error(error: Exception) -> UserError | None:
     if "RESOURCE_EXHAUSTED" not in str(error):
         return None
     return UserError(
-        f"a device is out of memory ({first_line(error)[:200]}): train in parts "
-        "(accumulation=2 or more) or with a smaller batch_size; evaluate with a "
-        "smaller eval.batch_size, predict with a smaller --batch"
+        f"a device is out of memory ({first_line(error)[:200]}): train with gradient "
+        "accumulation (accumulation=2 or more) or with a smaller batch_size; evaluate "
+        "with a smaller eval.batch_size, predict with a smaller --batch"
     )
 
 

@@ -85,6 +85,7 @@ def main(argv: Sequence[str]) -> None:
     # Late, because JAX takes seconds to come: bad arguments need not wait.
     from vt_flax.inference.exporting import export_network, loading_lines
 
+    cli.start_devices()
     try:
         found = export_network(
             workdir,

@@ -1,6 +1,10 @@
 """What is said of an accelerator that JAX does not use."""
 
+import glob
 import importlib.util
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -71,6 +75,31 @@ def test_a_device_file_is_enough_in_a_container(machine):
     assert accelerators.start_devices().endswith("its extra cuda")
 
 
+def test_a_cuda_plugin_that_does_not_start_is_not_installed_again(machine, monkeypatch):
+    install_nvidia_smi(machine, ["NVIDIA L4"])
+    there = {"jax_cuda12_plugin"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: {name} & there)
+    note = accelerators.start_devices()
+    assert "leaves NVIDIA L4 unused" in note and "does not start" in note
+
+
+@pytest.mark.skipif(
+    bool(glob.glob("/dev/nvidia*")), reason="this machine has what it is to lack"
+)
+def test_a_platform_that_is_not_there_is_one_line():
+    code = "from vt_flax.parallel import accelerators; accelerators.start_devices()"
+    program = f"from vt_flax import cli; cli.run(lambda argv: exec({code!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"JAX_PLATFORMS": "cuda"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: JAX starts no device: ")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("libtpu", [None, "spec"])
 @pytest.mark.parametrize("place", ["dev/accel0", "dev/vfio/0", "environment"])
 def test_an_unused_tpu(place, libtpu, machine, monkeypatch):
@@ -83,6 +112,7 @@ def test_an_unused_tpu(place, libtpu, machine, monkeypatch):
     note = accelerators.start_devices()
     assert "on the CPU and leaves a TPU unused" in note
     assert ('pip install "jax[tpu]"' in note) == (libtpu is None)
+    assert ("finds no chip" in note) == (libtpu is not None)
 
 
 def test_vfio_of_another_vendor_is_no_tpu(machine):
@@ -99,7 +129,8 @@ def test_vfio_of_another_vendor_is_no_tpu(machine):
             "driver of 580 or newer",
         ),
         ("'cuda': Backend 'cuda' is not in the list of known backends: ['cpu']", "pip"),
-        ("'tpu': ABORTED: the TPU is already in use", ""),
+        ("'tpu': ABORTED: the TPU is already in use", "end the other process"),
+        ("'tpu': UNKNOWN: something else", ""),
     ],
 )
 def test_devices_that_jax_cannot_start_are_an_error(message, advice, monkeypatch):

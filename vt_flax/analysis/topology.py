@@ -196,7 +196,7 @@ class Topology:
 
 
 def parse_topology(name: str) -> Topology:
-    """Returns the topology of a name; libtpu knows whether there is such a one.
+    """Returns the topology of a name, which libtpu may still not know.
 
     Raises:
       UserError: if it is not of the form CHIP:AxB, the chip is not in the table, or a

@@ -41,7 +41,8 @@ def tensorflow() -> types.ModuleType:
         # As in a notebook that has computed with TensorFlow before.
         print(
             "note: TensorFlow has started with a GPU in this process, and keeps memory "
-            "that JAX then lacks: restart, and use vt_flax before TensorFlow",
+            "that JAX then lacks: restart, and hide it before TensorFlow computes, by "
+            "tf.config.set_visible_devices([], 'GPU')",
             file=sys.stderr,
         )
     _keep_memory()

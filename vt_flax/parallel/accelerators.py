@@ -15,6 +15,7 @@ from vt_flax.parallel import processes
 ROOT = pathlib.Path("/")
 # The PCI vendor of Google, whose only devices with a VFIO driver are TPUs.
 GOOGLE = "0x1ae0"
+CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 
 
 def start_devices() -> str:
@@ -30,6 +31,12 @@ def start_devices() -> str:
     """
     try:
         backend = jax.default_backend()
+    except AssertionError as error:
+        # JAX passes over CUDA where there is no NVIDIA device file; then none is left.
+        raise UserError(
+            f"JAX starts no device: this machine has none of JAX_PLATFORMS="
+            f"{jax.config.jax_platforms}: unset it, or check the driver (nvidia-smi)"
+        ) from error
     except RuntimeError as error:
         processes.raise_if_lost()
         advice = ""
@@ -40,20 +47,27 @@ def start_devices() -> str:
             )
         if "known backends" in str(error):
             advice = '; pip install "jax[cuda13]" for GPUs, "jax[tpu]" for TPUs'
+        if "in use" in str(error):
+            advice = "; end the other process, or set JAX_PLATFORMS=cpu"
         raise UserError(f"JAX starts no device: {first_line(error)}{advice}") from error
     if backend != "cpu" or jax.config.jax_platforms:
         return ""
     if has_tpu():
         if importlib.util.find_spec("libtpu"):
             return (
-                "JAX computes on the CPU and leaves a TPU unused, for libtpu does not "
-                "start: another process may hold it"
+                "JAX computes on the CPU and leaves a TPU unused: libtpu is installed "
+                "but finds no chip"
             )
         return (
             "JAX computes on the CPU and leaves a TPU unused: "
             'pip install "jax[tpu]", or install vt_flax with its extra tpu'
         )
     if gpu := nvidia_gpu():
+        if any(map(importlib.util.find_spec, CUDA_PLUGINS)):
+            return (
+                f"JAX computes on the CPU and leaves {gpu} unused: its CUDA plugin is "
+                "installed but does not start; see its message above"
+            )
         return (
             f"JAX computes on the CPU and leaves {gpu} unused: "
             'pip install "jax[cuda13]", or install vt_flax with its extra cuda'
@@ -73,7 +87,7 @@ def nvidia_gpu() -> str:
             return ""
         names = listed.stdout.split("\n")
         return names[0].strip() if listed.returncode == 0 else ""
-    # Of containers without the driver's programs.
+    # A container may lack the driver's programs.
     return "an NVIDIA GPU" if (ROOT / "dev/nvidia0").exists() else ""
 
 
