@@ -97,8 +97,9 @@ make_venv() {
     examine "$VENV/bin/python"
     local other="remove the folder, or set VENV to another"
     [ -n "$version" ] || environment_error "$VENV/bin/python does not run: $other"
-    [[ " ${supported[*]} " == *" ${version%.*} "* ]] ||
-      environment_error "$VENV has Python $version, which is not supported: $other"
+    # It needs no venv module of its own.
+    [ -z "$reason" ] || [[ $reason == *venv* ]] ||
+      environment_error "$VENV has Python $version, which $reason: $other"
     [ -z "$asked" ] || [ "${asked%.*}" = "${version%.*}" ] ||
       environment_error "$VENV has Python $version, PYTHON=$PYTHON is $asked: $other"
     echo "== Python $version, environment $VENV"
@@ -118,7 +119,7 @@ make_venv() {
 make_environment() {
   local extras=$1 stamp
   make_venv .venv "${supported[@]}"
-  stamp="$extras $version $(cat setup.cfg pyproject.toml | cksum)"
+  stamp="$extras $version $(cat setup.cfg pyproject.toml .ci/constraints.txt | cksum)"
   if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$stamp" ]; then
     echo "== installing vt_flax${extras:+ with $extras}"
     # An installation that fails leaves something between the old and the new.

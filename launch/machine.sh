@@ -8,7 +8,7 @@ apt_get() {
   # The option covers the locks of `install`, but `update` does not wait for its own.
   until output=$(sudo env LC_ALL=C DEBIAN_FRONTEND=noninteractive \
     apt-get -q -o DPkg::Lock::Timeout=600 "$@" 2>&1); do
-    if [[ $output != *"Could not get lock"* ]] || [ "$SECONDS" -ge "$last" ]; then
+    if [[ $output != *"E: Could not get lock"* ]] || [ "$SECONDS" -ge "$last" ]; then
       echo "$output" >&2
       echo "error: apt-get $* failed" >&2
       exit 1
@@ -22,7 +22,7 @@ apt_get() {
 # brings, and installs the project. The machine's own Python is older than what the newest
 # JAX needs, or a release candidate; it serves to install uv.
 machine_environment() {
-  local uv=$HOME/uv/bin/uv
+  local uv=$HOME/.vt_flax/uv/bin/uv
   # An environment that was made by an earlier version may have another Python.
   if ! "$HOME/venv/bin/python" -c 'import sys
 sys.exit(sys.version_info[:2] != (3, 13) or sys.version_info[3] != "final")' 2>/dev/null
@@ -31,8 +31,9 @@ sys.exit(sys.version_info[:2] != (3, 13) or sys.version_info[3] != "final")' 2>/
       apt_get update
       apt_get install -y python3-venv
     fi
-    python3 -m venv --clear "$HOME/uv"
-    "$HOME/uv/bin/python" -m pip install --quiet --disable-pip-version-check uv
+    [ ! -e "$HOME/venv" ] || echo "== replacing the environment $HOME/venv"
+    python3 -m venv --clear "$HOME/.vt_flax/uv"
+    "$HOME/.vt_flax/uv/bin/python" -m pip install --quiet --disable-pip-version-check uv
     "$uv" venv --quiet --clear --managed-python --python 3.13 "$HOME/venv"
   fi
   PYTHON='' VENV=$HOME/venv

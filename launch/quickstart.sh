@@ -10,7 +10,7 @@ usage: bash launch/quickstart.sh [--extra EXTRA] [WORKDIR] [--config.k=v ...]
 
 Makes .venv, installs vt_flax, trains VT-ResNet-18 at small size on the embedded
 digits dataset, evaluates it and draws its tokens. WORKDIR is runs/quickstart by
-default; run it again to go on after a stop. The first line of the training names the
+default; run it again to go on after a stop. The line `training steps ...` names the
 devices that it uses.
 
   --extra EXTRA   what to install for the devices: cuda for NVIDIA GPUs, tpu for TPUs;

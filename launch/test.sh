@@ -32,6 +32,7 @@ echo "== tests"
 # A file's tests stay together, for what they prepare is prepared once; in the order of
 # tests/conftest.py.
 # One more than there are cores: some tests wait, for a process or for its silence.
-workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
+cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+workers=$((cores + 1))
 "$VENV/bin/python" -m pytest -n "$((workers < 4 ? workers : 4))" --dist loadfile \
   --no-loadscope-reorder "$@"

@@ -439,7 +439,7 @@ class Host:
 
 
 def test_a_cloud_machine_gets_its_python_from_uv(tmp_path):
-    host = Host(tmp_path)
+    host, uv = Host(tmp_path), ".vt_flax/uv/bin/uv"
     done = host.run(PYTHON="python3.10")
     assert done.returncode == 0, done.stderr
     waiting = "== waiting for another apt-get on this machine"
@@ -452,18 +452,18 @@ def test_a_cloud_machine_gets_its_python_from_uv(tmp_path):
     apt = "apt-get -q -o DPkg::Lock::Timeout=600"
     wanted = [f"{apt} update"] * 3 + [f"{apt} install -y python3-venv"]
     assert host.calls("apt-get") == wanted
-    (uv,) = host.calls("uv/bin/uv")
-    assert uv.startswith("uv/bin/uv venv ") and uv.endswith(f" {host.home}/venv")
-    assert "--managed-python --python 3.13" in uv
+    (made,) = host.calls(uv)
+    assert made.startswith(f"{uv} venv ") and made.endswith(f" {host.home}/venv")
+    assert "--managed-python --python 3.13" in made
     assert host.calls("venv/bin/python")[-1].endswith("--editable .[tpu]")
     # Again, as for a second training on it: nothing is made or installed.
     done = host.run()
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 1, done.stderr
-    assert host.calls("apt-get", "python3", "uv/bin/uv") == []
+    assert host.calls("apt-get", "python3", uv) == []
     # An environment that an earlier version made of Ubuntu's 3.11.0rc1 is replaced.
     (host.home / "venv/bin/python").write_text("#!/bin/sh\nexit 1\n")
     assert host.run().returncode == 0
-    assert len(host.calls("uv/bin/uv")) == 1 and host.calls("apt-get") == []
+    assert len(host.calls(uv)) == 1 and host.calls("apt-get") == []
 
 
 def test_apt_is_not_tried_again_for_another_reason(tmp_path):
