@@ -88,9 +88,10 @@ def _turn_hue(
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     safe = jnp.where(chroma > 0, chroma, 1)
-    # In sixths of the circle, from red.
+    # In sixths of the circle, from red. No level is compared with `value`: a compiler
+    # may compute them twice and round them differently, so that none is equal to it.
     hue = jnp.select(
-        [value == red, value == green],
+        [(red >= green) & (red >= blue), green >= blue],
         [(green - blue) / safe, (blue - red) / safe + 2],
         (red - green) / safe + 4,
     )
