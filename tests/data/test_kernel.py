@@ -110,9 +110,9 @@ def compile_for(mesh):
         keys = jax.random.wrap_key_data(keys)
         return policies.apply_policy(images, config, keys, sharding)
 
-    # All on the chip with the least on-chip memory.
-    old = mesh.devices.flat[0].device_kind == "TPU v4"
-    for height, width in SIZES if old else SIZES[:2]:
+    # All on the oldest chip, with the least on-chip memory, and on the newest.
+    ends = mesh.devices.flat[0].device_kind in ("TPU v4", "TPU7x")
+    for height, width in SIZES if ends else SIZES[:2]:
         shape = (16, height, width, 3)
         images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
         keys = jax.ShapeDtypeStruct((16, 2), jnp.uint32, sharding=sharding)
