@@ -13,6 +13,8 @@ from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
 from vt_flax.training.config import default_config
 
+pytestmark = pytest.mark.slow
+
 COUNT = 24
 
 

@@ -16,6 +16,8 @@ from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import batch_sharding, make_mesh
 from vt_flax.training.config import default_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def interpreted(monkeypatch):

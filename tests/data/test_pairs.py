@@ -15,6 +15,8 @@ from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import batch_sharding, make_mesh
 from vt_flax.training.config import default_config
 
+pytestmark = pytest.mark.slow
+
 CANVAS, CROP = (40, 48), (24, 32)
 # Levels come back as they are.
 MEAN, STD = [0.0] * 3, [1 / 255] * 3

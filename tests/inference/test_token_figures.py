@@ -12,6 +12,8 @@ from vt_flax.inference.token_classes import (
 )
 from vt_flax.inference.token_figures import earlier_places, map_figures
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (12, 20)
 # Height and width in the input: all of it, cells cut in two, a single cell's column,
 # and a place that holds no example.

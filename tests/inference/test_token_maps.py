@@ -11,6 +11,8 @@ from vt_flax.inference import token_maps
 from vt_flax.inference.token_maps import module_coefficients, tokenizer_kinds
 from vt_flax.models import create_model
 
+pytestmark = pytest.mark.slow
+
 
 def averaged(model, variables, images):
     """The coefficients of every module, averaged over its heads."""

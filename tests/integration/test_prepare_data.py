@@ -13,6 +13,8 @@ from test_bad_input import refusal
 
 from vt_flax import cli, prepare_data, train
 
+pytestmark = pytest.mark.slow
+
 IMAGENET = str(pathlib.Path(__file__).parents[2] / "configs" / "imagenet.py")
 
 

@@ -15,6 +15,8 @@ from vt_flax.models import create_model
 from vt_flax.models.fpn import doubled
 from vt_flax.nn.layers import StochasticDepth
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("fpn", "vt_fpn")
 CLASSES, CHANNELS = 5, 8
 BACKBONE = {"stem", "stage2", "stage3", "stage4", "stage5"}
@@ -220,7 +222,6 @@ def test_examples_are_independent_in_evaluation(kind):
     assert not np.allclose(again[1], logits[1], atol=0.1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_finite_and_reach_every_parameter(kind):
     model, images = tiny(kind, survival_probability=0.9), images_of(2, 64, 48)

@@ -18,6 +18,8 @@ from reference import (
 from vt_flax.errors import UserError
 from vt_flax.nn.augmented_attention import AugmentedConv, RelativeAttention, halve
 
+pytestmark = pytest.mark.slow
+
 HEADS, KEYS, VALUES = 2, 6, 4
 
 

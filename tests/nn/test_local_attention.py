@@ -19,6 +19,8 @@ from vt_flax.nn.patchwise_attention import PatchwiseAttention
 from vt_flax.nn.stand_alone_attention import BlockAttention, StandAloneAttention
 from vt_flax.nn.windows import Window, stack_over_window, sum_over_window
 
+pytestmark = pytest.mark.slow
+
 FORMULATIONS = ("scan", "unfold")
 GLOBAL = Normalization()
 
@@ -115,7 +117,6 @@ def test_block_attention(shape):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
 @pytest.mark.parametrize(
     "shape,size,train,formulation",
@@ -193,7 +194,6 @@ def derivatives(module, x):
     return compute(variables, x)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_derivatives_equal_those_of_the_unfolded_form(name):
     x = reference.normal(0, 2, 7, 6, 36)

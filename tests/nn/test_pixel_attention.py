@@ -12,6 +12,8 @@ from vt_flax.nn import pixel_attention as attention
 from vt_flax.nn import platforms
 from vt_flax.nn.kernels import pooling, writing
 
+pytestmark = pytest.mark.slow
+
 BATCH, PIXELS, CHANNELS = 8, 21, 128
 
 
@@ -188,7 +190,6 @@ def check_cotangents(compute, kernel, arrays):
             assert abs(ours - slope) < 3e-6 * size, name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("blocks, weights, arrays", POOLED)
 def test_cotangents_of_pool(blocks, weights, arrays):
     def kernel(arrays, cotangents):
@@ -204,7 +205,6 @@ def test_cotangents_of_pool(blocks, weights, arrays):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("blocks, arrays", WRITTEN)
 def test_cotangents_of_write_back(blocks, arrays):
     def kernel(arrays, cotangents):
@@ -234,7 +234,6 @@ def test_second_derivatives_beside_kernels():
     close(found, {name: np.asarray(array) for name, array in expected.items()})
 
 
-@pytest.mark.slow
 def test_kernels_of_several_steps_and_in_bfloat16():
     """24 examples are three steps of a kernel, and a total is of all of them."""
     arrays = write_arrays(2, 8, 256, shortcut=True)
@@ -309,7 +308,6 @@ for traffic in ("all-gather", "all-to-all", "collective-permute"):
 """
 
 
-@pytest.mark.slow
 @needs_tpu_compiler
 def test_tpus_can_compile_it():
     """For four chips, each of which works on its own examples alone."""
@@ -360,7 +358,6 @@ def kernels():
     return run_for_chips(KERNELS)
 
 
-@pytest.mark.slow
 @needs_tpu_compiler
 @pytest.mark.parametrize("topology", CHIPS)
 def test_each_chip_can_compile_the_kernels(topology, kernels):

@@ -12,6 +12,8 @@ from vt_flax.nn.kernels import pointwise as kernels
 from vt_flax.nn.layers import convolve, relu
 from vt_flax.parallel.mesh import batch_sharding, make_mesh
 
+pytestmark = pytest.mark.slow
+
 # Batch, height, width, narrow, wide: channels in lanes, or the batch, or neither whole.
 SHAPES = [
     (16, 1, 3, 64, 128),
@@ -116,7 +118,6 @@ def kernel_gradients(maps, kernel, rectify, dtype):
     return found | {"kernel": jnp.sum(found["kernel"], 0)[None, None]}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("widening, rectify", [(True, False), (True, True), (False, 1)])
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 4e-3)])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -166,7 +167,6 @@ def test_every_second_pixel(shape, step, monkeypatch):
 OTHERS = [(12, 2, 3, 128, 256), (32, 2, 2, 96, 128), (96, 2, 2, 64, 128)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [SHAPES[0], *OTHERS, (16, 1, 1, 512, 1024)])
 @pytest.mark.parametrize("widening, rectify", [(True, False), (True, True), (False, 1)])
 def test_gradients(shape, widening, rectify, monkeypatch):
@@ -303,7 +303,6 @@ def compiled():
     return run_for_chips(PROGRAM)
 
 
-@pytest.mark.slow
 @needs_tpu_compiler
 @pytest.mark.parametrize("topology", CHIPS)
 def test_each_chip_can_compile_it(topology, compiled):

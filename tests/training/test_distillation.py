@@ -16,6 +16,8 @@ from vt_flax.training.state import create_state
 from vt_flax.training.step import compile_train_step, make_train_step
 from vt_flax.training.tasks.classification import Classification, distillation_loss
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 7
 SIDE = 16
 WEIGHT, TEMPERATURE, SMOOTHING = 0.7, 2.0, 0.1

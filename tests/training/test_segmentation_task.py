@@ -18,6 +18,8 @@ from vt_flax.training.tasks.segmentation import (
     scores,
 )
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("sky", "road", "tree", "nowhere")
 
 
@@ -175,7 +177,6 @@ def expected_probabilities(images, sizes, config):
 SIZES = [(40, 48), (25, 31), (7, 48)]
 
 
-@pytest.mark.slow
 def test_each_image_is_predicted_and_counted_at_its_own_size():
     it = task()
     images, labels, sizes = scene(SIZES)
@@ -205,7 +206,6 @@ def test_each_image_is_predicted_and_counted_at_its_own_size():
     assert results["miou"] == scores(confusion, NAMES)["miou"]
 
 
-@pytest.mark.slow
 def test_logits_of_a_prediction_are_logarithms_of_its_probabilities():
     images, _, sizes = scene(SIZES)
     images_, sizes_ = jnp.asarray(images), jnp.asarray(sizes)

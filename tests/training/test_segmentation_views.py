@@ -10,6 +10,8 @@ from vt_flax.errors import UserError
 from vt_flax.training.config import default_config
 from vt_flax.training.tasks.segmentation import Segmentation, count_pairs, scores
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 4
 NAMES = ("sky", "road", "left arm", "right arm")
 # Neither sides of it nor of the examples are multiples of 4 or ROWS.
