@@ -53,26 +53,18 @@ def start_devices() -> str:
     if backend != "cpu" or jax.config.jax_platforms:
         return ""
     if has_tpu():
-        if importlib.util.find_spec("libtpu"):
-            return (
-                "JAX computes on the CPU and leaves a TPU unused: libtpu is installed "
-                "but finds no chip"
-            )
-        return (
-            "JAX computes on the CPU and leaves a TPU unused: "
-            'pip install "jax[tpu]", or install vt_flax with its extra tpu'
+        unused, advice = "a TPU", "libtpu is installed but finds no chip"
+        if not importlib.util.find_spec("libtpu"):
+            advice = 'pip install "jax[tpu]", or install vt_flax with its extra tpu'
+    elif unused := nvidia_gpu():
+        advice = (
+            "its CUDA plugin is installed but does not start; see its message above"
         )
-    if gpu := nvidia_gpu():
-        if any(map(importlib.util.find_spec, CUDA_PLUGINS)):
-            return (
-                f"JAX computes on the CPU and leaves {gpu} unused: its CUDA plugin is "
-                "installed but does not start; see its message above"
-            )
-        return (
-            f"JAX computes on the CPU and leaves {gpu} unused: "
-            'pip install "jax[cuda13]", or install vt_flax with its extra cuda'
-        )
-    return ""
+        if not any(map(importlib.util.find_spec, CUDA_PLUGINS)):
+            advice = 'pip install "jax[cuda13]", or install vt_flax with its extra cuda'
+    else:
+        return ""
+    return f"JAX computes on the CPU and leaves {unused} unused: {advice}"
 
 
 def nvidia_gpu() -> str:
