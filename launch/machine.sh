@@ -23,10 +23,12 @@ apt_get() {
 # JAX needs, or a release candidate; it serves to install uv.
 machine_environment() {
   local uv=$HOME/.vt_flax/uv/bin/uv
+  # shellcheck source=launch/common.sh
+  source launch/common.sh
+  local newest=${supported[0]}
   # An environment that was made by an earlier version may have another Python.
-  if ! "$HOME/venv/bin/python" -c 'import sys
-sys.exit(sys.version_info[:2] != (3, 13) or sys.version_info[3] != "final")' 2>/dev/null
-  then
+  examine "$HOME/venv/bin/python"
+  if [[ $version != "$newest".* || $reason == "is a pre-release" ]]; then
     if ! python3 -c 'import ensurepip' 2>/dev/null; then
       apt_get update
       apt_get install -y python3-venv
@@ -34,10 +36,8 @@ sys.exit(sys.version_info[:2] != (3, 13) or sys.version_info[3] != "final")' 2>/
     [ ! -e "$HOME/venv" ] || echo "== replacing the environment $HOME/venv"
     python3 -m venv --clear "$HOME/.vt_flax/uv"
     "$HOME/.vt_flax/uv/bin/python" -m pip install --quiet --disable-pip-version-check uv
-    "$uv" venv --quiet --clear --managed-python --python 3.13 "$HOME/venv"
+    "$uv" venv --quiet --clear --managed-python --python "$newest" "$HOME/venv"
   fi
   PYTHON='' VENV=$HOME/venv
-  # shellcheck source=launch/common.sh
-  source launch/common.sh
   make_environment "$1"
 }
