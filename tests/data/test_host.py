@@ -1,4 +1,4 @@
-"""How TensorFlow is imported: without Keras, which takes seconds, and without GPUs."""
+"""TensorFlow is imported without Keras, which takes seconds, and without GPUs."""
 
 import pathlib
 import re

@@ -249,7 +249,7 @@ def resized_map(cells, extent, own):
 
 @pytest.mark.parametrize("cells,extent,own", MAPS)
 def test_maps_are_resized_as_by_jax(cells, extent, own):
-    """Where the example fills the input."""
+    """An example that fills the input, by an implementation of another hand."""
     values, found = resized_map(cells, extent, own)
     expected = jax.image.resize(values, (1, own, own, 2), "bilinear", antialias=False)
     np.testing.assert_allclose(found, expected, atol=1e-5)

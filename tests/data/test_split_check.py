@@ -1,4 +1,4 @@
-"""What a training and an evaluation split lack or share is reported before a run."""
+"""Notes before a run on missing classes and on examples that both splits share."""
 
 import pathlib
 

@@ -232,7 +232,7 @@ def test_a_wheel_beside_the_notebook_is_installed(install, tmp_path):
     ],
 )
 def test_what_an_accelerator_lacks_is_installed(install, there, wanted):
-    """Where vt_flax is there: pip replaces a libtpu that is too old, and no other."""
+    """With vt_flax installed, pip is asked again only for an accelerator's packages."""
     assert install("tokens", "vt_flax", *there) == wanted
     extras = sorted({"tpu", *Requirement(wanted[0]).extras} if wanted else {"tpu"})
     pod = [f"vt_flax[{','.join(extras)}]", *wanted[1:]]
@@ -245,7 +245,7 @@ def test_a_tpu_is_known_by_its_variables(install, variable):
 
 
 def test_what_was_imported_before_asks_for_a_restart(install, monkeypatch, capsys):
-    """Whether the cell has installed something or not: it may have, the run before."""
+    """Also if this run installs nothing: the one before it may have."""
     monkeypatch.setattr(jax, "__version__", "0.7.2")
     with pytest.raises(SystemExit) as stop:
         install("tokens", "vt_flax")

@@ -220,7 +220,6 @@ def colab(tmp_path_factory):
     shutil.rmtree(folder)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_first_cell_of_a_notebook_in_colab(sdist, colab, tmp_path):
     """It installs the wheel, asks for a restart, and then training works."""

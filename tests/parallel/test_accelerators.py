@@ -1,4 +1,4 @@
-"""What is said of an accelerator that JAX does not use."""
+"""Notes on accelerators that JAX does not use, and errors of devices."""
 
 import glob
 import importlib.util

@@ -130,7 +130,7 @@ def write_stablehlo(
     # Weights that are closed over become the program's own.
     function = jax.jit(functools.partial(program.function, program.variables))
     exported = export.export(function, platforms=metadata["platforms"])(*specs)
-    # With JAX's version, what tells whether another JAX reads the program.
+    # These and the version of JAX decide which JAX can read the program.
     metadata["calling_convention_version"] = exported.calling_convention_version
     # The artifact is MLIR bytecode, whose header names its producer; null if that
     # changes.
