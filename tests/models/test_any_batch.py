@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax import export
 
+from vt_flax.fused.platforms import without_kernels
 from vt_flax.models import create_model, model_options
-from vt_flax.nn.platforms import without_kernels
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ import pytest
 from reference import normal, randomise
 
 from vt_flax.errors import UserError
+from vt_flax.fused.gram_norm import GramNorm
 from vt_flax.models import create_model, list_models, model_options, model_task
-from vt_flax.nn.gram_norm import GramNorm
 from vt_flax.nn.layers import ConvKernel
 from vt_flax.nn.visual_transformer import VTOptions, VTStage
 

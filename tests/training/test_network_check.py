@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vt_flax.errors import UserError
+from vt_flax.fused import pixel_attention, platforms
 from vt_flax.models import create_model
-from vt_flax.nn import pixel_attention, platforms
 from vt_flax.parallel.mesh import make_mesh
 from vt_flax.training import network_check
 

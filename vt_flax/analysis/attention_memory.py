@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
+from vt_flax.models.comparison.local_attention import FORMULATIONS
+from vt_flax.models.comparison.pairwise_attention import PairwiseAttention
+from vt_flax.models.comparison.patchwise_attention import PatchwiseAttention
 from vt_flax.models.comparison.san import SANBlock
 from vt_flax.models.resnet import ResidualBlock
-from vt_flax.nn.local_attention import FORMULATIONS
 from vt_flax.nn.norm import Normalization
-from vt_flax.nn.pairwise_attention import PairwiseAttention
-from vt_flax.nn.patchwise_attention import PatchwiseAttention
 from vt_flax.parallel.child import read_request
 from vt_flax.parallel.topology import compile_apart, tpu_devices
 

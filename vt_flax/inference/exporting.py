@@ -18,10 +18,10 @@ from jax import export
 from vt_flax.data.host import tensorflow
 from vt_flax.errors import UserError
 from vt_flax.experimental import tensorflow_bridge
+from vt_flax.fused.platforms import without_kernels
 from vt_flax.inference import loader
 from vt_flax.inference.predictor import Predictor, load
 from vt_flax.inference.program import Program, Size, make_program
-from vt_flax.nn.platforms import without_kernels
 from vt_flax.version import __version__
 
 # Of metadata.json, and of the file that it is in.

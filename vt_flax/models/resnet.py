@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.errors import UserError
-from vt_flax.nn.gram_norm import GramNorm
+from vt_flax.fused.gram_norm import GramNorm
+from vt_flax.fused.pointwise import rectify_and_narrow
+from vt_flax.fused.pooled_norm import PooledNorm
 from vt_flax.nn.layers import (
     Conv,
     ConvKernel,
@@ -22,8 +24,6 @@ from vt_flax.nn.layers import (
     relu,
 )
 from vt_flax.nn.norm import Normalization
-from vt_flax.nn.pointwise import rectify_and_narrow
-from vt_flax.nn.pooled_norm import PooledNorm
 
 STAGE_SIZES = {
     18: (2, 2, 2, 2),
@@ -83,7 +83,7 @@ class ResidualBlock(nn.Module):
       rectify: whether the sum is rectified; if not, whoever takes it has to.
       rectify_input: whether a bottleneck is to do so for the block before it: its first
         convolution, which has no stride, then gives both of its own gradients and
-        ReLU's in one pass (`nn.pointwise`).
+        ReLU's in one pass (`fused.pointwise`).
     """
 
     width: int

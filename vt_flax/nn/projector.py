@@ -8,12 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.folding import fold, fuses, head_blocks
+from vt_flax.fused.folding import fold, fuses, head_blocks
+from vt_flax.fused.lazy_map import LazyMap
+from vt_flax.fused.moment_norm import MomentNorm
+from vt_flax.fused.pixel_attention import write_back
 from vt_flax.nn.layers import Linear, LinearKernel, StochasticDepth, split_heads
-from vt_flax.nn.lazy_map import LazyMap
-from vt_flax.nn.moment_norm import MomentNorm
 from vt_flax.nn.norm import Normalization
-from vt_flax.nn.pixel_attention import write_back
 
 
 class Projector(nn.Module):

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.errors import UserError
-from vt_flax.nn.folding import apply_kernel, fold, fuses, head_blocks
+from vt_flax.fused.folding import apply_kernel, fold, fuses, head_blocks
+from vt_flax.fused.lazy_map import LazyMap
+from vt_flax.fused.pixel_attention import pool
 from vt_flax.nn.layers import Linear, LinearKernel, resize, split_heads
-from vt_flax.nn.lazy_map import LazyMap
 from vt_flax.nn.norm import Normalization
-from vt_flax.nn.pixel_attention import pool
 from vt_flax.nn.position import PositionEncoding
 
 # Fitted to the paper's count of the clustering row (analysis.published).

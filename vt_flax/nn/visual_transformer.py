@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.errors import UserError, nearest
-from vt_flax.nn.lazy_map import LazyMap
+from vt_flax.fused.lazy_map import LazyMap
 from vt_flax.nn.norm import Normalization
 from vt_flax.nn.projector import Projector
 from vt_flax.nn.tokenizers import (
@@ -55,8 +55,8 @@ class VTOptions:
       formulation: how the equations are computed. `printed` is the reference, whose
         MACs are the paper's; `fused` makes no map of the pixels between them and the
         products of attention, and on TPUs passes over the pixels once (see
-        `nn.pixel_attention`). The same function, but for rounding. Where such maps are
-        normalised, or the softmax of each pixel is asked for, it is as printed.
+        `fused.pixel_attention`). The same function, but for rounding. Where such maps
+        are normalised, or the softmax of each pixel is asked for, it is as printed.
       norm: normalisation of the modules.
       dtype: type of the computation.
     """

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from vt_flax.errors import UserError, first_line
-from vt_flax.nn.platforms import SWITCH, kernels_allowed, without_kernels
+from vt_flax.fused.platforms import SWITCH, kernels_allowed, without_kernels
 
 # Those that kernels take at a time, at most.
 EXAMPLES = 128

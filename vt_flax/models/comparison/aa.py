@@ -23,8 +23,8 @@ import functools
 import flax.linen as nn
 
 from vt_flax.errors import UserError
+from vt_flax.models.comparison.augmented_attention import AugmentedConv
 from vt_flax.models.resnet import BlockParts, ResNet
-from vt_flax.nn.augmented_attention import AugmentedConv
 from vt_flax.nn.layers import Conv
 
 # Keys and values of attention as shares of a convolution's output channels.

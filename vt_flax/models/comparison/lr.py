@@ -5,10 +5,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from vt_flax.models.comparison.local_attention import check_formulation
+from vt_flax.models.comparison.local_relation import LocalRelation
 from vt_flax.models.resnet import BlockParts, ResNet
 from vt_flax.nn.layers import Conv, pad
-from vt_flax.nn.local_attention import check_formulation
-from vt_flax.nn.local_relation import LocalRelation
 from vt_flax.nn.norm import Normalization
 
 # Blocks of stages 2 to 5, and whether they are bottlenecks.
@@ -68,7 +68,7 @@ class LRNet(ResNet):
     gives the same result, costs 0.29 more: 2.50, 2.66, 4.31 and 7.77 [fit].
 
     Attributes:
-      formulation: how attention is computed; see `nn.local_attention`.
+      formulation: how attention is computed; see `models.comparison.local_attention`.
     """
 
     formulation: str = "scan"

@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vt_flax.models.comparison.local_attention import check_formulation
+from vt_flax.models.comparison.pairwise_attention import PairwiseAttention
+from vt_flax.models.comparison.patchwise_attention import PatchwiseAttention
 from vt_flax.models.resnet import Classifier
 from vt_flax.nn.layers import Linear, StochasticDepth, pad_end
-from vt_flax.nn.local_attention import check_formulation
 from vt_flax.nn.norm import Normalization
-from vt_flax.nn.pairwise_attention import PairwiseAttention
-from vt_flax.nn.patchwise_attention import PatchwiseAttention
 
 # Blocks of stages 1 to 5.
 STAGE_SIZES = {10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
@@ -131,7 +131,7 @@ class SAN(Classifier):
     Attributes:
       stage_sizes: blocks of stages 1 to 5.
       width: channels of the stem and of stage 1; the others have 4 to 32 times as many.
-      formulation: how attention is computed; see `nn.local_attention`.
+      formulation: how attention is computed; see `models.comparison.local_attention`.
     """
 
     STAGES: ClassVar[int] = 5

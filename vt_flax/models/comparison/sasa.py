@@ -6,11 +6,14 @@ import flax.linen as nn
 import jax
 
 from vt_flax.errors import UserError
+from vt_flax.models.comparison.local_attention import check_formulation
+from vt_flax.models.comparison.stand_alone_attention import (
+    BlockAttention,
+    StandAloneAttention,
+)
 from vt_flax.models.resnet import BlockParts, ResNet
 from vt_flax.nn.layers import pad_end
-from vt_flax.nn.local_attention import check_formulation
 from vt_flax.nn.norm import Normalization
-from vt_flax.nn.stand_alone_attention import BlockAttention, StandAloneAttention
 
 # Blocks of stages 2 to 5, all bottlenecks.
 STAGE_SIZES = {26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3)}
@@ -44,7 +47,7 @@ class PooledAttention(nn.Module):
     """Stand-alone attention, and 2 x 2 mean pooling for the stride.
 
     Attributes:
-      features .. dtype: see `nn.stand_alone_attention.StandAloneAttention`.
+      features .. dtype: see `StandAloneAttention`.
       stride: in pixels; 1 or 2. At an odd side the last pixels are pooled alone.
     """
 
@@ -87,7 +90,7 @@ class StandAloneResNet(ResNet):
 
     Attributes:
       heads: of attention everywhere.
-      formulation: how attention is computed; see `nn.local_attention`.
+      formulation: how attention is computed; see `models.comparison.local_attention`.
     """
 
     heads: int = 8

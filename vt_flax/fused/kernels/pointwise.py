@@ -16,10 +16,10 @@ import jax.numpy as jnp
 
 from vt_flax.experimental import pallas as pl
 from vt_flax.experimental import pallas_tpu as pltpu
-from vt_flax.nn.kernels.blocks import COLUMNS, ROWS, product
-from vt_flax.nn.kernels.calls import bytes_of
-from vt_flax.nn.pixel_attention import LANES
-from vt_flax.nn.platforms import Arrays
+from vt_flax.fused.kernels.blocks import COLUMNS, ROWS, product
+from vt_flax.fused.kernels.calls import bytes_of
+from vt_flax.fused.pixel_attention import LANES
+from vt_flax.fused.platforms import Arrays
 
 # Examples at a time where they need not fill lanes.
 EXAMPLES = 64

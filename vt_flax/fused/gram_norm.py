@@ -17,9 +17,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vt_flax.fused.moment_norm import MomentNorm
+from vt_flax.fused.pointwise import widen
 from vt_flax.nn.layers import pixel_product, relu
-from vt_flax.nn.moment_norm import MomentNorm
-from vt_flax.nn.pointwise import widen
 
 
 @flax.struct.dataclass
@@ -29,7 +29,7 @@ class Folded:
     Attributes:
       kernel: (groups, 1, C, features), float32; one group is for all examples.
       bias: (groups, parts, features), float32: one part for each map that is convolved.
-      grain: see `nn.pointwise.widen`.
+      grain: see `fused.pointwise.widen`.
     """
 
     kernel: jax.Array

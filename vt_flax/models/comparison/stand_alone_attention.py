@@ -8,9 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vt_flax.models.comparison.local_attention import (
+    aggregate,
+    attend,
+    check_formulation,
+    product,
+)
+from vt_flax.models.comparison.windows import Window
 from vt_flax.nn.layers import Linear, pad_end, split_heads
-from vt_flax.nn.local_attention import aggregate, attend, check_formulation, product
-from vt_flax.nn.windows import Window
 
 
 def _logits(
@@ -35,7 +40,7 @@ class StandAloneAttention(nn.Module):
       features: output channels.
       heads: number of heads.
       size: side of the window in pixels, odd.
-      formulation: see `nn.local_attention`.
+      formulation: see `models.comparison.local_attention`.
       dtype: type of the computation; the softmax is float32.
     """
 

@@ -5,7 +5,7 @@ from typing import Any
 import flax
 import jax
 
-from vt_flax.nn.pixel_attention import normalised
+from vt_flax.fused.pixel_attention import normalised
 
 
 @flax.struct.dataclass

@@ -8,9 +8,9 @@ from reference import normal as single_normal
 from reference import softmax
 from tpu_programs import CHIPS, needs_tpu_compiler, run_for_chips, run_program
 
-from vt_flax.nn import pixel_attention as attention
-from vt_flax.nn import platforms
-from vt_flax.nn.kernels import pooling, writing
+from vt_flax.fused import pixel_attention as attention
+from vt_flax.fused import platforms
+from vt_flax.fused.kernels import pooling, writing
 
 pytestmark = pytest.mark.slow
 
@@ -317,7 +317,7 @@ def test_tpus_can_compile_it():
 
 KERNELS = """
 import jax, jax.numpy as jnp
-from vt_flax.nn.pixel_attention import pool, write_back
+from vt_flax.fused.pixel_attention import pool, write_back
 from vt_flax.parallel.mesh import batch_sharding, on_devices_of, replicated
 
 def compile_for(mesh):

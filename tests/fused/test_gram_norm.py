@@ -7,7 +7,7 @@ import pytest
 import reference
 
 from vt_flax.errors import UserError
-from vt_flax.nn.gram_norm import GramNorm
+from vt_flax.fused.gram_norm import GramNorm
 
 C, F, EPSILON = 6, 16, 1e-5
 

@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vt_flax.fused.moment_norm import MomentNorm, variance
 from vt_flax.nn.layers import convolve, pad, relu
-from vt_flax.nn.moment_norm import MomentNorm, variance
 
 
 class PooledNorm(MomentNorm):

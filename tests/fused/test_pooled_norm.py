@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import reference
 
+from vt_flax.fused.pooled_norm import PooledNorm
 from vt_flax.nn.layers import convolve, pad
 from vt_flax.nn.norm import BatchNorm
-from vt_flax.nn.pooled_norm import PooledNorm
 
 F = 10
 

@@ -7,8 +7,8 @@ import pytest
 from reference import normal as single_normal
 from tpu_programs import CHIPS, needs_tpu_compiler, run_for_chips
 
-from vt_flax.nn import platforms, pointwise
-from vt_flax.nn.kernels import pointwise as kernels
+from vt_flax.fused import platforms, pointwise
+from vt_flax.fused.kernels import pointwise as kernels
 from vt_flax.nn.layers import convolve, relu
 from vt_flax.parallel.mesh import batch_sharding, make_mesh
 
@@ -258,7 +258,7 @@ def test_eight_devices_equal_one(widening, stride, monkeypatch):
 
 PROGRAM = """
 import jax, jax.numpy as jnp
-from vt_flax.nn.pointwise import rectify_and_narrow, widen
+from vt_flax.fused.pointwise import rectify_and_narrow, widen
 from vt_flax.parallel.mesh import batch_sharding, on_devices_of, replicated
 
 # The side, channels, type and stride of what a block narrows and widens.

@@ -7,14 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.layers import Linear
-from vt_flax.nn.local_attention import (
+from vt_flax.models.comparison.local_attention import (
     aggregate,
     attend,
     check_formulation,
     group_count,
 )
-from vt_flax.nn.windows import Window
+from vt_flax.models.comparison.windows import Window
+from vt_flax.nn.layers import Linear
 
 # Channels that share a weight.
 SHARE = 8
@@ -37,7 +37,7 @@ class LocalRelation(nn.Module):
       features: output channels.
       stride: stride in pixels: windows are around every `stride`-th pixel.
       size: side of the window in pixels, odd.
-      formulation: see `nn.local_attention`.
+      formulation: see `models.comparison.local_attention`.
       dtype: type of the computation; the softmax is float32.
     """
 

@@ -1,7 +1,7 @@
 """1 x 1 convolutions whose two gradients are computed in one pass over the maps.
 
 The gradient by the map and that by the kernel both need the wider of a bottleneck's
-maps. On TPUs one kernel (`nn.kernels.pointwise`) gives both and reads it once;
+maps. On TPUs one kernel (`fused.kernels.pointwise`) gives both and reads it once;
 elsewhere they are products. What else would read a wide map is done on the way: the sum
 that is the bias's gradient, ReLU's derivative, the sum of gradients where a map
 branches.
@@ -12,9 +12,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from vt_flax.fused.pixel_attention import LANES
+from vt_flax.fused.platforms import Arrays, by_platform, kernels_apply
 from vt_flax.nn.layers import convolve, pixel_product, relu
-from vt_flax.nn.pixel_attention import LANES
-from vt_flax.nn.platforms import Arrays, by_platform, kernels_apply
 
 # What channels and examples are to be multiples of.
 TILE, ROWS = 64, 16
@@ -111,7 +111,7 @@ def _widen_forward(how, arrays):
 
 def _widen_backward(how, arrays, dy):
     # Imported here, for only TPUs need it.
-    from vt_flax.nn.kernels import pointwise
+    from vt_flax.fused.kernels import pointwise
 
     rectify, grain = how
 
@@ -174,7 +174,7 @@ def _narrow_forward(stride, arrays):
 
 
 def _narrow_backward(stride, arrays, cotangents):
-    from vt_flax.nn.kernels import pointwise
+    from vt_flax.fused.kernels import pointwise
 
     def products(given, cotangent):
         compute = functools.partial(_narrow_plainly, stride)

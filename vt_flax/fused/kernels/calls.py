@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from vt_flax.experimental import pallas as pl
 from vt_flax.experimental import pallas_tpu as pltpu
-from vt_flax.nn.pixel_attention import EXAMPLES
-from vt_flax.nn.platforms import TooLarge
+from vt_flax.fused.pixel_attention import EXAMPLES
+from vt_flax.fused.platforms import TooLarge
 
 # On the chip, beside what is known to lie there: what the compiler puts aside.
 SPARE_BYTES = 12 * 2**20

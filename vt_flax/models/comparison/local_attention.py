@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.errors import UserError
+from vt_flax.models.comparison.windows import Window, over_window, sum_over_window
 from vt_flax.nn.layers import PRODUCT_SCOPE
-from vt_flax.nn.windows import Window, over_window, sum_over_window
 
 FORMULATIONS = ("scan", "unfold")
 

@@ -4,10 +4,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.local_attention import aggregate, group_count, weighted
-from vt_flax.nn.moment_norm import MomentNorm
-from vt_flax.nn.san_attention import SHARE, Kernel, SANAttention, moments, rectified
-from vt_flax.nn.windows import stack_over_window, sum_over_window
+from vt_flax.fused.moment_norm import MomentNorm
+from vt_flax.models.comparison.local_attention import aggregate, group_count, weighted
+from vt_flax.models.comparison.san_attention import (
+    SHARE,
+    Kernel,
+    SANAttention,
+    moments,
+    rectified,
+)
+from vt_flax.models.comparison.windows import stack_over_window, sum_over_window
 
 
 class PatchwiseAttention(SANAttention):

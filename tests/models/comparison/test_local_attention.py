@@ -12,12 +12,15 @@ from jax.extend import core
 
 from vt_flax.analysis import macs
 from vt_flax.errors import UserError
-from vt_flax.nn.local_relation import LocalRelation
+from vt_flax.models.comparison.local_relation import LocalRelation
+from vt_flax.models.comparison.pairwise_attention import PairwiseAttention
+from vt_flax.models.comparison.patchwise_attention import PatchwiseAttention
+from vt_flax.models.comparison.stand_alone_attention import (
+    BlockAttention,
+    StandAloneAttention,
+)
+from vt_flax.models.comparison.windows import Window, stack_over_window, sum_over_window
 from vt_flax.nn.norm import Normalization
-from vt_flax.nn.pairwise_attention import PairwiseAttention
-from vt_flax.nn.patchwise_attention import PatchwiseAttention
-from vt_flax.nn.stand_alone_attention import BlockAttention, StandAloneAttention
-from vt_flax.nn.windows import Window, stack_over_window, sum_over_window
 
 pytestmark = pytest.mark.slow
 

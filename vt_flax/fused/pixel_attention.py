@@ -5,7 +5,7 @@ softmax over the tokens. Here no value, key or query map exists on the pixels: w
 paper multiplies them with is multiplied on the few rows instead, which is the same. A
 map that is normalised is normalised as it is read.
 
-On TPUs both are kernels (`nn.kernels`), elsewhere matrix products.
+On TPUs both are kernels (`fused.kernels`), elsewhere matrix products.
 """
 
 import functools
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.platforms import Arrays, by_platform, kernels_apply
+from vt_flax.fused.platforms import Arrays, by_platform, kernels_apply
 
 # What a kernel holds of an example on the chip at once, in bytes of float32.
 LARGEST_MAP = 4 * 2**20
@@ -209,7 +209,7 @@ def _fitting(arrays: Arrays, found: Arrays) -> Arrays:
 
 def _pool_by_platform(blocks: int, weights: bool, arrays: Arrays) -> Arrays:
     # Imported here, for only TPUs need it.
-    from vt_flax.nn.kernels import pooling
+    from vt_flax.fused.kernels import pooling
 
     return _by_platform(
         functools.partial(pooling.forward, blocks=blocks, weights=weights),
@@ -226,7 +226,7 @@ def _pool_forward(blocks, weights, arrays):
 
 
 def _pool_backward(blocks, weights, arrays, cotangents):
-    from vt_flax.nn.kernels import pooling
+    from vt_flax.fused.kernels import pooling
 
     found = _by_platform(
         functools.partial(pooling.backward, blocks=blocks),
@@ -242,7 +242,7 @@ _pool.defvjp(_pool_forward, _pool_backward)
 
 
 def _write_back_by_platform(blocks: int, arrays: Arrays) -> Arrays:
-    from vt_flax.nn.kernels import writing
+    from vt_flax.fused.kernels import writing
 
     return _by_platform(
         functools.partial(writing.forward, blocks=blocks),
@@ -259,7 +259,7 @@ def _write_back_forward(blocks, arrays):
 
 
 def _write_back_backward(blocks, arrays, cotangents):
-    from vt_flax.nn.kernels import writing
+    from vt_flax.fused.kernels import writing
 
     found = _by_platform(
         functools.partial(writing.backward, blocks=blocks),

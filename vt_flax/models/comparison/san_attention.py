@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.local_attention import check_formulation
-from vt_flax.nn.moment_norm import Affine
+from vt_flax.fused.moment_norm import Affine
+from vt_flax.models.comparison.local_attention import check_formulation
+from vt_flax.models.comparison.windows import Window
 from vt_flax.nn.norm import Normalization
-from vt_flax.nn.windows import Window
 
 # Channels that share a weight.
 SHARE = 8
@@ -55,7 +55,7 @@ class SANAttention(nn.Module):
     Attributes:
       size: side of the window in pixels, odd.
       norm: batch normalisation.
-      formulation: see `nn.local_attention`.
+      formulation: see `models.comparison.local_attention`.
       dtype: type of the computation; the softmax is float32.
     """
 

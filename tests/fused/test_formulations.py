@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from reference import normal, randomise
 
+from vt_flax.fused import platforms
+from vt_flax.fused.lazy_map import LazyMap
 from vt_flax.models import create_model
-from vt_flax.nn import platforms
-from vt_flax.nn.lazy_map import LazyMap
 from vt_flax.nn.norm import Normalization
 from vt_flax.nn.projector import Projector
 from vt_flax.nn.tokenizers import DynamicTokenizer, StaticTokenizer

@@ -11,9 +11,12 @@ from vt_flax.analysis import macs
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.comparison.sasa import AttentionStem, PooledAttention
+from vt_flax.models.comparison.stand_alone_attention import (
+    BlockAttention,
+    StandAloneAttention,
+)
 from vt_flax.models.resnet import ResidualBlock
 from vt_flax.nn.norm import Normalization
-from vt_flax.nn.stand_alone_attention import BlockAttention, StandAloneAttention
 
 SIZES = {26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3)}
 # M parameters of the project's notes, and the GFLOPs that the paper prints, of the

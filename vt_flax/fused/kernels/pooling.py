@@ -1,7 +1,7 @@
 """Pixels pooled by filters, as TPU kernels: one pass over the map, and one back.
 
 The logits and the softmax over the pixels never leave the chip. Arguments are those of
-`nn.pixel_attention.pool`.
+`fused.pixel_attention.pool`.
 """
 
 import functools
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.kernels.blocks import (
+from vt_flax.fused.kernels.blocks import (
     COLUMNS,
     ROWS,
     contract,
@@ -19,8 +19,8 @@ from vt_flax.nn.kernels.blocks import (
     pixel_sums,
     product,
 )
-from vt_flax.nn.kernels.calls import call
-from vt_flax.nn.platforms import Arrays
+from vt_flax.fused.kernels.calls import call
+from vt_flax.fused.platforms import Arrays
 
 
 def forward(

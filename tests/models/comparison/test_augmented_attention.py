@@ -16,7 +16,11 @@ from reference import (
 )
 
 from vt_flax.errors import UserError
-from vt_flax.nn.augmented_attention import AugmentedConv, RelativeAttention, halve
+from vt_flax.models.comparison.augmented_attention import (
+    AugmentedConv,
+    RelativeAttention,
+    halve,
+)
 
 pytestmark = pytest.mark.slow
 

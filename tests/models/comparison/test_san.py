@@ -14,9 +14,9 @@ from model_variables import randomised
 from vt_flax.analysis import macs
 from vt_flax.errors import UserError
 from vt_flax.models import create_model, model_options
+from vt_flax.models.comparison.patchwise_attention import PatchwiseAttention
 from vt_flax.models.comparison.san import SANBlock
 from vt_flax.nn.norm import Normalization
-from vt_flax.nn.patchwise_attention import PatchwiseAttention
 
 SIZES = {10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
 # M parameters and GMACs that the paper prints.
