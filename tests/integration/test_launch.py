@@ -419,7 +419,8 @@ choose_python() {
   exit 2
 }""",
     "launch/test.sh": """
-[ "$PIP_CONSTRAINT" = .ci/constraints.txt ] || exit 9
+[ "$PIP_CONSTRAINT" -ef .ci/constraints.txt ] || exit 9
+cd / && [ "${PIP_CONSTRAINT:0:1}" = / ] || exit 9
 echo "ran $PYTHON $VENV $EXTRAS:" "$@"
 [ "$PYTHON" != "$BAD" ]""",
 }
