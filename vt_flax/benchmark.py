@@ -25,9 +25,9 @@ with --topology, of what the TPU compiler counts; that needs no TPU.
 one to the next.
 `collectives` counts the collectives of a training step as the TPU compiler has it, with
 BatchNorm over all examples, over those of some devices, and frozen.
-`attention` compares the memory of a block of local attention, forward and backward,
-with that of the form that unfolds its windows, as this machine's compiler has it or,
-with --topology, the TPU's. It takes no configuration.
+`attention` compares the memory that a block of local attention needs, forward and
+backward, with `attention=scan` and `attention=unfold`, as this machine's compiler plans
+it or, with --topology, the TPU's. It takes no configuration.
 
 Any key of the configuration can be changed: --config.data.data_dir=DATA
 """
@@ -47,6 +47,7 @@ from vt_flax.data.source import RandomAccessSource, Source
 from vt_flax.data.sources import open_configured, open_source
 from vt_flax.errors import UserError
 from vt_flax.models import model_task
+from vt_flax.paths import local_folder
 from vt_flax.training.config import load_config
 from vt_flax.training.tasks import task_of
 
@@ -120,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
     save = _command(commands, "save", "how long a checkpoint is waited for")
     save.add_argument("--saves", type=int, default=10, help="how many are timed (10)")
     save.add_argument("--folder", default=".", help="on the disk to write to (.)")
-    count = _command(commands, "collectives", "collectives in a step, by norm_span")
+    count = _command(commands, "collectives", "collectives in a step, by bn_group_size")
     count.add_argument(
         "--topology", metavar="NAME", default="v5e:2x4", help="(v5e:2x4)"
     )
@@ -305,7 +306,7 @@ def _profile(args: argparse.Namespace, load: Load) -> None:
     from vt_flax.analysis.step_profile import profile
 
     cli.set_up_devices(config)
-    folder = cli.local_folder("--trace", args.trace)
+    folder = local_folder("--trace", args.trace)
     records, notes = profile(config, args.of, args.batch, args.steps, folder)
     size = " x ".join(map(str, task_of(config).input_size(config)))
     title = f"{config.model.name} ({args.of}) at {size}, batch {args.batch}: a step"
@@ -345,7 +346,7 @@ def _save(args: argparse.Namespace, load: Load) -> None:
 
 def _collectives(args: argparse.Namespace, load: Load) -> None:
     config = load(_batch_size(args))
-    from vt_flax.analysis.span_collectives import collective_rows
+    from vt_flax.analysis.batch_norm_collectives import collective_rows
 
     cli.print_rows(
         collective_rows(config, args.topology),
@@ -364,7 +365,7 @@ def _attention(args: argparse.Namespace) -> None:
     cli.print_rows(
         rows(args.topology),
         args.format,
-        f"MB at work in a block's forward and backward pass, float32, {batch} x "
+        f"MB of memory for a block's forward and backward pass, float32, {batch} x "
         f"{height} x {width} x {channels}, {args.topology or 'this machine'} "
         "(ratio: unfold over scan)",
     )

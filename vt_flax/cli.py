@@ -3,7 +3,6 @@
 import argparse
 import ast
 import os
-import pathlib
 import re
 import sys
 import time
@@ -19,7 +18,7 @@ from rich.table import Table
 
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
-from vt_flax.paths import in_bucket, typed_path
+from vt_flax.paths import typed_path
 from vt_flax.texts import json_text, printable
 
 # A side of the largest image to count or to make a program for; JPEG's limit is near.
@@ -261,20 +260,6 @@ def _end(told: str, status: int) -> None:
     if told:
         print(told, file=sys.stderr)
     processes.end(status)
-
-
-def local_folder(option: str, path: str) -> pathlib.Path:
-    """Returns the path of a folder, or of a file, on this machine.
-
-    Raises:
-      UserError: for a bucket, of which pathlib would make a local folder `gs:`.
-    """
-    if in_bucket(path):
-        raise UserError(
-            f"{option} {path}: buckets are not supported yet; name a folder that the "
-            "machine has mounted"
-        )
-    return typed_path(path)
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from vt_flax.data.split_check import missing_classes, repeated_examples
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import on_devices_of
+from vt_flax.paths import local_folder
 from vt_flax.texts import json_text, printable
 from vt_flax.training.checkpoint import Checkpoints, check_classes, read_run
 from vt_flax.training.config import resolve
@@ -70,10 +71,10 @@ def main(argv: Sequence[str]) -> None:
     cli.add_process_arguments(parser)
     args, overrides = parser.parse_known_args(argv)
 
-    workdir = cli.local_folder("--workdir", args.workdir)
+    workdir = local_folder("--workdir", args.workdir)
     folder = workdir / "tokens"
     if args.tokens:
-        folder = cli.local_folder("--tokens", args.tokens)
+        folder = local_folder("--tokens", args.tokens)
     page = _file("--page", args.page, (".html", ".htm"))
     picture = _file("--token_picture", args.token_picture, (".png",))
     cli.join_processes(args)
@@ -171,7 +172,7 @@ def _file(
     """Returns the path of a file to be written, if one is wanted."""
     if not name:
         return None
-    path = cli.local_folder(option, name)
+    path = local_folder(option, name)
     check_name(option, path, suffixes)
     return path
 

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 from vt_flax import cli
 from vt_flax.errors import UserError
+from vt_flax.paths import local_folder
 
 KINDS = ("stablehlo", "savedmodel")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -73,8 +74,8 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = parser.parse_known_args(argv)
     platforms = _platforms(args.platforms)
     size = _size(args.input_size)
-    workdir = cli.local_folder("--workdir", args.workdir)
-    out = cli.local_folder("--out", args.out)
+    workdir = local_folder("--workdir", args.workdir)
+    out = local_folder("--out", args.out)
     try:
         _check_out(out, args)
     except OSError as error:

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 
 from vt_flax import cli
 from vt_flax.errors import UserError
-from vt_flax.paths import typed_path
+from vt_flax.paths import local_folder, typed_path
 
 
 def main(argv: Sequence[str]) -> None:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--set num_classes: write --num_classes N")
     if args.num_classes is not None and args.num_classes < 1:
         raise UserError(f"--num_classes {args.num_classes}: must be at least 1")
-    out = cli.local_folder("--out", args.out)
+    out = local_folder("--out", args.out)
     # Late, because JAX takes seconds to come: bad arguments need not wait.
     from vt_flax.training.imported import import_weights
 

@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+from vt_flax.errors import UserError
+
 
 def in_bucket(place: str | os.PathLike[str]) -> bool:
     """Returns whether a folder or a file is in a bucket, as in `gs://BUCKET/PATH`."""
@@ -18,3 +20,17 @@ def typed_path(name: str | os.PathLike[str]) -> pathlib.Path:
     """
     # pathlib's own raises an error for users that are not there.
     return pathlib.Path(os.path.expanduser(name))
+
+
+def local_folder(option: str, path: str) -> pathlib.Path:
+    """Returns the path of a folder, or of a file, on this machine.
+
+    Raises:
+      UserError: for a bucket, of which pathlib would make a local folder `gs:`.
+    """
+    if in_bucket(path):
+        raise UserError(
+            f"{option} {path}: buckets are not supported yet; name a folder that the "
+            "machine has mounted"
+        )
+    return typed_path(path)

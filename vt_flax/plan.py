@@ -3,7 +3,7 @@
 python -m vt_flax.plan --config configs/imagenet.py --topology v5e:16x16
 python -m vt_flax.plan --config configs/imagenet.py --topology v5e:4x4 v4:2x2x4
 python -m vt_flax.plan --config configs/imagenet.py --topology v5e:4x4 --save chart.png
-    --sweep batch=1024,2048 span=global,per_device
+    --sweep batch=1024,2048 bn_group_size=0,per_device
 python -m vt_flax.plan --config configs/quickstart.py --topology here --measure
 
 The TPU compiler (pip install "jax[tpu]") compiles the whole training step, which takes
@@ -17,9 +17,9 @@ speed, measured by a product of matrices and a copy (or stated by --tflops and -
 --measure runs the step too, and prints how far off the plan is. A chip is one JAX
 device; a tpu7x is two, each with half of its memory.
 
---sweep takes keys of the configuration, and `batch` and `span` for short; the span
-`per_device` is the examples on one device. Any key can be changed for all:
---config.model.norm_span=frozen
+--sweep takes keys of the configuration, and `batch` and `bn_group_size` for short; the
+group size `per_device` is the examples on one device. Any key can be changed for all:
+--config.model.bn_frozen=true
 """
 
 import argparse
@@ -34,6 +34,7 @@ from vt_flax.analysis.figures import check_name
 from vt_flax.analysis.sweep import BATCH, parse_sweep
 from vt_flax.analysis.topology import HERE, Topology, parse_topology
 from vt_flax.errors import UserError
+from vt_flax.paths import local_folder
 
 
 def main(argv: Sequence[str]) -> None:
@@ -87,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     from vt_flax.analysis.plan_here import plan_here
     from vt_flax.analysis.planning import make_plan
 
-    cache = PlanCache(cli.local_folder("--cache", args.cache or FOLDER), args.fresh)
+    cache = PlanCache(local_folder("--cache", args.cache or FOLDER), args.fresh)
     points = parse_sweep(args.sweep)
     places = [_place(args, name) for name in args.topology]
     cases = make_cases(
@@ -127,7 +128,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.chip and any(BATCH in point for point in parse_sweep(args.sweep)):
         raise UserError(f"--chip {args.chip} and a sweep of {BATCH}: one or the other")
     if args.save:
-        check_name("--save", cli.local_folder("--save", args.save))
+        check_name("--save", local_folder("--save", args.save))
 
 
 def _place(args: argparse.Namespace, name: str) -> Callable[[Any], Topology]:
@@ -159,7 +160,7 @@ def _show(
     if args.save:
         from vt_flax.analysis.plan_chart import draw_plans
 
-        path = cli.local_folder("--save", args.save)
+        path = local_folder("--save", args.save)
         draw_plans(path, plans)
         print(f"wrote {path}", file=sys.stderr)
     if args.format == "json":

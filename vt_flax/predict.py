@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from vt_flax import cli
 from vt_flax.errors import UserError
+from vt_flax.paths import local_folder
 from vt_flax.texts import printable
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
     if args.heads and not args.tokens:
         raise UserError("--heads needs --tokens")
-    workdir = cli.local_folder("--workdir", args.workdir)
-    out = cli.local_folder("--out", args.out) if args.out else None
+    workdir = local_folder("--workdir", args.workdir)
+    out = local_folder("--out", args.out) if args.out else None
     from vt_flax.inference.files import find_images
 
     refused: list[str] = []

@@ -29,6 +29,7 @@ from vt_flax.analysis.paper_tables import (
 )
 from vt_flax.errors import UserError, nearest
 from vt_flax.models import create_model, list_models
+from vt_flax.paths import local_folder
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
@@ -105,7 +106,7 @@ def draw(chart: str, runs: Sequence[pathlib.Path]) -> None:
     from vt_flax.analysis.figures import check_name
     from vt_flax.analysis.runs import evaluated_result
 
-    path = cli.local_folder("--chart", chart)
+    path = local_folder("--chart", chart)
     check_name("--chart", path)
     draw_chart(path, [evaluated_result(run) for run in runs])
     print(f"wrote {path}", file=sys.stderr)
@@ -116,7 +117,7 @@ def print_ablation(folder: str, form: str) -> None:
     # Late, as in `print_runs`: what reads workdirs takes a while to import.
     from vt_flax.analysis.ablations import ablation_rows, ablation_table
 
-    rows = ablation_rows(cli.local_folder("--ablation", folder))
+    rows = ablation_rows(local_folder("--ablation", folder))
     table = ablation_table(rows)
     cli.print_rows(
         rows if form == "json" else table.rows, form, table.title, table.notes
@@ -183,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
             )
         if len(other) > 1 and other != ["--chart", "--runs"]:
             raise UserError(f"{' and '.join(other)}: one at a time")
-        runs = [cli.local_folder("--runs", run) for run in args.runs]
+        runs = [local_folder("--runs", run) for run in args.runs]
         if args.paper:
             print_paper(args.format)
         elif args.chart:

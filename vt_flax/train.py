@@ -20,6 +20,7 @@ from vt_flax import cli
 from vt_flax.analysis.macs import count
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import axes
+from vt_flax.paths import local_folder
 from vt_flax.training.config import load_config
 from vt_flax.training.loop import train
 from vt_flax.training.requests import heed_notices
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     cli.add_format_argument(parser)
     cli.add_process_arguments(parser)
     args, overrides = parser.parse_known_args(argv)
-    workdir = cli.local_folder("--workdir", args.workdir)
+    workdir = local_folder("--workdir", args.workdir)
     cli.join_processes(args)
     config = load_config(args.config, overrides)
     cli.agree("train", config)

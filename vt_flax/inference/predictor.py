@@ -15,7 +15,6 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from vt_flax import cli
 from vt_flax.data import augment
 from vt_flax.data.augment.scaled import eval_canvas, eval_inputs
 from vt_flax.errors import UserError
@@ -24,6 +23,7 @@ from vt_flax.inference.predictions import Prediction, classified, segmented
 from vt_flax.inference.reading import ImageLike, each_image, read_picture
 from vt_flax.inference.token_maps import TokenMaps
 from vt_flax.inference.views import View, view_of
+from vt_flax.paths import local_folder
 from vt_flax.texts import printable
 from vt_flax.training.checkpoint import Checkpoints, read_run
 from vt_flax.training.config import resolve
@@ -329,7 +329,7 @@ def load(
             f"overrides {overrides!r}: pass a list, as in "
             "['--config.data.eval_resize=0']"
         )
-    workdir = cli.local_folder("workdir", os.fspath(workdir))
+    workdir = local_folder("workdir", os.fspath(workdir))
     content = read_run(workdir)
     config = resolve(ConfigDict(content["config"]), overrides)
     with _without_warnings():
