@@ -58,7 +58,6 @@ def get_config(arg: str = "recurrent") -> ConfigDict:
     if row != "resnet":
         config.model.preset = "v4"
     config.model.update(ROWS[row])
-    config.model.norm_span = "global"
     config.model.dtype = "bfloat16"  # [choice]
 
     config.data = ConfigDict()

@@ -39,7 +39,6 @@ def get_config(arg: str = "vt_resnet18") -> ConfigDict:
     config.model.dropout = 0.2
     config.model.survival_probability = 0.9
     config.model.zero_init_residual = True  # [choice]
-    config.model.norm_span = "global"
     config.model.dtype = "bfloat16"  # [choice]
 
     config.data = ConfigDict()

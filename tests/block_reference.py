@@ -21,7 +21,7 @@ def same(function):
 
 def plain(p, x, stride):
     """A convolution."""
-    return convolve(x, p.get("conv", "kernel"), stride)
+    return convolve(x, p.get("kernel"), stride)
 
 
 def residual_block(p, x, stride=1, variant="torchvision", gate=None, replaced=None):
@@ -44,7 +44,7 @@ def residual_block(p, x, stride=1, variant="torchvision", gate=None, replaced=No
         y = p.normalise(y, f"norm{i}")
         y = np.maximum(y, 0) if i < count else y
     y = gate(p / "gate", y) if gate else y
-    if ("shortcut", "conv", "kernel") in p.params:
+    if ("shortcut", "kernel") in p.params:
         x = p.normalise(plain(p / "shortcut", x, stride), "shortcut_norm")
     return np.maximum(x + y, 0)
 
@@ -80,15 +80,15 @@ def attend_relatively(p, x, heads, keys):
     maps = x @ p.get("maps", "kernel")
     rows, columns = p.get("rows"), p.get("columns")
     d, e = keys // heads, (maps.shape[-1] - 2 * keys) // heads
-    places = [(y, x) for y in range(height) for x in range(width)]
+    positions = [(y, x) for y in range(height) for x in range(width)]
 
     def offset(table, distance):
         reach = len(table) // 2
         return table[min(max(distance, -reach), reach) + reach]
 
     out = np.zeros((batch, height, width, heads * e))
-    for y, x in places:
-        relative = [offset(rows, v - y) + offset(columns, u - x) for v, u in places]
+    for y, x in positions:
+        relative = [offset(rows, v - y) + offset(columns, u - x) for v, u in positions]
         relative = np.array(relative).reshape(height, width, d)
         for h in range(heads):
             own = slice(h * d, (h + 1) * d)
@@ -104,7 +104,7 @@ def attend_relatively(p, x, heads, keys):
 
 def augmented(p, x, stride, heads, keys, reduction):
     """[conv(x), attention of x at the reduced resolution, enlarged]."""
-    near = convolve(x, p.get("local", "conv", "kernel"), stride)
+    near = convolve(x, p.get("local", "kernel"), stride)
     for factor in (stride, reduction):
         x = halve(x) if factor == 2 else x
     far = attend_relatively(p / "attention", x, heads, keys)

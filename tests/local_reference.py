@@ -8,7 +8,7 @@ from reference import softmax
 
 
 def mirrored(i, size):
-    """The pixel that a mirror at the outermost pixels shows at `i`."""
+    """The index of the pixel that mirroring at the outermost pixels puts at `i`."""
     if size == 1:
         return 0
     i = abs(i) % (2 * size - 2)
@@ -32,13 +32,13 @@ def windows(x, size, stride=1, border="zeros"):
     return out
 
 
-def weighted_sum(weights, x, share, size, stride=1, border="zeros"):
-    """Sums of a window's pixels; channel c has the weights of group c // share."""
+def weighted_sum(weights, x, group, size, stride=1, border="zeros"):
+    """Sums of a window's pixels; channel c has the weight c // group."""
     seen = windows(x, size, stride, border)
     out = np.zeros((*seen.shape[:3], seen.shape[4]))
     for o in range(size * size):
         for c in range(seen.shape[4]):
-            out[..., c] += weights[..., o, c // share] * seen[..., o, c]
+            out[..., c] += weights[..., o, c // group] * seen[..., o, c]
     return out
 
 
@@ -63,9 +63,9 @@ def local_relation(p, x, size, stride):
 def stand_alone(p, x, heads, size):
     """softmax over the window of q . k + q . r in each head; its sum of v.
 
-    r holds a vector of the row and one of the column, which meet where the channels of
-    a head are odd. Beyond the border k and v are
-    zero, and such pixels take part in the softmax.
+    r holds a vector of the row and one of the column, which overlap where a head has an
+    odd number of channels. Beyond the border k and v are zero, and such pixels take
+    part in the softmax.
     """
     query, key, value = (p.linear(x, name) for name in ("query", "key", "value"))
     row, column = p.get("row"), p.get("column")
@@ -85,7 +85,7 @@ def stand_alone(p, x, heads, size):
 
 
 def block_attention(p, x, heads, size):
-    """Each block of pixels attends to itself; values are of the place in the block.
+    """Each block of pixels attends to itself; values depend on the position in it.
 
     Pixels beyond the border are zero, and take part in the softmax.
     """
@@ -95,23 +95,23 @@ def block_attention(p, x, heads, size):
     features = maps.shape[-1]
     depth = features // heads
     out = np.zeros((batch, height, width, features))
-    places = [(a, b) for a in range(size) for b in range(size)]
+    positions = [(a, b) for a in range(size) for b in range(size)]
     for b in range(batch):
         for top in range(0, height, size):
             for left in range(0, width, size):
                 pixels, values = np.zeros((size * size, channels)), []
-                for n, (i, j) in enumerate(places):
+                for n, (i, j) in enumerate(positions):
                     if top + i < height and left + j < width:
                         pixels[n] = x[b, top + i, left + j]
-                    share = softmax(nu @ (row[i] + column[j]), 0)
-                    mixed = sum(s * m for s, m in zip(share, maps, strict=True))
+                    mixture = softmax(nu @ (row[i] + column[j]), 0)
+                    mixed = sum(w * m for w, m in zip(mixture, maps, strict=True))
                     values.append(pixels[n] @ mixed)
                 query, key = p.linear(pixels, "query"), p.linear(pixels, "key")
                 for h in range(heads):
                     of_head = slice(h * depth, (h + 1) * depth)
                     weights = softmax(query[:, of_head] @ key[:, of_head].T, 1)
                     sums = weights @ np.stack(values)[:, of_head]
-                    for n, (i, j) in enumerate(places):
+                    for n, (i, j) in enumerate(positions):
                         if top + i < height and left + j < width:
                             out[b, top + i, left + j, of_head] = sums[n]
     return out
@@ -123,17 +123,17 @@ def affine(p, x, name):
 
 
 def pairwise(p, x, size):
-    """softmax over the window of a map of (q - k, differences of the mapped places)."""
+    """softmax over the window of a map of (q - k, differences of mapped positions)."""
     batch, height, width, _ = x.shape
     query, key, value = (affine(p, x, name) for name in ("query", "key", "value"))
-    place = np.zeros((1, height, width, 2))
+    position = np.zeros((1, height, width, 2))
     for i in range(height):
         for j in range(width):
-            place[0, i, j, 0] = -1 + 2 * j / max(1, width - 1)
-            place[0, i, j, 1] = -1 + 2 * i / max(1, height - 1)
-    place = np.repeat(affine(p, place, "place"), batch, 0)
-    both = np.concatenate([query, place], -1)[:, :, :, None]
-    both = both - windows(np.concatenate([key, place], -1), size, border="mirror")
+            position[0, i, j, 0] = -1 + 2 * j / max(1, width - 1)
+            position[0, i, j, 1] = -1 + 2 * i / max(1, height - 1)
+    position = np.repeat(affine(p, position, "position"), batch, 0)
+    both = np.concatenate([query, position], -1)[:, :, :, None]
+    both = both - windows(np.concatenate([key, position], -1), size, border="mirror")
     hidden = np.maximum(p.normalise(both, "norm1"), 0)
     hidden = np.maximum(p.normalise(p.linear(hidden, "map1"), "norm2"), 0)
     weights = softmax(p.linear(hidden, "map2") + p.get("map2_bias"), 3)

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -108,7 +108,12 @@ def _every_process_keeps_its_programs() -> None:
 
 
 def _run(
-    name: str, words: Sequence[str], devices: int, output: pathlib.Path, home: str
+    name: str,
+    words: Sequence[str],
+    devices: int,
+    output: pathlib.Path,
+    home: str,
+    setup: Callable[[], None],
 ) -> None:
     """Runs `python -m vt_flax.NAME`, in a process of its own."""
     spare_the_collector()
@@ -123,8 +128,13 @@ def _run(
     _every_process_keeps_its_programs()
     # As in the tests' own process: see setup.cfg.
     warnings.filterwarnings("error", module="vt_flax")
+    setup()
     sys.argv = [name, *words]
     cli.run(importlib.import_module(f"vt_flax.{name}").main)
+
+
+def _nothing() -> None:
+    """Sets up nothing."""
 
 
 class Process:
@@ -137,12 +147,13 @@ class Process:
         devices: int,
         output: pathlib.Path,
         home: str = "",
+        setup: Callable[[], None] = _nothing,
     ):
         self.output = output
         for file in (output, output.with_suffix(".err")):
             file.write_text("")
         self._process = _starter.Process(
-            target=_run, args=(name, words, devices, output, home)
+            target=_run, args=(name, words, devices, output, home, setup)
         )
         self._process.start()
 
@@ -194,6 +205,7 @@ def pod(
     extra: Sequence[str] = (),
     command: str = "train",
     homes: Sequence[Any] = (),
+    setup: Callable[[], None] = _nothing,
 ) -> Iterator[list[Process]]:
     """Starts processes that train together, and ends those that are left.
 
@@ -206,6 +218,7 @@ def pod(
       extra: arguments of all.
       command: which; another than `train` gets `extra` alone.
       homes: the home folder of each, as on machines of their own.
+      setup: a function of a module, called in each before the command.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port, count = free_port(), count or len(changes)
@@ -221,7 +234,7 @@ def pod(
                 words += ["--processes", str(count), "--process", str(i)]
             home = str(homes[i]) if homes else ""
             output = folder / f"{i}.out"
-            processes.append(Process(command, words, devices, output, home))
+            processes.append(Process(command, words, devices, output, home, setup))
         yield processes
     finally:
         for process in processes:

@@ -29,7 +29,7 @@ def block_diagonal(blocks):
 
 
 def resize_matrix(source, target):
-    """Bilinear weights (target, source): half-pixel centres, borders repeated."""
+    """Bilinear weights (target, source): half-pixel centers, borders repeated."""
     weights = np.zeros((target, source))
     for i in range(target):
         place = (i + 0.5) * source / target - 0.5
@@ -109,18 +109,18 @@ class Scope:
     """The parameters and running statistics of a module and of those inside it.
 
     Attributes:
-      train: whether normalisation uses the batch.
-      placement: where modules normalise.
-      span: examples in a group of statistics; 0 for the whole batch.
+      train: whether normalization uses the batch.
+      placement: where modules normalize.
+      group_size: examples over which statistics are taken; 0 for the whole batch.
       used: paths of the parameters read so far.
       updates: running statistics after this call, by path.
       sown: attention maps, by path.
     """
 
-    def __init__(self, variables, *, train=False, placement="tokens", span=0):
+    def __init__(self, variables, *, train=False, placement="tokens", group_size=0):
         self.params = traverse_util.flatten_dict(variables["params"])
         self.stats = traverse_util.flatten_dict(variables.get("batch_stats", {}))
-        self.train, self.placement, self.span = train, placement, span
+        self.train, self.placement, self.group_size = train, placement, group_size
         self.path, self.used, self.updates, self.sown = (), set(), {}, {}
 
     def __truediv__(self, name):
@@ -140,14 +140,14 @@ class Scope:
         return x @ (block_diagonal(kernel) if kernel.ndim == 3 else kernel)
 
     def normalise(self, x, name):
-        """Batch normalisation of each group of consecutive examples by itself."""
+        """Batch normalization of each group of consecutive examples."""
         scale, bias = self.get(name, "scale"), self.get(name, "bias")
         at = (*self.path, name)
         mean = np.asarray(self.stats[(*at, "mean")], np.float64)
         var = np.asarray(self.stats[(*at, "var")], np.float64)
         if not self.train:
             return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
-        size = self.span or len(x)
+        size = self.group_size or len(x)
         out, means, variances = [], [], []
         for start in range(0, len(x), size):
             part = x[start : start + size]
@@ -160,11 +160,11 @@ class Scope:
         return np.concatenate(out) * scale + bias
 
     def after_tokens(self, x, name):
-        """Normalises what is normalised by default."""
+        """Normalizes tokens or the projector's sum, as `tokens` and `every_map` do."""
         return x if self.placement == "none" else self.normalise(x, name)
 
     def map(self, x, name):
-        """A 1 x 1 map that is normalised only where every map is."""
+        """A 1 x 1 map, normalized only with `every_map`."""
         x = self.linear(x, name)
         return self.normalise(x, f"{name}_norm") if self.placement == "every_map" else x
 
@@ -182,7 +182,7 @@ def position_encoding(p, maps, size=14, reductions=1):
     batch, count, height, width, heads = by_head.shape
     x = resize(by_head.reshape(batch * count, height, width, heads), size, size)
     for i in range(reductions):
-        x = convolve(x, p.get(f"reduce{i + 1}", "conv", "kernel"), 2)
+        x = convolve(x, p.get(f"reduce{i + 1}", "kernel"), 2)
     if maps.ndim == 5:
         x = p.map(x, "heads")
     return p.map(x.reshape(batch, count, -1), "mix")
@@ -252,7 +252,7 @@ def pooling_tokenizer(p, x, count):
 def transformer(p, tokens, heads, feed_forward, keep=(1.0, 1.0)):
     """T' = T + attention; T' + T' F, or T' + ReLU(T' F1) F2.
 
-    `keep` holds what the two branches are multiplied by.
+    `keep` holds the factors of the two branches.
     """
     key, query = p.map(tokens, "key"), p.map(tokens, "query")
     mixed, _ = attend(query, key, p.map(tokens, "value"), heads)
@@ -311,7 +311,7 @@ def stage(
     project_last=False,
     iterations=None,
 ):
-    """Tokenise, interact, write back; module after module on one map."""
+    """Tokenize, interact, project; module after module on one map."""
 
     def tokenize(q, kind, x, tokens):
         if kind == "static":
@@ -356,7 +356,7 @@ def normal(seed, *shape):
 
 
 def randomise(shapes, seed):
-    """Fills a tree of variable shapes with numbers unlike those of any initialiser."""
+    """Fills a tree of variable shapes with random numbers that no initializer gives."""
     rng = np.random.default_rng(seed)
     filled = {}
     for path, leaf in traverse_util.flatten_dict(shapes).items():
@@ -374,7 +374,7 @@ def randomise(shapes, seed):
 
 
 def variables_of(module, *inputs, seed=0):
-    """Random variables of `module`, found by shape only: no initialiser is run."""
+    """Random variables of `module`, found by shape only: no initializer is run."""
     shapes = jax.eval_shape(
         lambda *a: module.init(jax.random.key(0), *a, train=False), *inputs
     )
@@ -382,7 +382,7 @@ def variables_of(module, *inputs, seed=0):
 
 
 def error(actual, expected):
-    """Norm of the difference over the norm of what was expected."""
+    """Norm of the difference over the norm of `expected`."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape
     return np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30)
@@ -391,7 +391,7 @@ def error(actual, expected):
 def settled(scope, seed):
     """Running statistics within a deviation of the batch's, as after some training.
 
-    An evaluation with arbitrary ones would amplify the rounding of what comes before.
+    An evaluation with arbitrary ones would amplify rounding errors.
     """
     rng = np.random.default_rng(seed)
     stats = {}
@@ -421,7 +421,6 @@ def check(
     train,
     seed=0,
     tolerance=1e-5,
-    settle_on=None,
     **settings,
 ):
     """Asserts that a module equals its restatement on random variables.
@@ -436,8 +435,6 @@ def check(
       train: whether batch statistics are used.
       seed: seed of the variables.
       tolerance: of the relative error.
-      settle_on: inputs whose statistics the running averages are near; by default
-        `inputs`.
       **settings: of `Scope`.
     """
 
@@ -447,7 +444,7 @@ def check(
     variables = variables_of(module, *inputs, seed=seed)
     if not train:
         first = Scope(variables, **{**settings, "train": True})
-        function(first, *double(settle_on or inputs))
+        function(first, *double(inputs))
         variables["batch_stats"] = settled(first, seed)
     collections = ["intermediates", "batch_stats"]
     out, state = jax.jit(
@@ -507,7 +504,7 @@ def check_gradients(module, *inputs, train=True, live=True):
 
 
 def sown(module, variables, *inputs):
-    """The maps that a module gives when asked, by path."""
+    """The maps that a module sows, by path."""
     _, state = jax.jit(
         lambda v, *a: module.apply(v, *a, train=False, mutable=["intermediates"])
     )(variables, *inputs)
@@ -516,10 +513,10 @@ def sown(module, variables, *inputs):
 
 
 def check_bfloat16(make, *inputs, tolerance=0.05):
-    """Asserts what computing in bfloat16 promises.
+    """Asserts that a module computes in bfloat16 where it should.
 
-    Parameters and statistics are float32, the output is bfloat16 and near that of
-    float32, and attention maps are float32.
+    Parameters, statistics and attention maps are float32; the output is bfloat16 and
+    near that of float32.
 
     Args:
       make: `make(dtype)` returns the module.
@@ -544,10 +541,9 @@ def check_bfloat16(make, *inputs, tolerance=0.05):
 
 
 def check_outputs(module, *inputs, count=1):
-    """Asserts that maps cost nothing unless asked for.
+    """Asserts that maps are not computed unless they are collected.
 
-    The plain program returns `count` arrays and variables hold no maps; the program
-    that asks returns more, unless the module has none.
+    The plain program returns `count` arrays, and variables hold no maps.
     """
     shapes = jax.eval_shape(
         lambda *a: module.init(jax.random.key(0), *a, train=False), *inputs

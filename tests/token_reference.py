@@ -45,7 +45,7 @@ def overlap(one, other):
     return sum(map(min, one.ravel().tolist(), other.ravel().tolist()))
 
 
-def centre(map_, length, shape):
+def center(map_, length, shape):
     """Of mass, a cell's being in the middle of what the example has of it."""
     place = []
     for axis in range(2):
@@ -89,7 +89,7 @@ def figures(maps, length, shape):
                     [overlap(a, b) for b in new] for a in state
                 ]
                 found[f"{name}/moved_distance"] = [
-                    np.linalg.norm(centre(a, length, shape) - centre(b, length, shape))
+                    np.linalg.norm(center(a, length, shape) - center(b, length, shape))
                     if a is not None and b is not None
                     else math.nan
                     for a, b in zip(state, new, strict=False)

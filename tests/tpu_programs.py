@@ -1,4 +1,4 @@
-"""Programs that compile for TPUs, each in a process of its own."""
+"""Programs that compile for TPUs, in other processes."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from vt_flax.parallel.topology import ENVIRONMENT, has_tpu_compiler, old_compile
 needs_tpu_compiler = pytest.mark.skipif(
     not has_tpu_compiler(), reason='needs libtpu: pip install "jax[tpu]"'
 )
-# A host of each chip, but of those that the installed compiler is too old for.
+# One host of each kind of chip, skipped where the installed compiler is too old.
 CHIPS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(old), reason=old))
     for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
@@ -27,7 +27,7 @@ for topology in sys.argv[1:]:
 
 
 def run_program(program, *topologies):
-    """Returns what a program prints that is given the names of topologies."""
+    """Runs a program with names of topologies as arguments; returns its output."""
     done = subprocess.run(
         [sys.executable, "-c", program, *topologies],
         env=os.environ | ENVIRONMENT,
@@ -45,7 +45,7 @@ def run_for_chips(program):
       program: defines `compile_for`, which takes a mesh of a topology's devices.
 
     Returns:
-      What that function returns, as text, by topology.
+      The result of that function as text, by topology.
     """
     names = [chip.values[0] for chip in CHIPS if not chip.marks[0].args[0]]
     lines = run_program(program + EACH, *names).splitlines()

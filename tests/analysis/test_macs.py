@@ -231,6 +231,8 @@ def test_totals_are_the_sums_of_the_parts(preset):
     parts = ["stem", "stage2", "stage3", "stage4", "stage5", "head"]
     assert list(counts.macs) == list(counts.params) == parts
     assert counts.total_macs == sum(counts.macs[part] for part in parts)
+    # As printed, whatever the formulation.
+    assert macs.count(model.clone(formulation="folded"), (64, 64)) == counts
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3), jnp.float32)
     )

@@ -294,7 +294,7 @@ def test_what_plans_are_kept_by(monkeypatch):
     same = ("--config.duration=1 epochs", "--config.data.data_dir=/x")
     assert key() == key(*same) == json.loads(json.dumps(key()))
     assert key() != key(topology="v5e:2x4")
-    for other in ("batch_size=64", "data.augment=none", "model.norm_span=8"):
+    for other in ("batch_size=64", "data.augment=none", "model.bn_group_size=8"):
         assert key() != key(f"--config.{other}")
     before = key()
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--x=1")
@@ -320,8 +320,8 @@ def test_too_large(pod, tmp_path):
 
 
 def test_batches_of_the_search_have_whole_groups(pod, tmp_path):
-    spans = ["--config.model.norm_span=96", "--config.accumulation=2"]
-    (case,) = cases(*spans, chip=9600)
+    groups = ["--config.model.bn_group_size=96", "--config.accumulation=2"]
+    (case,) = cases(*groups, chip=9600)
     with pytest.raises(UserError, match="largest batch that fits is between") as error:
         make_plan(case, PlanCache(tmp_path))
     batches = [int(x.replace(",", "")) for x in BATCHES.findall(str(error.value))][1:]
@@ -348,30 +348,48 @@ def test_sweeps():
         {"batch_size": "128", "model.stage_sizes": "[1,1,1,1]"},
         {"batch_size": "128", "model.stage_sizes": "[2,2,2,2]"},
     ]
-    for words in (["batch"], ["batch="], ["=3"], ["span=8", "model.norm_span=9"]):
+    for words in (
+        ["batch"],
+        ["batch="],
+        ["=3"],
+        ["bn_group_size=8", "model.bn_group_size=9"],
+    ):
         with pytest.raises(UserError, match="--sweep"):
             parse_sweep(words)
 
 
 def test_cases_of_a_sweep(pod):
     found = cases(
-        sweep=["batch=64,128", "span=global,per_device"],
+        sweep=["batch=64,128", "bn_group_size=0,per_device"],
         names=("v5e:2x2", "v5e:4x4", "tpu7x:2x2x1"),
     )
     assert len(found) == 12
-    spans = {
-        (case.place.name, case.batch, case.make(case.batch).model.norm_span)
+    found_sizes = {
+        (case.place.name, case.batch, case.make(case.batch).model.bn_group_size)
         for case in found
     }
-    assert spans == {
-        (name, batch, span)
+    assert found_sizes == {
+        (name, batch, size)
         for name, devices in (("v5e:2x2", 4), ("v5e:4x4", 16), ("tpu7x:2x2x1", 8))
         for batch in (64, 128)
-        for span in ("global", str(batch // devices))
+        for size in (0, batch // devices)
     }
-    assert found[3].label == "v5e:2x2, batch_size 64, model.norm_span per_device"
-    with pytest.raises(UserError, match="did you mean model.norm_span"):
-        cases(sweep=["model.norm_spn=8"])
+    assert found[3].label == "v5e:2x2, batch_size 64, model.bn_group_size per_device"
+    with pytest.raises(UserError, match="did you mean model.bn_group_size"):
+        cases(sweep=["model.bn_group_siz=8"])
+
+
+def test_formulations_are_planned_by_a_sweep(pod, tmp_path):
+    def notes(found):
+        plans = [make_plan(case, PlanCache(tmp_path)) for case in found]
+        return [x for x in plan_report.notes(plans) if "formulation" in x]
+
+    (line,) = notes(cases(chip=8))
+    assert line.startswith("model.formulation=auto is planned as printed; ")
+    # As the line says.
+    assert notes(cases(sweep=line.split("--sweep ")[1:], chip=8)) == []
+    planned = [config.model.formulation for config, _ in pod]
+    assert planned == ["auto", "printed", "folded", "fused"]
 
 
 def test_facts(digits):

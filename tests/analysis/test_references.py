@@ -77,10 +77,10 @@ def ours_to_flax(config: ConfigDict, tree: dict) -> dict:
         for j in range(size)
     ]
     flat = traverse_util.flatten_dict(tree, sep="/")
-    convolutions, norms = ["stem/conv/conv"], ["stem/norm"]
+    convolutions, norms = ["stem/conv"], ["stem/norm"]
     for block in blocks:
-        places = [f"{block}/conv{k}/conv" for k in (1, 2, 3)]
-        convolutions += [*places, f"{block}/shortcut/conv"]
+        places = [f"{block}/conv{k}" for k in (1, 2, 3)]
+        convolutions += [*places, f"{block}/shortcut"]
         norms += [f"{block}/norm{k}" for k in (1, 2, 3)] + [f"{block}/shortcut_norm"]
     names = {"head": "Dense_0"}
     for kind, places in (("Conv", convolutions), ("BatchNorm", norms)):

@@ -1,4 +1,6 @@
-"""Pooling pixels and writing back: products and kernels against NumPy in float64."""
+"""Pooling pixels and writing back: XLA and kernels against NumPy in float64."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,7 @@ from reference import normal as single_normal
 from reference import softmax
 from tpu_programs import CHIPS, needs_tpu_compiler, run_for_chips, run_program
 
-from vt_flax.fused import pixel_attention as attention
-from vt_flax.fused import platforms
+from vt_flax.fused import pixel_attention, platforms
 from vt_flax.fused.kernels import pooling, writing
 
 pytestmark = pytest.mark.slow
@@ -19,7 +20,7 @@ BATCH, PIXELS, CHANNELS = 8, 21, 128
 
 @pytest.fixture(autouse=True)
 def for_tpus(monkeypatch):
-    """Has kernels traced here too; what runs on CPUs is products."""
+    """Traces kernels here too; CPUs run the XLA fallback."""
     monkeypatch.setattr(platforms, "for_tpus", lambda: True)
 
 
@@ -33,17 +34,9 @@ def block(x, g, blocks):
     return x[..., g * width : (g + 1) * width]
 
 
-def taken(arrays):
-    """Maps with their scale and bias."""
-    x = arrays["x"]
-    if "affine" in arrays:
-        x = x * arrays["affine"][:, :1] + arrays["affine"][:, 1:]
-    return x
-
-
-def pool_reference(blocks, weights, arrays):
+def pool_reference(blocks, attention, arrays):
     """A_g = softmax over pixels of F_g x_g^T, and A_g x_g, block by block."""
-    x = taken(arrays)
+    x = arrays["x"]
     filters = np.broadcast_to(arrays["filters"], (len(x), *arrays["filters"].shape[1:]))
     found, pooled = [], []
     for g in range(blocks):
@@ -52,23 +45,25 @@ def pool_reference(blocks, weights, arrays):
         found.append(softmax(logits, axis=2))
         pooled.append(np.einsum("bmp,bpc->bmc", found[-1], own))
     result = {"pooled": np.concatenate(pooled, axis=2)}
-    return result | ({"weights": np.concatenate(found, axis=1)} if weights else {})
+    if attention:
+        result["attention"] = np.concatenate(found, axis=1)
+    return result
 
 
 def write_back_reference(blocks, arrays):
     """x S + W_h^T V_h, W_h = softmax over tokens of K_h x_g^T, head by head."""
-    x, values = taken(arrays), arrays["values"]
+    x, values = arrays["x"], arrays["values"]
     tokens = values.shape[1]
-    each = arrays["keys"].shape[1] // tokens
-    heads = blocks * each
+    block_heads = arrays["keys"].shape[1] // tokens
+    heads = blocks * block_heads
     out = x @ arrays["shortcut"][0] if "shortcut" in arrays else x
     written = []
     for h in range(heads):
-        g, k = divmod(h, each)
+        g, k = divmod(h, block_heads)
         keys = block(arrays["keys"][:, k * tokens : (k + 1) * tokens], g, blocks)
         logits = np.einsum("blc,bpc->blp", keys, block(x, g, blocks))
-        weights = softmax(logits, axis=1)
-        written.append(np.einsum("blp,bld->bpd", weights, block(values, h, heads)))
+        attention = softmax(logits, axis=1)
+        written.append(np.einsum("blp,bld->bpd", attention, block(values, h, heads)))
     out = out + np.concatenate(written, axis=2)
     if "origin" not in arrays:
         return {"out": out}
@@ -76,26 +71,19 @@ def write_back_reference(blocks, arrays):
     return {"out": out, "sums": np.stack(moments, axis=1)}
 
 
-def pool_arrays(rows, shared=False, affine=0):
-    found = {
+def pool_arrays(rows, shared=False):
+    return {
         "x": normal(0, BATCH, PIXELS, CHANNELS),
         "filters": 0.2 * normal(1, 1 if shared else BATCH, rows, CHANNELS),
     }
-    if affine:
-        found["affine"] = 1 + 0.5 * normal(2, affine, 2, CHANNELS)
-    return found
 
 
-def write_arrays(
-    each, tokens, features=CHANNELS, affine=0, shortcut=False, origin=True
-):
+def write_arrays(block_heads, tokens, features=CHANNELS, shortcut=False, origin=True):
     found = {
         "x": normal(3, BATCH, PIXELS, CHANNELS),
-        "keys": 0.2 * normal(4, BATCH, each * tokens, CHANNELS),
+        "keys": 0.2 * normal(4, BATCH, block_heads * tokens, CHANNELS),
         "values": normal(5, BATCH, tokens, features),
     }
-    if affine:
-        found["affine"] = 1 + 0.5 * normal(6, affine, 2, CHANNELS)
     if shortcut:
         found["shortcut"] = 0.1 * normal(7, 1, CHANNELS, features)
     if origin:
@@ -105,13 +93,13 @@ def write_arrays(
 
 POOLED = [
     (1, True, pool_arrays(16, shared=True)),
-    (4, True, pool_arrays(4, affine=1)),
-    (4, False, pool_arrays(2, affine=BATCH)),
+    (4, True, pool_arrays(4)),
+    (4, False, pool_arrays(2)),
 ]
 WRITTEN = [
-    (4, write_arrays(2, 8, affine=1)),
+    (4, write_arrays(2, 8)),
     (1, write_arrays(4, 8, 256, shortcut=True)),
-    (2, write_arrays(1, 16, 256, affine=BATCH, shortcut=True, origin=False)),
+    (2, write_arrays(1, 16, 256, shortcut=True, origin=False)),
 ]
 
 
@@ -128,33 +116,25 @@ def single(arrays):
     return {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
 
 
-@pytest.mark.parametrize("blocks, weights, arrays", POOLED)
-def test_pool(blocks, weights, arrays):
-    expected = pool_reference(blocks, weights, arrays)
+@pytest.mark.parametrize("blocks, attention, arrays", POOLED)
+def test_pool(blocks, attention, arrays):
+    expected = pool_reference(blocks, attention, arrays)
     given = single(arrays)
-    products = jax.jit(attention._pool_by_products, static_argnums=(0, 1))
-    close(products(blocks, weights, given), expected)
-    options = {"blocks": blocks, "weights": weights, "interpret": True}
-    close(pooling.forward(given, **options), expected)
-    pooled, found = jax.jit(
-        lambda a: attention.pool(
-            a["x"], a["filters"], blocks, affine=a.get("affine"), weights=weights
-        )
-    )(given)
-    close({"pooled": pooled}, {"pooled": expected["pooled"]})
-    assert (found is not None) == weights
+    options = {"blocks": blocks, "attention": attention}
+    close(pooling.forward(given, **options, interpret=True), expected)
+    run = jax.jit(lambda a: pixel_attention.pool(**a, **options))
+    found = dict(zip(("pooled", "attention"), run(given), strict=True))
+    close({key: value for key, value in found.items() if value is not None}, expected)
 
 
 @pytest.mark.parametrize("blocks, arrays", WRITTEN)
 def test_write_back(blocks, arrays):
     expected = write_back_reference(blocks, arrays)
     given = single(arrays)
-    products = jax.jit(attention._write_back_by_products, static_argnums=0)
-    close(products(blocks, given), expected)
     close(writing.forward(given, blocks=blocks, interpret=True), expected)
-    out, sums = jax.jit(lambda a: attention.write_back(**a, blocks=blocks))(given)
-    close({"out": out}, {"out": expected["out"]})
-    assert (sums is not None) == ("origin" in arrays)
+    run = jax.jit(lambda a: pixel_attention.write_back(**a, blocks=blocks))
+    found = dict(zip(("out", "sums"), run(given), strict=True))
+    close({key: value for key, value in found.items() if value is not None}, expected)
 
 
 def slopes(compute, arrays, cotangents, name, seed):
@@ -168,21 +148,27 @@ def slopes(compute, arrays, cotangents, name, seed):
     return direction, (total(1e-5) - total(-1e-5)) / 2e-5
 
 
-def check_cotangents(compute, kernel, arrays):
-    """Those of the kernel and of JAX's own against differences of the reference."""
+def check_gradients(compute, backward, arrays):
+    """Compares gradients with differences of the reference.
+
+    Args:
+      compute: the reference.
+      backward: functions of arrays and cotangents that return gradients.
+      arrays: arguments of the reference.
+    """
     expected = compute(arrays)
     cotangents = {
         name: normal(20 + i, *value.shape)
         for i, (name, value) in enumerate(expected.items())
     }
     given = single(arrays), single(cotangents)
-    for pull in kernel:
-        found = pull(*given)
+    for gradients in backward:
+        found = gradients(*given)
         assert set(found) == set(arrays)
         for i, name in enumerate(arrays):
             assert found[name].shape == arrays[name].shape
             if name == "origin":
-                assert not np.any(found[name])  # by decree: running means have none
+                assert not np.any(found[name])  # a running mean has no gradient
                 continue
             direction, slope = slopes(compute, arrays, cotangents, name, 30 + i)
             size = np.abs(np.asarray(found[name]) * direction).sum()
@@ -190,52 +176,66 @@ def check_cotangents(compute, kernel, arrays):
             assert abs(ours - slope) < 3e-6 * size, name
 
 
-@pytest.mark.parametrize("blocks, weights, arrays", POOLED)
-def test_cotangents_of_pool(blocks, weights, arrays):
+@functools.partial(jax.jit, static_argnums=0)
+def pull(compute, arrays, cotangents):
+    """Gradients of the dictionary that `compute` takes."""
+    return jax.vjp(compute, arrays)[1](cotangents)[0]
+
+
+@pytest.mark.parametrize("blocks, attention, arrays", POOLED)
+def test_gradients_of_pool(blocks, attention, arrays):
     def kernel(arrays, cotangents):
         found = pooling.backward(arrays, cotangents, blocks=blocks, interpret=True)
-        return attention._fitting(arrays, found)
+        return pixel_attention._like(arrays, found)
 
     def whole(arrays, cotangents):
-        compute = lambda a: attention._pool(blocks, weights, a)  # noqa: E731
-        return jax.jit(attention._pull, static_argnums=0)(compute, arrays, cotangents)
+        def compute(arrays):
+            return pixel_attention._pool(blocks, attention, arrays)
 
-    check_cotangents(
-        lambda a: pool_reference(blocks, weights, a), (kernel, whole), arrays
-    )
+        return pull(compute, arrays, cotangents)
+
+    def expected(arrays):
+        return pool_reference(blocks, attention, arrays)
+
+    check_gradients(expected, (kernel, whole), arrays)
 
 
 @pytest.mark.parametrize("blocks, arrays", WRITTEN)
-def test_cotangents_of_write_back(blocks, arrays):
+def test_gradients_of_write_back(blocks, arrays):
     def kernel(arrays, cotangents):
         found = writing.backward(arrays, cotangents, blocks=blocks, interpret=True)
-        return attention._fitting(arrays, found)
+        return pixel_attention._like(arrays, found)
 
     def whole(arrays, cotangents):
-        compute = lambda a: attention._write_back(blocks, a)  # noqa: E731
-        return jax.jit(attention._pull, static_argnums=0)(compute, arrays, cotangents)
+        def compute(arrays):
+            return pixel_attention._write_back(blocks, arrays)
 
-    check_cotangents(lambda a: write_back_reference(blocks, a), (kernel, whole), arrays)
+        return pull(compute, arrays, cotangents)
+
+    def expected(arrays):
+        return write_back_reference(blocks, arrays)
+
+    check_gradients(expected, (kernel, whole), arrays)
 
 
 def test_second_derivatives_beside_kernels():
-    """The rule for reverse mode can be differentiated, as products are."""
-    arrays = single(pool_arrays(4, affine=1))
+    """The rule for reverse mode can be differentiated like the XLA fallback."""
+    arrays = single(pool_arrays(4))
     direction = single({name: normal(40, *a.shape) for name, a in arrays.items()})
 
     def curvature(compute):
         def loss(arrays):
-            return jnp.sum(compute(4, True, arrays)["weights"] ** 2)
+            return jnp.sum(compute(4, True, arrays)["attention"] ** 2)
 
         return jax.jit(lambda *a: jax.jvp(jax.grad(loss), *a))((arrays,), (direction,))
 
-    found = curvature(attention._pool)[1]
-    expected = curvature(attention._pool_by_products)[1]
+    found = curvature(pixel_attention._pool)[1]
+    expected = curvature(pixel_attention._pool_by_xla)[1]
     close(found, {name: np.asarray(array) for name, array in expected.items()})
 
 
 def test_kernels_of_several_steps_and_in_bfloat16():
-    """24 examples are three steps of a kernel, and a total is of all of them."""
+    """24 examples are three steps of a kernel; a total sums over all of them."""
     arrays = write_arrays(2, 8, 256, shortcut=True)
     arrays = {
         name: array if array.shape[0] == 1 else np.concatenate([array, -array, array])
@@ -243,11 +243,10 @@ def test_kernels_of_several_steps_and_in_bfloat16():
     }
     cotangent = {"out": normal(9, 24, PIXELS, 256), "sums": normal(10, 24, 2, 256)}
     given, cotangents = single(arrays), single(cotangent)
-    expected = attention._pull(
-        lambda a: attention._write_back_by_products(4, a), given, cotangents
-    )
+    _, backward = jax.vjp(lambda a: pixel_attention._write_back_by_xla(4, a), given)
+    (expected,) = backward(cotangents)
     found = writing.backward(given, cotangents, blocks=4, interpret=True)
-    found = attention._fitting(given, found)
+    found = pixel_attention._like(given, found)
     close(found, {name: np.asarray(array) for name, array in expected.items()})
 
     half = {
@@ -262,10 +261,10 @@ def test_kernels_of_several_steps_and_in_bfloat16():
 
 @pytest.mark.parametrize("batch", [3, 12])
 def test_any_batch(batch):
-    """Batches that kernels do not take are computed by products."""
+    """Batches that kernels do not take are computed by the XLA fallback."""
     x, filters = normal(0, batch, 9, 128), normal(1, batch, 8, 128)
     arrays = {"x": x, "filters": filters}
-    pooled, _ = attention.pool(*single(arrays).values(), 2)
+    pooled, _ = pixel_attention.pool(*single(arrays).values(), 2)
     expected = pool_reference(2, False, arrays)
     close({"pooled": pooled}, expected)
 
@@ -273,13 +272,16 @@ def test_any_batch(batch):
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp
+from vt_flax.fused import VT_PARTS
+from vt_flax.nn.layers import VTLayers
 from vt_flax.nn.visual_transformer import VTOptions, VTStage
 from vt_flax.parallel.mesh import batch_sharding, make_mesh, replicated
 from vt_flax.parallel.topology import tpu_devices
 
 mesh = make_mesh(tpu_devices(sys.argv[1]))
-# As in VT-ResNets, whose other stages take the compiler longer than this one.
-stage = VTStage(VTOptions(formulation="fused", dtype=jnp.bfloat16), 3, 512)
+# The stage of a VT-ResNet alone: the compiler needs longer for the other stages.
+layers = VTLayers(jnp.bfloat16)
+stage = VTStage(VTOptions(), 3, 512, layers=layers, parts=VT_PARTS["fused"])
 maps = jax.ShapeDtypeStruct(
     (32, 4, 6, 256), jnp.bfloat16, sharding=batch_sharding(mesh)
 )
@@ -309,8 +311,8 @@ for traffic in ("all-gather", "all-to-all", "collective-permute"):
 
 
 @needs_tpu_compiler
-def test_tpus_can_compile_it():
-    """For four chips, each of which works on its own examples alone."""
+def test_tpus_compile_a_stage():
+    """For four chips, each of which computes its own examples."""
     # Three tokenizers and two projectors, forward and back.
     assert run_program(PROGRAM, "v5e:2x2") == "10"
 
@@ -334,12 +336,10 @@ def compile_for(mesh):
 
     def loss(maps, filters, keys, values, shortcut, large, large_filters):
         with on_devices_of(mesh):
-            affine = jnp.stack([maps[:, 0], maps[:, 1]], 1).astype(jnp.float32)
             found = [
-                *pool(maps, filters, 4, affine=affine, weights=True),
+                *pool(maps, filters, 4, attention=True),
                 *write_back(
-                    maps, keys, values, 4, affine=affine, shortcut=shortcut,
-                    origin=jnp.zeros((1, 1, 256)),
+                    maps, keys, values, 4, shortcut, jnp.zeros((1, 1, 256))
                 ),
                 pool(large, large_filters, 16)[0],
             ]
@@ -360,10 +360,10 @@ def kernels():
 
 @needs_tpu_compiler
 @pytest.mark.parametrize("topology", CHIPS)
-def test_each_chip_can_compile_the_kernels(topology, kernels):
+def test_each_chip_compiles_the_kernels(topology, kernels):
     """Three operations, forward and back.
 
     A v4 has 16 MiB of memory on the chip, in which a map of 14 x 14 x 1024 does not fit
-    twice: it computes products.
+    twice: it uses the XLA fallback.
     """
     assert kernels[topology] == ("4" if topology.startswith("v4") else "6")

@@ -12,7 +12,7 @@ from model_variables import images_of, randomised
 
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
-from vt_flax.models.fpn import doubled
+from vt_flax.models.fpn import double
 from vt_flax.nn.layers import StochasticDepth
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def torch_branch(torch, variables, maps, train):
         return torch.from_numpy(np.asarray(tree[path], np.float64))
 
     def convolution(x, path, padding):
-        kernel = get(f"{path}/conv/kernel").permute(3, 2, 0, 1)
+        kernel = get(f"{path}/kernel").permute(3, 2, 0, 1)
         x = functional.conv2d(x, kernel, padding=padding)
         mean, var = (get(f"{path}_norm/{name}", stats).clone() for name in STATISTICS)
         scale, bias = get(f"{path}_norm/scale"), get(f"{path}_norm/bias")
@@ -134,7 +134,7 @@ def test_equals_pytorch(size, train, torch):
 def test_a_coarse_pixel_stands_on_the_two_finer_ones(height, width):
     coarse = -(-height // 2), -(-width // 2)
     x = np.random.default_rng(0).normal(size=(2, *coarse, 3)).astype(np.float32)
-    out = doubled(x, height, width)
+    out = double(x, height, width)
     assert out.shape == (2, height, width, 3)
     for i in range(height):
         for j in range(width):

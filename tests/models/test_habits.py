@@ -13,9 +13,10 @@ import pytest
 from reference import normal, randomise
 
 from vt_flax.errors import UserError
-from vt_flax.fused.gram_norm import GramNorm
+from vt_flax.fused import VT_PARTS
+from vt_flax.fused.norms import GramNorm
+from vt_flax.fused.parameters import ConvKernel
 from vt_flax.models import create_model, list_models, model_options, model_task
-from vt_flax.nn.layers import ConvKernel
 from vt_flax.nn.visual_transformer import VTOptions, VTStage
 
 pytestmark = pytest.mark.slow
@@ -101,12 +102,15 @@ class Widening(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         kernel = ConvKernel(32, 1, name="conv")(x.shape[-1])
-        return GramNorm(name="norm")(x, kernel, train=train)(x)
+        return GramNorm(name="norm")(x, kernel, train=train)
 
 
 SMOOTH = {
     "tokens": VTStage(
-        VTOptions(tokens=4, token_channels=32, heads=4, group_channels=8), 2, 16
+        VTOptions(tokens=4, token_channels=32, heads=4, group_channels=8),
+        2,
+        16,
+        parts=VT_PARTS["fused"],
     ),
     "widening": Widening(),
 }
@@ -178,7 +182,7 @@ def test_models_are_pickled():
 def test_no_examples_in_training():
     model = small("resnet18")
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
-    with pytest.raises(UserError, match="no examples has no statistics: set train=Fal"):
+    with pytest.raises(UserError, match="an empty batch has no statistics: set"):
         jax.eval_shape(
             lambda v, x: model.apply(v, x[:0], train=True, mutable=["batch_stats"]),
             variables,

@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from vt_flax.models import create_model
 from vt_flax.models.vt_fpn import TokenPyramid
-from vt_flax.nn.norm import Normalization
+from vt_flax.nn.layers import VTLayers
 from vt_flax.nn.visual_transformer import VTOptions
 
 CHANNELS, TOKENS, HEADS = 8, 3, 2
@@ -38,10 +38,10 @@ def pyramid(placement="tokens", **changes):
         position_encoding=False,
         transformer_groups=2,
         group_channels=4,
-        norm=Normalization(placement),
         **changes,
     )
-    return OfFourMaps(TokenPyramid(CHANNELS, options))
+    layers = VTLayers(norm_placement=placement)
+    return OfFourMaps(TokenPyramid(CHANNELS, options, layers))
 
 
 def four_maps(batch=2, height=13, width=10, seed=0):
@@ -58,7 +58,7 @@ def restated(p, *maps, feed_forward="linear"):
     p = p / "pyramid"
     sums = {}
     for level, c in reversed(list(zip(LEVELS, maps, strict=True))):
-        kernel = p.get(f"level{level}_lateral", "conv", "kernel")
+        kernel = p.get(f"level{level}_lateral", "kernel")
         x = p.normalise(c @ kernel[0, 0], f"level{level}_lateral_norm")
         if level < 5:
             rows, columns = (np.arange(side) // 2 for side in x.shape[1:3])
@@ -186,7 +186,7 @@ def test_there_is_one_transformer_and_one_map_of_pixels_per_level():
     for level, channels in zip(LEVELS, (256, 512, 1024, 2048), strict=True):
         at = f"level{level}_"
         expected |= {
-            f"{at}lateral/conv/kernel": (1, 1, channels, 256),
+            f"{at}lateral/kernel": (1, 1, channels, 256),
             f"{at}tokenizer/filter/kernel": (256, 8),
             f"{at}tokenizer/token/map/kernel": (256, 1024),
             f"{at}projector/query/kernel": (16, 16, 16),

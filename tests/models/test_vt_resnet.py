@@ -131,7 +131,7 @@ def test_parameters_serve_any_batch_and_image(preset, batch, height, width):
         {"vt_channels": 32},
         {"norm_placement": "every_map"},
         {"norm_placement": "none"},
-        {"norm_span": "frozen"},
+        {"bn_frozen": True},
     ],
 )
 def test_ablations(changes):
@@ -287,8 +287,8 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
         {"lloyd_iterations": -1},
         {"feed_forward": "gelu"},
         {"heads": 3},
-        {"norm_momentum": 2.0},
-        {"norm_epsilon": 0.0},
+        {"bn_momentum": 2.0},
+        {"bn_epsilon": 0.0},
         {"projector": False, "project_last": True},
         {"survival_probability": 0.0},
         {"dropout": 1.0},

@@ -9,6 +9,7 @@ import reference
 from vt_flax.errors import UserError
 from vt_flax.nn.layers import (
     Conv,
+    Layers,
     Linear,
     StochasticDepth,
     linear_survival,
@@ -36,7 +37,7 @@ def test_grouped_linear_is_a_block_diagonal_product(groups, features, shape):
 
 
 def test_grouped_linear_starts_with_the_variance_of_its_own_fan_in():
-    """Each block is initialised for the channels that it reads: variance 1 / fan-in."""
+    """Each block is initialized for the channels that it reads: variance 1 / fan-in."""
     for groups in (1, 8):
         x = jnp.ones((1, 256))
         variables = Linear(512, groups).init(jax.random.key(0), x)
@@ -62,13 +63,13 @@ def test_split_heads():
 
 @pytest.mark.parametrize("kernel,stride", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
 @pytest.mark.parametrize("height,width", [(8, 8), (7, 10)])
-def test_convolution_pads_alike_on_both_sides(kernel, stride, height, width):
+def test_convolution_pads_both_sides_equally(kernel, stride, height, width):
     x = reference.normal(0, 2, height, width, 3)
     module = Conv(5, kernel, stride)
     variables = reference.randomise(
         jax.eval_shape(module.init, jax.random.key(0), x), seed=1
     )
-    weights = variables["params"]["conv"]["kernel"]
+    weights = variables["params"]["kernel"]
     expected = reference.convolve(x.astype(np.float64), weights, stride)
     assert reference.error(module.apply(variables, x), expected) < 1e-5
 
@@ -125,16 +126,6 @@ def test_stochastic_depth_keeps_a_fraction_and_the_mean(probability):
     assert np.all(np.abs(out.mean(0) - x[0]) < bound)
 
 
-def test_shares_are_what_stochastic_depth_multiplies_with():
-    x, module, key = reference.normal(0, 64, 2), StochasticDepth(0.4), jax.random.key(3)
-    out = module.apply({}, x, train=True, rngs={"dropout": key})
-    shares = module.apply({}, 64, train=True, rngs={"dropout": key}, method="shares")
-    assert {*np.asarray(shares).tolist()} == {0.0, np.float32(2.5).item()}
-    np.testing.assert_allclose(out, x * shares[:, None], rtol=1e-6)
-    assert module.apply({}, 64, train=False, method="shares") is None
-    assert StochasticDepth(1.0).apply({}, 64, train=True, method="shares") is None
-
-
 def test_stochastic_depth_needs_random_numbers_and_differs_by_key():
     x = np.ones((64, 2), np.float32)
     module = StochasticDepth(0.5)
@@ -153,3 +144,25 @@ def test_linear_survival():
     chances = [linear_survival(i, 4, 0.6) for i in (1, 2, 3, 4)]
     np.testing.assert_allclose(chances, [0.9, 0.8, 0.7, 0.6])
     assert linear_survival(2, 5, 1.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"bn_group_size": -1}, "bn_group_size=-1: must be at least 0"),
+        ({"bn_momentum": 1.0}, "bn_momentum=1.0: must be at least 0, and under 1"),
+        ({"bn_epsilon": 0.0}, "bn_epsilon=0.0: must be over 0"),
+    ],
+)
+def test_settings_out_of_range_are_rejected(settings, message):
+    with pytest.raises(UserError, match=message):
+        Layers(**settings)
+
+
+def test_layers_have_the_settings():
+    layers = Layers(jnp.bfloat16, 4, True, 0.5, 1e-3)
+    norm = layers.batch_norm("norm")
+    found = norm.group_size, norm.frozen, norm.momentum, norm.epsilon
+    assert found == (4, True, 0.5, 1e-3)
+    made = norm, layers.conv(8, 3, name="conv"), layers.linear(8, name="map")
+    assert {layer.dtype for layer in made} == {jnp.bfloat16}

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import reference
 
-from vt_flax.errors import UserError
-from vt_flax.nn.norm import Normalization
+from vt_flax.nn.layers import VTLayers
 from vt_flax.nn.projector import Projector
 
 C, C_T = 16, 24
@@ -34,20 +33,14 @@ def test_equals_the_restatement(batch, height, width, features, train):
 
 
 @pytest.mark.parametrize("placement", ["every_map", "none"])
-def test_normalisation_placements(placement):
+def test_normalization_placements(placement):
     reference.check(
-        Projector(32, heads=2, norm=Normalization(placement)),
+        Projector(32, heads=2, layers=VTLayers(norm_placement=placement)),
         functools.partial(reference.projector, heads=2),
         *inputs(),
         train=True,
         placement=placement,
     )
-
-
-@pytest.mark.parametrize("features,shortcut", [(C, False), (24, True)])
-def test_shortcut_only_where_channels_change(features, shortcut):
-    variables = reference.variables_of(Projector(features, heads=4), *inputs())
-    assert ("shortcut" in variables["params"]) == shortcut
 
 
 def test_projection_is_sown_on_request_and_sums_to_one_over_tokens():
@@ -71,29 +64,18 @@ def test_gradients_are_finite(features):
     reference.check_gradients(module, *constants, live=False)
 
 
-def test_parameters_serve_any_batch_image_and_number_of_tokens():
-    module = Projector(32, heads=4)
-    shapes = [
-        jax.tree.map(jnp.shape, reference.variables_of(module, *inputs(*shape)))
-        for shape in [(1, 4, 4, 5), (3, 2, 9, 8)]
-    ]
-    assert shapes[0] == shapes[1]
-
-
 @pytest.mark.parametrize("features", [C, 32])
 def test_bfloat16(features):
     reference.check_bfloat16(
-        lambda dtype: Projector(
-            features, heads=4, norm=Normalization(dtype=dtype), dtype=dtype
-        ),
+        lambda dtype: Projector(features, heads=4, layers=VTLayers(dtype=dtype)),
         *inputs(),
     )
 
 
-def test_stochastic_depth_drops_what_is_written_for_whole_examples():
+def test_stochastic_depth_drops_the_attention_of_whole_examples():
     x, tokens = (np.repeat(a[:1], 32, axis=0) for a in inputs())
-    norm = Normalization("none")
-    module = Projector(32, heads=4, survival_probability=0.5, norm=norm)
+    layers = VTLayers(norm_placement="none")
+    module = Projector(32, heads=4, survival_probability=0.5, layers=layers)
     variables = reference.variables_of(module, x, tokens)
     whole, out = reference.jax.jit(
         lambda v, x, tokens, key: (
@@ -109,13 +91,3 @@ def test_stochastic_depth_drops_what_is_written_for_whole_examples():
     dropped = [reference.error(o, s) < 1e-5 for o, s in zip(out, shortcut, strict=True)]
     assert np.all(np.asarray(kept) != np.asarray(dropped))
     assert 0 < np.sum(kept) < 32
-
-
-def test_heads_must_divide_the_features():
-    with pytest.raises(UserError, match="3 heads do not divide 16 channels"):
-        reference.variables_of(Projector(16, heads=3), *inputs())
-
-
-def test_groups_must_divide_the_channels():
-    with pytest.raises(UserError, match="3 groups"):
-        reference.variables_of(Projector(24, heads=4, groups=3), *inputs())

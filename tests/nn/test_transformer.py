@@ -9,7 +9,7 @@ import pytest
 import reference
 
 from vt_flax.errors import UserError
-from vt_flax.nn.norm import Normalization
+from vt_flax.nn.layers import VTLayers
 from vt_flax.nn.transformer import GraphInteraction, LinearInteraction, TokenTransformer
 
 C_T = 32
@@ -46,9 +46,9 @@ def test_equals_the_restatement(name, batch, count, train):
 
 @pytest.mark.parametrize("placement", ["every_map", "none"])
 @pytest.mark.parametrize("name", ["linear", "mlp"])
-def test_normalisation_placements(name, placement):
+def test_normalization_placements(name, placement):
     reference.check(
-        part(name, norm=Normalization(placement)),
+        part(name, layers=VTLayers(norm_placement=placement)),
         restatement(name),
         some_tokens(),
         train=True,
@@ -64,7 +64,7 @@ def test_one_group_and_other_heads():
 
 @pytest.mark.parametrize("groups", [1, 4])
 def test_shapes_of_the_maps(groups):
-    module = TokenTransformer(4, groups, "mlp", norm=Normalization("none"))
+    module = TokenTransformer(4, groups, "mlp", layers=VTLayers(norm_placement="none"))
     params = reference.variables_of(module, some_tokens())["params"]
     shapes = jax.tree.map(lambda p: p["kernel"].shape, params, is_leaf=is_map)
     half, full = (C_T, C_T // 2), (C_T, C_T)
@@ -112,7 +112,7 @@ def test_graph_serves_one_number_of_tokens():
 @pytest.mark.parametrize("name", PARTS)
 def test_bfloat16(name):
     reference.check_bfloat16(
-        lambda dtype: part(name, norm=Normalization(dtype=dtype), dtype=dtype),
+        lambda dtype: part(name, layers=VTLayers(dtype=dtype)),
         some_tokens(),
     )
 
@@ -132,7 +132,7 @@ def test_stochastic_depth_drops_each_branch_for_whole_examples(name):
     """Every example is one of the results with each branch absent, or over p."""
     tokens = np.repeat(some_tokens(batch=1), 32, axis=0)
     p = 0.5
-    module = part(name, survival_probability=p, norm=Normalization("none"))
+    module = part(name, survival_probability=p, layers=VTLayers(norm_placement="none"))
     variables = reference.variables_of(module, tokens)
     out = reference.jax.jit(
         lambda v, t, key: module.apply(v, t, train=True, rngs={"dropout": key})
@@ -154,16 +154,6 @@ def test_stochastic_depth_drops_each_branch_for_whole_examples(name):
     ]
     assert np.all(np.sum(seen, 1) == 1)
     assert np.all(np.sum(seen, 0) >= 1)
-
-
-def test_heads_must_divide_the_channels():
-    with pytest.raises(UserError, match="3 heads do not divide 16 channels"):
-        reference.variables_of(TokenTransformer(heads=3), some_tokens())
-
-
-def test_groups_must_divide_the_channels():
-    with pytest.raises(UserError, match="5 groups"):
-        reference.variables_of(TokenTransformer(heads=4, groups=5), some_tokens())
 
 
 def test_unknown_feed_forward():

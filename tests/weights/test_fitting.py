@@ -182,7 +182,7 @@ def test_every_precision_becomes_float32(dtype):
     dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     arrays = random_arrays(torchvision_shapes("resnet18", **SMALL), dtype)
     found = load(arrays, "resnet18", shapes_of("resnet18", **SMALL))
-    kernel = found.arrays["params", "stage3", "block1", "conv1", "conv", "kernel"]
+    kernel = found.arrays["params", "stage3", "block1", "conv1", "kernel"]
     assert kernel.dtype == np.float32
     value = arrays["layer2.0.conv1.weight"].read().astype(np.float32)
     for out, into in ((0, 0), (7, 3)):

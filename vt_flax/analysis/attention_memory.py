@@ -1,7 +1,7 @@
-"""What a block of local attention needs of memory, with and without unfolded windows.
+"""Memory of a residual block of local attention, with and without unfolded windows.
 
-`python -m vt_flax.analysis.attention_memory` is the part that runs in a process of its
-own: it reads a topology as JSON and prints the rows.
+`python -m vt_flax.analysis.attention_memory` runs in a process of its own: it reads a
+topology as JSON and prints the rows.
 """
 
 import functools
@@ -16,38 +16,35 @@ import jax.numpy as jnp
 
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
-from vt_flax.models.comparison.local_attention import FORMULATIONS
-from vt_flax.models.comparison.pairwise_attention import PairwiseAttention
-from vt_flax.models.comparison.patchwise_attention import PatchwiseAttention
+from vt_flax.models.comparison.local_attention import ATTENTION
 from vt_flax.models.comparison.san import SANBlock
-from vt_flax.models.resnet import ResidualBlock
-from vt_flax.nn.norm import Normalization
+from vt_flax.models.comparison.san_attention import (
+    PairwiseAttention,
+    PatchwiseAttention,
+)
+from vt_flax.models.resnet import BottleneckBlock
 from vt_flax.parallel.child import read_request
 from vt_flax.parallel.topology import compile_apart, tpu_devices
 
-# The input of a block of stage 2, of all the families.
+# Input of a block of stage 2, in all networks.
 SHAPE = (32, 56, 56, 256)
 BLOCKS = ("LR-Net", "Stand-Alone", "SAN pairwise", "SAN patchwise")
 
 
-def make_block(name: str, formulation: str) -> nn.Module:
+def make_block(name: str, attention: str) -> nn.Module:
     """Returns a residual block of BLOCKS with a 7 x 7 window and 256 channels."""
-    norm = Normalization()
     if name.startswith("SAN"):
         kind = {"SAN pairwise": PairwiseAttention, "SAN patchwise": PatchwiseAttention}
-        attention = functools.partial(kind[name], 7, norm, formulation)
-        return SANBlock(attention, 1.0, False, norm, jnp.float32)
+        return SANBlock(functools.partial(kind[name], 7, attention))
     network = {"LR-Net": "lr_net50", "Stand-Alone": "sasa_resnet50"}[name]
-    model = create_model(network, formulation=formulation)
-    return ResidualBlock(
-        model.stage_width(2), bottleneck=True, parts=model.block_parts(2)
-    )
+    model = create_model(network, attention=attention)
+    return BottleneckBlock(model.stage_width(2), **model.block_options(2))
 
 
 def working_memory(block: nn.Module, device: jax.Device) -> int:
-    """Returns the bytes that a block's forward and backward pass take on a device.
+    """Returns the bytes that a block's forward and backward pass need on a device.
 
-    As the compiler has it: what stands in memory at the same time, without the block's
+    These are the temporary buffers that the compiler allocates, without the block's
     input, parameters and gradients. Nothing is run.
     """
     x = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
@@ -62,9 +59,9 @@ def working_memory(block: nn.Module, device: jax.Device) -> int:
         _, pull, state = jax.vjp(run, variables, x, has_aux=True)
         return pull(cotangent), state
 
-    place = jax.sharding.SingleDeviceSharding(device)
+    sharding = jax.sharding.SingleDeviceSharding(device)
     arguments = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         (variables, x, x),
     )
     compiled = jax.jit(gradients).lower(*arguments).compile()
@@ -72,20 +69,20 @@ def working_memory(block: nn.Module, device: jax.Device) -> int:
 
 
 def rows(topology: str = "") -> list[dict[str, Any]]:
-    """Compares the formulations of each block.
+    """Compares the memory of each block by `attention`.
 
     Args:
       topology: such as `v5e:2x2`, to compile for one device of it; empty for this
-        machine's device.
+        machine's first device.
 
     Returns:
-      Records with the block, MB of a map, MB of each formulation and their ratio.
+      Records with the block, MB of a map, MB of each `attention` and their ratio.
 
     Raises:
-      UserError: if libtpu is not there, or cannot compile the block.
+      UserError: if libtpu is missing, or cannot compile the block.
     """
     if topology:
-        programs = len(BLOCKS) * len(FORMULATIONS)
+        programs = len(BLOCKS) * len(ATTENTION)
         return compile_apart(
             "vt_flax.analysis.attention_memory", {"topology": topology}, programs
         )
@@ -96,8 +93,8 @@ def _rows(device: jax.Device) -> list[dict[str, Any]]:
     found = []
     for name in BLOCKS:
         memory = {
-            formulation: working_memory(make_block(name, formulation), device) / 1e6
-            for formulation in FORMULATIONS
+            attention: working_memory(make_block(name, attention), device) / 1e6
+            for attention in ATTENTION
         }
         found.append(
             {

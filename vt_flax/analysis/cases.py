@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from vt_flax.analysis.dataset_facts import Facts, find_facts
 from vt_flax.analysis.planning import Case
-from vt_flax.analysis.sweep import PER_DEVICE, SPAN
+from vt_flax.analysis.sweep import GROUP_SIZE, PER_DEVICE
 from vt_flax.analysis.topology import Topology
 from vt_flax.errors import UserError
 from vt_flax.models import model_task
@@ -40,13 +40,13 @@ def make_cases(
     facts: dict[str, Facts] = {}
     cases = []
     for point in points:
-        span = point.get(SPAN) == PER_DEVICE
+        per_device = point.get(GROUP_SIZE) == PER_DEVICE
         given = [
             *overrides,
             *(
                 f"--config.{key}={value}"
                 for key, value in point.items()
-                if not (key == SPAN and span)
+                if not (key == GROUP_SIZE and per_device)
             ),
         ]
         config = resolve(written, given)
@@ -61,7 +61,7 @@ def make_cases(
                 _configure,
                 written,
                 given,
-                place.devices if span else 0,
+                place.devices if per_device else 0,
                 facts[known].classes,
             )
             cases.append(Case(place, make, batch, facts[known], point))
@@ -88,7 +88,8 @@ def _configure(
     made = resolve(written, [*overrides, f"--config.batch_size={batch}"])
     made.model.num_classes = made.model.num_classes or classes
     if devices:
-        made.model.norm_span = str(max(1, batch // (devices * made.accumulation)))
+        group_size = max(1, batch // (devices * made.accumulation))
+        made.model.bn_group_size = group_size
     return made
 
 

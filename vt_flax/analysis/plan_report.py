@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vt_flax.analysis.planning import Plan
-from vt_flax.analysis.topology import GIB, Chip
+from vt_flax.analysis.topology import GIB, HERE, Chip
 
 MIB = 2**20
 SHARES = ("parameters", "optimizer", "averages", "batch", "teacher", "working")
@@ -97,6 +97,15 @@ def notes(plans: Sequence[Plan]) -> list[str]:
         found.append(
             "a cache may spare what is moved: the bound by memory has only what a step "
             "is given and returns, the estimate all of it"
+        )
+    pods = [plan.case for plan in plans if plan.case.place.name != HERE]
+    models = [case.make(case.batch).model for case in pods]
+    if any(model.get("formulation") == "auto" for model in models):
+        found.append(
+            "model.formulation=auto is planned as printed; a run on the chips times "
+            "all formulations and takes the fastest: plan another by "
+            "--config.model.formulation=fused, all by "
+            "--sweep model.formulation=printed,folded,fused"
         )
     for plan in plans:
         if unknown := plan.costs["unknown"]:

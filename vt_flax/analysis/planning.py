@@ -208,9 +208,9 @@ def _crossing(known: Mapping[int, int], available: int) -> int:
 def _unit(case: Case) -> int:
     """Returns what batch sizes are multiples of: microbatches of whole groups."""
     config, twice = case.make(case.batch), case.make(2 * case.batch)
-    span = getattr(config.model, "norm_span", "")
-    fixed = span.isdecimal() and span == twice.model.norm_span
-    least = math.lcm(case.place.devices, int(span) if fixed else 1)
+    group_size = config.model.bn_group_size
+    fixed = group_size == twice.model.bn_group_size
+    least = math.lcm(case.place.devices, (fixed and group_size) or 1)
     return least * config.accumulation
 
 

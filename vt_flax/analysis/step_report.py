@@ -148,6 +148,7 @@ def _besides(config: ConfigDict) -> str:
         "stochastic depth": model.get("survival_probability", 1.0) < 1,
         "distillation": config.distillation.teacher,
         f"{config.accumulation} parts of a batch": config.accumulation > 1,
-        f"norm_span {model.get('norm_span')}": model.get("norm_span") != "global",
+        f"BatchNorm over {model.bn_group_size} examples": model.bn_group_size,
+        "frozen BatchNorm": model.bn_frozen,
     }
     return ", ".join(name for name, on in parts.items() if on)

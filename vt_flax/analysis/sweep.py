@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from vt_flax.errors import UserError
 
-BATCH, SPAN = "batch_size", "model.norm_span"
-SHORT = {"batch": BATCH, "span": SPAN}
+BATCH, GROUP_SIZE = "batch_size", "model.bn_group_size"
+SHORT = {"batch": BATCH, "bn_group_size": GROUP_SIZE}
 # BatchNorm groups of the examples on one device, whatever the batch size.
 PER_DEVICE = "per_device"
 

@@ -18,7 +18,6 @@ from jax import export
 from vt_flax.data.host import tensorflow
 from vt_flax.errors import UserError
 from vt_flax.experimental import tensorflow_bridge
-from vt_flax.fused.platforms import without_kernels
 from vt_flax.inference import loader
 from vt_flax.inference.predictor import Predictor, load
 from vt_flax.inference.program import Program, Size, make_program
@@ -81,17 +80,17 @@ def export_network(
       OSError: if it cannot be written; what was there is left then.
     """
     predictor = load(workdir, overrides, step=step, best=best)
+    if "formulation" in predictor.model.__dataclass_fields__:
+        # Pallas's kernels need a known batch size, and JAX does not promise that later
+        # versions read programs that contain them.
+        predictor.model = predictor.model.clone(formulation="folded")
     program = make_program(predictor, size, logits=logits)
     metadata = {
         **_metadata(predictor, program),
         "kind": kind,
         "platforms": list(platforms),
     }
-    # Pallas's kernels ask for a batch of known size, and JAX promises for no program
-    # with them that a later version reads it.
-    with without_kernels():
-        written = WRITERS[kind](out, program, metadata)
-    return Export(metadata, written)
+    return Export(metadata, WRITERS[kind](out, program, metadata))
 
 
 def _metadata(predictor: Predictor, program: Program) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def make_token_step(
       task: what it is trained for.
       mesh: the devices.
     """
-    tokens = model.vt_options().tokens
+    tokens = model.vt.tokens
     segments = isinstance(task, Segmentation)
 
     def token_step(params: Any, batch_stats: Any, batch: dict) -> dict[str, Any]:

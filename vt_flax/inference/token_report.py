@@ -91,7 +91,7 @@ def measure(run: Run, weights: tuple[Any, Any], shapes: Shapes) -> Report:
         run.config,
         Requests(run.mesh),
     )[""]
-    options = run.model.vt_options()
+    options = run.model.vt
     names = run.task.class_names if "classes" in totals else None
     moves = move_records(totals, shapes, options.tokens)
     notes = []

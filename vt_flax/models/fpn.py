@@ -9,27 +9,26 @@ import jax.numpy as jnp
 
 from vt_flax.errors import UserError
 from vt_flax.models.resnet import Backbone
-from vt_flax.nn.layers import Conv, resize
-from vt_flax.nn.norm import Normalization
+from vt_flax.nn.layers import Layers, resize
 
 LEVELS = (2, 3, 4, 5)
 
 
-def normalised_conv(
+def conv_norm(
     x: jax.Array,
     features: int,
     kernel: int,
-    norm: Normalization,
+    layers: Layers,
     name: str,
     *,
     train: bool,
 ) -> jax.Array:
     """A convolution and BatchNorm for its bias, inside a compact method."""
-    x = Conv(features, kernel, dtype=norm.dtype, name=name)(x)
-    return norm.layer(f"{name}_norm")(x, train=train)
+    x = layers.conv(features, kernel, name=name)(x)
+    return layers.batch_norm(f"{name}_norm")(x, train=train)
 
 
-def doubled(x: jax.Array, height: int, width: int) -> jax.Array:
+def double(x: jax.Array, height: int, width: int) -> jax.Array:
     """Repeats each pixel of (batch, H, W, C) twice each way, cut to height x width.
 
     Pixel j of a strided map stands on pixels 2 j and 2 j + 1 of the finer one, also
@@ -40,14 +39,14 @@ def doubled(x: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def top_down(
-    maps: dict[str, jax.Array], channels: int, norm: Normalization, *, train: bool
+    maps: dict[str, jax.Array], channels: int, layers: Layers, *, train: bool
 ) -> dict[int, jax.Array]:
     """Laterals and top-down sums of a pyramid, inside a compact method.
 
     Args:
       maps: the backbone's {"C2": (batch, H / 4, W / 4, ...), ... "C5"}.
       channels: of every level.
-      norm: batch normalisation.
+      layers: dtype and BatchNorm settings.
       train: whether batch statistics are those of this batch.
 
     Returns:
@@ -59,9 +58,9 @@ def top_down(
     sums: dict[int, jax.Array] = {}
     for level in reversed(LEVELS):
         name = f"level{level}_lateral"
-        x = normalised_conv(maps[f"C{level}"], channels, 1, norm, name, train=train)
+        x = conv_norm(maps[f"C{level}"], channels, 1, layers, name, train=train)
         if sums:
-            x = x + doubled(sums[level + 1], *x.shape[1:3])
+            x = x + double(sums[level + 1], *x.shape[1:3])
         sums[level] = x
     return dict(sorted(sums.items()))
 
@@ -71,12 +70,12 @@ class Pyramid(nn.Module):
 
     Attributes:
       channels: of every level.
-      norm: batch normalisation, after laterals and outputs instead of biases, as in
-        Detectron2 with FPN.NORM.
+      layers: dtype and BatchNorm settings. BatchNorms stand after laterals and outputs
+        instead of biases, as in Detectron2 with FPN.NORM.
     """
 
     channels: int
-    norm: Normalization = Normalization()
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, maps: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
@@ -84,10 +83,10 @@ class Pyramid(nn.Module):
 
         Source: Lin et al. (2017), section 3.
         """
-        sums = top_down(maps, self.channels, self.norm, train=train)
+        sums = top_down(maps, self.channels, self.layers, train=train)
         return {
-            f"P{level}": normalised_conv(
-                x, self.channels, 3, self.norm, f"level{level}_output", train=train
+            f"P{level}": conv_norm(
+                x, self.channels, 3, self.layers, f"level{level}_output", train=train
             )
             for level, x in sums.items()
         }
@@ -97,17 +96,17 @@ class SemanticHead(nn.Module):
     """Brings every level to the finest one's size, sums them and classifies pixels.
 
     A level goes up one stride at a time: 3 x 3 convolution, BatchNorm, ReLU, bilinear
-    up-sampling by 2 (half-pixel centres); the finest has one convolution and stays.
+    up-sampling by 2 (half-pixel centers); the finest has one convolution and stays.
 
     Attributes:
       num_classes: outputs of the classifier.
       channels: of the convolutions.
-      norm: batch normalisation.
+      layers: dtype and BatchNorm settings.
     """
 
     num_classes: int
     channels: int
-    norm: Normalization = Normalization()
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, maps: dict[str, jax.Array], train: bool) -> jax.Array:
@@ -122,7 +121,7 @@ class SemanticHead(nn.Module):
             for i, place in enumerate(range(level, last - 1, -1), 1):
                 x = resize(x, *maps[f"P{place}"].shape[1:3])
                 name = f"level{level}_conv{i}"
-                x = normalised_conv(x, self.channels, 3, self.norm, name, train=train)
+                x = conv_norm(x, self.channels, 3, self.layers, name, train=train)
                 x = nn.relu(x)
             return x
 
@@ -150,11 +149,13 @@ class FPN(Backbone):
       num_classes: outputs of the classifier; by default those of COCO-Stuff.
       fpn_channels: channels of the pyramid's levels.
       head_channels: channels of the semantic head.
+      formulation: how the network is computed; see `fused`.
     """
 
     num_classes: int = 54
     fpn_channels: int = 256
     head_channels: int = 128
+    formulation: str = "auto"
 
     def __post_init__(self):
         for name in ("fpn_channels", "head_channels"):
@@ -164,8 +165,8 @@ class FPN(Backbone):
 
     @nn.nowrap
     def make_pyramid(self) -> nn.Module:
-        """Returns what makes P2 to P5 of C2 to C5, inside a compact method."""
-        return Pyramid(self.fpn_channels, self.normalization(), name="fpn")
+        """Returns the module that makes P2 .. P5, inside a compact method."""
+        return Pyramid(self.fpn_channels, self.layer_settings(), name="fpn")
 
     @nn.compact
     def __call__(
@@ -174,7 +175,7 @@ class FPN(Backbone):
         """Classifies the pixels of images.
 
         Args:
-          x: images (batch, H, W, 3), normalised; any size.
+          x: images (batch, H, W, 3), normalized; any size.
           train: whether batch statistics and stochastic depth are live.
           features: whether to return the maps of every level instead of logits.
 
@@ -188,6 +189,6 @@ class FPN(Backbone):
         if features:
             return maps
         head = SemanticHead(
-            self.num_classes, self.head_channels, self.normalization(), name="head"
+            self.num_classes, self.head_channels, self.layer_settings(), name="head"
         )
         return head(maps, train=train)

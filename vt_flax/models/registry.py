@@ -18,6 +18,7 @@ from vt_flax.models.fpn import FPN
 from vt_flax.models.resnet import STAGE_SIZES, ResNet
 from vt_flax.models.vt_fpn import VTFPN
 from vt_flax.models.vt_resnet import PRESETS, VTResNet, preset_options
+from vt_flax.nn.visual_transformer import VTOptions
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -50,9 +51,7 @@ for _depth, _fixed in _RESNETS.items():
     MODELS[f"vt_resnet{_depth}"] = Entry(VTResNet, _fixed, tuple(PRESETS))
     MODELS[f"fpn_resnet{_depth}"] = Entry(FPN, _fixed, task="segmentation")
     MODELS[f"vt_fpn_resnet{_depth}"] = Entry(VTFPN, _fixed, task="segmentation")
-for _depth, _fixed in _RESNETS.items():
     MODELS[f"se_resnet{_depth}"] = Entry(SEResNet, _fixed)
-for _depth, _fixed in _RESNETS.items():
     MODELS[f"cbam_resnet{_depth}"] = Entry(CBAMResNet, _fixed)
 for _depth in (34, 50, 101):
     MODELS[f"aa_resnet{_depth}"] = Entry(AAResNet, _RESNETS[_depth])
@@ -117,6 +116,10 @@ def model_options(name: str, preset: str = "") -> dict[str, Any]:
         for field in dataclasses.fields(entry.module)
         if field.name not in ("parent", "name", "dtype", "bottleneck")
     }
+    if "vt" in options:
+        defaults = options.pop("vt")
+        for option in _vt_options(entry):
+            options[option] = getattr(defaults, option)
     options["stage_sizes"] = entry.fixed["stage_sizes"]
     options["dtype"] = "float32"
     if entry.presets:
@@ -125,6 +128,12 @@ def model_options(name: str, preset: str = "") -> dict[str, Any]:
     elif preset:
         raise UserError(f"model {name!r} has no presets; leave out preset={preset!r}")
     return options
+
+
+def _vt_options(entry: Entry) -> tuple[str, ...]:
+    """Returns the names of a model's options that are fields of its `vt`."""
+    fields = (field.name for field in dataclasses.fields(VTOptions))
+    return getattr(entry.module, "VT_OPTIONS", tuple(fields))
 
 
 def _typed(name: str, option: str, value: Any, default: Any) -> Any:
@@ -194,4 +203,7 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
     options["dtype"] = _dtype(options["dtype"])
     options["stage_sizes"] = tuple(options["stage_sizes"])
     entry = _entry(name)
+    if hasattr(entry.module, "vt"):
+        own = {option: options.pop(option) for option in _vt_options(entry)}
+        options["vt"] = dataclasses.replace(entry.module.vt, **own)
     return entry.module(**{**entry.fixed, **options})

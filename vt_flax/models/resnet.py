@@ -4,26 +4,17 @@ Stages are numbered as in the papers: the stem is stage 1, the blocks are stages
 and C2 to C5 are their maps at strides 4, 8, 16 and 32.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vt_flax import fused
 from vt_flax.errors import UserError
-from vt_flax.fused.gram_norm import GramNorm
-from vt_flax.fused.pointwise import rectify_and_narrow
-from vt_flax.fused.pooled_norm import PooledNorm
-from vt_flax.nn.layers import (
-    Conv,
-    ConvKernel,
-    StochasticDepth,
-    linear_survival,
-    relu,
-)
-from vt_flax.nn.norm import Normalization
+from vt_flax.nn.layers import Layers, StochasticDepth, linear_survival, pad
 
 STAGE_SIZES = {
     18: (2, 2, 2, 2),
@@ -32,260 +23,199 @@ STAGE_SIZES = {
     101: (3, 4, 23, 3),
 }
 STEMS = ("imagenet", "small")
-# Classes, or channels of the stem: with more, no machine holds the arrays.
-MOST = 1_000_000
-# From so many outputs an input on, statistics are those of the inputs (`GramNorm`):
-# their covariance is work, which what is not read and written has to outweigh.
-WIDENING = 2
 VARIANTS = ("torchvision", "msra")
-# The shortcut's convolution, its normalisation, and where its scale starts.
-SHORTCUT = ("shortcut", "shortcut_norm", nn.initializers.ones)
+# Of classes and channels: no machine holds the arrays of more.
+MAX_SIZE = 1_000_000
 
 
-@dataclasses.dataclass(frozen=True)
-class BlockParts:
-    """What a block is made of, where a network has something of its own.
-
-    Attributes:
-      conv: makes a convolution that is not 1 x 1, called as `conv(channels, kernel,
-        stride, dtype, name="conv2")`, or what stands in its place: a module that maps
-        (batch, H, W, C) to (batch, H / stride, W / stride, channels), called as
-        `module(x)`.
-      gate: makes a module that the residual branch passes last, before it is dropped
-        and added, called as `gate(dtype=dtype, norm=norm, name="gate")`; it keeps the
-        shape and is called as `module(y, train=train)`. None for none.
-      inner: channels between a bottleneck's 1 x 1 convolutions; 0 stands for its width.
-      unit: makes a module that stands behind a block, called as `gate` is.
-      unit_behind: the blocks of a stage, counted from 1, that have a unit behind them.
-    """
-
-    conv: Callable[..., nn.Module] = Conv
-    gate: Callable[..., nn.Module] | None = None
-    inner: int = 0
-    unit: Callable[..., nn.Module] | None = None
-    unit_behind: Sequence[int] = ()
-
-
-class ResidualBlock(nn.Module):
-    """A basic or a bottleneck block.
+class BasicBlock(nn.Module):
+    """Basic residual block: two 3 x 3 convolutions, plus shortcut (He et al., fig. 5).
 
     Attributes:
-      width: channels of the inner convolutions.
-      stride: stride in pixels of the block.
-      bottleneck: three convolutions 1 x 1, 3 x 3, 1 x 1 to 4 * width, or two 3 x 3.
-      variant: where a bottleneck strides: `torchvision` in the 3 x 3, `msra` (the
-        original, and Detectron2's) in the first 1 x 1. Basic blocks are alike.
+      features: output channels.
+      stride: stride in pixels, of the first convolution.
       survival_probability: stochastic depth of the residual branch.
       zero_init_residual: whether the branch's last scale starts at zero.
-      norm: batch normalisation.
-      dtype: type of the computation.
-      parts: what it is made of.
-      rectify: whether the sum is rectified; if not, whoever takes it has to.
-      rectify_input: whether a bottleneck is to do so for the block before it: its first
-        convolution, which has no stride, then gives both of its own gradients and
-        ReLU's in one pass (`fused.pointwise`).
+      layers: dtype and BatchNorm settings.
+      conv: replaces the 3 x 3 convolutions, called as `conv(features, kernel, stride,
+        layers=layers, name=name)`; None for convolutions.
+      gate: module at the end of the residual branch, called as `gate(layers=layers,
+        name=name)` and `module(y, train=train)`; None for none.
     """
 
-    width: int
+    features: int
     stride: int = 1
-    bottleneck: bool = False
-    variant: str = "torchvision"
     survival_probability: float = 1.0
     zero_init_residual: bool = False
-    norm: Normalization = Normalization()
-    dtype: Any = jnp.float32
-    parts: BlockParts = BlockParts()
-    rectify: bool = True
-    rectify_input: bool = False
+    layers: Layers = Layers()
+    conv: Callable[..., nn.Module] | None = None
+    gate: Callable[..., nn.Module] | None = None
+
+    expansion: ClassVar[int] = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps (batch, H, W, C) to (batch, H / stride, W / stride, C')."""
-        first, second = self.stride, 1
-        if self.bottleneck and self.variant == "torchvision":
-            first, second = 1, self.stride
-        if self.bottleneck:
-            features, inner = 4 * self.width, self.parts.inner or self.width
-            plan = [(inner, 1, first), (inner, 3, second), (features, 1, 1)]
-        else:
-            features = self.width
-            plan = [(self.width, 3, self.stride), (self.width, 3, 1)]
-
-        y, stride_left = x, self.stride
-        for i, (channels, kernel, stride) in enumerate(plan, 1):
-            zero = i == len(plan) and self.zero_init_residual
-            init = nn.initializers.zeros if zero else nn.initializers.ones
-            names = f"conv{i}", f"norm{i}", init
-            if i == 1 and self.rectify_input:
-                weights = ConvKernel(channels, 1, name="conv1")(x.shape[-1])
-                x = x.astype(self.dtype)
-                x, y = rectify_and_narrow(x, weights, self.stride)
-                stride_left = 1
-                y = self.norm.layer("norm1", init)(y, train=train)
-            elif i == 3 and self.parts.gate is None and _widens(y, channels):
-                y = self._add(x, y, channels, stride_left, names, train=train)
-                return relu(y) if self.rectify else y
-            elif kernel == 1:
-                y = relu(y) if i > 1 else y
-                y = self._pointwise(y, channels, stride, names, train=train)
-            else:
-                y = relu(y) if i > 1 else y
-                conv = self.parts.conv
-                y = conv(channels, kernel, stride, self.dtype, name=f"conv{i}")(y)
-                y = self.norm.layer(f"norm{i}", init)(y, train=train)
-        if self.parts.gate is not None:
-            gate = self.parts.gate(dtype=self.dtype, norm=self.norm, name="gate")
-            y = gate(y, train=train)
-        y = StochasticDepth(self.survival_probability, name="depth")(y, train=train)
-        if x.shape[-1] != features or self.stride != 1:
-            x = self._pointwise(x, features, stride_left, SHORTCUT, train=train)
-        return relu(x + y) if self.rectify else x + y
-
-    @nn.nowrap
-    def _add(self, x, y, features, stride, names, *, train):
-        """The sum of what `x` and the branch come to, whose last convolution is left.
-
-        Where the shortcut has a convolution too, both are one, of their maps side by
-        side, and neither result is held on its own. A branch is dropped, and scaled,
-        before its convolution, whose result is then as large as what comes back to it.
-        """
-        depth = StochasticDepth(self.survival_probability, name="depth")
-        shares = depth.shares(y.shape[0], train=train)
-        folded = self._folded(relu(y), features, names, train=train)
-        if shares is not None:
-            y *= shares[:, None, None, None].astype(y.dtype)
-            shares = shares[:, None]
-        projected = x.shape[-1] != features or self.stride != 1
-        if not (projected and _widens(x, features)):
-            if projected:
-                x = self._pointwise(x, features, stride, SHORTCUT, train=train)
-            return x + folded(y, shares, rectify=True)
-        x = x[:, ::stride, ::stride].astype(self.dtype)
-        folded = folded.beside(self._folded(x, features, SHORTCUT, train=train))
-        if shares is not None:
-            shares = jnp.concatenate([shares, jnp.ones_like(shares)], axis=1)
-        return folded(jnp.concatenate([relu(y), x], axis=-1), shares)
-
-    @nn.nowrap
-    def _pointwise(self, x, features, stride, names, *, train):
-        """A 1 x 1 convolution and its normalisation, by their names."""
-        if not _widens(x, features):
-            conv, norm, scale_init = names
-            x = Conv(features, 1, stride, self.dtype, name=conv)(x)
-            return self.norm.layer(norm, scale_init)(x, train=train)
-        x = x[:, ::stride, ::stride].astype(self.dtype)
-        return self._folded(x, features, names, train=train)(x)
-
-    @nn.nowrap
-    def _folded(self, x, features, names, *, train):
-        """One of many outputs, with its normalisation in it."""
-        conv, norm, scale_init = names
-        kernel = ConvKernel(features, 1, name=conv)(x.shape[-1])
-        return GramNorm.of(self.norm, norm, scale_init)(x, kernel, train=train)
+        """Maps (batch, H, W, C) to (batch, H / stride, W / stride, features)."""
+        conv, norm = spatial_conv(self), self.layers.batch_norm
+        y = conv(self.features, 3, self.stride, name="conv1")(x)
+        y = nn.relu(norm("norm1")(y, train=train))
+        y = conv(self.features, 3, 1, name="conv2")(y)
+        y = norm("norm2", last_scale_init(self))(y, train=train)
+        return add_shortcut(self, x, y, train=train)
 
 
-def _widens(x: jax.Array, features: int) -> bool:
-    return features >= WIDENING * x.shape[-1]
+class BottleneckBlock(nn.Module):
+    """Bottleneck residual block: 1 x 1, 3 x 3, 1 x 1, plus shortcut (fig. 5).
+
+    Attributes:
+      features: channels of the 3 x 3 convolution; the output has 4 times as many.
+      stride: stride in pixels.
+      variant: where the stride is: `torchvision` in the 3 x 3 convolution, `msra` (the
+        original, and Detectron2's) in the first 1 x 1.
+      inner_features: channels inside, instead of `features`; 0 for these.
+      survival_probability .. gate: see `BasicBlock`; `conv` replaces the 3 x 3.
+    """
+
+    features: int
+    stride: int = 1
+    survival_probability: float = 1.0
+    zero_init_residual: bool = False
+    layers: Layers = Layers()
+    conv: Callable[..., nn.Module] | None = None
+    gate: Callable[..., nn.Module] | None = None
+    variant: str = "torchvision"
+    inner_features: int = 0
+
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps (batch, H, W, C) to (batch, H / stride, W / stride, 4 * features)."""
+        first, second = (self.stride, 1) if self.variant == "msra" else (1, self.stride)
+        inner = self.inner_features or self.features
+        layers, norm = self.layers, self.layers.batch_norm
+        y = layers.conv(inner, 1, first, name="conv1")(x)
+        y = nn.relu(norm("norm1")(y, train=train))
+        y = spatial_conv(self)(inner, 3, second, name="conv2")(y)
+        y = nn.relu(norm("norm2")(y, train=train))
+        y = layers.conv(self.expansion * self.features, 1, name="conv3")(y)
+        y = norm("norm3", last_scale_init(self))(y, train=train)
+        return add_shortcut(self, x, y, train=train)
+
+
+def spatial_conv(block: nn.Module) -> Callable[..., nn.Module]:
+    """Returns what makes a block's 3 x 3 convolutions."""
+    if block.conv is None:
+        return block.layers.conv
+    return functools.partial(block.conv, layers=block.layers)
+
+
+def last_scale_init(block: nn.Module) -> Callable[..., jax.Array]:
+    """Returns the initializer of the last BatchNorm's scale in a residual branch."""
+    init = nn.initializers
+    return init.zeros if block.zero_init_residual else init.ones
+
+
+def add_shortcut(
+    block: nn.Module, x: jax.Array, y: jax.Array, *, train: bool
+) -> jax.Array:
+    """Ends a block, inside its compact method: gate, stochastic depth, sum, ReLU.
+
+    Args:
+      block: a block with the attributes of `BasicBlock`.
+      x: input of the block, (batch, H, W, C).
+      y: result of its branch, (batch, H / stride, W / stride, features).
+      train: whether batch statistics and stochastic depth are live.
+    """
+    layers = block.layers
+    if block.gate is not None:
+        y = block.gate(layers=layers, name="gate")(y, train=train)
+    y = StochasticDepth(block.survival_probability, name="depth")(y, train=train)
+    if x.shape != y.shape:
+        x = layers.conv(y.shape[-1], 1, block.stride, name="shortcut")(x)
+        x = layers.batch_norm("shortcut_norm")(x, train=train)
+    return nn.relu(x + y)
 
 
 class Stage(nn.Module):
-    """Consecutive residual blocks on one scale; see `ResidualBlock` for the attributes.
+    """Consecutive residual blocks, of which the first may stride.
 
     Attributes:
-      survival_probabilities: of each block; their number is the number of blocks.
-      rectify: of the last block.
-      rectify_input: of the first.
+      block: makes a block, called as `block(stride=stride, survival_probability=p,
+        name=name)`.
+      stride: stride in pixels of the first block.
+      survival_probabilities: stochastic depth of each block; their number is the number
+        of blocks.
     """
 
-    width: int
+    block: Callable[..., nn.Module]
     stride: int
     survival_probabilities: tuple[float, ...]
-    bottleneck: bool
-    variant: str
-    zero_init_residual: bool
-    norm: Normalization
-    dtype: Any
-    parts: BlockParts
-    rectify: bool = True
-    rectify_input: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (batch, H, W, C) to (batch, H / stride, W / stride, C')."""
-        left = self.rectify_input  # to be rectified by the next block
-        for i, survival in enumerate(self.survival_probabilities, 1):
-            unit_behind = i in self.parts.unit_behind
-            last = i == len(self.survival_probabilities)
-            before = left
-            left = not self.rectify if last else self.bottleneck and not unit_behind
-            x = ResidualBlock(
-                self.width,
-                self.stride if i == 1 else 1,
-                self.bottleneck,
-                self.variant,
-                survival,
-                self.zero_init_residual,
-                self.norm,
-                self.dtype,
-                self.parts,
-                rectify=not left,
-                rectify_input=before,
-                name=f"block{i}",
-            )(x, train=train)
-            if unit_behind:
-                unit = self.parts.unit
-                unit = unit(dtype=self.dtype, norm=self.norm, name=f"unit{i}")
-                x = unit(x, train=train)
+        for block in self.blocks():
+            x = block(x, train=train)
         return x
+
+    @nn.nowrap
+    def blocks(self) -> Iterator[nn.Module]:
+        """Makes the blocks, inside a compact method."""
+        for i, survival in enumerate(self.survival_probabilities, 1):
+            yield self.block(
+                stride=self.stride if i == 1 else 1,
+                survival_probability=survival,
+                name=f"block{i}",
+            )
 
 
 class Stem(nn.Module):
-    """The first layers of a network.
+    """First layers of a network.
 
     Attributes:
-      width: output channels.
-      kind: `imagenet`: 7 x 7 stride 2 and 3 x 3 max pooling stride 2;
-        `small`: one 3 x 3 of stride 1, for images of about 32 x 32.
-      norm: batch normalisation.
-      dtype: type of the computation.
+      features: output channels.
+      kind: `imagenet`: 7 x 7 convolution of stride 2 and 3 x 3 max pooling of stride 2;
+        `small`: one 3 x 3 convolution of stride 1, for images of about 32 x 32.
+      layers: dtype and BatchNorm settings.
     """
 
-    width: int
-    kind: str
-    norm: Normalization
-    dtype: Any
+    features: int
+    kind: str = "imagenet"
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps images (batch, H, W, 3) to (batch, H / 4, W / 4, width), or H, W."""
+        """Maps images (batch, H, W, 3) to (batch, H / 4, W / 4, features), or H, W."""
+        kernel, stride = (7, 2) if self.kind == "imagenet" else (3, 1)
+        x = self.layers.conv(self.features, kernel, stride, name="conv")(x)
+        x = nn.relu(self.layers.batch_norm("norm")(x, train=train))
         if self.kind == "imagenet":
-            kernel = ConvKernel(self.width, 7, name="conv")(x.shape[-1])
-            layer = PooledNorm.of(self.norm, "norm")
-            return layer(x.astype(self.dtype), kernel, train=train)
-        x = Conv(self.width, 3, 1, self.dtype, name="conv")(x)
-        return relu(self.norm.layer("norm")(x, train=train))
+            x = nn.max_pool(x, (3, 3), (2, 2), pad(3))
+        return x
 
 
 class Backbone(nn.Module):
-    """What every residual network here shares: options, stem and stages.
+    """Options, stem and stages that every residual network here shares.
 
     Attributes:
-      stage_sizes: blocks of each stage, STAGES numbers; in residual networks those of
-        stages 2 to 5.
-      bottleneck: kind of block; see `ResidualBlock`.
+      stage_sizes: number of blocks of each stage; in residual networks those of stages
+        2 to 5.
+      bottleneck: whether blocks are `BottleneckBlock`s or `BasicBlock`s.
       num_classes: outputs of the network.
-      width: channels of stage 2's inner convolutions; each stage doubles it.
+      width: channels of stage 2's 3 x 3 convolutions; each stage doubles it.
       stem: see `Stem`.
-      variant: see `ResidualBlock`.
-      survival_probability: of the last block; earlier ones by the linear rule.
-      zero_init_residual: see `ResidualBlock`.
-      norm_span: see `nn.norm.BatchNorm`.
-      norm_momentum: see `nn.norm.BatchNorm`.
-      norm_epsilon: see `nn.norm.BatchNorm`.
+      variant: see `BottleneckBlock`; basic blocks are alike.
+      survival_probability: stochastic depth of the last block; earlier ones by the
+        linear rule.
+      zero_init_residual: see `BasicBlock`.
+      bn_group_size .. bn_epsilon: see `nn.layers.Layers`.
       dtype: type of the computation. Parameters, statistics and logits are float32.
     """
 
     STAGES: ClassVar[int] = 4
+    # Networks with faster formulations make it an option: see `fused`.
+    formulation = "printed"
 
     stage_sizes: Sequence[int]
     bottleneck: bool
@@ -295,13 +225,18 @@ class Backbone(nn.Module):
     variant: str = "torchvision"
     survival_probability: float = 1.0
     zero_init_residual: bool = False
-    norm_span: str = "global"
-    norm_momentum: float = 0.9
-    norm_epsilon: float = 1e-5
+    bn_group_size: int = 0
+    bn_frozen: bool = False
+    bn_momentum: float = 0.9
+    bn_epsilon: float = 1e-5
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        for name, choices in (("stem", STEMS), ("variant", VARIANTS)):
+        for name, choices in (
+            ("stem", STEMS),
+            ("variant", VARIANTS),
+            ("formulation", ("auto", *fused.FORMULATIONS)),
+        ):
             if getattr(self, name) not in choices:
                 raise UserError(
                     f"{name}={getattr(self, name)!r} is not known: choose from "
@@ -313,53 +248,94 @@ class Backbone(nn.Module):
                 "and at most 1"
             )
         for name in ("num_classes", "width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
-            if getattr(self, name) > MOST:
-                raise UserError(f"{name}={getattr(self, name)}: must be at most {MOST}")
+            if not 1 <= getattr(self, name) <= MAX_SIZE:
+                raise UserError(
+                    f"{name}={getattr(self, name)}: must be at least 1, and at most "
+                    f"{MAX_SIZE}"
+                )
         if len(self.stage_sizes) != self.STAGES or min(self.stage_sizes) < 1:
             raise UserError(
                 f"stage_sizes={list(self.stage_sizes)}: must be {self.STAGES} numbers "
                 "of blocks, each at least 1"
             )
-        self.normalization()
+        # Checks them, and leaves JAX's devices alone.
+        self.layer_settings(Layers)
         super().__post_init__()
 
     @nn.nowrap
-    def normalization(self, placement: str = "tokens") -> Normalization:
-        """Returns the batch normalisation that these options ask for."""
-        return Normalization(
-            placement,
-            self.norm_span,
-            self.norm_momentum,
-            self.norm_epsilon,
+    def layer_settings(
+        self, kind: type[Layers] | None = None, **settings: Any
+    ) -> Layers:
+        """Returns the settings of layers that these options ask for."""
+        if kind is None:
+            kind = fused.FusedLayers if self.computed_by() == "fused" else Layers
+        return kind(
             self.dtype,
+            self.bn_group_size,
+            self.bn_frozen,
+            self.bn_momentum,
+            self.bn_epsilon,
+            **settings,
         )
 
     @nn.nowrap
-    def block_parts(self, stage: int) -> BlockParts:
-        """Returns what the blocks of a stage, 2 to 5, are made of."""
-        del stage
-        return BlockParts()
+    def computed_by(self) -> str:
+        """Returns the formulation, which for `auto` depends on the platform."""
+        return fused.resolve(self.formulation, type(self).__name__, self.bottleneck)
 
     @nn.nowrap
     def stage_width(self, stage: int) -> int:
-        """Returns the width of the blocks of a stage, 2 to 5: see `ResidualBlock`."""
+        """Returns `features` of the blocks of a stage, 2 to 5."""
         return self.width * 2 ** (stage - 2)
+
+    @nn.nowrap
+    def block_options(self, stage: int) -> dict[str, Any]:
+        """Returns attributes of a stage's blocks that differ from their defaults."""
+        del stage
+        return {}
 
     @nn.nowrap
     def make_stem(self) -> nn.Module:
         """Returns the stem, inside a compact method."""
-        return Stem(
-            self.width, self.stem, self.normalization(), self.dtype, name="stem"
-        )
+        layers = self.layer_settings()
+        if self.computed_by() == "fused" and self.stem == "imagenet":
+            return fused.FusedStem(self.width, layers, name="stem")
+        return Stem(self.width, self.stem, layers, name="stem")
 
     @nn.nowrap
-    def survival(self, block: int) -> float:
-        """Survival probability of a block, counted from 0 through all the stages."""
-        return linear_survival(
-            block + 1, sum(self.stage_sizes), self.survival_probability
+    def make_stage(
+        self, stage: int, survival_probabilities: tuple[float, ...]
+    ) -> nn.Module:
+        """Returns a stage of residual blocks, 2 to 5, inside a compact method."""
+        block, options = BasicBlock, self.block_options(stage)
+        if self.bottleneck:
+            is_fused = self.computed_by() == "fused"
+            block = fused.FusedBottleneckBlock if is_fused else BottleneckBlock
+            options = {"variant": self.variant} | options
+        block = functools.partial(
+            block,
+            self.stage_width(stage),
+            zero_init_residual=self.zero_init_residual,
+            layers=self.layer_settings(),
+            **options,
         )
+        stride = 1 if stage == 2 else 2
+        kind = self.stage_class(stage)
+        return kind(block, stride, survival_probabilities, name=f"stage{stage}")
+
+    @nn.nowrap
+    def stage_class(self, stage: int) -> type[Stage]:
+        """Returns the class of a stage, 2 to 5."""
+        del stage
+        return Stage
+
+    @nn.nowrap
+    def survival_probabilities(self, index: int) -> tuple[float, ...]:
+        """Returns those of the blocks of a stage, given by index in `stage_sizes`."""
+        before, count = sum(self.stage_sizes[:index]), self.stage_sizes[index]
+        total, final = sum(self.stage_sizes), self.survival_probability
+        blocks = range(before + 1, before + count + 1)
+        return tuple(linear_survival(block, total, final) for block in blocks)
 
     def run_stem(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Runs the stem on images inside a compact method.
@@ -379,42 +355,21 @@ class Backbone(nn.Module):
         Returns:
           {"C2": (batch, H / 4, W / 4, ...), "C3": ...} up to the last stage run.
         """
-        norm = self.normalization()
         x = self.run_stem(x, train=train)
-        maps, first, left = {}, 0, False
-        for i, size in enumerate(self.stage_sizes[:stages]):
-            parts = self.block_parts(i + 2)
-            before = left
-            left = (
-                self.bottleneck
-                and self.variant == "torchvision"
-                and i + 1 < stages
-                and size not in parts.unit_behind
-            )
-            x = Stage(
-                self.stage_width(i + 2),
-                1 if i == 0 else 2,
-                tuple(self.survival(first + j) for j in range(size)),
-                self.bottleneck,
-                self.variant,
-                self.zero_init_residual,
-                norm,
-                self.dtype,
-                parts,
-                rectify=not left,
-                rectify_input=before,
-                name=f"stage{i + 2}",
-            )(x, train=train)
-            first += size
-            maps[f"C{i + 2}"] = relu(x) if left else x
+        maps = {}
+        for i in range(stages):
+            stage = self.make_stage(i + 2, self.survival_probabilities(i))
+            x = maps[f"C{i + 2}"] = stage(x, train=train)
         return maps
 
 
 class Classifier(Backbone):
-    """What the networks that give one label an image share; options as in `Backbone`.
+    """Residual network, global average pooling and a linear head.
+
+    Options as in `Backbone`, and:
 
     Attributes:
-      dropout: rate of dropout before the classifier.
+      dropout: rate of dropout before the head.
     """
 
     dropout: float = 0.0
@@ -424,23 +379,6 @@ class Classifier(Backbone):
             raise UserError(f"dropout={self.dropout}: must be at least 0, and under 1")
         super().__post_init__()
 
-    def classify(self, pooled: jax.Array, *, train: bool) -> jax.Array:
-        """Maps pooled features (batch, C) to logits (batch, num_classes), float32."""
-        pooled = nn.Dropout(self.dropout, name="dropout")(
-            pooled, deterministic=not train
-        )
-        # float32: rounded to bfloat16, the best classes of an image would often tie.
-        return nn.Dense(
-            self.num_classes,
-            kernel_init=nn.initializers.normal(0.01),
-            dtype=jnp.float32,
-            name="head",
-        )(pooled)
-
-
-class ResNet(Classifier):
-    """ResNet-{18, 34, 50, 101}; options as in `Classifier`."""
-
     @nn.compact
     def __call__(
         self, x: jax.Array, train: bool = False, features: bool = False
@@ -448,7 +386,7 @@ class ResNet(Classifier):
         """Classifies images.
 
         Args:
-          x: images (batch, H, W, 3), normalised.
+          x: images (batch, H, W, 3), normalized.
           train: whether batch statistics, dropout and stochastic depth are live.
           features: whether to return the maps of stages 2 to 5 instead of logits.
 
@@ -461,3 +399,25 @@ class ResNet(Classifier):
             return maps
         pooled = jnp.mean(maps["C5"].astype(jnp.float32), axis=(1, 2))
         return self.classify(pooled, train=train)
+
+    def classify(self, pooled: jax.Array, *, train: bool) -> jax.Array:
+        """Maps pooled features (batch, C) to logits (batch, num_classes), float32."""
+        dropout = nn.Dropout(self.dropout, name="dropout")
+        pooled = dropout(pooled, deterministic=not train)
+        # float32: rounded to bfloat16, the best classes of an image would often tie.
+        return nn.Dense(
+            self.num_classes,
+            kernel_init=nn.initializers.normal(0.01),
+            dtype=jnp.float32,
+            name="head",
+        )(pooled)
+
+
+class ResNet(Classifier):
+    """ResNet-{18, 34, 50, 101}; options as in `Classifier`, and one.
+
+    Attributes:
+      formulation: how the network is computed; see `fused`.
+    """
+
+    formulation: str = "auto"

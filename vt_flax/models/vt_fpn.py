@@ -10,30 +10,38 @@ map, and one would add nothing, since the token map that follows is linear too. 
 transformer is v1's, linear and with 8 groups; v4's would make 8.57, rounded to 8.6.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vt_flax import fused
 from vt_flax.errors import UserError
 from vt_flax.models.fpn import FPN, top_down
-from vt_flax.nn.projector import Projector
-from vt_flax.nn.tokenizers import StaticTokenizer
-from vt_flax.nn.visual_transformer import VTOptions
+from vt_flax.nn.layers import Layers, VTLayers
+from vt_flax.nn.visual_transformer import VTOptions, VTParts, make_interaction
 
 
 class TokenPyramid(nn.Module):
-    """Laterals, top-down sums, and tokens that carry what the levels tell each other.
+    """Laterals, top-down sums, and tokens through which the levels interact.
 
     Each level gives tokens by a static tokenizer without a value map. Those of all
     levels go through one transformer, and each level's are projected back to its map.
 
     Attributes:
       channels: of every level.
-      options: of the tokens; tokenizers are static whatever they say.
+      options: options of the tokens; tokenizers are static whatever they say.
+      layers: dtype and normalization.
+      parts: classes of tokenizers and projectors.
+      lateral_layers: dtype and BatchNorm settings of the laterals.
     """
 
     channels: int
     options: VTOptions
+    layers: VTLayers = VTLayers()
+    parts: VTParts = VTParts()
+    lateral_layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, maps: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
@@ -44,34 +52,30 @@ class TokenPyramid(nn.Module):
 
         Source: v1 and v4, semantic segmentation.
         """
-        options = self.options
-        sums = top_down(maps, self.channels, options.norm, train=train)
+        options, layers, parts = self.options, self.layers, self.parts
+        sums = top_down(maps, self.channels, self.lateral_layers, train=train)
         tokens = [
-            StaticTokenizer(
+            parts.static_tokenizer(
                 options.tokens,
                 options.token_channels,
                 value_groups=0,
-                formulation=options.formulation,
-                norm=options.norm,
-                dtype=options.dtype,
+                layers=layers,
                 name=f"level{level}_tokenizer",
             )(x, train=train)
             for level, x in sums.items()
         ]
-        transformer = options.make_interaction(1.0, "transformer")
+        transformer = make_interaction(options, layers, name="transformer")
         tokens = transformer(jnp.concatenate(tokens, axis=1), train=train)
-        own = jnp.split(tokens, len(sums), axis=1)
+        level_tokens = jnp.split(tokens, len(sums), axis=1)
         outputs = {
-            f"P{level}": Projector(
+            f"P{level}": parts.projector(
                 self.channels,
                 options.heads,
                 options.groups(self.channels),
-                formulation=options.formulation,
-                norm=options.norm,
-                dtype=options.dtype,
+                layers=layers,
                 name=f"level{level}_projector",
-            )(x, mine, train=train)
-            for (level, x), mine in zip(sums.items(), own, strict=True)
+            )(x, own_tokens, train=train)
+            for (level, x), own_tokens in zip(sums.items(), level_tokens, strict=True)
         }
         return {**outputs, "tokens": tokens}
 
@@ -80,50 +84,42 @@ class VTFPN(FPN):
     """VT-FPN; backbone and head options as in `FPN`.
 
     Attributes:
-      tokens: L, the number of tokens of each level.
-      token_channels .. transformer_groups, formulation: see
-        `nn.visual_transformer.VTOptions`.
-      group_channels: channels in a group of the projectors' query maps.
-      norm_placement: see `nn.norm.Normalization`; it governs tokenizers, transformer
-        and projectors, not the laterals and the head.
+      vt: options of the tokens: L is of each level, `group_channels` of the projectors'
+        query maps, `norm_placement` of tokenizers, transformer and projectors, not of
+        the laterals and the head. `create_model` takes those of `VT_OPTIONS` one by
+        one.
     """
 
-    tokens: int = 8
-    token_channels: int = 1024
-    heads: int = 16
-    feed_forward: str = "linear"
-    transformer_groups: int = 8
-    group_channels: int = 16
-    formulation: str = "fused"
-    norm_placement: str = "tokens"
+    VT_OPTIONS: ClassVar[tuple[str, ...]] = (
+        "tokens",
+        "token_channels",
+        "heads",
+        "feed_forward",
+        "transformer_groups",
+        "group_channels",
+        "norm_placement",
+    )
+
+    vt: VTOptions = VTOptions(
+        tokenizer="static", position_encoding=False, group_channels=16
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        self.vt_options()
-        if self.fpn_channels % self.heads:
+        if self.fpn_channels % self.vt.heads:
             raise UserError(
-                f"{self.heads} heads do not divide fpn_channels={self.fpn_channels}: "
-                "change heads or fpn_channels"
+                f"{self.vt.heads} heads do not divide "
+                f"fpn_channels={self.fpn_channels}: change heads or fpn_channels"
             )
 
     @nn.nowrap
-    def vt_options(self) -> VTOptions:
-        """Returns the options of the tokens; raises `UserError` for bad ones."""
-        return VTOptions(
-            tokens=self.tokens,
-            token_channels=self.token_channels,
-            heads=self.heads,
-            tokenizer="static",
-            position_encoding=False,
-            feed_forward=self.feed_forward,
-            transformer_groups=self.transformer_groups,
-            group_channels=self.group_channels,
-            formulation=self.formulation,
-            norm=self.normalization(self.norm_placement),
-            dtype=self.dtype,
-        )
-
-    @nn.nowrap
     def make_pyramid(self) -> nn.Module:
-        """Returns what makes P2 to P5 of C2 to C5, inside a compact method."""
-        return TokenPyramid(self.fpn_channels, self.vt_options(), name="fpn")
+        """Returns the module that makes P2 .. P5, inside a compact method."""
+        return TokenPyramid(
+            self.fpn_channels,
+            self.vt,
+            self.layer_settings(VTLayers, norm_placement=self.vt.norm_placement),
+            fused.VT_PARTS[self.computed_by()],
+            self.layer_settings(),
+            name="fpn",
+        )

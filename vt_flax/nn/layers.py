@@ -1,5 +1,6 @@
-"""Small layers shared by the networks: convolution, grouped map, resize, drop path."""
+"""Small layers shared by the networks: convolution, linear map, resize, drop path."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.errors import UserError
+from vt_flax.nn.batch_norm import BatchNorm
 
 # Interpolation weights are applied as matrix products by `jax.image.resize`. They are
 # not learned, and the paper's MACs leave them out: `analysis.macs` skips this scope.
@@ -15,6 +17,8 @@ INTERPOLATION_SCOPE = "interpolation"
 # Products of attention that are written elementwise, and summed afterwards, stand in
 # this scope: `analysis.macs` counts their multiplications.
 PRODUCT_SCOPE = "attention_product"
+
+NORM_PLACEMENTS = ("tokens", "every_map", "none")
 
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -31,6 +35,102 @@ def pad(kernel: int, dims: int = 2) -> tuple[tuple[int, int], ...]:
 def pad_end(x: jax.Array, block: int) -> tuple[tuple[int, int], ...]:
     """Returns padding after the last pixels of (batch, H, W, C) to whole blocks."""
     return tuple((0, -side % block) for side in x.shape[1:3])
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Settings that the layers of a network share, and the layers made with them.
+
+    Attributes:
+      dtype: type of the computation; parameters and statistics are float32.
+      bn_group_size: number of examples over which BatchNorm takes its statistics;
+        0 for the whole batch.
+      bn_frozen: whether BatchNorm uses, and keeps, its running statistics in training.
+      bn_momentum: weight of the old running statistics in each update.
+      bn_epsilon: added to BatchNorm's variance.
+
+    Raises:
+      UserError: for a value out of its range.
+    """
+
+    dtype: Any = jnp.float32
+    bn_group_size: int = 0
+    bn_frozen: bool = False
+    bn_momentum: float = 0.9
+    bn_epsilon: float = 1e-5
+
+    def __post_init__(self):
+        if self.bn_group_size < 0:
+            raise UserError(f"bn_group_size={self.bn_group_size}: must be at least 0")
+        if not 0.0 <= self.bn_momentum < 1.0:
+            raise UserError(
+                f"bn_momentum={self.bn_momentum}: must be at least 0, and under 1"
+            )
+        if self.bn_epsilon <= 0.0:
+            raise UserError(f"bn_epsilon={self.bn_epsilon}: must be over 0")
+
+    def conv(self, features: int, kernel: int, stride: int = 1, *, name: str) -> "Conv":
+        """Returns a convolution."""
+        return Conv(features, kernel, stride, self.dtype, name=name)
+
+    def linear(self, features: int, groups: int = 1, *, name: str) -> "Linear":
+        """Returns a linear map."""
+        return Linear(features, groups, self.dtype, name=name)
+
+    def batch_norm(
+        self,
+        name: str,
+        scale_init: Any = nn.initializers.ones,
+        kind: type[BatchNorm] = BatchNorm,
+        **settings: Any,
+    ) -> BatchNorm:
+        """Returns a BatchNorm, or a subclass of it with settings of its own."""
+        return kind(
+            self.bn_group_size,
+            self.bn_frozen,
+            self.bn_momentum,
+            self.bn_epsilon,
+            scale_init=scale_init,
+            dtype=self.dtype,
+            name=name,
+            **settings,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class VTLayers(Layers):
+    """`Layers` of Visual Transformer modules, with the placement of their BatchNorms.
+
+    The paper does not say where modules normalize. The default leaves every product of
+    two pixel maps as printed, so that the equations may be re-associated.
+
+    Attributes:
+      norm_placement: `tokens` (after the token map, after each feed-forward map and on
+        the projector's sum), `every_map` (these, and after every other linear map, as
+        in the authors' later code) or `none`.
+    """
+
+    norm_placement: str = "tokens"
+
+    def __post_init__(self):
+        if self.norm_placement not in NORM_PLACEMENTS:
+            raise UserError(
+                f"norm_placement={self.norm_placement!r} is not known: choose from "
+                f"{', '.join(NORM_PLACEMENTS)}"
+            )
+        super().__post_init__()
+
+    def norm_tokens(self, x: jax.Array, name: str, *, train: bool) -> jax.Array:
+        """Normalizes tokens or a projector's sum, unless switched off."""
+        if self.norm_placement == "none":
+            return x
+        return self.batch_norm(name)(x, train=train)
+
+    def norm_map(self, x: jax.Array, name: str, *, train: bool) -> jax.Array:
+        """Normalizes the result of any other linear map with `every_map`."""
+        if self.norm_placement != "every_map":
+            return x
+        return self.batch_norm(name)(x, train=train)
 
 
 class Conv(nn.Module):
@@ -51,35 +151,17 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, H, W, C) to (batch, H', W', features)."""
-        kernel = _ConvKernel(self.features, self.kernel, name="conv")(x.shape[-1])
+        kernel = conv_kernel(self, x.shape[-1])
         return convolve(x, kernel, self.stride, self.dtype)
 
 
-class ConvKernel(nn.Module):
-    """The kernel of a `Conv` of the same name, for those who apply it themselves.
+def conv_kernel(module: nn.Module, channels: int) -> jax.Array:
+    """Returns the kernel of a `Conv`-like module, (k, k, channels, features), float32.
 
-    Attributes:
-      features: output channels.
-      kernel: odd kernel size in pixels.
+    Called inside the module's compact method.
     """
-
-    features: int
-    kernel: int
-
-    @nn.compact
-    def __call__(self, channels: int) -> jax.Array:
-        """Returns (k, k, channels, features), float32."""
-        return _ConvKernel(self.features, self.kernel, name="conv")(channels)
-
-
-class _ConvKernel(nn.Module):
-    features: int
-    kernel: int
-
-    @nn.compact
-    def __call__(self, channels: int) -> jax.Array:
-        shape = (self.kernel, self.kernel, channels, self.features)
-        return self.param("kernel", conv_init, shape, jnp.float32)
+    shape = (module.kernel, module.kernel, channels, module.features)
+    return module.param("kernel", conv_init, shape, jnp.float32)
 
 
 def convolve(
@@ -95,41 +177,11 @@ def convolve(
     )
 
 
-def precision_of(x: jax.Array) -> jax.lax.Precision | None:
-    """Returns with what precision to multiply `x`: float32 in full, others as usual."""
-    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-
-
-def pixel_product(x: jax.Array, y: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """Sums x^T y over all axes but the last of (..., C) and (..., F).
-
-    Returns:
-      (C, F) of type `dtype`; float32 operands are multiplied in full.
-    """
-    pixels = tuple(range(x.ndim - 1))
-    return jax.lax.dot_general(
-        x,
-        y,
-        ((pixels, pixels), ((), ())),
-        precision=precision_of(x),
-        preferred_element_type=dtype,
-    )
-
-
-@jax.custom_jvp
-def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), whose derivative is read off the result, which is there anyway."""
-    return jnp.maximum(x, 0)
-
-
-relu.defjvps(lambda t, out, x: jnp.where(out > 0, t, 0))
-
-
 class Linear(nn.Module):
     """A linear map of the last axis without bias; grouped: block diagonal.
 
-    A grouped 1 x 1 map is one batched matrix product over blocks, not a grouped
-    convolution, which TPUs and GPUs run far below their matrix rate.
+    A grouped map is one batched matrix product over blocks, not a grouped convolution,
+    which TPUs and GPUs run far below their matrix rate.
 
     Attributes:
       features: output channels.
@@ -149,7 +201,7 @@ class Linear(nn.Module):
         Raises:
           UserError: if the groups do not divide both channel counts.
         """
-        kernel = _linear_kernel(self, x.shape[-1]).astype(self.dtype)
+        kernel = linear_kernel(self, x.shape[-1]).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.groups == 1:
             return x @ kernel
@@ -158,32 +210,14 @@ class Linear(nn.Module):
         return out.reshape(*x.shape[:-1], self.features)
 
 
-class LinearKernel(nn.Module):
-    """The kernel of a `Linear` of the same name, for those who apply it themselves.
+def linear_kernel(module: nn.Module, channels: int) -> jax.Array:
+    """Returns the kernel of a `Linear`-like module for `channels` inputs, float32.
 
-    Attributes:
-      features: output channels.
-      groups: number of diagonal blocks.
-      dtype: type of the result; the parameter is float32.
+    Called inside the module's compact method.
+
+    Raises:
+      UserError: if the groups do not divide both channel counts.
     """
-
-    features: int
-    groups: int = 1
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, channels: int) -> jax.Array:
-        """Returns (groups, channels / groups, features / groups).
-
-        Raises:
-          UserError: if the groups do not divide both channel counts.
-        """
-        kernel = _linear_kernel(self, channels).astype(self.dtype)
-        return kernel if self.groups > 1 else kernel[None]
-
-
-def _linear_kernel(module: Linear | LinearKernel, channels: int) -> jax.Array:
-    """Returns a module's parameter `kernel`, float32, for `channels` inputs."""
     groups, features = module.groups, module.features
     if channels % groups or features % groups:
         raise UserError(
@@ -214,7 +248,7 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 
 
 def resize(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Resizes (batch, H, W, C) bilinearly, half-pixel centres, without antialiasing.
+    """Resizes (batch, H, W, C) bilinearly, half-pixel centers, without antialiasing.
 
     This is PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
     """
@@ -237,27 +271,12 @@ class StochasticDepth(nn.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns (batch, ...) with the branch of some examples set to zero."""
-        keep = self._keep(x.shape[0], train)
-        if keep is None:
-            return x
-        keep = keep.reshape(-1, *(1,) * (x.ndim - 1))
-        return jnp.where(keep, x / self.survival_probability, jnp.zeros_like(x))
-
-    def shares(self, batch: int, *, train: bool) -> jax.Array | None:
-        """Returns what branches are to be multiplied with; None for all with 1.
-
-        Returns:
-          (batch,), float32: 0, or the inverse of the probability.
-        """
-        keep = self._keep(batch, train)
-        return None if keep is None else keep / jnp.float32(self.survival_probability)
-
-    def _keep(self, batch: int, train: bool) -> jax.Array | None:
         if not train or self.survival_probability >= 1.0:
-            return None
+            return x
         key = self.make_rng("dropout")
         survival = jnp.float32(self.survival_probability)
-        return jax.random.bernoulli(key, survival, (batch,))
+        keep = jax.random.bernoulli(key, survival, (len(x), *(1,) * (x.ndim - 1)))
+        return jnp.where(keep, x / self.survival_probability, jnp.zeros_like(x))
 
 
 def linear_survival(index: int, count: int, final: float) -> float:

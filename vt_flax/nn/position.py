@@ -1,14 +1,11 @@
 """Position encoding of tokens by where their coefficients lie (v1)."""
 
-from typing import Any
-
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.layers import Conv, Linear, resize
-from vt_flax.nn.norm import Normalization
+from vt_flax.nn.layers import VTLayers, resize
 
 
 class PositionEncoding(nn.Module):
@@ -23,14 +20,12 @@ class PositionEncoding(nn.Module):
       size: side in pixels to which maps are resized; any image size gives the same
         parameters.
       reductions: number of stride-2 convolutions.
-      norm: normalization of the modules.
-      dtype: type of the computation.
+      layers: dtype and normalization.
     """
 
     size: int = 14
     reductions: int = 1
-    norm: Normalization = Normalization()
-    dtype: Any = jnp.float32
+    layers: VTLayers = VTLayers()
 
     @nn.compact
     def __call__(self, coefficients: jax.Array, train: bool) -> jax.Array:
@@ -44,7 +39,8 @@ class PositionEncoding(nn.Module):
           (batch, L, C_p).
         """
         chex.assert_rank(coefficients, {4, 5})
-        maps = coefficients.astype(self.dtype)
+        layers = self.layers
+        maps = coefficients.astype(layers.dtype)
         by_head = maps.ndim == 5
         maps = jnp.moveaxis(maps, 1, -1) if by_head else maps[..., None]
         batch, tokens, height, width, heads = maps.shape
@@ -53,14 +49,12 @@ class PositionEncoding(nn.Module):
             maps.reshape(batch * tokens, height, width, heads), self.size, self.size
         )
         for i in range(self.reductions):
-            maps = Conv(heads, 3, stride=2, dtype=self.dtype, name=f"reduce{i + 1}")(
-                maps
-            )
+            maps = layers.conv(heads, 3, 2, name=f"reduce{i + 1}")(maps)
         side = maps.shape[1]
         maps = maps.reshape(batch, tokens, side**2, heads)
         if by_head:
-            maps = Linear(1, dtype=self.dtype, name="heads")(maps)
-            maps = self.norm.map(maps, "heads_norm", train=train)
+            maps = layers.linear(1, name="heads")(maps)
+            maps = layers.norm_map(maps, "heads_norm", train=train)
         flat = maps[..., 0]
-        mixed = Linear(side**2, dtype=self.dtype, name="mix")(flat)
-        return self.norm.map(mixed, "mix_norm", train=train)
+        mixed = layers.linear(side**2, name="mix")(flat)
+        return layers.norm_map(mixed, "mix_norm", train=train)

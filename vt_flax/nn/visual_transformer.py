@@ -1,15 +1,12 @@
 """The Visual Transformer module, and the stage that stacks modules."""
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from vt_flax.errors import UserError, nearest
-from vt_flax.fused.lazy_map import LazyMap
-from vt_flax.nn.norm import Normalization
+from vt_flax.nn.layers import NORM_PLACEMENTS, VTLayers
 from vt_flax.nn.projector import Projector
 from vt_flax.nn.tokenizers import (
     LLOYD_ITERATIONS,
@@ -27,12 +24,11 @@ from vt_flax.nn.transformer import (
 TOKENIZERS = ("static", "dynamic", "recurrent", "clustering", "pooling")
 FEED_FORWARDS = ("linear", "mlp")
 INTERACTIONS = ("transformer", "graph", "none")
-FORMULATIONS = ("printed", "fused")
 
 
 @dataclasses.dataclass(frozen=True)
 class VTOptions:
-    """What the modules of a stage share. The defaults are v1's.
+    """Options of Visual Transformer modules. The defaults are v1's.
 
     Attributes:
       tokens: L, the number of tokens.
@@ -42,7 +38,7 @@ class VTOptions:
         `clustering` or `pooling`.
       tokenizer: tokenizer of the later modules: these, `dynamic` (half of the tokens
         replaced, v1) or `recurrent` (all replaced, v4).
-      position_encoding: whether tokens carry the position of their maps (v1).
+      position_encoding: whether tokens carry the position of their attention maps (v1).
       interaction: `transformer`, `graph` or `none`.
       feed_forward: `linear` (v1) or `mlp` (v4), in the transformer.
       transformer_groups: groups of the transformer's key, query and value maps.
@@ -50,15 +46,12 @@ class VTOptions:
       transformers: number of modules, from the first, whose tokens interact;
         0 stands for all. VT-ResNet-34's count in v4's Table 8 has 2 of 3.
       lloyd_iterations: of the clustering tokenizer.
-      projector: whether tokens are written back; without, the map is tokenised once
+      projector: whether tokens are written back; without, the map is tokenized once
         and the interactions are stacked (v4, ablation).
-      formulation: how the equations are computed. `printed` is the reference, whose
-        MACs are the paper's; `fused` makes no map of the pixels between them and the
-        products of attention, and on TPUs passes over the pixels once (see
-        `fused.pixel_attention`). The same function, but for rounding. Where such maps
-        are normalised, or the softmax of each pixel is asked for, it is as printed.
-      norm: normalisation of the modules.
-      dtype: type of the computation.
+      norm_placement: where the modules normalize; see `nn.layers.VTLayers`.
+
+    Raises:
+      UserError: for an unknown value, or values that do not fit together.
     """
 
     tokens: int = 8
@@ -74,21 +67,26 @@ class VTOptions:
     transformers: int = 0
     lloyd_iterations: int = LLOYD_ITERATIONS
     projector: bool = True
-    formulation: str = "fused"
-    norm: Normalization = Normalization()
-    dtype: Any = jnp.float32
+    norm_placement: str = "tokens"
 
     def __post_init__(self):
-        _choose("first_tokenizer", self.first_tokenizer, TOKENIZERS)
-        _choose("tokenizer", self.tokenizer, TOKENIZERS)
-        _choose("interaction", self.interaction, INTERACTIONS)
-        _choose("formulation", self.formulation, FORMULATIONS)
+        for name, choices in (
+            ("first_tokenizer", TOKENIZERS),
+            ("tokenizer", TOKENIZERS),
+            ("interaction", INTERACTIONS),
+            ("feed_forward", FEED_FORWARDS),
+            ("norm_placement", NORM_PLACEMENTS),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise UserError(
+                    f"{name}={value!r} is not known{nearest(str(value), choices)}"
+                )
         if self.first_tokenizer in ("dynamic", "recurrent"):
             raise UserError(
                 f"first_tokenizer={self.first_tokenizer!r} needs earlier tokens: "
                 "choose static, clustering or pooling"
             )
-        _choose("feed_forward", self.feed_forward, FEED_FORWARDS)
         for name, least in (
             ("tokens", 1),
             ("token_channels", 1),
@@ -109,7 +107,7 @@ class VTOptions:
                 f"{self.heads} heads do not divide the {self.token_channels // 2} key "
                 "channels of the transformer: change heads or token_channels"
             )
-        # Without projectors the map is tokenised once, by the first tokenizer.
+        # Without projectors the map is tokenized once, by the first tokenizer.
         later = self.tokenizer if self.projector else self.first_tokenizer
         if later == "dynamic" and self.tokens % 2:
             raise UserError(
@@ -127,69 +125,81 @@ class VTOptions:
         """Groups of a 1 x 1 pixel map to `channels` outputs (1 below a full group)."""
         return max(1, channels // self.group_channels)
 
-    def make_tokenizer(self, kind: str, channels: int) -> nn.Module:
-        """Returns the tokenizer `kind` for a map of `channels`."""
-        common = {
-            "token_channels": self.token_channels,
-            "norm": self.norm,
-            "dtype": self.dtype,
-            "name": "tokenizer",
-        }
-        if kind == "pooling":
-            return PoolingTokenizer(self.tokens, **common)
-        common["position_encoding"] = self.position_encoding
-        if kind == "clustering":
-            return ClusteringTokenizer(
-                self.tokens, iterations=self.lloyd_iterations, **common
-            )
-        groups = self.groups(channels)
-        common["formulation"] = self.formulation
-        if kind == "static":
-            return StaticTokenizer(self.tokens, value_groups=groups, **common)
-        return DynamicTokenizer(
-            replace="half" if kind == "dynamic" else "all",
-            heads=self.heads,
-            groups=groups,
-            **common,
+
+@dataclasses.dataclass(frozen=True)
+class VTParts:
+    """Classes that modules are built of, for formulations that replace them.
+
+    Attributes:
+      static_tokenizer: `StaticTokenizer`, or a subclass.
+      dynamic_tokenizer: `DynamicTokenizer`, or a subclass.
+      projector: `Projector`, or a subclass.
+    """
+
+    static_tokenizer: type[StaticTokenizer] = StaticTokenizer
+    dynamic_tokenizer: type[DynamicTokenizer] = DynamicTokenizer
+    projector: type[Projector] = Projector
+
+
+def make_tokenizer(
+    kind: str, channels: int, options: VTOptions, layers: VTLayers, parts: VTParts
+) -> nn.Module:
+    """Returns the tokenizer `kind` for a map of `channels`."""
+    common = {
+        "token_channels": options.token_channels,
+        "layers": layers,
+        "name": "tokenizer",
+    }
+    if kind == "pooling":
+        return PoolingTokenizer(options.tokens, **common)
+    common["position_encoding"] = options.position_encoding
+    if kind == "clustering":
+        iterations = options.lloyd_iterations
+        return ClusteringTokenizer(options.tokens, iterations=iterations, **common)
+    groups = options.groups(channels)
+    if kind == "static":
+        return parts.static_tokenizer(options.tokens, value_groups=groups, **common)
+    return parts.dynamic_tokenizer(
+        replace="half" if kind == "dynamic" else "all",
+        heads=options.heads,
+        groups=groups,
+        **common,
+    )
+
+
+def make_interaction(
+    options: VTOptions,
+    layers: VTLayers,
+    survival_probability: float = 1.0,
+    name: str = "interaction",
+) -> nn.Module:
+    """Returns the module through which tokens interact."""
+    common = {
+        "survival_probability": survival_probability,
+        "layers": layers,
+        "name": name,
+    }
+    if options.interaction == "transformer":
+        return TokenTransformer(
+            options.heads, options.transformer_groups, options.feed_forward, **common
         )
-
-    def make_interaction(
-        self, survival_probability: float, name: str = "interaction"
-    ) -> nn.Module:
-        """Returns what lets the tokens interact."""
-        common = {
-            "survival_probability": survival_probability,
-            "norm": self.norm,
-            "dtype": self.dtype,
-            "name": name,
-        }
-        if self.interaction == "transformer":
-            return TokenTransformer(
-                self.heads, self.transformer_groups, self.feed_forward, **common
-            )
-        if self.interaction == "graph":
-            return GraphInteraction(**common)
-        return LinearInteraction(**common)
-
-
-def _choose(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(
-            f"{option}={value!r} is not known{nearest(str(value), choices)}"
-        )
+    if options.interaction == "graph":
+        return GraphInteraction(**common)
+    return LinearInteraction(**common)
 
 
 class VTModule(nn.Module):
     """One Visual Transformer: tokenizer, interaction, and projector where asked.
 
     Attributes:
-      options: what the modules of a stage share.
-      tokenizer: which tokenizer this module has.
+      options: options that the modules of a stage share.
+      tokenizer: kind of this module's tokenizer.
       features: output channels C.
       interact: whether the tokens interact in this module.
-      project: whether the tokens are written back; else the map is returned as it came.
-      lazy: whether the map's normalisation is left to the next module.
+      project: whether the tokens are written back; else the map is returned unchanged.
       survival_probability: stochastic depth of the residual branches.
+      layers: dtype and normalization.
+      parts: classes of the tokenizer and the projector.
     """
 
     options: VTOptions
@@ -197,33 +207,32 @@ class VTModule(nn.Module):
     features: int
     interact: bool = True
     project: bool = True
-    lazy: bool = False
     survival_probability: float = 1.0
+    layers: VTLayers = VTLayers()
+    parts: VTParts = VTParts()
 
     @nn.compact
     def __call__(
-        self, x: jax.Array | LazyMap, tokens: jax.Array | None, train: bool
-    ) -> tuple[jax.Array | LazyMap, jax.Array]:
+        self, x: jax.Array, tokens: jax.Array | None, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
         """Maps (batch, H, W, C_in), tokens to (batch, H, W, features), tokens."""
-        options = self.options
-        channels = LazyMap.of(x).pixels.shape[-1]
-        tokenizer = options.make_tokenizer(self.tokenizer, channels)
+        options, layers = self.options, self.layers
+        tokenizer = make_tokenizer(
+            self.tokenizer, x.shape[-1], options, layers, self.parts
+        )
         tokens = tokenizer(x, tokens, train=train)
         if self.interact:
-            interaction = options.make_interaction(self.survival_probability)
+            interaction = make_interaction(options, layers, self.survival_probability)
             tokens = interaction(tokens, train=train)
-        if not self.project:
-            return x, tokens
-        x = Projector(
-            self.features,
-            options.heads,
-            options.groups(self.features),
-            self.survival_probability,
-            options.formulation,
-            options.norm,
-            options.dtype,
-            name="projector",
-        )(x, tokens, train=train, lazy=self.lazy)
+        if self.project:
+            x = self.parts.projector(
+                self.features,
+                options.heads,
+                options.groups(self.features),
+                self.survival_probability,
+                layers,
+                name="projector",
+            )(x, tokens, train=train)
         return x, tokens
 
 
@@ -234,12 +243,14 @@ class VTStage(nn.Module):
     tokens of the one before it.
 
     Attributes:
-      options: what the modules share.
+      options: options that the modules share.
       modules: number of modules.
       features: output channels C.
       project_last: whether the last module writes its tokens back. A classifier reads
         the tokens, so its last module has no projector.
       survival_probabilities: stochastic depth of each module; empty for none.
+      layers: dtype and normalization.
+      parts: classes of tokenizers and projectors.
     """
 
     options: VTOptions
@@ -247,6 +258,8 @@ class VTStage(nn.Module):
     features: int
     project_last: bool = False
     survival_probabilities: tuple[float, ...] = ()
+    layers: VTLayers = VTLayers()
+    parts: VTParts = VTParts()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -257,7 +270,7 @@ class VTStage(nn.Module):
         Raises:
           UserError: if the last map is asked for without a projector to write it.
         """
-        options = self.options
+        options, layers = self.options, self.layers
         survival = self.survival_probabilities or (1.0,) * self.modules
         transformers = options.transformers or self.modules
         if not 0 <= transformers <= self.modules:
@@ -267,26 +280,28 @@ class VTStage(nn.Module):
         if not options.projector:
             if self.project_last:
                 raise UserError("a stage without projectors has no map to return")
-            tokenizer = options.make_tokenizer(options.first_tokenizer, x.shape[-1])
+            tokenizer = make_tokenizer(
+                options.first_tokenizer, x.shape[-1], options, layers, self.parts
+            )
             tokens = tokenizer(x, None, train=train)
             for i in range(transformers):
-                interaction = options.make_interaction(
-                    survival[i], f"interaction{i + 1}"
+                interaction = make_interaction(
+                    options, layers, survival[i], f"interaction{i + 1}"
                 )
                 tokens = interaction(tokens, train=train)
             return x, tokens
 
         tokens = None
         for i in range(self.modules):
-            last = i == self.modules - 1
             x, tokens = VTModule(
                 options,
                 options.tokenizer if i else options.first_tokenizer,
                 self.features,
                 interact=i < transformers,
-                project=self.project_last or not last,
-                lazy=not last,
+                project=self.project_last or i < self.modules - 1,
                 survival_probability=survival[i],
+                layers=layers,
+                parts=self.parts,
                 name=f"module{i + 1}",
             )(x, tokens, train=train)
-        return LazyMap.of(x).array(), tokens
+        return x, tokens

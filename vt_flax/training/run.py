@@ -13,7 +13,6 @@ from vt_flax.data.pipeline import check_config, check_source
 from vt_flax.data.source import Source
 from vt_flax.errors import UserError, first_names
 from vt_flax.models import create_model
-from vt_flax.nn.norm import parse_span
 from vt_flax.parallel import processes
 from vt_flax.parallel.agreement import check_data
 from vt_flax.parallel.mesh import check_batch, make_mesh, state_sharding
@@ -100,11 +99,11 @@ def check_step(config: ConfigDict, devices: int) -> None:
         raise UserError(f"accumulation {config.accumulation}: must be at least 1")
     check_batch(config.batch_size, devices, "batch_size", config.accumulation)
     part = config.batch_size // config.accumulation
-    span = parse_span(getattr(config.model, "norm_span", "global"))
-    if isinstance(span, int) and part % span:
+    group_size = config.model.bn_group_size
+    if group_size > 0 and part % group_size:
         raise UserError(
-            f"model.norm_span {span} does not divide the {part} examples that are "
-            "normalised together (batch_size, over accumulation)"
+            f"model.bn_group_size={group_size} does not divide the {part} examples of "
+            "a microbatch (batch_size / accumulation)"
         )
     if config.model.dtype == "float16":
         raise UserError(

@@ -49,11 +49,11 @@ _BLOCK = r"layer([1-4])\.(\d+)\."
 # timm has as legacy_seresnet; `layer0.0` is that of a stem in a Sequential, `se.fc.0`
 # that of two linear maps in a row, and `shortcut` that of kuangliu's pytorch-cifar.
 _MODULES = [
-    (r"(?:layer0\.)?conv1|layer0\.0", "stem/conv/conv", "conv"),
+    (r"(?:layer0\.)?conv1|layer0\.0", "stem/conv", "conv"),
     (r"(?:layer0\.)?bn1|layer0\.1", "stem/norm", "norm"),
-    (_BLOCK + r"conv([1-3])", "conv{}/conv", "conv"),
+    (_BLOCK + r"conv([1-3])", "conv{}", "conv"),
     (_BLOCK + r"bn([1-3])", "norm{}", "norm"),
-    (_BLOCK + r"(?:downsample|shortcut)\.0", "shortcut/conv", "conv"),
+    (_BLOCK + r"(?:downsample|shortcut)\.0", "shortcut", "conv"),
     (_BLOCK + r"(?:downsample|shortcut)\.1", "shortcut_norm", "norm"),
     (_BLOCK + r"(?:se|se_module)\.(?:fc1|fc\.0)", "gate/reduce", "linear"),
     (_BLOCK + r"(?:se|se_module)\.(?:fc2|fc\.2)", "gate/expand", "linear"),

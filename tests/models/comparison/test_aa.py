@@ -1,42 +1,105 @@
-"""AA-ResNet: which convolutions are augmented, how, and the published counts."""
+"""AA-ResNet: attention and the augmented block by loops in NumPy, published counts."""
 
 import functools
 
+import block_reference
 import jax
+import numpy as np
 import pytest
-from block_reference import augmented, residual_block
-from flax import traverse_util
-from reference import check, normal
+from block_reference import Same, attend_relatively, augmented, residual_block, same
+from reference import Scope, check, near, normal, variables_of
 
 from vt_flax.analysis.macs import count
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
-from vt_flax.models.resnet import ResidualBlock
+from vt_flax.models.comparison.aa import AugmentedConv, RelativeAttention, halve
+from vt_flax.models.resnet import BasicBlock, BottleneckBlock
+
+HEADS, KEYS, VALUES = 2, 6, 4
+
+
+def attention():
+    return Same(RelativeAttention(HEADS, KEYS, VALUES))
+
+
+def restated(p, x):
+    return attend_relatively(p / "module", x, HEADS, KEYS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(2, 5, 4, 8), (1, 1, 1, 6), (3, 1, 7, 5)])
+def test_attention(shape):
+    check(attention(), restated, normal(0, *shape), train=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("height,width", [(3, 2), (6, 4), (2, 9)])
+def test_attention_on_maps_of_another_size(height, width):
+    """Offsets without an embedding use the farthest one."""
+    variables = variables_of(attention(), normal(0, 1, 4, 5, 8))
+    table = variables["params"]["module"]["rows"]
+    assert table.shape == (2 * 4 - 1, KEYS // HEADS)
+    x = normal(1, 2, height, width, 8)
+    out = jax.jit(lambda v, x: attention().apply(v, x, train=False))(variables, x)
+    near(out, restated(Scope(variables), x.astype(np.float64)), 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 8, 3), (1, 5, 7, 2), (2, 1, 2, 4)])
+def test_halve(shape):
+    x = normal(3, *shape)
+    near(jax.jit(halve)(x), block_reference.halve(x.astype(np.float64)), 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "size,stride,reduction",
+    [
+        ((28, 28), 1, 2),
+        ((7, 10), 1, 2),
+        ((9, 5), 2, 1),
+        ((11, 14), 2, 2),
+        ((4, 5), 1, 1),
+    ],
+)
+def test_augmented_convolution(size, stride, reduction):
+    """28 x 28 maps attended at 14 x 14, odd sizes and strides among them."""
+    conv = AugmentedConv(10, 3, stride, HEADS, KEYS, VALUES, reduction)
+    x = normal(4, 1, *size, 6)
+    check(
+        Same(conv),
+        same(lambda p, x: augmented(p, x, stride, HEADS, KEYS, reduction)),
+        x,
+        train=False,
+    )
+    attended = -(-size[0] // (stride * reduction))
+    shapes = jax.eval_shape(conv.init, jax.random.key(0), x)["params"]
+    assert shapes["attention"]["rows"].shape == (2 * attended - 1, KEYS // HEADS)
+    assert shapes["local"]["kernel"].shape == (3, 3, 6, 10 - VALUES)
 
 
 @pytest.mark.parametrize("bottleneck,stride", [(False, 1), (True, 2)])
 def test_block(bottleneck, stride):
     """The first of two 3 x 3 is augmented, or the 3 x 3 of a bottleneck."""
     model = create_model(f"aa_resnet{50 if bottleneck else 34}", heads=2)
-    block = ResidualBlock(16, stride, bottleneck, parts=model.block_parts(3))
+    kind = BottleneckBlock if bottleneck else BasicBlock
     conv = functools.partial(augmented, heads=2, keys=40, reduction=2)
     name = "conv2" if bottleneck else "conv1"
     check(
-        block,
+        kind(16, stride, **model.block_options(3)),
         lambda p, x: residual_block(p, x, stride, replaced={name: conv}),
         normal(0, 2, 5, 7, 16),
         train=False,
     )
 
 
-# Keys and values of stages 3 to 5: 0.25 F each, or 0.2 F and 0.1 F, in multiples of
-# eight heads; and of 20 channels of keys a head.
+# Channels of keys and values of stages 3 to 5: 0.25 F each, or 0.2 F and 0.1 F,
+# rounded down to multiples of eight heads, with at least 20 key channels per head.
 CHANNELS = {
     34: ((160, 32), (160, 64), (160, 128)),
     50: ((160, 8), (160, 24), (160, 48)),
     101: ((160, 8), (160, 24), (160, 48)),
 }
-# Of torchvision's networks.
+# Parameters of torchvision's ResNets.
 PLAIN = {34: 21_797_672, 50: 25_557_032, 101: 44_549_160}
 # Printed: M parameters (counted by the arithmetic of section 5); half the source's G
 # operations, of which the paper prints 4.1 instead of 4.15.
@@ -63,24 +126,7 @@ def test_counts(depth):
     assert counts.total_macs / 1e9 == pytest.approx(gmacs, rel=0.02)
 
 
-@pytest.mark.parametrize("depth", [34, 50])
-def test_where_there_is_attention(depth):
-    shapes = jax.eval_shape(
-        create_model(f"aa_resnet{depth}").init,
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((1, 224, 224, 3), "float32"),
-    )
-    paths = traverse_util.flatten_dict(shapes["params"])
-    found = {path[:3] for path in paths if "attention" in path}
-    conv = "conv2" if depth >= 50 else "conv1"
-    assert found == {
-        (f"stage{stage}", f"block{block}", conv)
-        for stage, blocks in ((3, 4), (4, 6), (5, 3))
-        for block in range(1, blocks + 1)
-    }
-
-
-def test_options_that_do_not_fit():
+def test_invalid_options():
     with pytest.raises(UserError, match="heads=0: must be at least 1"):
         create_model("aa_resnet50", heads=0)
     model = create_model("aa_resnet34", width=4)

@@ -1,4 +1,4 @@
-"""Local attention equals loops over pixels and offsets, and copies no window."""
+"""Local attention: loops over pixels and offsets in NumPy, scan against unfold."""
 
 import functools
 
@@ -12,24 +12,28 @@ from jax.extend import core
 
 from vt_flax.analysis import macs
 from vt_flax.errors import UserError
-from vt_flax.models.comparison.local_relation import LocalRelation
-from vt_flax.models.comparison.pairwise_attention import PairwiseAttention
-from vt_flax.models.comparison.patchwise_attention import PatchwiseAttention
-from vt_flax.models.comparison.stand_alone_attention import (
-    BlockAttention,
-    StandAloneAttention,
+from vt_flax.models import create_model
+from vt_flax.models.comparison.local_attention import (
+    ATTENTION,
+    Window,
+    over_window,
+    sum_over_window,
 )
-from vt_flax.models.comparison.windows import Window, stack_over_window, sum_over_window
-from vt_flax.nn.norm import Normalization
+from vt_flax.models.comparison.lr import LocalRelation
+from vt_flax.models.comparison.san_attention import (
+    PairwiseAttention,
+    PatchwiseAttention,
+)
+from vt_flax.models.comparison.sasa import BlockAttention, StandAloneAttention
+from vt_flax.nn.layers import Layers
 
 pytestmark = pytest.mark.slow
 
-FORMULATIONS = ("scan", "unfold")
-GLOBAL = Normalization()
+LAYERS = Layers()
 
 
 class Stateless:
-    """A module without batch statistics, called as if it had some."""
+    """Module without `train`, called as those with it."""
 
     def __init__(self, module):
         self.module = module
@@ -41,23 +45,23 @@ class Stateless:
         return self.module.apply(variables, x, mutable=mutable)
 
 
-def relation(formulation="scan", features=12, stride=1, size=5, dtype=jnp.float32):
-    return Stateless(LocalRelation(features, stride, size, formulation, dtype))
+def relation(attention="scan", size=5, layers=LAYERS, stride=1):
+    return Stateless(LocalRelation(12, stride, size, attention, layers))
 
 
-def stand_alone(formulation="scan", heads=4, size=5, dtype=jnp.float32):
-    return Stateless(StandAloneAttention(12, heads, size, formulation, dtype))
+def stand_alone(attention="scan", size=5, layers=LAYERS, heads=4):
+    return Stateless(StandAloneAttention(12, heads, 1, size, attention, layers))
 
 
-def pairwise(formulation="scan", size=3, norm=GLOBAL, dtype=jnp.float32):
-    return PairwiseAttention(size, norm, formulation, dtype)
+def pairwise(attention="scan", size=3, layers=LAYERS):
+    return PairwiseAttention(size, attention, layers)
 
 
-def patchwise(formulation="scan", size=3, norm=GLOBAL, dtype=jnp.float32):
-    return PatchwiseAttention(size, norm, formulation, dtype)
+def patchwise(attention="scan", size=3, layers=LAYERS):
+    return PatchwiseAttention(size, attention, layers)
 
 
-LAYERS = {
+MAKERS = {
     "relation": relation,
     "strided_relation": functools.partial(relation, stride=2),
     "stand_alone": stand_alone,
@@ -66,11 +70,11 @@ LAYERS = {
 }
 
 
-# --------------------------------------------------------------- beside the equations
+# ------------------------------------------------------------------- the equations
 
 
 @pytest.mark.parametrize(
-    "shape,size,stride,formulation",
+    "shape,size,stride,attention",
     [
         # 20 channels: the last of three groups has 4.
         ((2, 6, 7, 20), 5, 1, "scan"),
@@ -82,9 +86,9 @@ LAYERS = {
         ((1, 7, 1, 5), 7, 2, "scan"),
     ],
 )
-def test_local_relation(shape, size, stride, formulation):
+def test_local_relation(shape, size, stride, attention):
     reference.check(
-        relation(formulation, stride=stride, size=size),
+        relation(attention, size, stride=stride),
         functools.partial(local_reference.local_relation, size=size, stride=stride),
         reference.normal(0, *shape),
         train=True,
@@ -92,18 +96,18 @@ def test_local_relation(shape, size, stride, formulation):
 
 
 @pytest.mark.parametrize(
-    "shape,size,heads,formulation",
+    "shape,size,heads,attention",
     [
-        # Of three channels of a head, and of one, the row and the column share one.
+        # Heads of three channels, and of one: row and column overlap in one channel.
         ((2, 6, 5, 7), 5, 4, "scan"),
         ((2, 6, 5, 7), 5, 4, "unfold"),
         ((1, 3, 8, 4), 3, 12, "scan"),
         ((2, 2, 3, 9), 7, 1, "scan"),
     ],
 )
-def test_stand_alone(shape, size, heads, formulation):
+def test_stand_alone(shape, size, heads, attention):
     reference.check(
-        stand_alone(formulation, heads, size),
+        stand_alone(attention, size, heads=heads),
         functools.partial(local_reference.stand_alone, heads=heads, size=size),
         reference.normal(0, *shape),
         train=True,
@@ -122,7 +126,7 @@ def test_block_attention(shape):
 
 @pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
 @pytest.mark.parametrize(
-    "shape,size,train,formulation",
+    "shape,size,train,attention",
     [
         # 40 / 4 values: the last group has 2.
         ((2, 5, 6, 40), 3, True, "scan"),
@@ -133,9 +137,9 @@ def test_block_attention(shape):
         ((2, 1, 4, 16), 5, False, "unfold"),
     ],
 )
-def test_san_attention(kind, shape, size, train, formulation):
+def test_san_attention(kind, shape, size, train, attention):
     reference.check(
-        LAYERS[kind](formulation, size),
+        MAKERS[kind](attention, size),
         functools.partial(getattr(local_reference, kind), size=size),
         reference.normal(0, *shape),
         train=train,
@@ -145,18 +149,18 @@ def test_san_attention(kind, shape, size, train, formulation):
 @pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
 def test_san_attention_with_statistics_of_groups(kind):
     reference.check(
-        LAYERS[kind](norm=Normalization(span="2")),
+        MAKERS[kind](layers=Layers(bn_group_size=2)),
         functools.partial(getattr(local_reference, kind), size=3),
         reference.normal(0, 4, 4, 3, 32) * np.arange(1, 5).reshape(4, 1, 1, 1),
         train=True,
-        span=2,
+        group_size=2,
     )
 
 
 @pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
 def test_frozen_statistics_are_used_and_left_alone(kind):
     x = reference.normal(0, 2, 4, 5, 32)
-    frozen, plain = LAYERS[kind](norm=Normalization(span="frozen")), LAYERS[kind]()
+    frozen, plain = MAKERS[kind](layers=Layers(bn_frozen=True)), MAKERS[kind]()
     variables = reference.variables_of(plain, x)
     out, state, expected = reference.jax.jit(
         lambda v, x: (
@@ -169,14 +173,14 @@ def test_frozen_statistics_are_used_and_left_alone(kind):
     assert jax.tree.all(same)
 
 
-# ------------------------------------------------------------- beside the other form
+# ------------------------------------------------------------------ scan and unfold
 
 
 def derivatives(module, x):
-    """What a layer makes, and its derivatives by parameters, statistics and input.
+    """Returns a layer's results and their derivatives by variables and input.
 
-    Output and statistics left; gradients, and their derivatives in a direction; the
-    tangent of the loss in that direction, and what the gradients say of it.
+    These are: output and new statistics; gradients; their derivatives in a direction;
+    and the loss's derivative in that direction, by forward mode and by the gradients.
     """
     variables = reference.variables_of(module, x, seed=3)
 
@@ -189,22 +193,22 @@ def derivatives(module, x):
     def compute(*at):
         along = jax.tree.map(lambda a: reference.normal(8, *a.shape), at)
         gradient = jax.grad(loss, (0, 1), has_aux=True)
-        by, twice, made = jax.jvp(gradient, at, along, has_aux=True)
+        by, twice, results = jax.jvp(gradient, at, along, has_aux=True)
         _, tangent, _ = jax.jvp(loss, at, along, has_aux=True)
         slopes = jax.tree.map(lambda a, b: jnp.sum(a * b), by, along)
-        return made, by, twice, (tangent, sum(jax.tree.leaves(slopes)))
+        return results, by, twice, (tangent, sum(jax.tree.leaves(slopes)))
 
     return compute(variables, x)
 
 
-@pytest.mark.parametrize("name", list(LAYERS))
-def test_derivatives_equal_those_of_the_unfolded_form(name):
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_derivatives_of_scan_equal_those_of_unfold(name):
     x = reference.normal(0, 2, 7, 6, 36)
-    *ours, (tangent, slope) = derivatives(LAYERS[name]("scan"), x)
-    *unfolded, _ = derivatives(LAYERS[name]("unfold"), x)
+    *ours, (tangent, slope) = derivatives(MAKERS[name]("scan"), x)
+    *unfolded, _ = derivatives(MAKERS[name]("unfold"), x)
     for found, expected in zip(ours, unfolded, strict=True):
         leaves = jax.tree_util.tree_leaves_with_path(found)
-        # Some gradients are zero but for rounding, such as a bias in front of softmax.
+        # Some gradients are zero up to rounding, such as of a bias before softmax.
         scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
         for (path, a), e in zip(leaves, jax.tree.leaves(expected), strict=True):
             assert np.all(np.isfinite(a))
@@ -218,7 +222,7 @@ def test_derivatives_equal_those_of_the_unfolded_form(name):
 
 
 def largest(jaxpr):
-    """Size of the largest array that a program makes, loops' bodies included."""
+    """Returns the size of a program's largest array, bodies of loops included."""
     inner = [
         getattr(value, "jaxpr", value)
         for equation in jaxpr.eqns
@@ -229,13 +233,13 @@ def largest(jaxpr):
     return max(own + [largest(each) for each in inner], default=0)
 
 
-@pytest.mark.parametrize("name", list(LAYERS))
-def test_no_copies_of_windows(name):
-    """No array is larger than the input, padded; of the other form some are."""
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_scan_stores_no_windows(name):
+    """No array of `scan` is larger than the padded input; some of `unfold` are."""
     x = jax.ShapeDtypeStruct((2, 16, 16, 64), jnp.float32)
     sizes = {}
-    for formulation in FORMULATIONS:
-        module = LAYERS[name](formulation, size=7)
+    for attention in ATTENTION:
+        module = MAKERS[name](attention, size=7)
         variables = reference.variables_of(module, x)
 
         def loss(variables, x, module=module):
@@ -243,18 +247,18 @@ def test_no_copies_of_windows(name):
             return jnp.sum(jnp.square(out))
 
         program = jax.make_jaxpr(jax.grad(loss, (0, 1)))(variables, x)
-        sizes[formulation] = largest(program.jaxpr)
+        sizes[attention] = largest(program.jaxpr)
     assert sizes["scan"] <= 2 * 22 * 22 * 64
     pixels = 2 * 16 * 16 // (4 if name == "strided_relation" else 1)
     channels = {"stand_alone": 12, "pairwise": 16, "patchwise": 16}.get(name, 64)
     assert sizes["unfold"] >= 49 * pixels * channels
 
 
-@pytest.mark.parametrize("name", list(LAYERS))
+@pytest.mark.parametrize("name", list(MAKERS))
 def test_bfloat16(name):
-    make = functools.partial(LAYERS[name], "scan", size=3)
+    make = functools.partial(MAKERS[name], "scan", size=3)
     x = 0.5 * reference.normal(0, 2, 6, 5, 32)
-    reference.check_bfloat16(lambda dtype: make(dtype=dtype), x, tolerance=0.1)
+    reference.check_bfloat16(lambda dtype: make(layers=Layers(dtype)), x, tolerance=0.1)
 
 
 # -------------------------------------------------------------------------- counting
@@ -266,33 +270,33 @@ def counted(module, x):
     return sum(amount for _, amount in macs.products(jaxpr.jaxpr))
 
 
-@pytest.mark.parametrize("formulation", FORMULATIONS)
-def test_multiply_adds(formulation):
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_multiply_adds(attention):
     x = jax.ShapeDtypeStruct((1, 6, 8, 20), jnp.float32)
     n, k = 6 * 8, 25
 
     # 20 channels have 3 groups. Query and output at every second pixel.
     geometry = k * (2 * 3 + 3 * 3)
     linear = (n + n // 4) * 20 * 3 + n // 4 * 20 * 12
-    found = counted(relation(formulation, stride=2), x)
+    found = counted(relation(attention, stride=2), x)
     assert found == geometry + linear + n // 4 * k * 20
 
     # q . k, q . r and the sum of the values.
-    found = counted(stand_alone(formulation), x)
+    found = counted(stand_alone(attention), x)
     assert found == 3 * n * 20 * 12 + 3 * n * k * 12
 
     # 32 channels: q and k have 2, values 8, in one group.
     x = jax.ShapeDtypeStruct((1, 6, 8, 32), jnp.float32)
     maps = n * 32 * (2 + 2 + 8)
-    found = counted(pairwise(formulation, 5), x)
+    found = counted(pairwise(attention, 5), x)
     assert found == maps + n * 2 * 2 + n * k * (4 * 2 + 2 * 1 + 8)
-    found = counted(patchwise(formulation, 5), x)
+    found = counted(patchwise(attention, 5), x)
     assert found == maps + n * (2 + 2 * k) * 1 + n * k * (1 + 8)
 
 
 def test_multiply_adds_of_blocks():
     x = jax.ShapeDtypeStruct((1, 6, 8, 3), jnp.float32)
-    # Two blocks high and two wide; the values' maps are mixed for each place.
+    # Two blocks high and two wide; the values' maps are mixed for each position.
     n, mixing = 8 * 8, 16 * (12 * 4 + 4 * 3 * 12)
     found = counted(Stateless(BlockAttention(12, heads=3)), x)
     assert found == mixing + n * 3 * 3 * 12 + 2 * n * 16 * 12
@@ -301,7 +305,9 @@ def test_multiply_adds_of_blocks():
 # --------------------------------------------------------------------------- windows
 
 
-@pytest.mark.parametrize("padding,border", [("zeros", "zeros"), ("reflect", "mirror")])
+@pytest.mark.parametrize(
+    "padding,border", [("constant", "zeros"), ("reflect", "mirror")]
+)
 @pytest.mark.parametrize(
     "shape,size,stride",
     [((2, 5, 6, 3), 3, 1), ((1, 5, 6, 2), 5, 2), ((1, 2, 1, 2), 7, 1)],
@@ -311,44 +317,19 @@ def test_windows(shape, size, stride, padding, border):
     window = Window(size, stride, padding)
     expected = local_reference.windows(x, size, stride, border)
     np.testing.assert_array_equal(window.unfold(x), expected.astype(np.float32))
-    np.testing.assert_array_equal(window.centres(x), expected[..., size**2 // 2, :])
+    np.testing.assert_array_equal(window.centers(x), expected[..., size**2 // 2, :])
 
     each = reference.normal(1, size**2, 1)
     total = sum_over_window(lambda w, x_o: (w * x_o, x_o), window, each, x)
-    terms = stack_over_window(lambda w, x_o: w * x_o, window, each, x)
+    terms = jax.lax.map(*over_window(lambda w, x_o: w * x_o, window, each, x))
     for found, weights in zip(total, (each, np.ones_like(each)), strict=True):
         wanted = (expected * weights).sum(3)
         np.testing.assert_allclose(found, wanted, atol=1e-5)
     np.testing.assert_allclose(terms, np.moveaxis(expected * each, 3, 0), rtol=1e-6)
 
 
-def test_offsets_are_rows_and_columns():
-    found = Window(5).offsets()
-    assert found.shape == (25, 2)
-    np.testing.assert_array_equal(found[:2], [[-1, -1], [-1, -0.5]])
-    np.testing.assert_array_equal(found[[5, 24]], [[-0.5, -1], [1, 1]])
-    np.testing.assert_array_equal(Window(1).offsets(), [[0, 0]])
-
-
-@pytest.mark.parametrize(
-    "make,message",
-    [
-        (lambda: Window(4), "window size 4: must be odd"),
-        (lambda: Window(-1), "window size -1: must be odd"),
-        (lambda: Window(3, 1, "same"), "'same' is not known: choose from zeros"),
-        (lambda: apply(LocalRelation(4, formulation="sum")), "'sum' is not known"),
-        (lambda: apply(PairwiseAttention(formulation="x")), "'x' is not known"),
-        (lambda: apply(StandAloneAttention(12, 5)), "5 heads do not divide 12"),
-        (lambda: apply(BlockAttention(12, 5)), "5 heads do not divide 12"),
-    ],
-)
-def test_bad_input(make, message):
-    with pytest.raises(UserError, match=message) as raised:
-        make()
-    assert "\n" not in str(raised.value)
-
-
-def apply(module):
-    settings = {"train": False} if hasattr(module, "norm") else {}
-    x = jax.ShapeDtypeStruct((1, 4, 4, 8), jnp.float32)
-    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, **settings), x)
+@pytest.mark.parametrize("name", ["lr_net26", "sasa_resnet26", "san10_pairwise"])
+def test_unknown_attention(name):
+    message = "attention='fold' is not known: choose from scan, unfold"
+    with pytest.raises(UserError, match=message):
+        create_model(name, attention="fold")

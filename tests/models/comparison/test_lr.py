@@ -1,20 +1,15 @@
-"""LR-Net: counts by hand and beside the printed figures, shapes, what can be set."""
+"""LR-Net: counts by hand and beside the printed figures, and the stem."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from local_models import check_shapes, shapes_of
 
 from vt_flax.analysis import macs
-from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.comparison.lr import LRStem
-from vt_flax.models.resnet import ResidualBlock
-from vt_flax.nn.norm import Normalization
 
 SIZES = {18: (2, 2, 2, 2), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-# M parameters of the project's notes, and the GMACs that the paper prints.
+# M parameters of the architecture, and GMACs as the paper prints them.
 FIGURES = {18: (14.4, 2.5), 26: (14.6, 2.6), 50: (23.4, 4.3), 101: (40.8, 7.79)}
 
 
@@ -23,8 +18,8 @@ def layer(inside, outside, before, after):
     groups = -(-inside // 8)
     prior = 2 * groups + groups + groups * groups + groups
     params = 2 * inside * groups + prior + inside * outside
-    at_work = (before + after) * inside * groups + after * inside * (49 + outside)
-    return params, at_work + 49 * (prior - 2 * groups)
+    products = (before + after) * inside * groups + after * inside * (49 + outside)
+    return params, products + 49 * (prior - 2 * groups)
 
 
 def convolution(inside, outside, pixels):
@@ -79,47 +74,10 @@ def test_counts(depth):
     assert total / 1e9 == pytest.approx(printed, rel=0.024)
 
 
-@pytest.mark.parametrize(
-    "depth,channels,stem", [(18, 22, "imagenet"), (26, 32, "small")]
-)
-def test_shapes(depth, channels, stem):
-    model = create_model(f"lr_net{depth}", width=8, stem=stem, stage_sizes=[1] * 4)
-    check_shapes(model, (2, 45, 64), [channels * 2**i for i in range(4)])
-
-
-def test_where_layers_stand_in():
-    shapes = shapes_of(create_model("lr_net50", width=32))
-    block = shapes["stage3"]["block1"]
-    # Half of 200 channels inside, 13 groups of 8.
-    assert block["conv1"]["conv"]["kernel"].shape == (1, 1, 128, 100)
-    assert block["conv2"]["query"]["kernel"].shape == (100, 13)
-    assert block["conv2"]["out"]["kernel"].shape == (100, 100)
-    assert block["conv3"]["conv"]["kernel"].shape == (1, 1, 100, 256)
-    basic = shapes_of(create_model("lr_net18"))["stage3"]["block1"]
-    assert basic["conv1"]["out"]["kernel"].shape == (177, 354)
-    assert basic["conv2"]["out"]["kernel"].shape == (354, 354)
-
-
-@pytest.mark.parametrize("depth", [18, 26])
-def test_gradients_of_a_block(depth):
-    model = create_model(f"lr_net{depth}", width=8)
-    parts, bottleneck = model.block_parts(3), model.bottleneck
-    block = ResidualBlock(model.stage_width(3), 2, bottleneck, parts=parts)
-    reference.check_gradients(block, reference.normal(0, 2, 5, 4, 12))
-
-
-def test_formulation_is_checked():
-    with pytest.raises(UserError, match="'fold' is not known: choose from scan"):
-        create_model("lr_net26", formulation="fold")
-
-
-def test_stem_strides_by_its_layer():
-    """Pixel 2 i is the centre of window i."""
+def test_stem_strides_in_its_attention():
+    """Pixel 2 i is the center of window i."""
     images = np.random.default_rng(0).normal(size=(1, 9, 8, 3)).astype(np.float32)
-    whole, strided = (
-        LRStem(8, kind, Normalization(), "scan", jnp.float32)
-        for kind in ("small", "imagenet")
-    )
+    whole, strided = (LRStem(8, kind) for kind in ("small", "imagenet"))
     variables = reference.variables_of(whole, images)
     every, found = reference.jax.jit(
         lambda v, x: [stem.apply(v, x, train=False) for stem in (whole, strided)]

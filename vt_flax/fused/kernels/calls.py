@@ -1,8 +1,8 @@
-"""How the kernels are called: a few examples at a time, each by itself.
+"""Calls of kernels that work on one example at a time.
 
 Convolutions leave maps with the batch next to the channels, since the batch fills
-tiles: (pixels, batch, C) in memory. Kernels take and leave them like that, and turn
-them on the chip; a map that is turned in memory is read and written once more.
+tiles: (pixels, batch, C) in HBM. Kernels read and write that layout, and transpose on
+the chip; a map that is transposed in HBM is read and written once more.
 """
 
 import math
@@ -14,21 +14,16 @@ import jax.numpy as jnp
 
 from vt_flax.experimental import pallas as pl
 from vt_flax.experimental import pallas_tpu as pltpu
-from vt_flax.fused.pixel_attention import EXAMPLES
-from vt_flax.fused.platforms import TooLarge
+from vt_flax.fused.platforms import EXAMPLES, TooLarge
 
-# On the chip, beside what is known to lie there: what the compiler puts aside.
+# On-chip memory that the compiler takes beside the arrays.
 SPARE_BYTES = 12 * 2**20
 
 Shape = tuple[int, int]
 
 
 def on_chip_memory() -> float:
-    """Returns the bytes that a kernel may have, of the device that is compiled for.
-
-    Without bounds where it is no TPU that Pallas knows: there no kernel is run, or the
-    compiler says whether it fits.
-    """
+    """Returns the bytes of on-chip memory; infinite for devices unknown to Pallas."""
     try:
         return pltpu.get_tpu_info().vmem_capacity_bytes
     except ValueError:
@@ -45,24 +40,22 @@ def call(
     totals: Sequence[Shape] = (),
     *,
     macs: int,
-    exponentials: int,
     interpret: bool,
 ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
     """Calls a function on each example of a batch, as a kernel.
 
     Args:
-      body: takes the maps of an example, one by one, and its rows by name; gives its
-        new maps, its new rows, and its share of each total.
+      body: takes the maps of an example, one by one, and its rows by name; returns new
+        maps, new rows, and terms of the totals.
       name: of the kernel.
       maps: (batch, pixels, C) each, of one type.
-      rows: (batch, rows, C) each, or (1, rows, C) for what all examples share.
-      new_maps: pixels and channels of each map that the body gives, of the type of the
-        maps.
-      new_rows: shape and type of the rows that it gives.
+      rows: (batch, rows, C) each, or (1, rows, C) for those that all examples share.
+      new_maps: pixels and channels of each map that the body returns, of the type of
+        the maps.
+      new_rows: shape and type of the rows that it returns.
       totals: shapes of the sums over the batch.
-      macs: multiply-adds of the whole batch, as they are done.
-      exponentials: how many are taken.
-      interpret: whether to run it where there is no TPU, slowly.
+      macs: multiply-adds of the whole batch.
+      interpret: whether to interpret the kernel, slowly, where there is no TPU.
 
     Returns:
       New maps (batch, pixels, C), new rows (batch, ...), and totals, float32.
@@ -73,7 +66,7 @@ def call(
     batch, dtype = maps[0].shape[0], maps[0].dtype
     examples = min(batch, EXAMPLES)
     steps = batch // examples
-    turned = [jnp.swapaxes(array, 0, 1) for array in maps]
+    transposed = [jnp.swapaxes(array, 0, 1) for array in maps]
     map_out = [
         jax.ShapeDtypeStruct((pixels, batch, channels), dtype)
         for pixels, channels in new_maps
@@ -88,10 +81,10 @@ def call(
             taken, refs[:] = refs[:count], refs[count:]
             return taken
 
-        map_refs, row_refs = take(len(turned)), take(len(rows))
+        map_refs, row_refs = take(len(transposed)), take(len(rows))
         outs, row_outs, sums = take(len(map_out)), take(len(row_out)), take(len(totals))
-        seen, made = take(len(turned)), take(len(map_out))
-        for ref, inside in zip(map_refs, seen, strict=True):
+        own_maps, own_outs = take(len(transposed)), take(len(map_out))
+        for ref, inside in zip(map_refs, own_maps, strict=True):
             inside[...] = jnp.swapaxes(ref[...], 0, 1)
         for ref in sums:
             ref[...] = jnp.zeros_like(ref)
@@ -102,15 +95,15 @@ def call(
                 key: ref[0] if rows[key].shape[0] == 1 else ref[i]
                 for key, ref in zip(rows, row_refs, strict=True)
             }
-            found, found_rows, shares = body(*[inside[i] for inside in seen], **own)
+            found, found_rows, terms = body(*[inside[i] for inside in own_maps], **own)
             for ref, value in zip(
-                (*made, *row_outs), (*found, *found_rows), strict=True
+                (*own_outs, *row_outs), (*found, *found_rows), strict=True
             ):
                 ref[i] = value.astype(ref.dtype)
-            for ref, value in zip(sums, shares, strict=True):
+            for ref, value in zip(sums, terms, strict=True):
                 ref[0] += value
 
-        for ref, inside in zip(outs, made, strict=True):
+        for ref, inside in zip(outs, own_outs, strict=True):
             ref[...] = jnp.swapaxes(inside[...], 0, 1)
 
     def map_spec(array):
@@ -126,9 +119,9 @@ def call(
     def inside(array):
         return pltpu.VMEM((examples, array.shape[0], array.shape[2]), dtype)
 
-    inputs, outputs = (*turned, *rows.values()), (*map_out, *row_out, *sum_out)
-    moved = sum(map(bytes_of, (*inputs, *outputs)))
-    # Two steps' maps on their way, and one turned.
+    inputs, outputs = (*transposed, *rows.values()), (*map_out, *row_out, *sum_out)
+    moved = sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs))
+    # Arrays of two steps in flight, and the transposed maps.
     needed = SPARE_BYTES + 4 * moved // steps
     if needed > on_chip_memory():
         raise TooLarge
@@ -136,18 +129,18 @@ def call(
         kernel,
         out_shape=list(outputs),
         grid=(steps,),
-        in_specs=[*map(map_spec, turned), *map(row_spec, rows.values())],
+        in_specs=[*map(map_spec, transposed), *map(row_spec, rows.values())],
         out_specs=[*map(map_spec, map_out), *map(row_spec, (*row_out, *sum_out))],
-        scratch_shapes=[inside(array) for array in (*turned, *map_out)],
+        scratch_shapes=[inside(array) for array in (*transposed, *map_out)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",),
             vmem_limit_bytes=needed,
         ),
-        # Of memory exactly what is read and written.
+        # Of memory, exactly the bytes that are read and written.
         cost_estimate=pl.CostEstimate(
             flops=2 * macs,
             bytes_accessed=moved,
-            transcendentals=exponentials,
+            transcendentals=0,
         ),
         interpret=interpret,
         name=name,
@@ -159,8 +152,3 @@ def call(
         found[maps_end:rows_end],
         [jnp.sum(array, axis=0) for array in found[rows_end:]],
     )
-
-
-def bytes_of(array: Any) -> int:
-    """Returns the bytes of what has a shape and a type."""
-    return math.prod(array.shape) * jnp.dtype(array.dtype).itemsize

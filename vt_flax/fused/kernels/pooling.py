@@ -1,7 +1,7 @@
 """Pixels pooled by filters, as TPU kernels: one pass over the map, and one back.
 
-The logits and the softmax over the pixels never leave the chip. Arguments are those of
-`fused.pixel_attention.pool`.
+The logits and the softmax over the pixels stay on the chip. Arguments are those of
+`fused.folded.pool`.
 """
 
 import functools
@@ -15,8 +15,6 @@ from vt_flax.fused.kernels.blocks import (
     ROWS,
     contract,
     expand,
-    normalised,
-    pixel_sums,
     product,
 )
 from vt_flax.fused.kernels.calls import call
@@ -24,23 +22,20 @@ from vt_flax.fused.platforms import Arrays
 
 
 def forward(
-    arrays: Arrays, *, blocks: int, weights: bool, interpret: bool = False
+    arrays: Arrays, *, blocks: int, attention: bool, interpret: bool = False
 ) -> Arrays:
-    """Returns `pooled` and, if asked for, `weights`; arrays: `x`, `filters`, `affine`.
-
-    `affine` may be missing.
-    """
+    """Returns `pooled` and, if asked for, `attention`; arrays: `x` and `filters`."""
     arrays = dict(arrays)
     x = arrays.pop("x")
     shapes = _shapes(x, arrays["filters"], blocks)
-    names = ("pooled", "weights")[: 1 + weights]
+    names = ("pooled", "attention")[: 1 + attention]
     _, found, _ = call(
-        functools.partial(_forward, blocks, weights),
+        functools.partial(_forward, blocks, attention),
         "pool",
         (x,),
         arrays,
         new_rows=[(shapes[name], x.dtype) for name in names],
-        **_work(x, shapes, 2),
+        macs=2 * x.size * shapes["attention"][0],
         interpret=interpret,
     )
     return dict(zip(names, found, strict=True))
@@ -49,71 +44,54 @@ def forward(
 def backward(
     arrays: Arrays, cotangents: Arrays, *, blocks: int, interpret: bool = False
 ) -> Arrays:
-    """Returns cotangents of all arrays; of filters and affine each example's, float32.
+    """Returns cotangents of all arrays; that of filters by example, in float32.
 
-    `cotangents` are those of what `forward` returns.
+    `cotangents` are those of the results of `forward`.
     """
     arrays = dict(arrays)
     x = arrays.pop("x")
     shapes = _shapes(x, arrays["filters"], blocks)
-    names = [name for name in ("filters", "affine") if name in arrays]
     cotangents = {f"d{name}": value for name, value in cotangents.items()}
-    (dx,), found, _ = call(
+    (dx,), (dfilters,), _ = call(
         functools.partial(_backward, blocks),
         "pool_backward",
         (x,),
         arrays | cotangents,
         new_maps=[x.shape[1:]],
-        new_rows=[(arrays[name].shape[1:], jnp.float32) for name in names],
-        **_work(x, shapes, 5),
+        new_rows=[(arrays["filters"].shape[1:], jnp.float32)],
+        macs=5 * x.size * shapes["attention"][0],
         interpret=interpret,
     )
-    return {"x": dx, **dict(zip(names, found, strict=True))}
+    return {"x": dx, "filters": dfilters}
 
 
 def _shapes(x: jax.Array, filters: jax.Array, blocks: int) -> dict[str, Any]:
     rows, channels = filters.shape[1:]
-    return {"pooled": (rows, channels), "weights": (blocks * rows, x.shape[1])}
+    return {"pooled": (rows, channels), "attention": (blocks * rows, x.shape[1])}
 
 
-def _work(x: jax.Array, shapes: dict[str, Any], products: int) -> dict[str, int]:
-    rows, pixels = shapes["weights"]
-    exponentials = x.shape[0] * rows * pixels
-    return {
-        "macs": products * exponentials * x.shape[2],
-        "exponentials": exponentials,
-    }
-
-
-def _weights(x: jax.Array, filters: jax.Array) -> jax.Array:
+def _attention(x: jax.Array, filters: jax.Array) -> jax.Array:
     logits = product(filters, x, COLUMNS, COLUMNS)
     powers = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
     return powers / jnp.sum(powers, axis=1, keepdims=True)
 
 
-def _forward(blocks, weights, x, filters, affine=None):
-    x = normalised(x, affine)
-    found = _weights(x, expand(filters, blocks)).astype(x.dtype)
+def _forward(blocks, attention, x, filters):
+    found = _attention(x, expand(filters, blocks)).astype(x.dtype)
     pooled = contract(product(found, x, COLUMNS, ROWS), blocks)
-    return (), (pooled, found)[: 1 + weights], ()
+    return (), (pooled, found)[: 1 + attention], ()
 
 
-def _backward(blocks, raw, filters, dpooled, affine=None, dweights=None):
-    x = normalised(raw, affine)
+def _backward(blocks, x, filters, dpooled, dattention=None):
     filters, dpooled = expand(filters, blocks), expand(dpooled, blocks)
-    weights = _weights(x, filters)
-    through = product(dpooled, x, COLUMNS, COLUMNS)
-    if dweights is not None:
-        through += dweights.astype(jnp.float32)
-    held = jnp.sum(weights * through, axis=1, keepdims=True)
-    dlogits = (weights * (through - held)).astype(x.dtype)
+    attention = _attention(x, filters)
+    gradient = product(dpooled, x, COLUMNS, COLUMNS)
+    if dattention is not None:
+        gradient += dattention.astype(jnp.float32)
+    # Of the softmax.
+    mean = jnp.sum(attention * gradient, axis=1, keepdims=True)
+    dlogits = (attention * (gradient - mean)).astype(x.dtype)
     dx = product(dlogits, filters, ROWS, ROWS)
-    dx += product(weights.astype(x.dtype), dpooled, ROWS, ROWS)
+    dx += product(attention.astype(x.dtype), dpooled, ROWS, ROWS)
     dfilters = contract(product(dlogits, x, COLUMNS, ROWS), blocks)
-    if affine is None:
-        return (dx,), (dfilters,), ()
-    return (
-        (dx * affine[:1],),
-        (dfilters, pixel_sums(dx * raw.astype(jnp.float32), dx)),
-        (),
-    )
+    return (dx,), (dfilters,), ()

@@ -1,10 +1,10 @@
 """CBAM-ResNet: residual branches gated by channel, then by pixel (Woo et al., 2018).
 
-Both gates stand after the branch's last normalization, before the sum. The channel
-gate's two maps have biases, as SE's have; the 7 x 7 convolution has none and is
-normalized: 100 parameters a block more than SE-ResNet. In the authors' code that
-normalization's scale starts at zero and its running statistics have a momentum of their
-own (0.99); here both are as everywhere else [choice].
+Both gates stand after the branch's last BatchNorm, before the sum. The channel gate's
+two maps have biases, as SE's have; the 7 x 7 convolution has none, and a BatchNorm: 100
+parameters a block more than SE-ResNet. In the authors' code that BatchNorm's scale
+starts at zero and its running statistics have a momentum of their own (0.99); here both
+are as everywhere else [choice].
 
 The MACs printed for 50 and 101 layers, 3864 M and 7581 M, are those of
 `variant="msra"`: see `se`.
@@ -12,104 +12,79 @@ The MACs printed for 50 and 101 layers, 3864 M and 7581 M, are those of
 
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.models.comparison.se import channel_map
-from vt_flax.models.resnet import BlockParts, ResNet
-from vt_flax.nn.layers import Conv
-from vt_flax.nn.norm import Normalization
+from vt_flax.models.comparison.se import ChannelGate
+from vt_flax.models.resnet import Classifier
+from vt_flax.nn.layers import Layers
 
 SPATIAL_KERNEL = 7
 
 
 def maximum(x: jax.Array, axis: int) -> jax.Array:
-    """The maximum along an axis, whose gradient goes to the first of the largest.
+    """Returns the maximum along an axis; its gradient goes to the first of the largest.
 
-    That of `jnp.max` compares x with the result. Where the compiler computes x anew for
-    that, rounded otherwise, nothing is equal, and it divides by none: not a number.
+    The gradient of `jnp.max` compares x with the result. Where the compiler recomputes
+    x for that, with other rounding, nothing is equal, and it divides by zero.
     """
-    place = jnp.argmax(x, axis, keepdims=True)
-    places = jax.lax.broadcasted_iota(place.dtype, x.shape, axis)
-    return jnp.sum(jnp.where(places == place, x, 0.0), axis)
-
-
-class ChannelGate(nn.Module):
-    """x times sigmoid(M(mean of x over the pixels) + M(maximum over the pixels)).
-
-    M is one two-layer map: C to C / 16, ReLU, C.
-
-    Attributes:
-      dtype: type of the computation; the mean is float32.
-    """
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Scales the channels of (batch, H, W, C).
-
-        Source: Woo et al., equation 2.
-        """
-        chex.assert_rank(x, 4)
-        batch, height, width, channels = x.shape
-        full = x.astype(jnp.float32).reshape(batch, height * width, channels)
-        pooled = jnp.stack([jnp.mean(full, axis=1), maximum(full, axis=1)], axis=1)
-        weights = nn.sigmoid(jnp.sum(channel_map(pooled, self.dtype), axis=1))
-        return x.astype(self.dtype) * weights[:, None, None]
+    first = jnp.argmax(x, axis, keepdims=True)
+    indices = jax.lax.broadcasted_iota(first.dtype, x.shape, axis)
+    return jnp.sum(jnp.where(indices == first, x, 0.0), axis)
 
 
 class SpatialGate(nn.Module):
-    """x times sigmoid(BN(7 x 7 convolution of the channels' maximum and mean)).
+    """Spatial attention: x sigmoid(BN(7 x 7 convolution of [maximum, mean])).
+
+    Maximum and mean are over the channels.
 
     Attributes:
-      norm: batch normalisation.
-      dtype: type of the computation; the mean is float32.
+      layers: dtype and BatchNorm settings; the mean is float32.
     """
 
-    norm: Normalization = Normalization()
-    dtype: Any = jnp.float32
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Scales the pixels of (batch, H, W, C).
 
-        Source: Woo et al., equation 3; maximum before mean and the normalisation as in
+        Source: Woo et al., equation 3; maximum before mean, and the BatchNorm, as in
         the authors' code.
         """
-        chex.assert_rank(x, 4)
         full = x.astype(jnp.float32)
         pooled = jnp.stack([maximum(full, axis=3), jnp.mean(full, axis=3)], axis=3)
-        weights = Conv(1, SPATIAL_KERNEL, dtype=self.dtype, name="conv")(pooled)
-        weights = nn.sigmoid(self.norm.layer("norm")(weights, train=train))
-        return x.astype(self.dtype) * weights
+        weights = self.layers.conv(1, SPATIAL_KERNEL, name="conv")(pooled)
+        weights = nn.sigmoid(self.layers.batch_norm("norm")(weights, train=train))
+        return x.astype(self.layers.dtype) * weights
 
 
 class Gates(nn.Module):
-    """The channel gate, then the spatial gate.
+    """Channel gate by the mean and the maximum over the pixels, then spatial gate.
 
     Attributes:
-      norm: batch normalisation.
-      dtype: type of the computation.
+      layers: dtype and BatchNorm settings.
     """
 
-    norm: Normalization = Normalization()
-    dtype: Any = jnp.float32
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Scales (batch, H, W, C)."""
-        x = ChannelGate(self.dtype, name="channel")(x)
-        return SpatialGate(self.norm, self.dtype, name="spatial")(x, train=train)
+        """Scales (batch, H, W, C).
+
+        Source: Woo et al., equation 2 for the channel gate.
+        """
+        poolings = (jnp.mean, maximum)
+        gate = ChannelGate(poolings=poolings, layers=self.layers, name="channel")
+        x = gate(x, train=train)
+        return SpatialGate(self.layers, name="spatial")(x, train=train)
 
 
-class CBAMResNet(ResNet):
+class CBAMResNet(Classifier):
     """CBAM-ResNet-{18, 34, 50, 101}; options as in `Classifier`."""
 
     @nn.nowrap
-    def block_parts(self, stage: int) -> BlockParts:
-        """Returns the parts of a gated block."""
+    def block_options(self, stage: int) -> dict[str, Any]:
+        """See `Backbone`."""
         del stage
-        return BlockParts(gate=Gates)
+        return {"gate": Gates}

@@ -22,34 +22,28 @@ learned. Nodes are means over the pixels, not sums, so that any image size will 
 last normalization has the network's epsilon; theirs is 1e-4 [choice].
 """
 
-from typing import Any
-
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.models.resnet import BlockParts, ResNet
-from vt_flax.nn.layers import Linear
-from vt_flax.nn.norm import Normalization
+from vt_flax.models.resnet import Classifier, Stage
+from vt_flax.nn.layers import Layers
 
 STAGE = 4
 
 
 class GloReUnit(nn.Module):
-    """x + BN(B Z W_x): features of all pixels reason as the nodes of a graph.
+    """Global reasoning unit: x + BN(B Z W_x), a graph convolution between projections.
 
-    B = X W_B gives each pixel's share in each node, V = B^T (X W_S) / HW the nodes'
+    B = X W_B holds each pixel's weight in each node, V = B^T (X W_S) / HW the nodes'
     states, Z = ReLU(V + A V) W_G their states after the graph convolution. The last
     scale starts at zero: at first the unit is the identity.
 
     Attributes:
-      norm: batch normalisation.
-      dtype: type of the computation.
+      layers: dtype and BatchNorm settings.
     """
 
-    norm: Normalization = Normalization()
-    dtype: Any = jnp.float32
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -57,31 +51,40 @@ class GloReUnit(nn.Module):
 
         Source: Chen et al., section 3.
         """
-        chex.assert_rank(x, 4)
+        layers, dtype = self.layers, self.layers.dtype
         batch, height, width, channels = x.shape
         pixels = height * width
-        x = x.astype(self.dtype)
+        x = x.astype(dtype)
         flat = x.reshape(batch, pixels, channels)
         states, nodes = max(1, channels // 2), max(1, channels // 4)
-        shares = nn.Dense(nodes, dtype=self.dtype, name="shares")(flat)
-        reduced = nn.Dense(states, dtype=self.dtype, name="states")(flat)
-        graph = jnp.einsum("bpn,bps->bsn", shares, reduced / pixels)
-        graph += nn.Dense(nodes, dtype=self.dtype, name="adjacency")(graph)
+        projection = nn.Dense(nodes, dtype=dtype, name="projection")(flat)
+        reduced = nn.Dense(states, dtype=dtype, name="states")(flat)
+        graph = jnp.einsum("bpn,bps->bsn", projection, reduced / pixels)
+        graph += nn.Dense(nodes, dtype=dtype, name="adjacency")(graph)
         graph = jnp.swapaxes(nn.relu(graph), 1, 2)
-        graph = Linear(states, dtype=self.dtype, name="update")(graph)
-        out = jnp.einsum("bpn,bns->bps", shares, graph)
-        out = Linear(channels, dtype=self.dtype, name="extend")(out)
-        last = self.norm.layer("norm", nn.initializers.zeros)
-        return x + last(out.reshape(x.shape), train=train)
+        graph = layers.linear(states, name="update")(graph)
+        out = jnp.einsum("bpn,bns->bps", projection, graph)
+        out = layers.linear(channels, name="extend")(out).reshape(x.shape)
+        return x + layers.batch_norm("norm", nn.initializers.zeros)(out, train=train)
 
 
-class GloReResNet(ResNet):
+class GloReStage(Stage):
+    """Residual stage with a unit behind every second block, from the first one on."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps (batch, H, W, C) to (batch, H / stride, W / stride, C')."""
+        for i, block in enumerate(self.blocks(), 1):
+            x = block(x, train=train)
+            if i % 2 == 1:
+                x = GloReUnit(block.layers, name=f"unit{i}")(x, train=train)
+        return x
+
+
+class GloReResNet(Classifier):
     """GloRe-ResNet-50; options as in `Classifier`."""
 
     @nn.nowrap
-    def block_parts(self, stage: int) -> BlockParts:
-        """Returns the parts of a stage: in stage 4, units behind every second block."""
-        if stage != STAGE:
-            return BlockParts()
-        behind = range(1, self.stage_sizes[STAGE - 2] + 1, 2)
-        return BlockParts(unit=GloReUnit, unit_behind=behind)
+    def stage_class(self, stage: int) -> type[Stage]:
+        """See `Backbone`."""
+        return GloReStage if stage == STAGE else Stage

@@ -1,17 +1,22 @@
 """LR-Net: residual networks of local relation layers (Hu et al., 2019)."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from vt_flax.models.comparison.local_attention import check_formulation
-from vt_flax.models.comparison.local_relation import LocalRelation
-from vt_flax.models.resnet import BlockParts, ResNet
-from vt_flax.nn.layers import Conv, pad
-from vt_flax.nn.norm import Normalization
+from vt_flax.models.comparison.local_attention import (
+    LocalAttentionNetwork,
+    Window,
+    aggregate,
+    attend,
+)
+from vt_flax.models.resnet import Stem
+from vt_flax.nn.layers import Layers, pad
 
-# Blocks of stages 2 to 5, and whether they are bottlenecks.
+# Numbers of blocks of stages 2 to 5, and whether they are bottlenecks.
 DEPTHS = {
     18: ((2, 2, 2, 2), False),
     26: ((2, 2, 2, 2), True),
@@ -22,60 +27,104 @@ DEPTHS = {
 # Channels inside a bottleneck, and of a basic block, where ResNet's width is 64.
 INNER, BASIC = 100, 177
 
+# Number of channels per weight of a local relation layer.
+GROUP_CHANNELS = 8
 
-class LRStem(nn.Module):
-    """1 x 1 and a local relation layer; see `models.resnet.Stem` for the attributes.
 
-    The layer strides, and 3 x 3 max pooling of stride 2 follows, but for the kind
-    `small`, which does neither.
+def composability(query: jax.Array, prior: jax.Array, key: jax.Array) -> jax.Array:
+    """Returns -(q - k)^2 + g: an offset's logits (batch, H', W', groups), float32."""
+    return prior - jnp.square(query.astype(jnp.float32) - key.astype(jnp.float32))
+
+
+class LocalRelation(nn.Module):
+    """Local relation layer: values weighted by the softmax of -(q - k)^2 + g.
+
+    Query and key are one number per 8 channels (the last group may be smaller); g is a
+    two-layer map of the offset. The values are the input itself, and a 1 x 1 map
+    follows. Beyond the border keys and values are zero, and take part in the softmax
+    [choice: the paper is silent].
+
+    Attributes:
+      features: output channels.
+      stride: stride in pixels: windows are around every `stride`-th pixel.
+      size: side of the window in pixels, odd.
+      attention: `scan` or `unfold`; see `local_attention`.
+      layers: dtype; the softmax is float32.
     """
 
-    width: int
-    kind: str
-    norm: Normalization
-    formulation: str
-    dtype: Any
+    features: int
+    stride: int = 1
+    size: int = 7
+    attention: str = "scan"
+    layers: Layers = Layers()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (batch, H, W, C) to (batch, H / stride, W / stride, features).
+
+        Source: Hu et al. (2019), section 3; the map of offsets has as many hidden
+        channels as outputs [choice].
+        """
+        window = Window(self.size, self.stride)
+        x = x.astype(self.layers.dtype)
+        groups = math.ceil(x.shape[-1] / GROUP_CHANNELS)
+        query = self.layers.linear(groups, name="query")(window.centers(x))
+        key = self.layers.linear(groups, name="key")(x)
+        # Rows down and columns right, from -1 to 1.
+        steps = jnp.linspace(-1.0, 1.0, self.size, dtype=jnp.float32)
+        offsets = jnp.stack(jnp.meshgrid(steps, steps, indexing="ij"), -1).reshape(
+            -1, 2
+        )
+        prior = nn.relu(nn.Dense(groups, name="geometry1")(offsets))
+        prior = nn.Dense(groups, name="geometry2")(prior)
+        if self.attention == "scan":
+            x = attend(composability, window, GROUP_CHANNELS, query, prior, key, x)
+        else:
+            logits = composability(query[..., None, :], prior, window.unfold(key))
+            weights = jax.nn.softmax(logits, axis=3)
+            x = aggregate(weights, window.unfold(x), GROUP_CHANNELS)
+        return self.layers.linear(self.features, name="out")(x)
+
+
+class LRStem(Stem):
+    """Stem of LR-Net: 1 x 1 convolution, local relation layer and max pooling.
+
+    The layer has stride 2, and 3 x 3 max pooling of stride 2 follows; the kind `small`
+    has neither stride nor pooling. Attributes as in `Stem`, and `attention`.
+    """
+
+    attention: str = "scan"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps images (batch, H, W, 3) to (batch, H / 4, W / 4, width), or H, W."""
-        x = Conv(self.width, 1, dtype=self.dtype, name="conv")(x)
-        x = nn.relu(self.norm.layer("norm")(x, train=train))
-        stride = 2 if self.kind == "imagenet" else 1
-        x = LocalRelation(
-            self.width, stride, formulation=self.formulation, dtype=self.dtype,
-            name="relation",
-        )(x)  # fmt: skip
-        x = nn.relu(self.norm.layer("relation_norm")(x, train=train))
+        """Maps images (batch, H, W, 3) to (batch, H / 4, W / 4, features), or H, W."""
+        layers, stride = self.layers, 2 if self.kind == "imagenet" else 1
+        x = layers.conv(self.features, 1, name="conv")(x)
+        x = nn.relu(layers.batch_norm("norm")(x, train=train))
+        relation = LocalRelation(
+            self.features, stride, 7, self.attention, layers, name="relation"
+        )
+        x = nn.relu(layers.batch_norm("relation_norm")(relation(x), train=train))
         if self.kind == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), pad(3))
         return x
 
 
-class LRNet(ResNet):
-    """LR-Net-{18, 26, 50, 101}; options as in `Classifier`.
+class LRNet(LocalAttentionNetwork):
+    """LR-Net-{18, 26, 50, 101}; options as in `LocalAttentionNetwork`.
 
     ResNet with a 7 x 7 local relation layer for every convolution that is not 1 x 1,
     and bottlenecks of 100 to 800 channels inside instead of 64 to 512.
 
     Parameters, in M: 14.4, 14.6, 23.4, 40.8, where its paper has 14.4, 14.7, 23.3 and
     42.0. The width 177 of the basic blocks is chosen for the first [fit]; the paper
-    tells no width.
+    names no width.
 
     GMACs by the rule of `analysis.macs`: 2.21, 2.37, 4.02 and 7.48; (q - k)^2 is no
     product. The paper prints 2.5, 2.6, 4.3 and 7.79. The gap does not grow with depth:
-    it is the stem's, whose layer, computed at every pixel and strided after that, which
+    it is the stem's. Its layer, computed at every pixel and strided afterwards, which
     gives the same result, costs 0.29 more: 2.50, 2.66, 4.31 and 7.77 [fit].
-
-    Attributes:
-      formulation: how attention is computed; see `models.comparison.local_attention`.
     """
-
-    formulation: str = "scan"
-
-    def __post_init__(self):
-        check_formulation(self.formulation)
-        super().__post_init__()
 
     @nn.nowrap
     def stage_width(self, stage: int) -> int:
@@ -84,22 +133,19 @@ class LRNet(ResNet):
         return width * 2 ** (stage - 2)
 
     @nn.nowrap
-    def block_parts(self, stage: int) -> BlockParts:
+    def block_options(self, stage: int) -> dict[str, Any]:
         """See `Backbone`."""
 
-        def conv(channels, kernel, stride, dtype, name):
+        def conv(features, kernel, stride, **options):
             del kernel
-            return LocalRelation(
-                channels, stride, formulation=self.formulation, dtype=dtype, name=name
-            )
+            return LocalRelation(features, stride, attention=self.attention, **options)
 
-        inner = self.width * 2 ** (stage - 2) * INNER // 64
-        return BlockParts(conv, inner=inner)
+        if not self.bottleneck:
+            return {"conv": conv}
+        return {"conv": conv, "inner_features": self.stage_width(stage) * INNER // 64}
 
     @nn.nowrap
     def make_stem(self) -> nn.Module:
         """See `Backbone`."""
-        return LRStem(
-            self.width, self.stem, self.normalization(), self.formulation, self.dtype,
-            name="stem",
-        )  # fmt: skip
+        layers = self.layer_settings()
+        return LRStem(self.width, self.stem, layers, self.attention, name="stem")

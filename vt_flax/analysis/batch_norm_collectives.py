@@ -7,11 +7,10 @@ from ml_collections import ConfigDict
 from vt_flax.analysis.collectives import KINDS
 from vt_flax.analysis.compiled_step import costs
 from vt_flax.analysis.topology import parse_topology
-from vt_flax.errors import UserError
 
 
 def collective_rows(config: ConfigDict, topology: str) -> list[dict[str, Any]]:
-    """Counts the collectives of a compiled step by `model.norm_span`.
+    """Counts the collectives of a compiled step by BatchNorm's group size.
 
     Statistics over all examples; over those of one, two and four devices; frozen.
 
@@ -20,33 +19,30 @@ def collective_rows(config: ConfigDict, topology: str) -> list[dict[str, Any]]:
       topology: such as `v5e:2x4`.
 
     Raises:
-      UserError: if libtpu is missing, or cannot compile the step, or the model has no
-        norm_span.
+      UserError: if libtpu is missing, or cannot compile the step.
     """
-    if "norm_span" not in config.model:
-        raise UserError(f"model {config.model.name} has no norm_span")
     devices = parse_topology(topology).devices
     examples = config.batch_size // devices
     words = {1: "one device", 2: "two devices", 4: "four devices"}
-    spans = {"global": "all examples", "frozen": "none: running statistics"} | {
-        str(number * examples): f"groups on {word}"
+    settings = {"all examples": {}, "none: running statistics": {"bn_frozen": True}} | {
+        f"groups on {word}": {"bn_group_size": number * examples}
         for number, word in words.items()
         if number <= devices
     }
     configs = []
-    for span in spans:
+    for setting in settings.values():
         changed = config.copy_and_resolve_references()
-        changed.model.norm_span = span
+        changed.model.update({"bn_group_size": 0, "bn_frozen": False} | setting)
         configs.append(changed)
     found = costs(configs, topology)
     return [
         {
-            "norm_span": span,
-            "statistics over": meaning,
+            "statistics over": statistics,
+            "bn_group_size": changed.model.bn_group_size,
             **{
                 kind: cost["collectives"].get(kind, {"count": 0})["count"]
                 for kind in KINDS
             },
         }
-        for (span, meaning), cost in zip(spans.items(), found, strict=True)
+        for statistics, changed, cost in zip(settings, configs, found, strict=True)
     ]
