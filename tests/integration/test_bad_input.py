@@ -69,7 +69,7 @@ def test_an_override_is_no_option_s_value():
         ("--config.batch_size=-8", "batch_size -8: must be at least 1"),
         ("--config.duration=5", "duration '5': write it as '1000 steps' or '90 ep"),
         ("--config.model.stage_sizes=[1,1,1,1.5]", "stage_sizes must be a list of"),
-        ("--config.model.norm_span=5", "does not divide"),
+        ("--config.model.bn_group_size=5", "does not divide"),
         ("--config.model.dtype=float16", "train in bfloat16"),
         ("--config.parallel.cpu_devices=-1", "cpu_devices -1: must be at least 0"),
         ("--config.parallel.cpu_devices=3", "JAX has begun with 8 in this process"),
@@ -148,6 +148,11 @@ def test_a_workdir_of_another_model_is_left_alone(
     assert "model.tokens: 8 -> 16" in line and "choose another workdir" in line
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
     assert (tmp_path / "config.json").read_bytes() == before
+
+    # All formulations have the same parameters.
+    other = load_config(QUICKSTART, ["--config.model.formulation=fused"])
+    changes = check_same_run(tmp_path, other)
+    assert changes == ["model.formulation: 'auto' -> 'fused'"]
 
     (tmp_path / "config.json").write_text("{")
     assert "cannot be read" in refusal(train.main, arguments, monkeypatch, capsys)

@@ -219,7 +219,10 @@ def test_pytorch_runs_where_it_can(platform, count, reason):
         (["--warmup", "0"], "--warmup 0: must be at least 1"),
         (["--batch", "8", "--topology", "v5e:2x2"], "it is --chip that counts"),
         (["--peak", "high"], "invalid choice: 'high'"),
-        (["--config.model.norm_span=5", "--noise", "--no_compile"], "does not divide"),
+        (
+            ["--config.model.bn_group_size=5", "--noise", "--no_compile"],
+            "does not divide",
+        ),
     ],
 )
 def test_bad_input(arguments, message, tiny_config, monkeypatch, capsys):

@@ -10,9 +10,9 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.span_collectives import collective_rows
+from vt_flax.analysis.batch_norm_collectives import collective_rows
 from vt_flax.models import create_model
-from vt_flax.nn.norm import BatchNorm
+from vt_flax.nn.batch_norm import BatchNorm
 from vt_flax.parallel.mesh import (
     batch_sharding,
     make_mesh,
@@ -46,10 +46,10 @@ TINY = {
 
 
 @pytest.mark.parametrize(
-    "span, preset",
-    [("global", "v1"), ("4", "v4")],
+    "group_size, preset",
+    [(0, "v1"), (4, "v4")],
 )
-def test_one_against_eight_devices(span, preset):
+def test_one_against_eight_devices(group_size, preset):
     """The new parameters less the old are the gradients: plain SGD of rate 1."""
     config = resolve(
         ConfigDict({"loss": {"label_smoothing": 0.1}, "ema": {"decay": 0.9}})
@@ -59,7 +59,7 @@ def test_one_against_eight_devices(span, preset):
         preset=preset,
         dropout=0.2,
         survival_probability=0.8,
-        norm_span=span,
+        bn_group_size=group_size,
     )
     task = Classification(config, [""] * 10)
     optimizer = optax.sgd(1.0)
@@ -129,10 +129,10 @@ def test_accumulated_parts_are_groups_of_a_whole_batch(fsdp):
     }
     order = np.concatenate([np.arange(i, batch, parts) for i in range(parts)])
     found = []
-    for accumulation, span, place in ((parts, "global", slice(None)), (1, "16", order)):
+    for accumulation, size, place in ((parts, 0, slice(None)), (1, 16, order)):
         values = {"accumulation": accumulation, "data": {"flip": False}}
         config = resolve(ConfigDict({**values, "ema": {"decay": 0.0}}))
-        model = create_model(**TINY, norm_span=span)
+        model = create_model(**TINY, bn_group_size=size)
         task = Classification(config, [""] * 10)
         mesh = make_mesh(jax.devices()[:4], fsdp)
         optimizer = optax.sgd(1.0)
@@ -212,11 +212,11 @@ def test_a_step_for_gpus_has_no_kernels(monkeypatch):
     assert not [x for x in called if re.search("tpu|mosaic|triton|pallas", x)]
 
 
-@pytest.mark.parametrize("span, collectives", [("global", True), ("2", False)])
-def test_groups_on_one_device_need_no_collective(span, collectives):
+@pytest.mark.parametrize("group_size, collectives", [(0, True), (2, False)])
+def test_groups_on_one_device_need_no_collective(group_size, collectives):
     """Statistics of the whole batch cross devices; those of a small group do not."""
     mesh = make_mesh()
-    norm = BatchNorm(span=span)
+    norm = BatchNorm(group_size)
     x = jax.ShapeDtypeStruct((16, 4, 4, 8), np.float32, sharding=batch_sharding(mesh))
     variables = jax.eval_shape(lambda k, x: norm.init(k, x, train=False), _key(), x)
     variables = jax.tree.map(
@@ -224,10 +224,10 @@ def test_groups_on_one_device_need_no_collective(span, collectives):
         variables,
     )
 
-    def normalised(variables, x):
+    def normalized(variables, x):
         return norm.apply(variables, x, train=True, mutable=["batch_stats"])[0]
 
-    program = jax.jit(normalised).lower(variables, x).compile().as_text()
+    program = jax.jit(normalized).lower(variables, x).compile().as_text()
     assert ("all-reduce" in program) == collectives
 
 
@@ -245,11 +245,11 @@ def test_groups_on_one_chip_leave_only_the_gradients_collectives():
     config = resolve(
         ConfigDict({"model": model, "data": {"image_size": 16}, "batch_size": 64})
     )
-    rows = {row["norm_span"]: row for row in collective_rows(config, "v5e:2x4")}
-    gradients = rows["frozen"]["all-reduce"]
+    rows = {row["statistics over"]: row for row in collective_rows(config, "v5e:2x4")}
+    gradients = rows["none: running statistics"]["all-reduce"]
     assert gradients <= 3
-    assert rows["8"]["all-reduce"] == gradients
-    for span in ("global", "16", "32"):
-        assert rows[span]["all-reduce"] > gradients + 5
+    assert rows["groups on one device"]["all-reduce"] == gradients
+    for scope in ("all examples", "groups on two devices", "groups on four devices"):
+        assert rows[scope]["all-reduce"] > gradients + 5
     for row in rows.values():
         assert row["all-gather"] == row["collective-permute"] == 0

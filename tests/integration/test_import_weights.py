@@ -413,7 +413,7 @@ def test_bad_arguments(refused, tmp_path):
         assert f"start {name} from it by --config.init_from" in line
     assert "--num_classes 0: must be" in refused(file, *model, "--num_classes", 0)
     line = refused(file, *model, *SET_TINY, "--num_classes", 10**14)
-    assert "num_classes=100000000000000: must be at most 1000000" in line
+    assert "num_classes=100000000000000: must be at least 1, and at most 1" in line
     assert "a list of int" in refused(file, *model, "--set", "stage_sizes=[1,1,1,1.5]")
     assert "write --num_classes" in refused(file, *model, "--set", "num_classes=5")
     assert "no option 'variants'" in refused(file, *model, "--set", "variants=msra")

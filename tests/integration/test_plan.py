@@ -159,24 +159,30 @@ def fake_costs(peak=2**30):
 
 def test_a_sweep(monkeypatch, tmp_path, capsys):
     def compile_step(config, name):
-        if config.batch_size == 256 and config.model.norm_span == "global":
+        if config.batch_size == 256 and config.model.bn_group_size == 0:
             return {"too_large": {"needed": 20 * 2**30, "available": 2**34}}
         return fake_costs(config.batch_size * 2**22)
 
     monkeypatch.setattr(planning, "pod_costs", compile_step)
     chart = tmp_path / "charts" / "sweep.png"
     arguments = [*TINY, "--topology", "v5e:2x2", "--sweep", "batch=64,256"]
-    arguments += ["span=global,per_device", "--save", str(chart), "--host_rate", "500"]
+    arguments += [
+        "bn_group_size=0,per_device",
+        "--save",
+        str(chart),
+        "--host_rate",
+        "500",
+    ]
     plan.main([*arguments, "--format", "json"])
     rows = json.loads(capsys.readouterr().out)
     assert [
-        (row["batch_size"], row["model.norm_span"], row.get("problem", "")[-16:])
+        (row["batch_size"], row["model.bn_group_size"], row.get("problem", "")[-16:])
         for row in rows
     ] == [
-        ("64", "global", ""),
+        ("64", "0", ""),
         ("64", "per_device", ""),
         ("256", "per_device", ""),
-        ("256", "global", "4.00 GiB too much"[-16:]),
+        ("256", "0", "4.00 GiB too much"[-16:]),
     ]
     first = rows[0]
     assert first["memory_peak"] == 2**28 and first["chips"] == 4

@@ -7,6 +7,7 @@ import pathlib
 import re
 import signal
 import time
+import types
 
 import jax
 import numpy as np
@@ -15,6 +16,8 @@ from kills import LONG
 from pods import assert_same_run, make_images, measured, pod
 
 from vt_flax import evaluate
+from vt_flax.fused.selection import Trial
+from vt_flax.training import formulation, loop
 
 pytestmark = pytest.mark.slow
 
@@ -171,6 +174,7 @@ def test_whatever_happens_to_one_of_two_the_result_is_the_same(
 
         it = disturbed(step + 3)
         assert f"going on from step {step} of 20" in it[0].out
+        assert "(auto on cpu: kept from formulation.json)" in it[0].out
         it[1].send(signal.SIGKILL)
         assert ends(it[:1], 5, "error: process 1 (") < 15
         assert "is gone" in it[0].err
@@ -228,12 +232,41 @@ def test_copies_of_the_data_that_differ(data, tmp_path):
     refused("eval.classes.1: 'b' -> 'c'")
 
 
+def pose_as_tpus():
+    """Lets devices pass for TPUs, on which each process measures other times."""
+    choose = formulation.choose_formulation
+    tpu = types.SimpleNamespace(id=0, platform="tpu", device_kind="TPU v5")
+
+    def try_formulations(*_):
+        times = [3.0, 1.0, 2.0] if jax.process_index() == 0 else [1.0, 2.0, 3.0]
+        return map(Trial, times)
+
+    def choose_formulation(model, size, mesh, *others):
+        mesh = types.SimpleNamespace(local_devices=[tpu])
+        choice = choose(model, size, mesh, *others)
+        print("trains", choice.model.formulation)
+        return choice
+
+    formulation.try_formulations = try_formulations
+    loop.choose_formulation = choose_formulation
+
+
 def test_one_that_cannot_read_tells_the_others_why(plain, tmp_path):
-    """A file that is gone in the midst of a run, on process 0's or 1's turn."""
+    """A file that is gone in the midst of a run, on process 0's or 1's turn.
+
+    Both train the formulation that process 0 has chosen.
+    """
     own, file = make_images(tmp_path / "images")
     changes = plain | own | {"checkpoint.every": "2 steps"}
-    with pod(tmp_path, [changes] * 2, devices=2) as it:
+    with pod(tmp_path, [changes] * 2, devices=4, setup=pose_as_tpus) as it:
         it[0].wait_for("step 3/")
+        assert (
+            "formulation: folded (auto on TPU v5; printed 3.0 ms, folded 1.0 ms, fused "
+            "2.0 ms)\n"
+        ) in it[0].out
+        assert all("trains folded\n" in process.out for process in it)
+        record = json.loads((tmp_path / "run" / formulation.FILE).read_text())
+        assert record["formulation"] == "folded"
         file.unlink()
         ends(it, 2, f"{file}: No such file or directory")
     assert any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
@@ -243,11 +276,11 @@ def test_one_that_hangs_is_named(plain, tmp_path):
     """In reading a file that never comes to an end; its link is alive."""
     own, file = make_images(tmp_path / "images")
     # In training or in evaluation, whichever comes upon the file.
-    changes = plain | own | {"parallel.stall_seconds": 15.0}
+    changes = plain | own | {"parallel.stall_seconds": 25.0}
     with pod(tmp_path, [changes] * 2, devices=2) as it:
         it[0].wait_for("step 3/")
         file.unlink()
         os.mkfifo(file)
-        ends(it, 5, " got no further for 15 s, at: ")
+        ends(it, 5, " got no further for 25 s, at: ")
         place = "(step [0-9]+|evaluating(, batch [0-9]+)?): waiting for its examples: "
         assert re.search(f"at: {place}", it[0].err), it[0].err

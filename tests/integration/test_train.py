@@ -323,10 +323,13 @@ def test_a_run_may_go_on_under_another_rate_and_decay_but_not_another_model(
             "duration": "4 steps",
             "optimizer.weight_decay": 0.0,
             "optimizer.clip_norm": 1.0,
+            "model.formulation": "folded",
         },
     )
     loop.train(prepare(longer), tmp_path)
     out = capsys.readouterr().out
+    assert "formulation: fused (auto on cpu: fastest by BENCHMARKS.md)\n" in out
+    assert "configuration changed: model.formulation: 'auto' -> 'folded'\n" in out
     assert "configuration changed: optimizer.weight_decay: 1e-05 -> 0.0" in out
     assert "going on from step 3 of 4" in out
 

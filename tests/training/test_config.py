@@ -117,7 +117,7 @@ def test_imagenet_has_the_paper_s_constants():
     assert config.schedule.rate == 0.16
     assert config.schedule.decay_factor == 0.9875
     assert config.schedule.decay_every == "1 epochs"
-    assert config.model.norm_span == "global"
+    assert config.model.bn_group_size == 0
     assert config.model.survival_probability == 0.9
     assert config.model.dropout == 0.2
     assert config.loss.label_smoothing == 0.1
@@ -163,7 +163,7 @@ def fields(model):
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)
         # Of the recipe, and not of the architecture that is counted.
-        if field.name not in ("parent", "dtype", "norm_span")
+        if field.name not in ("parent", "dtype")
     }
 
 

@@ -648,7 +648,12 @@ def check_same_run(
         "segmentation.label_map:",
         "segmentation.mask_feature:",
     )
-    clashes = [line for line in lines if line.startswith(fixed)]
+    # All formulations have the same parameters.
+    clashes = [
+        line
+        for line in lines
+        if line.startswith(fixed) and not line.startswith("model.formulation:")
+    ]
     # Switched on or off, these change what a state holds.
     for section, key in (("ema", "decay"), ("optimizer", "momentum")):
         if bool(old[section][key]) != bool(config[section][key]):

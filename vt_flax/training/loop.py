@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import pathlib
 import sys
 import time
@@ -26,9 +27,9 @@ from vt_flax.training.checkpoint import (
     write_config,
 )
 from vt_flax.training.evaluation import evaluate
+from vt_flax.training.formulation import choose_formulation
 from vt_flax.training.initial import initialise
 from vt_flax.training.logging import Clock, RunLogger, memory, read_metrics
-from vt_flax.training.network_check import check_network
 from vt_flax.training.profiling import Profile
 from vt_flax.training.requests import NONE, STOP, Requests, Stopped
 from vt_flax.training.run import Run
@@ -69,7 +70,8 @@ def train(
     Raises:
       UserError: if the workdir holds another run, or is another folder for another
         process, or in use; if none of its checkpoints can be restored, or one cannot be
-        written; if a device augments otherwise than the reference; if there is no such
+        written; if a device augments otherwise than the reference, or does not run the
+        configured formulation, or computes something else by it; if there is no such
         teacher as is configured.
       Diverged: at the first step that is not finite; the last checkpoint stays.
       Stopped: after a SIGTERM, when the step that was under way is saved.
@@ -108,7 +110,9 @@ def _train(
     processes.report("checking what the devices compute")
     notes = augment.check_device(config.data, batch_sharding(mesh))
     examples = config.batch_size // mesh.size // config.accumulation
-    check_network(run.model, run.task.input_size(config), mesh, examples)
+    size = run.task.input_size(config)
+    choice = choose_formulation(run.model, size, mesh, examples, workdir)
+    run = dataclasses.replace(run, model=choice.model)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -146,6 +150,7 @@ def _train(
     try:
         if jax.process_index() == 0:
             write_config(workdir, config, classes, run.task.mirrored, taught_by, data)
+            choice.write(workdir)
         aside = {step: checkpoints.set_aside(step) for step in damaged}
     except OSError as error:
         raise _unwritable(workdir, error) from error
@@ -155,6 +160,8 @@ def _train(
     stack.callback(logger.close)
     for line in changes:
         logger.say(f"configuration changed: {line}")
+    if choice.line:
+        logger.say(choice.line)
     for step, place in aside.items():
         logger.say(f"warning: {damaged[step]}: kept as {place}")
     for line in taken:

@@ -1,0 +1,155 @@
+"""Choice of the network's formulation at the start of a run."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+
+from vt_flax import fused
+from vt_flax.errors import UserError
+from vt_flax.fused.selection import Trial, fastest, try_formulations
+from vt_flax.parallel import processes
+
+FILE = "formulation.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The network as it is trained.
+
+    Attributes:
+      model: the network, in the chosen formulation.
+      line: what to print about an automatic choice; empty for none.
+      record: the same for the workdir; empty if it is there or there is none.
+    """
+
+    model: nn.Module
+    line: str = ""
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def write(self, workdir: pathlib.Path) -> None:
+        """Records an automatic choice in the workdir, for when the run is resumed."""
+        if self.record:
+            partial = workdir / f"{FILE}.tmp"
+            partial.write_text(json.dumps(self.record, indent=2) + "\n")
+            partial.replace(workdir / FILE)
+
+
+def choose_formulation(
+    model: nn.Module,
+    size: tuple[int, int],
+    mesh: Mesh,
+    examples: int,
+    workdir: pathlib.Path,
+) -> Choice:
+    """Chooses the formulation that a run trains.
+
+    For `auto`, a resumed run keeps its choice on devices of the same kind. Otherwise
+    process 0 times all formulations on its first device, and all processes take its
+    choice; on CPUs it is the default, and nothing is timed. On accelerators `folded`
+    and `fused`, where configured, are compared with `printed` by each process.
+
+    Args:
+      model: the configured network; one without formulations is left as it is.
+      size: height and width of its input in pixels.
+      mesh: the devices.
+      examples: number of examples that a device computes at a time.
+      workdir: folder of the run, which need not exist.
+
+    Raises:
+      UserError: if the configured formulation does not run, or computes something else.
+    """
+    configured = getattr(model, "formulation", "printed")
+    device = min(mesh.local_devices, key=lambda device: device.id)
+
+    def make(formulation: str) -> nn.Module:
+        return model.clone(formulation=formulation)
+
+    if configured == "auto":
+        # All take what process 0 has read: a file system may show others less.
+        found = _read(workdir, device.device_kind) if _is_first() else None
+        kept = processes.gather("kept formulation", found)[0]
+        if record := kept:
+            details = f": kept from {FILE}"
+        elif device.platform == "cpu":
+            record = _record(model.computed_by(), device, {})
+            details = ": fastest by BENCHMARKS.md"
+        else:
+            trials = _measure(make, size, device, examples)
+            record = _record(fastest(trials), device, trials)
+            details = "; " + ", ".join(_describe(*item) for item in trials.items())
+        choice = record["formulation"]
+        line = f"formulation: {choice} (auto on {record['device']}{details})"
+        return Choice(make(choice), line, {} if kept else record)
+
+    if configured != "printed" and device.platform != "cpu":
+        processes.report(f"comparing formulation {configured} with printed")
+        *_, trial = try_formulations(
+            make, size, device, examples, [configured], timed=False
+        )
+        if trial.problem:
+            raise UserError(
+                f"model.formulation={configured} on {device.device_kind}: "
+                f"{trial.problem}: set --config.model.formulation=printed, and report "
+                "it"
+            )
+    return Choice(model)
+
+
+def _measure(
+    make: Callable[[str], nn.Module],
+    size: tuple[int, int],
+    device: jax.Device,
+    examples: int,
+) -> dict[str, Trial]:
+    """Returns process 0's trials of all formulations, on every process."""
+    names = list(fused.FORMULATIONS)
+    trials = try_formulations(make, size, device, examples, names[1:])
+    found = {}
+    for name in names:
+        # A gather for each, since the others wait at a gather for a limited time.
+        processes.report(f"timing formulation {name}")
+        own = dataclasses.asdict(next(trials)) if _is_first() else None
+        found[name] = Trial(**processes.gather(f"formulation {name}", own)[0])
+    return found
+
+
+def _is_first() -> bool:
+    return jax.process_index() == 0
+
+
+def _describe(name: str, trial: Trial) -> str:
+    if trial.problem:
+        return f"{name} left out: {trial.problem}"
+    if trial.milliseconds is None:
+        return f"{name} the same program"
+    return f"{name} {trial.milliseconds:.1f} ms"
+
+
+def _record(
+    choice: str, device: jax.Device, trials: dict[str, Trial]
+) -> dict[str, Any]:
+    times = {name: trial.milliseconds for name, trial in trials.items()}
+    problems = {name: trial.problem for name, trial in trials.items()}
+    return {
+        "formulation": choice,
+        "device": device.device_kind,
+        "milliseconds": {name: round(ms, 3) for name, ms in times.items() if ms},
+        "left_out": {name: problem for name, problem in problems.items() if problem},
+    }
+
+
+def _read(workdir: pathlib.Path, kind: str) -> dict[str, Any] | None:
+    """Returns the record of a choice on devices of a kind; None if there is none."""
+    try:
+        record = json.loads((workdir / FILE).read_text())
+        if record["device"] == kind and record["formulation"] in fused.FORMULATIONS:
+            return record
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
