@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vt_flax import cli
-from vt_flax.analysis.sweep import BATCH, SPAN, parse_sweep
+from vt_flax.analysis.sweep import BATCH, GROUP_SIZE, parse_sweep
 from vt_flax.analysis.topology import HERE, parse_topology
 from vt_flax.data.sources import EMBEDDED
 from vt_flax.errors import UserError
@@ -205,7 +205,7 @@ def check_front_door(name, arguments, workdirs):
         assert place == HERE or parse_topology(place)
     for point in parse_sweep(known.get("sweep") or []):
         for key, value in point.items():
-            if key not in (BATCH, SPAN):
+            if key not in (BATCH, GROUP_SIZE):
                 load_config(args.config, [*overrides, f"--config.{key}={value}"])
     if "model" in known:
         create_model(args.model, **cli.parse_overrides(args.set))

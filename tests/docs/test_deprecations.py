@@ -18,7 +18,7 @@ def module_that_uses_it(name):
     return namespace["use"]
 
 
-@pytest.mark.parametrize("name", ["vt_flax.nn.norm", "test_norm", "pods"])
+@pytest.mark.parametrize("name", ["vt_flax.nn.layers", "test_layers", "pods"])
 def test_a_warning_of_ours_is_an_error(name):
     with pytest.raises(DeprecationWarning, match="use another name"):
         module_that_uses_it(name)(deprecated)
