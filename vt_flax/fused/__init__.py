@@ -32,11 +32,7 @@ __all__ = [
 FORMULATIONS = ("printed", "folded", "fused")
 
 # Classes of which Visual Transformer modules are built.
-VT_PARTS = {
-    "printed": VTParts(),
-    "folded": folded.PARTS,
-    "fused": vt.PARTS,
-}
+VT_PARTS = {"printed": VTParts(), "folded": folded.PARTS, "fused": vt.PARTS}
 
 # The fastest on CPUs, where it is not `printed`: networks of basic blocks by class
 # (BENCHMARKS.md, "A training step on a CPU").
