@@ -41,11 +41,11 @@ def residual_block(p, x, stride=1, variant="torchvision", gate=None, replaced=No
     for i in range(1, count + 1):
         conv = (replaced or {}).get(f"conv{i}", plain)
         y = conv(p / f"conv{i}", y, stride if i == strided else 1)
-        y = p.normalise(y, f"norm{i}")
+        y = p.normalize(y, f"norm{i}")
         y = np.maximum(y, 0) if i < count else y
     y = gate(p / "gate", y) if gate else y
     if ("shortcut", "kernel") in p.params:
-        x = p.normalise(plain(p / "shortcut", x, stride), "shortcut_norm")
+        x = p.normalize(plain(p / "shortcut", x, stride), "shortcut_norm")
     return np.maximum(x + y, 0)
 
 

@@ -134,8 +134,8 @@ def pairwise(p, x, size):
     position = np.repeat(affine(p, position, "position"), batch, 0)
     both = np.concatenate([query, position], -1)[:, :, :, None]
     both = both - windows(np.concatenate([key, position], -1), size, border="mirror")
-    hidden = np.maximum(p.normalise(both, "norm1"), 0)
-    hidden = np.maximum(p.normalise(p.linear(hidden, "map1"), "norm2"), 0)
+    hidden = np.maximum(p.normalize(both, "norm1"), 0)
+    hidden = np.maximum(p.normalize(p.linear(hidden, "map1"), "norm2"), 0)
     weights = softmax(p.linear(hidden, "map2") + p.get("map2_bias"), 3)
     return weighted_sum(weights, value, 8, size, border="mirror")
 
@@ -145,8 +145,8 @@ def patchwise(p, x, size):
     query, key, value = (affine(p, x, name) for name in ("query", "key", "value"))
     keys = windows(key, size, border="mirror")
     joined = [query] + [keys[:, :, :, o] for o in range(size * size)]
-    hidden = np.maximum(p.normalise(np.concatenate(joined, -1), "norm1"), 0)
-    hidden = np.maximum(p.normalise(p.linear(hidden, "map1"), "norm2"), 0)
+    hidden = np.maximum(p.normalize(np.concatenate(joined, -1), "norm1"), 0)
+    hidden = np.maximum(p.normalize(p.linear(hidden, "map1"), "norm2"), 0)
     weights = p.linear(hidden, "map2") + p.get("map2_bias")
     weights = weights.reshape(*weights.shape[:3], size * size, -1)
     return weighted_sum(weights, value, 8, size, border="mirror")

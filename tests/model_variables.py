@@ -11,7 +11,7 @@ def images_of(batch, height, width, seed=0):
     return rng.normal(size=(batch, height, width, 3)).astype(np.float32)
 
 
-def randomised(model, images, seed=0):
+def randomized(model, images, seed=0):
     """Variables unlike those of any initialiser, with signals that stay near one."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     rng, filled = np.random.default_rng(seed), {}

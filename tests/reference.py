@@ -139,7 +139,7 @@ class Scope:
         kernel = self.get(name, "kernel")
         return x @ (block_diagonal(kernel) if kernel.ndim == 3 else kernel)
 
-    def normalise(self, x, name):
+    def normalize(self, x, name):
         """Batch normalization of each group of consecutive examples."""
         scale, bias = self.get(name, "scale"), self.get(name, "bias")
         at = (*self.path, name)
@@ -161,12 +161,12 @@ class Scope:
 
     def after_tokens(self, x, name):
         """Normalizes tokens or the projector's sum, as `tokens` and `every_map` do."""
-        return x if self.placement == "none" else self.normalise(x, name)
+        return x if self.placement == "none" else self.normalize(x, name)
 
     def map(self, x, name):
         """A 1 x 1 map, normalized only with `every_map`."""
         x = self.linear(x, name)
-        return self.normalise(x, f"{name}_norm") if self.placement == "every_map" else x
+        return self.normalize(x, f"{name}_norm") if self.placement == "every_map" else x
 
 
 # ------------------------------------------------------------------------------- parts
@@ -355,7 +355,7 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def randomise(shapes, seed):
+def randomize(shapes, seed):
     """Fills a tree of variable shapes with random numbers that no initializer gives."""
     rng = np.random.default_rng(seed)
     filled = {}
@@ -378,7 +378,7 @@ def variables_of(module, *inputs, seed=0):
     shapes = jax.eval_shape(
         lambda *a: module.init(jax.random.key(0), *a, train=False), *inputs
     )
-    return randomise(shapes, seed)
+    return randomize(shapes, seed)
 
 
 def error(actual, expected):

@@ -47,7 +47,7 @@ def torch_resnet(
         def residual(self, x):
             return self.se(super().residual(x))
 
-    # Whose numbers `randomise` makes: PyTorch's own would be drawn in vain.
+    # Whose numbers `randomize` makes: PyTorch's own would be drawn in vain.
     with torch.device("meta"):
         network = TorchResNet(
             sizes or SIZES[depth], depth >= 50, classes, width, block=OtherBlock
@@ -55,7 +55,7 @@ def torch_resnet(
     return network.to_empty(device="cpu").eval()
 
 
-def randomise(torch, network, seed=0):
+def randomize(torch, network, seed=0):
     """Fills a network with numbers unlike those of any start; logits stay near one."""
     rng = np.random.default_rng(seed)
     for name, tensor in network.state_dict().items():

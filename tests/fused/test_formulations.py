@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import normal, randomise
+from reference import normal, randomize
 
 from vt_flax.fused import FORMULATIONS, VT_PARTS, platforms
 from vt_flax.models.fpn import FPN
@@ -33,7 +33,7 @@ def variables_of(modules, *inputs):
         for m in modules
     )
     assert all(other == shapes for other in others)
-    return {"batch_stats": {}} | randomise(shapes, 1)
+    return {"batch_stats": {}} | randomize(shapes, 1)
 
 
 def outcome(module, variables, inputs, **call):

@@ -15,7 +15,7 @@ import safetensors.numpy
 import tensorflow_datasets as tfds
 from flax import traverse_util
 from PIL import Image
-from torch_resnet import randomise, torch_logits, torch_resnet
+from torch_resnet import randomize, torch_logits, torch_resnet
 
 from vt_flax import cli, evaluate, import_weights, predict
 from vt_flax.data.sources import open_source
@@ -82,7 +82,7 @@ def in_sequential(torch, network):
     ],
 )
 def test_logits_are_pytorchs(depth, variant, form, photographs, tmp_path, torch):
-    network = randomise(torch, torch_resnet(torch, depth, variant=variant))
+    network = randomize(torch, torch_resnet(torch, depth, variant=variant))
     file = tmp_path / f"resnet{depth}.{form}"
     if form == "safetensors":
         arrays = {k: v.numpy() for k, v in network.state_dict().items()}
@@ -108,7 +108,7 @@ def test_logits_are_pytorchs(depth, variant, form, photographs, tmp_path, torch)
 def test_logits_of_timms_basic_se_resnet(tmp_path, torch):
     """Its gates are 8 wide where the paper's are 1 (here) or 4."""
     tiny = {"sizes": (1, 1, 1, 1), "width": 16, "gate": 16, "multiple": 8}
-    network = randomise(torch, torch_resnet(torch, 18, **tiny))
+    network = randomize(torch, torch_resnet(torch, 18, **tiny))
     torch.save(network.state_dict(), tmp_path / "file.pth")
     options = {**TINY, "width": 16}
     with pytest.raises(UserError, match="--set gate_multiple=8"):
@@ -128,7 +128,7 @@ def test_logits_of_timms_basic_se_resnet(tmp_path, torch):
 def test_logits_of_timms_se_resnet(tmp_path, torch):
     options = {**TINY, "width": 16}
     network = torch_resnet(torch, 50, sizes=(1, 1, 1, 1), width=16, gate=16)
-    state = randomise(torch, network).state_dict()
+    state = randomize(torch, network).state_dict()
     images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     expected = torch_logits(torch, network, images)
     assert np.std(expected) > 0.1
@@ -325,7 +325,7 @@ def test_training_starts_from_it(name, options, fresh, unused, imported):
 
 
 def test_predict_names_imagenets_classes(tmp_path, monkeypatch, capsys, torch):
-    network = randomise(torch, torch_resnet(torch, 18, sizes=(1, 1, 1, 1), width=4))
+    network = randomize(torch, torch_resnet(torch, 18, sizes=(1, 1, 1, 1), width=4))
     torch.save(network.state_dict(), tmp_path / "file.pth")
     arguments = [tmp_path / "file.pth", "--model", "resnet18", *SET_TINY]
     arguments += ["--out", tmp_path / "out"]
@@ -352,7 +352,7 @@ def test_predict_names_imagenets_classes(tmp_path, monkeypatch, capsys, torch):
 
 def test_evaluate(digits, tmp_path, monkeypatch, capsys, torch):
     network = torch_resnet(torch, 18, sizes=(1, 1, 1, 1), width=4, classes=10)
-    randomise(torch, network)
+    randomize(torch, network)
     args = argparse.Namespace(lr=0.1)
     torch.save({"model": network.state_dict(), "args": args}, tmp_path / "file.pth")
     out = tmp_path / "out"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from model_variables import images_of, randomised
+from model_variables import images_of, randomized
 
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
@@ -103,7 +103,7 @@ STATISTICS = ("mean", "var")
 )
 def test_equals_pytorch(size, train, torch):
     model, images = tiny("fpn"), images_of(2, *size)
-    variables = randomised(model, images)
+    variables = randomized(model, images)
 
     @jax.jit
     def run(variables, images):
@@ -211,7 +211,7 @@ def test_laterals_and_head_are_alike_in_both():
 @pytest.mark.parametrize("kind", KINDS)
 def test_examples_are_independent_in_evaluation(kind):
     model, images = tiny(kind), images_of(2, 45, 70)
-    variables = randomised(model, images)
+    variables = randomized(model, images)
     apply = jax.jit(model.apply)
     logits = apply(variables, images)
     assert logits.shape == (2, 12, 18, CLASSES)
@@ -225,7 +225,7 @@ def test_examples_are_independent_in_evaluation(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_finite_and_reach_every_parameter(kind):
     model, images = tiny(kind, survival_probability=0.9), images_of(2, 64, 48)
-    variables = randomised(model, images)
+    variables = randomized(model, images)
     labels = np.random.default_rng(1).integers(0, CLASSES, (2, 16, 12))
 
     def loss(params, images):
@@ -252,7 +252,7 @@ def test_gradients_are_finite_and_reach_every_parameter(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_keeps_float32_parameters_and_logits(kind):
     half, images = tiny(kind, dtype="bfloat16"), images_of(2, 45, 70)
-    variables = randomised(half, images)
+    variables = randomized(half, images)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of(half, 1, 32, 32))} == {
         jnp.dtype("float32")
     }

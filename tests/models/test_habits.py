@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import normal, randomise
+from reference import normal, randomize
 
 from vt_flax.errors import UserError
 from vt_flax.fused import VT_PARTS
@@ -122,7 +122,7 @@ def test_second_derivatives(name):
     module, x = SMOOTH[name], jnp.asarray(normal(0, 6, 4, 4, 16))
     made = functools.partial(module.init, jax.random.key(0), train=False)
     shapes = jax.eval_shape(made, x)
-    variables, along = randomise(shapes, 1), randomise(shapes, 2)["params"]
+    variables, along = randomize(shapes, 1), randomize(shapes, 2)["params"]
     params = variables["params"]
 
     def loss(params):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from model_variables import images_of, randomised
+from model_variables import images_of, randomized
 
 from vt_flax.errors import UserError
 from vt_flax.models.resnet import Backbone, BasicBlock, BottleneckBlock, ResNet
@@ -129,7 +129,7 @@ def copy_weights(torch, network, variables):
 )
 def test_equals_pytorch(sizes, bottleneck, variant, torch):
     model = ResNet(sizes, bottleneck, CLASSES, WIDTH, variant=variant)
-    variables = randomised(model, images_of(1, 64, 64))
+    variables = randomized(model, images_of(1, 64, 64))
     network = torch_network(torch, sizes, bottleneck, variant)
     copy_weights(torch, network, variables)
 
@@ -167,7 +167,7 @@ def test_equals_pytorch(sizes, bottleneck, variant, torch):
 
 
 def count_numbers(torch, network):
-    """Numbers in a channel of each normalisation's batch, known after a forward."""
+    """Numbers of pixels in each BatchNorm's batch, known after a forward pass."""
     counts = {}
     for name, module in network.named_modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -309,7 +309,7 @@ def test_dropped_blocks_are_their_shortcuts():
 def test_bfloat16_keeps_float32_parameters_and_logits():
     model = ResNet((1, 1, 1, 1), False, CLASSES, WIDTH, "small", dtype=jnp.bfloat16)
     images = images_of(2, 16, 16)
-    variables = randomised(model, images)
+    variables = randomized(model, images)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     full = model.clone(dtype=jnp.float32)
@@ -327,7 +327,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
 def test_gradients_are_finite():
     model = ResNet((1, 1, 1, 1), True, CLASSES, 4, "small")
     images = images_of(2, 16, 16)
-    variables = randomised(model, images)
+    variables = randomized(model, images)
 
     def loss(params, images):
         out, _ = model.apply(

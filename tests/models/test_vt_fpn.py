@@ -59,7 +59,7 @@ def restated(p, *maps, feed_forward="linear"):
     sums = {}
     for level, c in reversed(list(zip(LEVELS, maps, strict=True))):
         kernel = p.get(f"level{level}_lateral", "kernel")
-        x = p.normalise(c @ kernel[0, 0], f"level{level}_lateral_norm")
+        x = p.normalize(c @ kernel[0, 0], f"level{level}_lateral_norm")
         if level < 5:
             rows, columns = (np.arange(side) // 2 for side in x.shape[1:3])
             x = x + sums[level + 1][:, rows][:, :, columns]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from model_variables import images_of, randomised
+from model_variables import images_of, randomized
 
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
@@ -41,7 +41,7 @@ def outputs_of(model, variables, *shape, **settings):
 @pytest.fixture(scope="module")
 def variables():
     """Variables of the tiny model."""
-    return randomised(tiny(), IMAGES)
+    return randomized(tiny(), IMAGES)
 
 
 def paths(variables):
@@ -229,7 +229,7 @@ def test_training_without_either_needs_no_random_numbers(variables):
 def test_gradients_are_finite(preset):
     model = tiny(preset=preset, dropout=0.1, survival_probability=0.9)
     images = images_of(4, 8, 8)
-    variables = randomised(model, images)
+    variables = randomized(model, images)
 
     def loss(params, images):
         logits, _ = model.apply(

@@ -66,7 +66,7 @@ def test_split_heads():
 def test_convolution_pads_both_sides_equally(kernel, stride, height, width):
     x = reference.normal(0, 2, height, width, 3)
     module = Conv(5, kernel, stride)
-    variables = reference.randomise(
+    variables = reference.randomize(
         jax.eval_shape(module.init, jax.random.key(0), x), seed=1
     )
     weights = variables["params"]["kernel"]

@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from torch_resnet import randomise, torch_resnet
+from torch_resnet import randomize, torch_resnet
 
 from vt_flax.errors import UserError
 from vt_flax.weights.files import Array, read_arrays
@@ -23,7 +23,7 @@ def made(torch):
     """A network with five classes, its modules and its state dict."""
     nn = torch.nn
     net = torch_resnet(torch, 18, sizes=(1, 1, 1, 1), width=4, classes=5)
-    state = dict(randomise(torch, net).state_dict())
+    state = dict(randomize(torch, net).state_dict())
     stem = [net.conv1, net.bn1, nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     stages = [net.layer1, net.layer2, net.layer3, net.layer4]
 

@@ -118,8 +118,8 @@ class SemanticHead(nn.Module):
         def branch(level: int, last: int) -> jax.Array:
             """Runs a level's convolutions, the last one at the size of level `last`."""
             x = maps[f"P{level}"]
-            for i, place in enumerate(range(level, last - 1, -1), 1):
-                x = resize(x, *maps[f"P{place}"].shape[1:3])
+            for i, size_of in enumerate(range(level, last - 1, -1), 1):
+                x = resize(x, *maps[f"P{size_of}"].shape[1:3])
                 name = f"level{level}_conv{i}"
                 x = conv_norm(x, self.channels, 3, self.layers, name, train=train)
                 x = nn.relu(x)

@@ -31,7 +31,7 @@ class Entry:
       module: the flax module class; its fields are the model's options.
       fixed: fields that the name determines.
       presets: bundles of options that `preset=` selects; the first is the default.
-      task: what the outputs are: `classification`, logits (batch, classes) of images;
+      task: kind of the outputs: `classification`, logits (batch, classes) of images;
         `segmentation`, logits (batch, h, w, classes) of pixels.
     """
 
@@ -139,7 +139,7 @@ def _vt_options(entry: Entry) -> tuple[str, ...]:
 def _typed(name: str, option: str, value: Any, default: Any) -> Any:
     """Returns a value if it is of its default's type; dtypes may be JAX's too.
 
-    Lists are of what their default is of.
+    The items of a list must be of the type of its default's items.
     """
     if option == "dtype" and not isinstance(value, str):
         return value

@@ -86,7 +86,7 @@ class BatchNorm(nn.Module):
     def origin(
         self, grouped: jax.Array, axes: tuple[int, ...], running_mean: jax.Array
     ) -> jax.Array:
-        """Returns what is subtracted before moments are taken over `axes`."""
+        """Returns the origin of the moments that are taken over `axes`."""
         del running_mean
         return jnp.mean(grouped, axes, keepdims=True)
 

@@ -1,4 +1,4 @@
-"""How tokens interact: the token transformer, and what the ablations put instead."""
+"""Interactions of tokens: the token transformer, and those of the ablations."""
 
 import chex
 import flax.linen as nn

@@ -28,7 +28,7 @@ def spatial_gate(p, x):
     pooled = np.stack([x.max(-1), x.mean(-1)], -1)
     weights = convolve(pooled, p.get("conv", "kernel"), 1)
     assert p.get("conv", "kernel").shape == (7, 7, 2, 1)
-    return x * sigmoid(p.normalise(weights, "norm"))
+    return x * sigmoid(p.normalize(weights, "norm"))
 
 
 def gates(p, x):

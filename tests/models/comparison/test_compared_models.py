@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from model_variables import images_of, randomised
+from model_variables import images_of, randomized
 
 from vt_flax.models import create_model, list_models, model_options
 from vt_flax.models.registry import MODELS
@@ -97,7 +97,7 @@ def test_examples_are_independent_and_bfloat16_is_near(name):
     """Logits do not depend on other examples; in bfloat16 they are near float32's."""
     model, half = small(name), small(name, dtype="bfloat16")
     images = images_of(3, 17, 22)
-    variables = randomised(model, images_of(1, 16, 16))
+    variables = randomized(model, images_of(1, 16, 16))
     both = jax.jit(lambda v, x: (model.apply(v, x), half.apply(v, x)))
     logits, rounded = both(variables, images)
     assert np.min(np.linalg.norm(logits[1:] - logits[:1], axis=1)) > 1e-3
@@ -119,7 +119,7 @@ def test_gradients_are_finite_and_the_same_on_eight_devices(name):
     model = small(name, dropout=0.2, survival_probability=0.8)
     images = images_of(16, 16, 16)
     labels = np.arange(16) % CLASSES
-    variables = randomised(model, images)
+    variables = randomized(model, images)
 
     def loss(params, stats, images, labels):
         logits, state = model.apply(

@@ -22,7 +22,7 @@ def unit(p, x):
         nodes = np.maximum(nodes + moved, 0) @ p.get("update", "kernel")
         back = projection @ nodes @ p.get("extend", "kernel")
         out[b] = back.reshape(x.shape[1:])
-    return x + p.normalise(out, "norm")
+    return x + p.normalize(out, "norm")
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7, 16), (4, 1, 1, 8), (2, 6, 1, 7)])

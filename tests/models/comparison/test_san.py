@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 from flax import traverse_util
-from model_variables import randomised
+from model_variables import randomized
 
 from vt_flax.analysis import macs
 from vt_flax.errors import UserError
@@ -100,7 +100,7 @@ def test_stages_without_their_branches():
     """With branches of zero, a stage is pooling, a 1 x 1 map, BatchNorm and ReLU."""
     model = create_model("san10_pairwise", stage_sizes=[1, 1, 1, 1, 1], width=2)
     images = np.random.default_rng(0).normal(size=(1, 33, 20, 3)).astype(np.float32)
-    variables = randomised(model, images)
+    variables = randomized(model, images)
     flat = traverse_util.flatten_dict(variables["params"])
     for path in flat:
         if path[-3:-1] == ("block1", "conv"):
