@@ -157,9 +157,10 @@ class FoldedProjector(Projector):
         """See `Projector`."""
         if not can_fold(self, self.layers):
             return super().write(x, key, value, train=train)
-        pixels = x.reshape(x.shape[0], -1, x.shape[-1])
+        batch, height, width, channels = x.shape
+        pixels = x.reshape(batch, height * width, channels)
         out = self.write_pixels(pixels, key, value, train=train)
-        return out.reshape(*x.shape[:3], self.features)
+        return out.reshape(batch, height, width, self.features)
 
     def write_pixels(self, x, key, value, *, train):
         """Like `write`, of pixels (batch, HW, C_in)."""
