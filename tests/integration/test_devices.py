@@ -181,6 +181,7 @@ def test_a_step_for_gpus_has_no_kernels(monkeypatch):
     config = resolve(ConfigDict({"data": {"augment": "autoaugment"}}))
     # Wide enough for kernels.
     wide = {"stage_sizes": [1, 1, 1, 2], "width": 32, "dtype": "bfloat16"}
+    wide["formulation"] = "fused"
     model = create_model(**{**TINY, **wide})
     task = Classification(config, [""] * 10)
     optimizer = optax.sgd(1.0)

@@ -419,8 +419,7 @@ choose_python() {
   exit 2
 }""",
     "launch/test.sh": """
-[ "$PIP_CONSTRAINT" -ef .ci/constraints.txt ] || exit 9
-cd / && [ "${PIP_CONSTRAINT:0:1}" = / ] || exit 9
+[ "$PIP_CONSTRAINT" = "$PWD/.ci/constraints.txt" ] || exit 9
 echo "ran $PYTHON $VENV $EXTRAS:" "$@"
 [ "$PYTHON" != "$BAD" ]""",
 }
