@@ -159,6 +159,7 @@ def test_the_product_formulations_are_the_scatter_and_the_gather(photographs):
 SHAPES = [(32, 32), (17, 40), (3, 3), (2, 5), (1, 1), (1, 7), (7, 1), (130, 57)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("well_compiled")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_kernel_is_the_reference(shape):

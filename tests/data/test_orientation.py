@@ -181,6 +181,7 @@ def cropped():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form, size", [("PNG", 60), *(("JPEG", s) for s in SIZES)])
 def test_random_crops_are_those_of_the_upright_image(form, size, cropped):
     """Of the same seed; a JPEG is reduced by the decoder to a half or an eighth."""

@@ -254,6 +254,7 @@ def test_the_estimate_of_disk_is_the_peak(small_imagenet, tmp_path, monkeypatch)
 # Stops.
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_then_run_again(
     small_imagenet, prepared_imagenet, tmp_path, capfd
 ):

@@ -74,6 +74,7 @@ def trained(tmp_path_factory, digits):
     return run, workdir, loop.train(run, workdir)
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_writes_what_it_saw(trained):
     run, workdir, results = trained
     records = read_metrics(workdir)
@@ -176,6 +177,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     assert_same(last_state(run, workdir), last_state(run, again))
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_that_nothing_is_left(trained, capsys):
     run, workdir, results = trained
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
