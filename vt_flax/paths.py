@@ -1,4 +1,4 @@
-"""Paths as people type them."""
+"""Paths as people type them, and files that are written whole."""
 
 import os
 import pathlib
@@ -34,3 +34,10 @@ def local_folder(option: str, path: str) -> pathlib.Path:
             "machine has mounted"
         )
     return typed_path(path)
+
+
+def write_whole(file: pathlib.Path, text: str) -> None:
+    """Writes a text file, which others see whole or not at all."""
+    partial = file.with_suffix(".tmp")
+    partial.write_text(text)
+    partial.replace(file)

@@ -207,7 +207,7 @@ def test_nothing_is_timed_on_cpus(times, tmp_path):
 
 
 def test_what_is_left_as_it_is(times, tmp_path):
-    """What is configured on CPUs, `printed`, and networks without formulations."""
+    """Configured formulations on CPUs, `printed`, and networks without the option."""
     for model, platform in (
         (Network("fused"), "cpu"),
         (Network("printed"), "gpu"),

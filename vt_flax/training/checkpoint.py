@@ -27,6 +27,7 @@ from vt_flax.errors import UserError, differences, first_few, first_line
 from vt_flax.locks import Held, lock
 from vt_flax.parallel import processes
 from vt_flax.parallel.agreement import digest
+from vt_flax.paths import write_whole
 from vt_flax.training.state import TrainState
 from vt_flax.version import __version__
 
@@ -514,11 +515,7 @@ def write_config(
         "teacher": teacher,
         "data": data,
     }
-    text = json.dumps(content, indent=2)
-    file = workdir / CONFIG_FILE
-    partial = file.with_suffix(".tmp")
-    partial.write_text(text + "\n")
-    partial.replace(file)
+    write_whole(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:

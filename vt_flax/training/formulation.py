@@ -14,6 +14,7 @@ from vt_flax import fused
 from vt_flax.errors import UserError
 from vt_flax.fused.selection import Trial, fastest, try_formulations
 from vt_flax.parallel import processes
+from vt_flax.paths import write_whole
 
 FILE = "formulation.json"
 
@@ -35,9 +36,7 @@ class Choice:
     def write(self, workdir: pathlib.Path) -> None:
         """Records an automatic choice in the workdir, for when the run is resumed."""
         if self.record:
-            partial = workdir / f"{FILE}.tmp"
-            partial.write_text(json.dumps(self.record, indent=2) + "\n")
-            partial.replace(workdir / FILE)
+            write_whole(workdir / FILE, json.dumps(self.record, indent=2) + "\n")
 
 
 def choose_formulation(
