@@ -87,8 +87,7 @@ class SANAttention(nn.Module):
     @nn.nowrap
     def moment_norm(self, name: str, means: Any, shape: Any, train: bool) -> Affine:
         """Returns the BatchNorm of an array of this shape from its moments."""
-        kind = functools.partial(MomentNorm, means=means)
-        norm = self.layers.batch_norm(name, kind=kind)
+        norm = self.layers.batch_norm(name, kind=MomentNorm, means=means)
         return norm(shape[-1], shape[0], train=train)
 
 
