@@ -1,7 +1,7 @@
 """The fused formulation of residual networks: stem and bottleneck block."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -15,15 +15,7 @@ from vt_flax.nn.layers import Layers, StochasticDepth
 class FusedLayers(Layers):
     """`Layers` whose BatchNorms read their input once."""
 
-    def batch_norm(
-        self,
-        name: str,
-        scale_init: Any = nn.initializers.ones,
-        kind: Any = OnePassBatchNorm,
-        **settings: Any,
-    ):
-        """See `Layers`."""
-        return super().batch_norm(name, scale_init, kind, **settings)
+    BATCH_NORM = OnePassBatchNorm
 
 
 class FusedStem(nn.Module):

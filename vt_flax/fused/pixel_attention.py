@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.fused import folded
-from vt_flax.fused.platforms import EXAMPLES, Arrays, by_platform, kernels_apply
+from vt_flax.fused.platforms import Arrays, by_platform, kernels_apply
 
 # Bytes of float32 that a kernel holds of one example at once.
 MAX_MAP_BYTES = 4 * 2**20
@@ -71,10 +71,6 @@ def _fits(x: jax.Array, rows: int, features: int = LANES) -> bool:
     )
 
 
-def _fits_examples(examples: int) -> bool:
-    return 0 < examples <= EXAMPLES or examples % EXAMPLES == 0
-
-
 # --------------------------------------------------------------------- XLA fallback
 
 
@@ -106,13 +102,10 @@ def _with_kernels(forward_by_xla, kernels):
       kernels: returns the forward and the backward kernel for the static arguments.
     """
 
-    def run(kernel, by_xla, *arrays, **options):
-        return by_platform(kernel, by_xla, *arrays, fits=_fits_examples, **options)
-
     def compute(*arguments):
         *static, arrays = arguments
         by_xla = functools.partial(forward_by_xla, *static)
-        return run(kernels(*static)[0], by_xla, arrays)
+        return by_platform(kernels(*static)[0], by_xla, arrays)
 
     def forward(*arguments):
         return compute(*arguments), arguments[-1]
@@ -124,8 +117,8 @@ def _with_kernels(forward_by_xla, kernels):
             by_xla = functools.partial(forward_by_xla, *static)
             return jax.vjp(by_xla, arrays)[1](cotangents)[0]
 
-        finish = functools.partial(_like, arrays)
-        return (run(kernels(*static)[1], by_xla, arrays, cotangents, finish=finish),)
+        kernel, finish = kernels(*static)[1], functools.partial(_like, arrays)
+        return (by_platform(kernel, by_xla, arrays, cotangents, finish=finish),)
 
     return compute, forward, backward
 

@@ -41,7 +41,6 @@ def by_platform(
     kernel: Callable[..., Arrays],
     by_xla: Callable[..., Arrays],
     *arrays: Arrays,
-    fits: Callable[[int], bool],
     finish: Callable[[Arrays], Arrays] = lambda found: found,
 ) -> Arrays:
     """Calls `kernel` where the program is compiled for TPUs, else `by_xla`.
@@ -58,7 +57,6 @@ def by_platform(
         with a 1; it may raise `TooLarge`.
       by_xla: the same for the whole batch.
       *arrays: their arguments; the first holds `x`, which leads with the batch.
-      fits: whether the kernel takes so many examples.
       finish: maps the kernel's results of all devices to those of `by_xla`.
     """
     # First, for a program with a symbolic batch size has no kernels.
@@ -67,7 +65,9 @@ def by_platform(
     mesh = jax.sharding.get_abstract_mesh()
     batch = arrays[0]["x"].shape[0]
     devices = 1 if mesh.empty else mesh.size
-    if batch % devices or not fits(batch // devices):
+    examples = batch // devices
+    whole_steps = 0 < examples <= EXAMPLES or examples % EXAMPLES == 0
+    if batch % devices or not whole_steps:
         return by_xla(*arrays)
     if devices > 1:
         sharded, replicated = PartitionSpec(mesh.axis_names), PartitionSpec()

@@ -1,7 +1,5 @@
 """The fused formulation of Visual Transformer modules: one pass over the pixels."""
 
-import jax.numpy as jnp
-
 from vt_flax.fused import pixel_attention
 from vt_flax.fused.folded import (
     FoldedDynamicTokenizer,
@@ -43,9 +41,7 @@ class FusedProjector(FoldedProjector):
         affine = norm(self.features, x.shape[0], train=train)
         if out is None:  # running statistics need no moments
             out, _ = pixel_attention.write_back(x, *operands)
-        center, factor = affine.center[:, 0], affine.factor[:, 0]
-        normalized = (out.astype(jnp.float32) - center) * factor + affine.bias
-        return normalized.astype(out.dtype)
+        return affine(out[:, None])[:, 0].astype(out.dtype)
 
 
 PARTS = VTParts(FusedStaticTokenizer, FusedDynamicTokenizer, FusedProjector)

@@ -1,7 +1,7 @@
 """Small layers shared by the networks: convolution, linear map, resize, drop path."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -53,6 +53,8 @@ class Layers:
       UserError: for a value out of its range.
     """
 
+    BATCH_NORM: ClassVar[type[BatchNorm]] = BatchNorm
+
     dtype: Any = jnp.float32
     bn_group_size: int = 0
     bn_frozen: bool = False
@@ -81,11 +83,11 @@ class Layers:
         self,
         name: str,
         scale_init: Any = nn.initializers.ones,
-        kind: type[BatchNorm] = BatchNorm,
+        kind: type[BatchNorm] | None = None,
         **settings: Any,
     ) -> BatchNorm:
         """Returns a BatchNorm, or a subclass of it with settings of its own."""
-        return kind(
+        return (kind or self.BATCH_NORM)(
             self.bn_group_size,
             self.bn_frozen,
             self.bn_momentum,
