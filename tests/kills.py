@@ -133,7 +133,7 @@ def _disturb(
     with run.life() as (_, end, printed):
         end()
         # The second kill is the first in training.
-        assert kills < 2 or "going on from step" in printed()
+        assert kills < 2 or "resuming from step" in printed()
     return found
 
 

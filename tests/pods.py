@@ -23,7 +23,7 @@ from PIL import Image
 from quicker import ROUGH, spare_the_collector
 
 from vt_flax import cli
-from vt_flax.training.logging import read_metrics
+from vt_flax.training.workdir import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -35,15 +35,16 @@ from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import on_devices_of
 from vt_flax.paths import local_folder
 from vt_flax.texts import json_text, printable
-from vt_flax.training.checkpoint import Checkpoints, check_classes, read_run
+from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
 from vt_flax.training.evaluation import evaluate
-from vt_flax.training.loop import weights_of
 from vt_flax.training.requests import Requests
 from vt_flax.training.run import Run, prepare
 from vt_flax.training.step import compile_eval_step
 from vt_flax.training.tasks import task_of
 from vt_flax.training.tasks.segmentation import Segmentation
+from vt_flax.training.trainer import weights_of
+from vt_flax.training.workdir import check_classes, read_run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -80,8 +81,8 @@ def main(argv: Sequence[str]) -> None:
     cli.join_processes(args)
     if (picture or page) and processes.several():
         raise UserError("pictures are drawn by one process: add --processes 1")
-    content = read_run(workdir)
-    config = resolve(ConfigDict(content["config"]), overrides)
+    record = read_run(workdir)
+    config = resolve(ConfigDict(record.config), overrides)
     cli.agree("evaluate", config)
     # Whatever is refused is refused before the images are gone through.
     segments = issubclass(task_of(config), Segmentation)
@@ -94,11 +95,11 @@ def main(argv: Sequence[str]) -> None:
         from vt_flax.inference import token_report
 
         option = "--token_picture" if args.tokens is None else "--tokens"
-        found = token_report.find_modules(config, len(content["class_names"]), option)
+        found = token_report.find_modules(config, len(record.class_names), option)
         modules = None if args.tokens is None else found
     run = prepare(config)
     for note in (
-        check_classes(content, workdir, config, run.eval_source),
+        check_classes(record, workdir, config, run.eval_source),
         *run.eval_source.notes,
         missing_classes(run.eval_source),
         repeated_examples(run.eval_source),

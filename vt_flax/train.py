@@ -23,7 +23,7 @@ from vt_flax.parallel.mesh import axes
 from vt_flax.paths import local_folder
 from vt_flax.training.config import load_config
 from vt_flax.training.loop import train
-from vt_flax.training.requests import heed_notices
+from vt_flax.training.requests import watch_for_preemption
 from vt_flax.training.run import prepare
 
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
             f"{config.model.name}, {run.model.num_classes} classes, {height} x {width}",
         )
     if jax.default_backend() == "tpu":
-        heed_notices()
+        watch_for_preemption()
     results = train(run, workdir, stream)
     if jax.process_index() == 0:
         cli.print_results(results, args.format, run.eval_source.name)

@@ -12,8 +12,8 @@ from vt_flax.analysis.macs import count
 from vt_flax.analysis.published import PUBLISHED
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
-from vt_flax.training.checkpoint import write_config
 from vt_flax.training.config import resolve
+from vt_flax.training.workdir import RunRecord
 
 SMALL = {"name": "resnet18", "stem": "small", "width": 8}
 ABLATIONS = pathlib.Path(__file__).parents[2] / "configs" / "ablations.py"
@@ -32,7 +32,7 @@ def made(workdir, records=(), model=SMALL, **data):
     workdir.mkdir(parents=True)
     values = {"model": model, "data": {"name": "digits", "image_size": 16, **data}}
     names = [str(i) for i in range(10)]
-    write_config(workdir, resolve(ConfigDict(values)), names, [])
+    RunRecord(resolve(ConfigDict(values)).to_dict(), names).write(workdir)
     lines = [json.dumps(record) + "\n" for record in records]
     (workdir / "metrics.jsonl").write_text("".join(lines))
     return workdir

@@ -16,8 +16,8 @@ from vt_flax.errors import UserError
 from vt_flax.models import list_models, model_options
 from vt_flax.parallel.link import Lost
 from vt_flax.training.config import default_config
-from vt_flax.training.loop import Diverged
 from vt_flax.training.requests import Stopped
+from vt_flax.training.trainer import Diverged
 
 
 def table_of(page, *columns):

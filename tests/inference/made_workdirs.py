@@ -8,12 +8,13 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from vt_flax.training.checkpoint import Checkpoints, write_config
+from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
 from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.run import model_for
 from vt_flax.training.state import create_state
 from vt_flax.training.tasks import task_of
+from vt_flax.training.workdir import RunRecord
 
 
 def _drawn(path, array, rng):
@@ -51,4 +52,4 @@ def make_workdir(folder, config, names, steps=(7,)):
         }
         checkpoints.save(step, state.replace(step=jnp.int32(step), **drawn))
     checkpoints.close()
-    write_config(folder, config, names, ())
+    RunRecord(config.to_dict(), names).write(folder)

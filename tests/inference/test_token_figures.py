@@ -34,7 +34,7 @@ def compare(found, rows):
     for key, (mean, spread) in expected.items():
         assert found[key].mean.shape == mean.shape
         np.testing.assert_allclose(found[key].mean, mean, 1e-5, 2e-6, err_msg=key)
-        np.testing.assert_allclose(found[key].spread, spread, 1e-4, 2e-6, err_msg=key)
+        np.testing.assert_allclose(found[key].std, spread, 1e-4, 2e-6, err_msg=key)
 
 
 def numpy_rows(maps):

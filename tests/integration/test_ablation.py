@@ -15,7 +15,7 @@ from forked_python import Starter
 from pods import quick
 
 from vt_flax.training.config import load_config
-from vt_flax.training.logging import read_metrics
+from vt_flax.training.workdir import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -231,7 +231,7 @@ def test_rows_that_are_stopped_go_on_and_end_in_a_table(
     assert process.returncode == 0, errors
     told, rest = out.split("== static, depth 18\n")
     assert "nothing left to do" in told and "training steps" not in told
-    assert re.search(r"going on from step \d+ of 10", rest)
+    assert re.search(r"resuming from step \d+ of 10", rest)
     assert evaluations("resnet-18") == first
     lines = rest.partition("== all rows\n")[2].splitlines()
     for row, paper in (("resnet", "69.9"), ("static", "71.4")):

@@ -13,13 +13,8 @@ from PIL import Image
 from vt_flax import cli, evaluate, prepare_data, summarize, train
 from vt_flax.data.folders import FolderSource
 from vt_flax.errors import UserError
-from vt_flax.training.checkpoint import (
-    check_classes,
-    check_same_run,
-    trained_on,
-    write_config,
-)
 from vt_flax.training.config import load_config
+from vt_flax.training.workdir import RunRecord, check_classes, check_resumable
 
 QUICKSTART = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
 
@@ -137,7 +132,7 @@ def test_a_workdir_of_another_model_is_left_alone(
 ):
     arguments = ["--config", QUICKSTART, "--workdir", str(tmp_path)]
     arguments.append(f"--config.data.data_dir={digits}")
-    write_config(tmp_path, load_config(QUICKSTART), [], [])
+    RunRecord(load_config(QUICKSTART).to_dict()).write(tmp_path)
     before = (tmp_path / "config.json").read_bytes()
     line = refusal(
         train.main,
@@ -151,7 +146,7 @@ def test_a_workdir_of_another_model_is_left_alone(
 
     # All formulations have the same parameters.
     other = load_config(QUICKSTART, ["--config.model.formulation=fused"])
-    changes = check_same_run(tmp_path, other)
+    changes = check_resumable(tmp_path, RunRecord(other.to_dict()))
     assert changes == ["model.formulation: 'auto' -> 'fused'"]
 
     (tmp_path / "config.json").write_text("{")
@@ -169,7 +164,8 @@ def test_a_workdir_of_other_data_is_left_alone(tmp_path, monkeypatch, capsys):
     words += [f"--config.data.{split}_split=all" for split in ("train", "eval")]
     config, source = load_config(QUICKSTART, words), FolderSource(images, "all")
     workdir.mkdir()
-    write_config(workdir, config, "ab", [], data=trained_on(source))
+    record = RunRecord.of(config, source)
+    record.write(workdir)
     before = (workdir / "config.json").read_bytes()
     words += ["--config", QUICKSTART, "--workdir", str(workdir)]
 
@@ -179,7 +175,7 @@ def test_a_workdir_of_other_data_is_left_alone(tmp_path, monkeypatch, capsys):
         assert (workdir / "config.json").read_bytes() == before
         return line
 
-    assert check_same_run(workdir, config, "", "ab", trained_on(source)) == []
+    assert check_resumable(workdir, record) == []
     (images / "a" / "3.png").rename(images / "a" / "5.png")
     assert "the examples to train on are others" in refused()
     (images / "a" / "5.png").unlink()
@@ -206,7 +202,7 @@ def test_another_dataset_may_call_its_classes_otherwise(tmp_path):
     config = load_config(QUICKSTART, words)
 
     def told(names):
-        run = {"config": {"data": {"name": "digits"}}, "class_names": names}
+        run = RunRecord({"data": {"name": "digits"}}, names)
         return check_classes(run, tmp_path / "run", config, source)
 
     assert "class 1: 'z' -> 'y'" in told(["x", "z"])
@@ -227,7 +223,7 @@ def test_a_workdir_that_is_none(tmp_path, monkeypatch, capsys):
         (tmp_path / "config.json").write_text(content)
         words = ["--workdir", str(tmp_path)]
         line = refusal(evaluate.main, words, monkeypatch, capsys)
-        assert "config.json cannot be read: it is damaged, or not of a run" in line
+        assert "config.json cannot be read: it is damaged, or not a run" in line
 
 
 def test_a_workdir_that_cannot_be_written(digits, tmp_path, monkeypatch, capsys):
@@ -247,7 +243,7 @@ def test_a_workdir_that_cannot_be_written(digits, tmp_path, monkeypatch, capsys)
 def test_evaluate_refuses(digits, tmp_path, monkeypatch, capsys):
     arguments = ["--workdir", str(tmp_path)]
     assert "holds no run" in refusal(evaluate.main, arguments, monkeypatch, capsys)
-    write_config(tmp_path, load_config(QUICKSTART), [], [])
+    RunRecord(load_config(QUICKSTART).to_dict()).write(tmp_path)
     arguments.append(f"--config.data.data_dir={digits}")
     line = refusal(evaluate.main, arguments, monkeypatch, capsys)
     assert "holds no checkpoint" in line
@@ -264,7 +260,9 @@ def test_evaluate_notes_classes_without_images(tmp_path, monkeypatch, capsys):
     name = f"folder:{tmp_path / 'images'}"
     words = [f"--config.data.name={name}", "--config.data.eval_split=val"]
     (tmp_path / "run").mkdir()
-    write_config(tmp_path / "run", load_config(QUICKSTART, words), "ab", [])
+    RunRecord(load_config(QUICKSTART, words).to_dict(), ["a", "b"]).write(
+        tmp_path / "run"
+    )
     workdir = str(tmp_path / "run")
     monkeypatch.setattr(sys, "argv", ["evaluate", "--workdir", workdir])
     with pytest.raises(SystemExit):

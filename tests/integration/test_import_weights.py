@@ -23,7 +23,7 @@ from vt_flax.errors import UserError
 from vt_flax.inference.predictor import load
 from vt_flax.models import create_model
 from vt_flax.training.imported import import_weights as import_file
-from vt_flax.training.initial import initialise
+from vt_flax.training.initial import initialize
 from vt_flax.training.state import create_state
 from vt_flax.training.weights import find_checkpoint, read_weights
 
@@ -305,7 +305,7 @@ def test_training_starts_from_it(name, options, fresh, unused, imported):
         lambda: create_state(model, optax.sgd(0.1), (64, 64), 0, ema=True)
     )
     start = jax.tree.map(lambda x: jnp.full(x.shape, 3, x.dtype), shapes)
-    state, lines = initialise(start, str(workdir))
+    state, lines = initialize(start, str(workdir))
     made_anew = [part for part in fresh.split(", ") if part]
     found = flat({"params": state.params, "batch_stats": state.batch_stats})
     taken = 0
@@ -316,8 +316,13 @@ def test_training_starts_from_it(name, options, fresh, unused, imported):
             np.testing.assert_array_equal(value, variables[path], err_msg=str(path))
             taken += 1
     assert taken == sum(path[1] not in made_anew for path in variables)
-    assert lines[0] == f"{taken} arrays from {workdir}/checkpoints/0 (raw weights)"
-    expected = [f"not in there, so made anew: {fresh}", f"of no use here: {unused}"]
+    assert (
+        lines[0] == f"loaded {taken} arrays from {workdir}/checkpoints/0 (raw weights)"
+    )
+    expected = [
+        f"missing, so initialized afresh: {fresh}",
+        f"unexpected, so not used: {unused}",
+    ]
     assert lines[1:] == (expected if fresh else [])
 
 

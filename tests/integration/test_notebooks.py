@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from pods import ROOT, quick
 from tpu_programs import needs_tpu_compiler
 
-from vt_flax.training.logging import read_metrics
+from vt_flax.training.workdir import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -115,7 +115,7 @@ def test_fine_tune(ran, folder):
     config.log.tensorboard = False"""
     place = 'config.ema = ConfigDict({"decay": 0.9})'
     printed, pictures = ran("fine_tune", place, less, STEPS=1, FIRST_STEPS=1, SIZE=16)
-    assert "init_from: not in there, so made anew: head" in printed
+    assert "init_from: missing, so initialized afresh: head" in printed
     for name in ("tuned", "scratch"):
         expected = last_evaluation(folder / "runs" / name)
         said = f"{name}: {expected['ema_top1']:.2f} % of 509 test images"

@@ -173,7 +173,7 @@ def test_whatever_happens_to_one_of_two_the_result_is_the_same(
         assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
 
         it = disturbed(step + 3)
-        assert f"going on from step {step} of 20" in it[0].out
+        assert f"resuming from step {step} of 20" in it[0].out
         assert "(auto on cpu: kept from formulation.json)" in it[0].out
         it[1].send(signal.SIGKILL)
         assert ends(it[:1], 5, "error: process 1 (") < 15

@@ -1,5 +1,6 @@
 """Runs that learn from another run's network, from end to end."""
 
+import dataclasses
 import pathlib
 import shutil
 
@@ -17,11 +18,11 @@ from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.parallel.mesh import make_mesh
 from vt_flax.training import loop
-from vt_flax.training.checkpoint import Checkpoints, check_same_run, write_config
+from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
-from vt_flax.training.logging import read_metrics
 from vt_flax.training.run import prepare
 from vt_flax.training.teacher import Teacher
+from vt_flax.training.workdir import RunRecord, check_resumable, read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_steps")]
 
@@ -81,7 +82,7 @@ def teacher(tmp_path_factory, digits) -> pathlib.Path:
         average = jax.tree.map(lambda x, step=step: x * step, state.params)
         checkpoints.save(step, state.replace(ema_params=average))
     checkpoints.close()
-    write_config(workdir, run.config, run.task.class_names, ())
+    RunRecord.of(run.config, run.train_source).write(workdir)
     return workdir
 
 
@@ -139,10 +140,11 @@ def test_a_teacher_sees_the_images_as_it_was_trained_to(teacher, digits):
 
 def test_another_teacher_in_the_same_place_is_told(teacher, digits, tmp_path):
     """As of a run that went on in the meantime."""
-    config = taught(digits, teacher)
-    write_config(tmp_path, config, [], [], "resnet18, step 4")
-    assert check_same_run(tmp_path, config, "resnet18, step 4") == []
-    (line,) = check_same_run(tmp_path, config, "resnet18, step 6")
+    record = RunRecord(taught(digits, teacher).to_dict(), teacher="resnet18, step 4")
+    record.write(tmp_path)
+    assert check_resumable(tmp_path, record) == []
+    other = dataclasses.replace(record, teacher="resnet18, step 6")
+    (line,) = check_resumable(tmp_path, other)
     assert line == "the teacher: resnet18, step 4 -> resnet18, step 6"
 
 
@@ -164,7 +166,7 @@ def test_what_cannot_teach_is_one_line(teacher, digits, tmp_path):
     def made(name, config, class_names):
         """A workdir of which nobody reads the weights."""
         (tmp_path / name / "checkpoints" / "3").mkdir(parents=True)
-        write_config(tmp_path / name, config, class_names, [])
+        RunRecord(config.to_dict(), class_names).write(tmp_path / name)
         return taught(digits, tmp_path / name)
 
     names = [str(i) for i in range(10)]
@@ -172,7 +174,7 @@ def test_what_cannot_teach_is_one_line(teacher, digits, tmp_path):
     line = refused(taught(digits, tmp_path / "none"), run)
     assert line.startswith(f"distillation.teacher {tmp_path}/none: no checkpoint")
     line = refused(made("hundred", tiny(digits), ["x"] * 100), run)
-    assert "tells 100 classes, the dataset has 10" in line
+    assert "it has 100 classes, the dataset 10" in line
     line = refused(made("turned", tiny(digits), names[::-1]), run)
     assert "its class 0 is '9', the dataset's '0'" in line
     masks = resolve(ConfigDict({"model": {"name": "fpn_resnet18"}}))

@@ -21,9 +21,10 @@ from vt_flax.data.augment.scaled import eval_inputs
 from vt_flax.data.preparation.build import prepare as build
 from vt_flax.inference import token_report
 from vt_flax.parallel.mesh import make_mesh
-from vt_flax.training.checkpoint import Checkpoints, write_config
+from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
 from vt_flax.training.run import prepare
+from vt_flax.training.workdir import RunRecord
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def save(run, workdir):
     checkpoints = Checkpoints(workdir, keep=1)
     checkpoints.save(5, state)
     checkpoints.close()
-    write_config(workdir, run.config, run.task.class_names, run.task.mirrored)
+    RunRecord.of(run.config, run.train_source).write(workdir)
     return {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
 
 
@@ -352,7 +353,7 @@ def test_a_network_without_tokens_is_refused_before_its_data(
     values = {"model": {**model, **{key: SMALL[key] for key in keep}}}
     nowhere = str(tmp_path / "no_data")
     values["data"] = {"name": "digits", "data_dir": nowhere}
-    write_config(tmp_path, resolve(ConfigDict(values)), NAMES, ())
+    RunRecord(resolve(ConfigDict(values)).to_dict(), NAMES).write(tmp_path)
     arguments = ["--workdir", str(tmp_path), option, *more]
     line = refusal(arguments, monkeypatch, capsys)
     told = f"{model['name']} has no token coefficients"

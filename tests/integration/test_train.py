@@ -21,12 +21,12 @@ from vt_flax import evaluate
 from vt_flax.data import augment, pipeline
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
-from vt_flax.training import loop
+from vt_flax.training import loop, trainer
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
-from vt_flax.training.logging import read_metrics
 from vt_flax.training.requests import Stopped
 from vt_flax.training.run import prepare
+from vt_flax.training.workdir import read_metrics
 
 pytestmark = pytest.mark.usefixtures("shared_steps")
 
@@ -111,7 +111,7 @@ def test_evaluation_equals_a_recount_image_by_image(trained):
     state = last_state(run, workdir)
     (batch,) = pipeline.eval_batches(run.eval_source, run.config.data, batch=45)
     images = augment.normalise(batch["image"], run.config.data)
-    for name, (params, stats) in loop.weights_of(state).items():
+    for name, (params, stats) in trainer.weights_of(state).items():
         variables = jax.device_get({"params": params, "batch_stats": stats})
         logits = np.asarray(run.model.apply(variables, images), np.float64)
         order = np.argsort(-logits, axis=-1, kind="stable")
@@ -172,7 +172,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert loop.train(prepare(tiny(digits)), again) == results
     out = capsys.readouterr().out
-    assert "warning: checkpoint 8" in out and "going on from step 6 of 8" in out
+    assert "warning: checkpoint 8" in out and "resuming from step 6 of 8" in out
     assert (again / "damaged" / "8").is_dir()
     assert_same(last_state(run, workdir), last_state(run, again))
 
@@ -196,7 +196,7 @@ def test_a_final_evaluation_that_was_cut_off_is_made_up_for(
     def cut_off(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "evaluate", cut_off)
+    monkeypatch.setattr(trainer, "evaluate", cut_off)
     with pytest.raises(KeyboardInterrupt):
         loop.train(run, tmp_path / "run")
     monkeypatch.undo()
@@ -208,7 +208,7 @@ def test_an_evaluation_on_the_way_that_was_cut_off_is_made_up_for(
     trained, digits, tmp_path, monkeypatch
 ):
     run, workdir, _ = trained
-    evaluate = loop.evaluate
+    evaluate = trainer.evaluate
     steps = iter((3, 6))
 
     def cut_off(*args):
@@ -217,7 +217,7 @@ def test_an_evaluation_on_the_way_that_was_cut_off_is_made_up_for(
         return evaluate(*args)
 
     often = prepare(tiny(digits, **{"eval.every": "3 steps"}))
-    monkeypatch.setattr(loop, "evaluate", cut_off)
+    monkeypatch.setattr(trainer, "evaluate", cut_off)
     with pytest.raises(KeyboardInterrupt):
         loop.train(often, tmp_path)
     monkeypatch.undo()
@@ -306,7 +306,9 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(digits, tm
         },
     )
     run = prepare(config)
-    with pytest.raises(loop.Diverged, match=r"step 6 .*checkpoint of step 3 is kept"):
+    with pytest.raises(
+        trainer.Diverged, match=r"step 6 .*checkpoint of step 3 is kept"
+    ):
         loop.train(run, tmp_path)
     assert Checkpoints(tmp_path, read_only=True).steps() == [3]
     for path, value in leaves(last_state(run, tmp_path)).items():
@@ -333,7 +335,7 @@ def test_a_run_may_go_on_under_another_rate_and_decay_but_not_another_model(
     assert "formulation: fused (auto on cpu: fastest by BENCHMARKS.md)\n" in out
     assert "configuration changed: model.formulation: 'auto' -> 'folded'\n" in out
     assert "configuration changed: optimizer.weight_decay: 1e-05 -> 0.0" in out
-    assert "going on from step 3 of 4" in out
+    assert "resuming from step 3 of 4" in out
 
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     for change in (
@@ -373,14 +375,14 @@ def test_what_is_asked_for_while_an_evaluation_begins_is_saved(
     digits, tmp_path, monkeypatch
 ):
     """By the very step that is evaluated, whose answer is read just before."""
-    batches, usual = itertools.count(1), loop.Requests.batch
+    batches, usual = itertools.count(1), trainer.Requests.batch
 
     def asking(self):
         if next(batches) == 4:
             self.save()
         return usual(self)
 
-    monkeypatch.setattr(loop.Requests, "batch", asking)
+    monkeypatch.setattr(trainer.Requests, "batch", asking)
     changes = {"eval.every": "4 steps", "checkpoint.every": "8 steps"}
     loop.train(prepare(tiny(digits, **changes)), tmp_path)
     steps = [r["step"] for r in read_metrics(tmp_path) if r["kind"] == "checkpoint"]

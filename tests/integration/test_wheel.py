@@ -15,7 +15,7 @@ from kills import LONG
 from pods import ROOT, arguments, quick
 
 from vt_flax.training.config import load_config
-from vt_flax.training.logging import read_metrics
+from vt_flax.training.workdir import read_metrics
 from vt_flax.version import __version__
 
 pytestmark = pytest.mark.slow

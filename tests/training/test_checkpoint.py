@@ -13,20 +13,11 @@ from jax._src import config
 
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import make_mesh, state_sharding
-from vt_flax.training.checkpoint import (
-    CONFIG_FILE,
-    DAMAGED,
-    Checkpoints,
-    abstract_like,
-    fingerprint,
-    host_fingerprint,
-    locked,
-    read_config,
-    read_run,
-    write_config,
-)
+from vt_flax.training.checkpoint import DAMAGED, Checkpoints
 from vt_flax.training.config import default_config
-from vt_flax.training.state import TrainState
+from vt_flax.training.fingerprint import fingerprint, host_fingerprint
+from vt_flax.training.state import TrainState, abstract_like
+from vt_flax.training.workdir import CONFIG_FILE, RunRecord, locked, read_run
 
 
 def state_of(step: int) -> TrainState:
@@ -174,14 +165,13 @@ def test_all_are_damaged(written, tmp_path):
 
 
 def test_a_workdir_of_another_format_is_refused(tmp_path):
-    write_config(tmp_path, default_config(), ["a", "b"], [1, 0])
-    assert read_config(tmp_path) == default_config().to_dict()
-    assert read_run(tmp_path)["class_names"] == ["a", "b"]
-    assert read_run(tmp_path)["mirrored"] == [1, 0]
+    record = RunRecord(default_config().to_dict(), ["a", "b"], [1, 0])
+    record.write(tmp_path)
+    assert read_run(tmp_path) == record
     file = tmp_path / CONFIG_FILE
     file.write_text(file.read_text().replace('"format": 4', '"format": 1'))
     with pytest.raises(UserError, match="format 1; this version reads 4: choose anoth"):
-        read_config(tmp_path)
+        read_run(tmp_path)
 
 
 def test_the_best_are_kept_beside_the_newest(tmp_path):
@@ -254,7 +244,7 @@ def test_two_sums_are_the_same(written):
 def test_a_workdir_is_one_runs_at_a_time(tmp_path):
     with locked(tmp_path):
         program = (
-            "import sys, pathlib; from vt_flax.training.checkpoint import locked\n"
+            "import sys, pathlib; from vt_flax.training.workdir import locked\n"
             "with locked(pathlib.Path(sys.argv[1])): pass"
         )
         other = [sys.executable, "-c", program, str(tmp_path)]

@@ -11,7 +11,7 @@ from flax import traverse_util
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.training.checkpoint import Checkpoints
-from vt_flax.training.initial import initialise
+from vt_flax.training.initial import initialize
 from vt_flax.training.state import create_state
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def test_a_backbone_comes_from_a_classifier(saved):
     workdir, name, params, stats = saved
     options = {"fpn_channels": 8, "head_channels": 8, "num_classes": 3}
     start = make_state("fpn_resnet18", seed=1, **options)
-    state, lines = initialise(start, str(workdir))
+    state, lines = initialize(start, str(workdir))
     fresh = flat(start.params)
     for part, taken in (("params", params), ("batch_stats", stats)):
         own, average = flat(getattr(state, part)), flat(getattr(state, f"ema_{part}"))
@@ -71,9 +71,9 @@ def test_a_backbone_comes_from_a_classifier(saved):
     count = sum(path[0] != "head" for path in (*params, *stats))
     folder = workdir / "checkpoints" / "7"
     assert lines == [
-        f"{count} arrays from {folder} ({name} weights)",
-        "not in there, so made anew: fpn, head",
-        "of no use here: head",
+        f"loaded {count} arrays from {folder} ({name} weights)",
+        "missing, so initialized afresh: fpn, head",
+        "unexpected, so not used: head",
     ]
 
 
@@ -81,10 +81,10 @@ def test_a_backbone_comes_from_a_classifier(saved):
 def test_of_other_classes_only_the_head_is_new(classes, fresh, saved):
     workdir, _, params, _ = saved
     start = make_state("resnet18", num_classes=classes, seed=2)
-    state, lines = initialise(start, str(workdir / "checkpoints" / "7"))
+    state, lines = initialize(start, str(workdir / "checkpoints" / "7"))
     found = flat(state.params)
     own = flat(start.params)
-    assert ("made anew: head" in " ".join(lines)) == fresh
+    assert ("initialized afresh: head" in " ".join(lines)) == fresh
     for path, array in found.items():
         expected = own if fresh and path[0] == "head" else params
         np.testing.assert_array_equal(array, expected[path])
@@ -96,13 +96,13 @@ def test_what_does_not_fit_is_one_line(saved, tmp_path):
     model = create_model("resnet18", **wide)
     state = create_state(model, optax.sgd(0.1), (16, 16), 0, ema=False)
     with pytest.raises(UserError, match="has shape .* there, .* here: choose the same"):
-        initialise(state, str(workdir))
+        initialize(state, str(workdir))
     state = make_state("resnet18", num_classes=5)
     with pytest.raises(UserError, match="no checkpoint is there; name a workdir"):
-        initialise(state, str(tmp_path))
+        initialize(state, str(tmp_path))
     nothing = state.replace(params={"other": {"kernel": state.params["head"]["bias"]}})
-    with pytest.raises(UserError, match="not one array fits; it holds .*stage2"):
-        initialise(nothing.replace(batch_stats={}), str(workdir))
+    with pytest.raises(UserError, match="no array fits; it holds .*stage2"):
+        initialize(nothing.replace(batch_stats={}), str(workdir))
 
 
 def test_a_damaged_checkpoint_is_one_line(saved, tmp_path):
@@ -118,5 +118,5 @@ def test_a_damaged_checkpoint_is_one_line(saved, tmp_path):
     pathlib.Path(largest).write_bytes(bytes(content))
     state = make_state("resnet18", num_classes=5)
     with pytest.raises(UserError, match="cannot be read") as error:
-        initialise(state, str(folder))
+        initialize(state, str(folder))
     assert "\n" not in str(error.value)

@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from vt_flax.errors import UserError
-from vt_flax.training import logging
-from vt_flax.training.logging import METRICS_FILE, RunLogger, memory, read_metrics
+from vt_flax.training.logging import RunLogger, memory
+from vt_flax.training.workdir import METRICS_FILE, read_metrics
 
 
 def test_half_a_line_does_not_swallow_the_next_one(tmp_path):
@@ -78,4 +78,4 @@ def test_tensorboard_forgets_what_is_repeated(tmp_path, monkeypatch):
     for step in (0, 40):
         RunLogger(tmp_path, tensorboard=True, stream=io.StringIO(), step=step).close()
     assert made == [{"purge_step": None}, {"purge_step": 41}]
-    assert logging.read_metrics(tmp_path) == []
+    assert read_metrics(tmp_path) == []

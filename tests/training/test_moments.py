@@ -31,7 +31,7 @@ def test_a_small_spread_beside_a_large_mean_survives(sizes):
         known = values[valid[:, i], i].astype(np.float64)
         assert total.count[i] == len(known)
         assert total.mean[i] == pytest.approx(known.mean(), rel=1e-6)
-        assert total.spread[i] == pytest.approx(known.std(), rel=2e-2)
+        assert total.std[i] == pytest.approx(known.std(), rel=2e-2)
     assert total.mean.dtype == total.squares.dtype == np.float64
 
 
@@ -41,7 +41,7 @@ def test_what_is_not_valid_counts_for_nothing_whatever_it_is():
     total = merged(values, valid, (2, 1))
     np.testing.assert_array_equal(total.count, [2, 0, 3])
     np.testing.assert_allclose(total.mean, [2, 0, 7])
-    np.testing.assert_allclose(total.spread, [1, 0, np.sqrt(8 / 3)])
+    np.testing.assert_allclose(total.std, [1, 0, np.sqrt(8 / 3)])
 
 
 def test_examples_may_be_valid_as_a_whole():
@@ -50,4 +50,4 @@ def test_examples_may_be_valid_as_a_whole():
     found = take_moments(values, valid)
     np.testing.assert_array_equal(found.count, np.full((2, 3), 3))
     np.testing.assert_allclose(found.mean, values[valid].mean(0), rtol=1e-6)
-    np.testing.assert_allclose(found.spread, values[valid].std(0), rtol=1e-6)
+    np.testing.assert_allclose(found.std, values[valid].std(0), rtol=1e-6)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from vt_flax.parallel.mesh import make_mesh
-from vt_flax.training.requests import NONE, SAVE, STOP, Requests, heed_notices
+from vt_flax.training.requests import NONE, SAVE, STOP, Requests, watch_for_preemption
 
 
 def answer(requests: Requests) -> int:
@@ -66,7 +66,7 @@ def test_a_notice_of_the_cloud_is_a_sigterm(name, value):
     requests = Requests(make_mesh())
     try:
         with requests:
-            heed_notices(f"http://127.0.0.1:{server.server_port}", seconds=0.1)
+            watch_for_preemption(f"http://127.0.0.1:{server.server_port}", seconds=0.1)
             for now in ({}, calm):
                 answers.update(now)
                 time.sleep(0.5)

@@ -180,7 +180,7 @@ SIZES = [(40, 48), (25, 31), (7, 48)]
 def test_each_image_is_predicted_and_counted_at_its_own_size():
     it = task()
     images, labels, sizes = scene(SIZES)
-    predicted, _ = it.predict(network, jnp.asarray(images), jnp.asarray(sizes))
+    predicted, *_ = it.predict(network, jnp.asarray(images), jnp.asarray(sizes))
     predicted = np.asarray(predicted)
     probabilities = expected_probabilities(images, sizes, it.config)
     mask = np.asarray([True, True, False])
@@ -259,7 +259,7 @@ def test_predictions_are_averaged_over_scales():
         seen.append(x.shape[1:3])
         return network(x)
 
-    found, _ = it.predict(recorded, jnp.asarray(images), jnp.asarray(sizes))
+    found, *_ = it.predict(recorded, jnp.asarray(images), jnp.asarray(sizes))
     assert seen == [(40, 48), (20, 24)]
     expected = expected_probabilities(images, sizes, it.config).argmax(-1)
     np.testing.assert_array_equal(found, expected)

@@ -151,7 +151,7 @@ def test_predictions_and_their_counts(scales, flip, mirrored):
     @jax.jit
     def run(batch):
         inputs = (batch[key] for key in ("image", "size", "label"))
-        return task.counts(network, batch), *task.probable(network, *inputs)
+        return task.counts(network, batch), *task.predict(network, *inputs)
 
     counts, predicted, likely, losses = jax.device_get(run(batch))
     expected_losses, all_sure = [], []
@@ -234,7 +234,7 @@ def test_classes_without_a_pixel_in_a_split(confusion, labeled, told, notes):
     assert results["miou_labeled"] == pytest.approx(wanted)
     for name in ("miou", "fwiou", "mean_accuracy"):
         assert (results[name] is None) == (len(labeled) < 2)
-    assert task.told(results) == told
+    assert task.summary(results) == told
     assert task.notes(totals) == notes
 
 

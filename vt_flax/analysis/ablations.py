@@ -8,7 +8,7 @@ from vt_flax.analysis.paper_tables import Table
 from vt_flax.analysis.published import PUBLISHED, Row
 from vt_flax.analysis.runs import read_result, result_row
 from vt_flax.errors import UserError
-from vt_flax.training.checkpoint import CONFIG_FILE
+from vt_flax.training.workdir import CONFIG_FILE
 
 # A row is trained in the folder ROW-DEPTH.
 FOLDER = re.compile(r"(\w+)-(18|34)")

@@ -9,12 +9,11 @@ from ml_collections import ConfigDict
 
 from vt_flax.analysis.macs import count
 from vt_flax.errors import UserError
-from vt_flax.training.checkpoint import read_run
 from vt_flax.training.config import resolve
-from vt_flax.training.logging import read_metrics
 from vt_flax.training.run import model_for
 from vt_flax.training.tasks import task_of
 from vt_flax.training.tasks.classification import Classification
+from vt_flax.training.workdir import read_metrics, read_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +59,15 @@ def read_result(workdir: pathlib.Path) -> Result:
     Raises:
       UserError: if there is no run, or one that does not classify.
     """
-    content = read_run(workdir)
-    config = resolve(ConfigDict(content["config"]))
+    record = read_run(workdir)
+    config = resolve(ConfigDict(record.config))
     if task_of(config) is not Classification:
         raise UserError(
             f"{workdir}: {config.model.name} segments, and has no top-1: name runs of "
             "classifiers"
         )
     size = Classification.input_size(config)
-    counts = count(model_for(config, len(content["class_names"])), size)
+    counts = count(model_for(config, len(record.class_names)), size)
     records = read_metrics(workdir)
     evaluations = [record for record in records if record["kind"] == "eval"]
     newest: dict[str, Any] = evaluations[-1] if evaluations else {}

@@ -13,10 +13,9 @@ from ml_collections import ConfigDict
 
 from vt_flax.models import model_task
 from vt_flax.parallel.mesh import batch_sharding, state_sharding, to_global
-from vt_flax.training.checkpoint import abstract_like
 from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.run import model_for
-from vt_flax.training.state import TrainState, create_state
+from vt_flax.training.state import TrainState, abstract_like, create_state
 from vt_flax.training.step import compile_train_step
 from vt_flax.training.tasks import task_of
 from vt_flax.training.teacher import find_teacher

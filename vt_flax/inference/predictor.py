@@ -25,12 +25,13 @@ from vt_flax.inference.token_maps import TokenMaps
 from vt_flax.inference.views import View, view_of
 from vt_flax.paths import local_folder
 from vt_flax.texts import printable
-from vt_flax.training.checkpoint import Checkpoints, read_run
+from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
 from vt_flax.training.run import model_for
 from vt_flax.training.tasks import Task, task_of
 from vt_flax.training.tasks.segmentation import Segmentation
 from vt_flax.training.weights import PARTS, differing_array, read_weights
+from vt_flax.training.workdir import read_run
 
 # One or many, read already or not.
 Images = ImageLike | View | Iterable[ImageLike | View]
@@ -248,10 +249,8 @@ class Predictor:
         return (jax.nn.softmax(logits),)
 
     def _segment(self, variables: Any, images: jax.Array, lengths: jax.Array):
-        classes, likely, _ = self.task.probable(
-            lambda x: self._apply(variables, x), images, lengths
-        )
-        return classes, likely.sum((1, 2)) / lengths.prod(1)
+        found = self.task.predict(lambda x: self._apply(variables, x), images, lengths)
+        return found.classes, found.probs.sum((1, 2)) / lengths.prod(1)
 
     def _compute_features(
         self, variables: Any, images: jax.Array, lengths: jax.Array
@@ -330,14 +329,14 @@ def load(
             "['--config.data.eval_resize=0']"
         )
     workdir = local_folder("workdir", os.fspath(workdir))
-    content = read_run(workdir)
-    config = resolve(ConfigDict(content["config"]), overrides)
+    record = read_run(workdir)
+    config = resolve(ConfigDict(record.config), overrides)
     with _without_warnings():
         checkpoints = Checkpoints(workdir, read_only=True, best=best)
         step = checkpoints.choose(step)
         checkpoints.close()
         weights, name = read_weights("--workdir", checkpoints.folder / str(step))
-    task = task_of(config)(config, content["class_names"], content["mirrored"])
+    task = task_of(config)(config, record.class_names, record.mirrored)
     model = model_for(config, len(task.class_names))
     if any(override.startswith("--config.model.") for override in overrides):
         image = jnp.zeros((1, *task.input_size(config), 3))

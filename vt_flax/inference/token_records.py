@@ -46,7 +46,7 @@ def _figure(moments: Moments, place: Any = ()) -> dict[str, float | None]:
     known = bool(moments.count[place])
     return {
         "mean": float(moments.mean[place]) if known else None,
-        "spread": float(moments.spread[place]) if known else None,
+        "spread": float(moments.std[place]) if known else None,
     }
 
 

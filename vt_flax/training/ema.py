@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 
 def update_ema(average: Any, new: Any, step: jax.Array, config: ConfigDict) -> Any:
-    """Moves an average towards new values.
+    """Updates an exponential moving average.
 
     Args:
       average: a tree of arrays.

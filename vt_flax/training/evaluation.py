@@ -20,7 +20,7 @@ from vt_flax.training.tasks import Task
 
 
 def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
-    """Returns the batch size of evaluation, brought up to a multiple of the devices."""
+    """Returns the batch size of evaluation, rounded up to a multiple of the devices."""
     size = config.eval.batch_size or config.batch_size
     return -(-size // mesh.size) * mesh.size
 
@@ -29,9 +29,9 @@ class Evaluation(NamedTuple):
     """Results of a split.
 
     Attributes:
-      results: for each set of weights `examples`, `skipped` (those that are unreadable,
-        which count for nothing), and the task's results.
-      notes: what a reader of the results should know of the split.
+      results: for each set of weights `examples`, `skipped` (number of unreadable ones,
+        which are not counted), and the task's results.
+      notes: on the split, for the reader of the results.
     """
 
     results: dict[str, dict[str, float | None]]
@@ -51,14 +51,14 @@ def evaluate(
     Args:
       eval_step: see `step.compile_eval_step`.
       weights: parameters and batch statistics, by a name such as `raw` or `ema`.
-      task: that the step evaluates.
+      task: see `tasks.Task`.
       source: the split.
       config: the whole configuration.
-      requests: of this process; a stop cuts the evaluation off, on all processes after
-        the same batch.
+      requests: a request to stop ends the evaluation, on all processes after the same
+        batch.
 
     Returns:
-      The results, or None if it was cut off.
+      The results, or None if it was stopped.
 
     Raises:
       UserError: for an unreadable example, unless `config.data.on_error` is skip.
@@ -87,21 +87,21 @@ def split_totals(
     config: ConfigDict,
     requests: Requests,
 ) -> dict[str, dict[str, Any]] | None:
-    """Adds up what a step says of the batches of a split, every example exactly once.
+    """Sums a step's counts over a split, every example exactly once.
 
     Args:
       eval_step: maps parameters, batch statistics and a batch to `examples`, `skipped`,
         `request`, and any other counts, which are the same on every process: arrays,
         which are summed, and `Moments`, which are merged.
       weights: parameters and batch statistics, by name.
-      task: which decodes the examples.
+      task: see `tasks.Task`.
       source: the split.
       config: the whole configuration.
       requests: see `evaluate`.
 
     Returns:
-      None if it was cut off. Else for each name `examples` and `skipped`, whole
-      numbers, and the totals of all other counts, NumPy in 64 bits.
+      None if it was stopped. Otherwise for each name `examples` and `skipped`, int,
+      and the totals of all other counts, 64-bit NumPy.
 
     Raises:
       UserError: for an unreadable example, unless `config.data.on_error` is skip, and
@@ -110,18 +110,18 @@ def split_totals(
     """
     mesh = requests.mesh
     totals: dict[str, dict[str, Any]] = {name: {} for name in weights}
-    held: list[tuple[str, dict]] = []
+    pending: list[tuple[str, dict]] = []
 
-    def add() -> bool:
-        # Fetched a batch late: the devices never wait for the host's sum.
+    def add_pending() -> bool:
+        """Fetches counts a batch late, so that the devices never wait for the sum."""
         stop = False
-        while held:
-            name, counts = held.pop()
+        while pending:
+            name, counts = pending.pop()
             counts = jax.device_get(counts)
             stop |= counts.pop("request").item() == STOP
             total = totals[name]
             for key, value in counts.items():
-                total[key] = _added(total.get(key), value)
+                total[key] = _add(total.get(key), value)
         return stop
 
     size = eval_batch_size(config, mesh)
@@ -143,11 +143,11 @@ def split_totals(
                 (name, eval_step(params, batch_stats, images))
                 for name, (params, batch_stats) in weights.items()
             ]
-            if add():
+            if add_pending():
                 return None
-            held.extend(new)
+            pending.extend(new)
             processes.report(f"evaluating, batch {i + 1:,}: waiting for its examples")
-        if add():
+        if add_pending():
             return None
 
     for total in totals.values():
@@ -163,8 +163,8 @@ def split_totals(
     return totals
 
 
-def _added(total: Any, value: Any) -> Any:
-    """Returns a total, None before the first batch, and a batch's count together."""
+def _add(total: Any, value: Any) -> Any:
+    """Adds a batch's count to a total, which is None before the first batch."""
     if isinstance(value, Moments):
         none = Moments(*map(np.zeros_like, value))
         return merge(none if total is None else total, value)

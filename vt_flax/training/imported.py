@@ -20,12 +20,13 @@ from ml_collections import ConfigDict
 from vt_flax.data.imagenet import CLASSES, class_names
 from vt_flax.errors import UserError, first_names
 from vt_flax.models import create_model, model_task
-from vt_flax.training.checkpoint import Checkpoints, write_config
+from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
 from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.state import TrainState, create_state
 from vt_flax.training.tasks import task_of
 from vt_flax.training.weights import PARTS
+from vt_flax.training.workdir import RunRecord
 from vt_flax.weights.files import Array, check_sum, read_arrays
 from vt_flax.weights.finding import Found, find_resnet
 from vt_flax.weights.fitting import LoadReport, Path, check_function, fit
@@ -244,7 +245,7 @@ def _write(
         checkpoints.save(0, state)
         checkpoints.close()
         if names:
-            write_config(partial, config, names, ())
+            RunRecord(config.to_dict(), names).write(partial)
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         partial.replace(place)
     except OSError as error:

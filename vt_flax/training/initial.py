@@ -1,4 +1,4 @@
-"""Starting from the weights of another run: of the same network, or of its backbone."""
+"""Initial weights from another run, of the same network or of its backbone."""
 
 from typing import Any
 
@@ -12,39 +12,39 @@ from vt_flax.parallel.mesh import put_whole
 from vt_flax.training.state import TrainState
 from vt_flax.training.weights import PARTS, find_checkpoint, read_weights
 
-# Fits its own classes: made anew where they are others.
+# Initialized afresh where the classes differ.
 HEAD = "head"
 
 Path = tuple[str, ...]
 
 
-def initialise(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
-    """Puts the weights of a checkpoint into a state at step 0.
+def initialize(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
+    """Loads the weights of a checkpoint into a state at step 0.
 
-    Every array goes where one of its name and shape is: a ResNet's all but its head
-    into a segmentation network's backbone. Averages start from the same.
+    Every array is loaded where the model has one of its name and shape: of a ResNet all
+    but the head into the backbone of a segmentation network. The EMA starts from them.
 
     Args:
       state: the state, where it is trained.
       place: see `find_checkpoint`.
 
     Returns:
-      The state, and lines that tell what was taken and what was not.
+      The state, and lines about the loaded, missing and unexpected parts.
 
     Raises:
-      UserError: if there is no checkpoint, or nothing in it fits, or an array outside
-        the head has another shape.
+      UserError: if there is no checkpoint, no array fits, or one outside the head has
+        another shape.
     """
     folder = find_checkpoint("init_from", place)
     weights, name = read_weights("init_from", folder)
-    taken, fresh, unused, changed = 0, set(), set(), {}
+    loaded, missing, unexpected, changed = 0, set(), set(), {}
     for part in PARTS:
         own = traverse_util.flatten_dict(getattr(state, part))
         there = traverse_util.flatten_dict(weights[part])
-        others = _other_maps(own, there)
+        others = _other_heads(own, there)
         for path, array in own.items():
             if path not in there or path[:-1] in others:
-                fresh.add(path[0])
+                missing.add(path[0])
                 continue
             if there[path].shape != array.shape:
                 raise UserError(
@@ -54,30 +54,30 @@ def initialise(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
                 )
             value = np.asarray(there[path], array.dtype)
             own[path] = put_whole(value, array.sharding)
-            taken += 1
-        unused |= {path[0] for path in there if path not in own}
+            loaded += 1
+        unexpected |= {path[0] for path in there if path not in own}
         changed[part] = traverse_util.unflatten_dict(own)
-    if not taken:
+    if not loaded:
         raise UserError(
-            f"init_from {place}: not one array fits; it holds "
-            f"{', '.join(sorted(unused))}, the model {', '.join(sorted(fresh))}"
+            f"init_from {place}: no array fits; it holds "
+            f"{', '.join(sorted(unexpected))}, the model {', '.join(sorted(missing))}"
         )
     for part in PARTS:
         if getattr(state, f"ema_{part}"):
-            # Copies: a donated state must not hold one buffer twice.
+            # A donated state must not hold one buffer twice.
             changed[f"ema_{part}"] = jax.tree.map(jnp.copy, changed[part])
-    lines = [f"{taken} arrays from {folder} ({name} weights)"]
-    if fresh:
-        lines.append(f"not in there, so made anew: {', '.join(sorted(fresh))}")
-    if unused:
-        lines.append(f"of no use here: {', '.join(sorted(unused))}")
+    lines = [f"loaded {loaded} arrays from {folder} ({name} weights)"]
+    if missing:
+        lines.append(f"missing, so initialized afresh: {', '.join(sorted(missing))}")
+    if unexpected:
+        lines.append(f"unexpected, so not used: {', '.join(sorted(unexpected))}")
     return state.replace(**changed), lines
 
 
-def _other_maps(own: dict[Path, Any], there: dict[Path, Any]) -> set[Path]:
-    """Returns the maps of the head whose kernel or bias has another shape there.
+def _other_heads(own: dict[Path, Any], there: dict[Path, Any]) -> set[Path]:
+    """Returns the layers of the head whose kernel or bias has another shape there.
 
-    The bias of a map that is made anew would be another's even where it fits.
+    A bias that fits belongs to the kernel that does not, so neither is loaded.
     """
     return {
         path[:-1]

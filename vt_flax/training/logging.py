@@ -1,19 +1,18 @@
-"""What a run tells: a progress line, TensorBoard and metrics.jsonl."""
+"""Progress lines, TensorBoard events and metrics.jsonl of a run."""
 
 import contextlib
 import datetime
 import json
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 import jax
 import psutil
 
 from vt_flax.errors import UserError
-
-METRICS_FILE = "metrics.jsonl"
+from vt_flax.training.workdir import METRICS_FILE
 
 
 class RunLogger:
@@ -56,7 +55,7 @@ class RunLogger:
         """
         if self._file is not None:
             record = {"kind": kind, "step": step, **metrics}
-            with _told(self._file.name):
+            with _clear_errors(self._file.name):
                 self._file.write(json.dumps(record) + "\n")
                 self._file.flush()
         if self._writer is not None:
@@ -69,8 +68,13 @@ class RunLogger:
         if self._stream is not None:
             print(line, file=self._stream, flush=True)
 
+    def say_all(self, lines: Iterable[str]) -> None:
+        """Prints lines; see `say`."""
+        for line in lines:
+            self.say(line)
+
     def close(self) -> None:
-        """Writes out what is held back."""
+        """Writes out what is buffered."""
         if self._file is not None:
             # What a full disk has refused is tried, and refused, again.
             with contextlib.suppress(OSError):
@@ -80,7 +84,7 @@ class RunLogger:
 
 
 def _open_to_append(file: pathlib.Path) -> TextIO:
-    with _told(file):
+    with _clear_errors(file):
         # A run that was killed may have left half a line, which is not to swallow the
         # next one.
         half = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")
@@ -91,7 +95,7 @@ def _open_to_append(file: pathlib.Path) -> TextIO:
 
 
 @contextlib.contextmanager
-def _told(file: pathlib.Path | str) -> Iterator[None]:
+def _clear_errors(file: pathlib.Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -111,22 +115,6 @@ def memory() -> dict[str, int]:
         if values:
             found[f"device_memory{name}"] = max(values)
     return found
-
-
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the records of a run. Of a step that was repeated, the last ones."""
-    file = workdir / METRICS_FILE
-    if not file.exists():
-        return []
-    records = {}
-    for line in file.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            # A run that was killed may leave half a line behind.
-            continue
-        records[(record["kind"], record["step"])] = record
-    return sorted(records.values(), key=lambda r: (r["step"], r["kind"] != "train"))
 
 
 class Clock:

@@ -1,7 +1,7 @@
-"""Means and spreads over a split: taken of each batch on the devices, then merged.
+"""Means and standard deviations over a split, from each batch's own on the devices.
 
-Sums of squares would cancel in float32 where a spread is small beside its mean. So a
-batch gives its mean and its squares about that, and batches are merged in float64
+Sums of squares would cancel in float32 where the deviation is small beside the mean. So
+a batch returns its mean and the squares about it, and batches are merged in float64
 (Chan, Golub and LeVeque, 1983: Algorithms for computing the sample variance).
 """
 
@@ -13,12 +13,12 @@ import numpy as np
 
 
 class Moments(NamedTuple):
-    """What is known of some numbers, for each of several quantities.
+    """Moments of several quantities.
 
     Attributes:
-      count: how many numbers.
-      mean: their mean; 0 of none.
-      squares: the sum of their squared distances from it.
+      count: number of values.
+      mean: their mean; 0 without values.
+      squares: sum of their squared distances from the mean.
     """
 
     count: jax.Array | np.ndarray
@@ -26,8 +26,8 @@ class Moments(NamedTuple):
     squares: jax.Array | np.ndarray
 
     @property
-    def spread(self) -> np.ndarray:
-        """The standard deviation of these numbers themselves, no estimate of more."""
+    def std(self) -> np.ndarray:
+        """Standard deviation of the values themselves (population)."""
         return np.sqrt(self.squares / np.maximum(self.count, 1))
 
 
@@ -37,7 +37,7 @@ def take_moments(values: jax.Array, valid: jax.Array) -> Moments:
     Args:
       values: (batch, ...).
       valid: bool, (batch, ...) or as many first axes of it as there are; False where a
-        value counts for nothing, whatever it is.
+        value is not counted.
 
     Returns:
       Arrays (...): int32, float32, float32.
@@ -52,12 +52,7 @@ def take_moments(values: jax.Array, valid: jax.Array) -> Moments:
 
 
 def merge(one: Moments, other: Moments) -> Moments:
-    """Returns the moments of two sets of numbers together, in float64.
-
-    Args:
-      one: of the one set, NumPy.
-      other: of the other.
-    """
+    """Returns the moments of two sets of values together, NumPy in float64."""
     count = one.count.astype(np.int64) + other.count
     share = other.count / np.maximum(count, 1)
     apart = other.mean.astype(np.float64) - one.mean

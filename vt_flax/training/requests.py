@@ -1,10 +1,9 @@
-"""What one process asks of all: to save, or to stop.
+"""Requests of one process to all: to save, or to stop.
 
-A signal reaches one process, at any moment; but all have to save, or stop, after the
-same step, or they wait for each other for ever. So a request travels with the next
-batch: each device gets its process's, the step returns the greatest, and every process
-reads the same answer a step later. It costs no meeting, and is the same for one
-process as for hundreds.
+A signal reaches one process at any moment, but all must save or stop after the same
+step, or they would wait for each other forever. So a request travels with the next
+batch: each device holds its process's, the step returns the maximum, and every process
+reads the same value a step later. This needs no barrier.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from vt_flax.parallel.mesh import to_global
 
 NONE, SAVE, STOP = 0, 1, 2
 
-# Where Google Cloud tells a machine that it is about to be taken away.
+# Google Cloud's preemption and maintenance notices.
 # https://cloud.google.com/compute/docs/instances/create-use-spot#detect-preemption
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance"
 NOTICES = {
@@ -36,7 +35,7 @@ NOTICES = {
 
 
 class Stopped(UserError):
-    """The run was asked to stop, and what it had done is saved."""
+    """The run was asked to stop, and its state is saved."""
 
     status = 4
     label = ""
@@ -44,10 +43,10 @@ class Stopped(UserError):
 
 
 class Requests:
-    """This process's requests. A context manager, inside which SIGTERM is one.
+    """Requests of this process; a context manager in which SIGTERM is one to stop.
 
-    SIGTERM is what schedulers send, and machines that shut down. Outside the main
-    thread, where Python handles no signals, it is left alone.
+    Schedulers send SIGTERM, and so do machines that shut down. Outside the main thread,
+    where Python handles no signals, it keeps its default.
 
     Args:
       mesh: the devices.
@@ -55,9 +54,8 @@ class Requests:
 
     def __init__(self, mesh: Mesh):
         self.mesh = mesh
-        # What stays: to stop. What is asked once: to save.
         self._stop = self._save = False
-        self._arrays = {asked: self._array(asked) for asked in (NONE, SAVE, STOP)}
+        self._arrays = {kind: self._array(kind) for kind in (NONE, SAVE, STOP)}
 
     def __enter__(self) -> "Requests":
         with contextlib.suppress(ValueError):
@@ -73,31 +71,28 @@ class Requests:
         self._save = True
 
     def batch(self) -> dict[str, jax.Array]:
-        """Returns what to add to the next batch, for `answer` of what it returns.
-
-        `request`, int32 (devices,), one for each device.
-        """
-        asked = STOP if self._stop else SAVE if self._save else NONE
+        """Returns a field of the next batch: `request`, int32 (devices,)."""
+        kind = STOP if self._stop else SAVE if self._save else NONE
         self._save = False
-        return {"request": self._arrays[asked]}
+        return {"request": self._arrays[kind]}
 
-    def _array(self, asked: int) -> jax.Array:
-        own = len(self.mesh.local_devices)
-        return to_global({"": np.full(own, asked, np.int32)}, self.mesh)[""]
+    def _array(self, kind: int) -> jax.Array:
+        devices = len(self.mesh.local_devices)
+        return to_global({"": np.full(devices, kind, np.int32)}, self.mesh)[""]
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         self._stop = True
 
 
-def heed_notices(metadata: str = METADATA, seconds: float = 5.0) -> None:
-    """Makes a SIGTERM of a notice that this machine will be preempted or maintained.
+def watch_for_preemption(metadata: str = METADATA, seconds: float = 5.0) -> None:
+    """Sends this process SIGTERM when Google Cloud announces preemption or maintenance.
 
-    On Google Cloud the notice comes before the shutdown that sends SIGTERM, if anything
-    does. Elsewhere there is no such server, and nothing happens.
+    The notice comes before the shutdown, which may send no SIGTERM itself. Elsewhere
+    there is no metadata server, and nothing happens.
 
     Args:
       metadata: address of the machine's metadata.
-      seconds: between two looks.
+      seconds: interval between two requests.
     """
 
     def watch() -> None:
@@ -108,8 +103,8 @@ def heed_notices(metadata: str = METADATA, seconds: float = 5.0) -> None:
                     f"{metadata}/{name}", headers={"Metadata-Flavor": "Google"}
                 )
                 try:
-                    with urllib.request.urlopen(request, timeout=5) as answer:
-                        value = answer.read().decode().strip()
+                    with urllib.request.urlopen(request, timeout=5) as response:
+                        value = response.read().decode().strip()
                 except OSError:
                     continue  # the server may be away for a while
                 if value in values:
@@ -117,4 +112,4 @@ def heed_notices(metadata: str = METADATA, seconds: float = 5.0) -> None:
                     return
             wait.wait(seconds)
 
-    threading.Thread(target=watch, name="vt_flax-notices", daemon=True).start()
+    threading.Thread(target=watch, name="vt_flax-preemption", daemon=True).start()

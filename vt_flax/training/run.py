@@ -16,10 +16,9 @@ from vt_flax.models import create_model
 from vt_flax.parallel import processes
 from vt_flax.parallel.agreement import check_data
 from vt_flax.parallel.mesh import check_batch, make_mesh, state_sharding
-from vt_flax.training.checkpoint import abstract_like
 from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.schedule import duration_steps, interval_steps, make_schedule
-from vt_flax.training.state import TrainState, create_state
+from vt_flax.training.state import TrainState, abstract_like, create_state
 from vt_flax.training.tasks import Task, make_task, task_of
 
 

@@ -32,6 +32,15 @@ class TrainState:
     key: jax.Array
 
 
+def abstract_like(state: Any, shardings: Any) -> Any:
+    """Returns the shapes of a state, with a sharding for each of its arrays."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        state,
+        shardings,
+    )
+
+
 def create_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,

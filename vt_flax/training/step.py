@@ -22,11 +22,11 @@ from vt_flax.training.state import TrainState
 from vt_flax.training.tasks import Task
 
 Metrics = dict[str, jax.Array]
-# Maps a trained network's variables, and images as they are trained on, to its logits.
+# Maps the teacher's variables and images normalized for the student to logits.
 Teacher = Callable[[Any, jax.Array], jax.Array]
 
-# What a batch holds beside its examples.
-ASIDE = ("bad", "request")
+# Fields of a batch that the model's inputs do not depend on.
+BOOKKEEPING = ("bad", "request")
 
 
 def make_train_step(
@@ -40,28 +40,28 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns `train_step(state, batch, teacher_variables=None) -> state, metrics`.
 
-    `batch` is spread over the mesh and holds the fields of the task's decoder, (batch,
-    ...) each, `bad`, bool (batch,), True where an example stands for an unreadable one,
+    `batch` is sharded over the mesh and holds the fields of the task's decoder, (batch,
+    ...) each, `bad`, bool (batch,), True where an example replaces an unreadable one,
     and `request`, int32 (devices,): see `requests`. The metrics are scalars of this
     batch: `loss`, the task's own, `rate`, `grad_norm`, `skipped` (number of unreadable
     examples), `request`, and `finite`, False if the loss, a gradient or a batch
     statistic is not a finite number.
     All noise comes from the state's key and step.
 
-    With `config.accumulation` of n > 1 the batch is computed in n parts, one after the
-    other, and updates once, by the mean of their gradients. Part i takes rows i, i + n,
-    i + 2n, ... of the batch, of which every device has as many. Batch normalisation
-    sees a part: its statistics are those of batch / n examples (a span of g examples is
-    g of a part's), and the running averages are updated n times.
+    With `config.accumulation` of n > 1 the batch is computed in n microbatches, one
+    after the other, and updates once, by the mean of their gradients. Microbatch i
+    takes examples i, i + n, i + 2n, ... of the batch, equally many on every device.
+    BatchNorm sees a microbatch: its statistics are those of batch / n examples, and the
+    running statistics are updated n times.
 
     With an `fsdp` axis the parameters are gathered where they are used, and gradients
-    spread as the parameters are.
+    sharded as the parameters are.
 
-    A teacher is asked about the augmented images, of each part of a batch in turn, and
-    no gradient flows there; `teacher_variables` are its own, spread as a state is.
+    A teacher's logits are those of the augmented images, microbatch by microbatch, and
+    no gradient flows through them; `teacher_variables` are sharded as a state is.
     """
-    parts = config.accumulation
-    spread = mesh.shape["fsdp"] > 1
+    microbatches = config.accumulation
+    sharded = mesh.shape["fsdp"] > 1
 
     def gradients(
         params: Any,
@@ -73,7 +73,7 @@ def make_train_step(
         augment_key, model_key = jax.random.split(key)
         images, targets = task.train_inputs(batch, augment_key, batch_sharding(mesh))
         with on_devices_of(mesh):
-            taught = teacher(teacher_variables, images) if teacher else None
+            teacher_logits = teacher(teacher_variables, images) if teacher else None
 
         def compute_loss(params):
             logits, updates = model.apply(
@@ -83,14 +83,14 @@ def make_train_step(
                 rngs={"dropout": model_key},
                 mutable=["batch_stats"],
             )
-            loss, found = task.loss(logits, targets, taught)
+            loss, found = task.loss(logits, targets, teacher_logits)
             return loss, (found, updates.get("batch_stats", {}))
 
         with on_devices_of(mesh):
             (loss, (found, new_stats)), grads = jax.value_and_grad(
                 compute_loss, has_aux=True
             )(params)
-        if spread:
+        if sharded:
             grads = jax.lax.with_sharding_constraint(grads, state_sharding(mesh, grads))
         return grads, new_stats, {"loss": loss, **found}
 
@@ -101,21 +101,26 @@ def make_train_step(
         key: jax.Array,
         teacher_variables: Any,
     ) -> tuple[Any, Any, Metrics]:
-        def one(carry, part):
+        def one(carry, microbatch):
             total, stats = carry
-            grads, stats, found = gradients(params, stats, *part, teacher_variables)
+            grads, stats, found = gradients(
+                params, stats, *microbatch, teacher_variables
+            )
             return (jax.tree.map(jnp.add, total, grads), stats), found
 
-        examples = {name: x for name, x in batch.items() if name not in ASIDE}
+        examples = {name: x for name, x in batch.items() if name not in BOOKKEEPING}
         zeros = jax.tree.map(jnp.zeros_like, params)
-        if spread:
+        if sharded:
             zeros = jax.lax.with_sharding_constraint(zeros, state_sharding(mesh, zeros))
         (total, batch_stats), found = jax.lax.scan(
             one,
             (zeros, batch_stats),
-            (_in_parts(examples, parts, mesh), jax.random.split(key, parts)),
+            (
+                _split_batch(examples, microbatches, mesh),
+                jax.random.split(key, microbatches),
+            ),
         )
-        mean = jax.tree.map(lambda x: x / parts, total)
+        mean = jax.tree.map(lambda x: x / microbatches, total)
         return mean, batch_stats, jax.tree.map(jnp.mean, found)
 
     def train_step(
@@ -123,11 +128,11 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         params = state.params
-        if spread:
+        if sharded:
             params, teacher_variables = jax.lax.with_sharding_constraint(
                 (params, teacher_variables), replicated(mesh)
             )
-        compute = accumulated if parts > 1 else gradients
+        compute = accumulated if microbatches > 1 else gradients
         grads, batch_stats, found = compute(
             params, state.batch_stats, batch, key, teacher_variables
         )
@@ -165,15 +170,15 @@ def make_train_step(
     return train_step
 
 
-def _in_parts(batch: dict, parts: int, mesh: Mesh) -> dict:
-    """Cuts (batch, ...) into (parts, batch / parts, ...); no row leaves its device."""
+def _split_batch(batch: dict, count: int, mesh: Mesh) -> dict:
+    """Reshapes (batch, ...) to (count, batch / count, ...); none changes its device."""
 
-    def cut(x: jax.Array) -> jax.Array:
-        x = x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    def split(x: jax.Array) -> jax.Array:
+        x = x.reshape(len(x) // count, count, *x.shape[1:]).swapaxes(0, 1)
         sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
         return jax.lax.with_sharding_constraint(x, sharding)
 
-    return jax.tree.map(cut, batch)
+    return jax.tree.map(split, batch)
 
 
 def compile_train_step(
@@ -188,8 +193,8 @@ def compile_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns `make_train_step`, jitted as it is trained with and measured.
 
-    The state is donated: the one that was passed in is gone after the call. A teacher's
-    variables are not.
+    The state is donated: the one that was passed in is gone after the call. The
+    teacher's variables are not.
 
     Args:
       model: the network, as in all that follow see `make_train_step`.
@@ -198,8 +203,8 @@ def compile_train_step(
       schedule: learning rate by step.
       config: the whole configuration.
       mesh: the devices.
-      state: a state, or its shapes: where the next ones lie follows from them.
-      teacher: who teaches, if anyone does.
+      state: a state, or its shapes, from which the shardings of the next one follow.
+      teacher: see `make_train_step`.
     """
     return jax.jit(
         make_train_step(model, task, optimizer, schedule, config, mesh, teacher),
@@ -213,7 +218,7 @@ def make_eval_step(
 ) -> Callable[[Any, Any, dict], Metrics]:
     """Returns `eval_step(params, batch_stats, batch) -> counts`.
 
-    `batch` is one of `pipeline.eval_batches`, spread over the mesh, and `request`. The
+    `batch` is one of `pipeline.eval_batches`, sharded over the mesh, and `request`. The
     counts are the task's, `examples`, `skipped`, the number of unreadable examples, and
     `request`.
     """

@@ -1,7 +1,7 @@
-"""A teacher: a trained classifier whose answers another learns beside the labels.
+"""Knowledge distillation from a frozen teacher.
 
-Its weights are no part of a run's state: nothing trains them, no checkpoint holds them,
-and the step gets them as an argument of their own.
+The teacher's weights are no part of a run's state: nothing trains them, no checkpoint
+holds them, and the step takes them as an argument of its own.
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import put_whole, state_sharding
-from vt_flax.training.checkpoint import CONFIG_FILE, host_fingerprint, read_run
 from vt_flax.training.config import resolve
+from vt_flax.training.fingerprint import host_fingerprint
 from vt_flax.training.run import model_for
 from vt_flax.training.tasks import Task, task_of
 from vt_flax.training.tasks.classification import Classification
@@ -27,33 +27,34 @@ from vt_flax.training.weights import (
     find_checkpoint,
     read_weights,
 )
+from vt_flax.training.workdir import CONFIG_FILE, read_run
 
 OPTION = "distillation.teacher"
 
 
 class Teacher:
-    """The network of another run's workdir, as its configuration says.
+    """Network of another run's workdir, as that run's configuration describes it.
 
     Args:
-      config: the whole configuration of the run that is taught.
+      config: the whole configuration of the student's run.
 
     Attributes:
       model: the network.
       folder: the checkpoint's.
-      class_names: of the dataset that it was trained on.
+      class_names: of the dataset that the teacher was trained on.
 
     Raises:
-      UserError: if there is no checkpoint, or no configuration beside it, or it is no
-        classifier's.
+      UserError: if there is no checkpoint, no configuration beside it, or the network
+        is no classifier.
     """
 
     def __init__(self, config: ConfigDict):
         self._place = place = config.distillation.teacher
         self.folder = find_checkpoint(OPTION, place)
         try:
-            # Of WORKDIR/checkpoints/STEP and WORKDIR/best/STEP.
-            content = read_run(self.folder.absolute().parent.parent)
-            own = resolve(ConfigDict(content["config"]))
+            # The run of WORKDIR/checkpoints/STEP or WORKDIR/best/STEP.
+            record = read_run(self.folder.absolute().parent.parent)
+            own = resolve(ConfigDict(record.config))
         except UserError as error:
             raise UserError(f"{OPTION} {place}: {error}") from error
         if task_of(own) is not Classification:
@@ -61,7 +62,7 @@ class Teacher:
                 f"{OPTION} {place}: {own.model.name} does not classify: name the "
                 "workdir of a network that does"
             )
-        self.class_names = tuple(content["class_names"])
+        self.class_names = tuple(record.class_names)
         self.model: nn.Module = model_for(own, len(self.class_names))
         self._name = own.model.name
         mean, std = (np.asarray(config.data[key]) for key in ("mean", "std"))
@@ -70,36 +71,36 @@ class Teacher:
         self._shift = ((mean - own_mean) / own_std).astype(np.float32)
 
     def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
-        """Returns its logits, (batch, classes) float32.
+        """Returns the teacher's logits, (batch, classes) float32.
 
         Args:
           variables: see `load`.
-          images: (batch, H, W, 3), normalised for the network that is taught.
+          images: (batch, H, W, 3), normalized for the student.
         """
         if (self._scale != 1).any() or self._shift.any():
             images = images * self._scale + self._shift
         return self.model.apply(variables, images, train=False).astype(jnp.float32)
 
     def shapes(self, image_size: tuple[int, int]) -> dict[str, Any]:
-        """Returns the shapes of its variables, for images of a height and width."""
+        """Returns the shapes of the variables, for images of a height and width."""
         images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
         shapes = jax.eval_shape(self.model.init, jax.random.key(0), images)
         return {part: shapes.get(part, {}) for part in PARTS}
 
     def load(self, task: Task, mesh: Mesh) -> tuple[Any, str]:
-        """Reads its averaged weights, or the raw ones if none were kept.
+        """Reads the EMA weights, or the raw ones if no EMA was kept.
 
         Args:
-          task: that it teaches.
-          mesh: over which they are spread as a state is.
+          task: the student's.
+          mesh: over which the weights are sharded as a state is.
 
         Returns:
-          Its variables; and words that tell which they are, wherever they lie.
+          The variables, and a description of the weights that does not depend on their
+          place.
 
         Raises:
-          UserError: if it was trained on other classes, or in another order; if the
-            weights cannot be read, or are another network's, or another process reads
-            others.
+          UserError: if the teacher has other classes, or in another order; if the
+            weights cannot be read, are another network's, or differ between processes.
         """
         self._check_classes(task.class_names)
         weights, name = read_weights(OPTION, self.folder)
@@ -110,33 +111,32 @@ class Teacher:
                 f"{OPTION} {self._place}: {path} is not that of the {self._name} which "
                 f"its {CONFIG_FILE} describes"
             )
-        total = sum(host_fingerprint(weights).values()) % 2**32
-        told = f"{self._name}, step {self.folder.name}, {name} weights ({total:08x})"
-        for i, other in enumerate(processes.gather("teacher", told)):
-            if other != told:
+        checksum = sum(host_fingerprint(weights).values()) % 2**32
+        own = f"{self._name}, step {self.folder.name}, {name} weights ({checksum:08x})"
+        for i, other in enumerate(processes.gather("teacher", own)):
+            if other != own:
                 raise UserError(
                     f"{OPTION} {self._place}: {processes.names([i])} reads {other}, "
-                    f"this process {told}: name a folder that all machines share"
+                    f"this process {own}: name a folder that all machines share"
                 )
-
         weights = jax.tree.map(lambda x: np.asarray(x, np.float32), weights)
-        return jax.tree.map(put_whole, weights, state_sharding(mesh, shapes)), told
+        return jax.tree.map(put_whole, weights, state_sharding(mesh, shapes)), own
 
     def _check_classes(self, names: tuple[str, ...]) -> None:
         own = self.class_names
         if own == names:
             return
         if len(own) != len(names):
-            told = f"tells {len(own)} classes, the dataset has {len(names)}"
+            problem = f"it has {len(own)} classes, the dataset {len(names)}"
         else:
             i = next(i for i, name in enumerate(names) if name != own[i])
-            told = f"its class {i} is {own[i]!r}, the dataset's {names[i]!r}"
+            problem = f"its class {i} is {own[i]!r}, the dataset's {names[i]!r}"
         raise UserError(
-            f"{OPTION} {self._place}: {told}: name a network that was trained on the "
-            "same classes"
+            f"{OPTION} {self._place}: {problem}: name a network that was trained on "
+            "the same classes"
         )
 
 
 def find_teacher(config: ConfigDict) -> Teacher | None:
-    """Returns the configured teacher, if there is one."""
+    """Returns the configured teacher; None without one."""
     return Teacher(config) if config.distillation.teacher else None

@@ -1,18 +1,16 @@
-"""The weights of a checkpoint, read on the host without the run that made them."""
+"""Weights of a checkpoint, read on the host without the run that made them."""
 
 import pathlib
 from typing import Any
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from vt_flax.errors import UserError, first_line
+from vt_flax.errors import UserError
 from vt_flax.paths import typed_path
-from vt_flax.training.checkpoint import changes, host_fingerprint, quiet
+from vt_flax.training.checkpoint import attempt, read_on_host
+from vt_flax.training.fingerprint import changed_arrays, host_fingerprint
 
-# Of a state, what a network is applied with.
+# Parts of a state that a network is applied with.
 PARTS = ("params", "batch_stats")
 
 
@@ -41,7 +39,7 @@ def find_checkpoint(option: str, place: str) -> pathlib.Path:
 
 
 def read_weights(option: str, folder: pathlib.Path) -> tuple[dict[str, Any], str]:
-    """Returns the averaged weights of a checkpoint, or the raw ones if none are kept.
+    """Returns the EMA weights of a checkpoint, or the raw ones if no EMA was kept.
 
     Args:
       option: by which the place was named, for messages.
@@ -51,15 +49,12 @@ def read_weights(option: str, folder: pathlib.Path) -> tuple[dict[str, Any], str
       {"params", "batch_stats"}, trees of NumPy arrays; and their name, `ema` or `raw`.
 
     Raises:
-      UserError: if it cannot be read, or holds something else than was saved.
+      UserError: if it cannot be read, or has changed since it was saved.
     """
-    with quiet():
-        try:
-            state, record = _read(folder.absolute())
-            problem = _changed(state, record["fingerprint"])
-        # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
-        except Exception as error:
-            problem = first_line(error)[:200] or type(error).__name__
+    found, problem = attempt(lambda: read_on_host(folder))
+    if not problem:
+        state, record = found
+        problem = _changed_weights(state, record["fingerprint"])
     if problem:
         raise UserError(f"{option} {folder}: cannot be read ({problem})")
     name, prefix = ("ema", "ema_") if state.get("ema_params") else ("raw", "")
@@ -67,7 +62,7 @@ def read_weights(option: str, folder: pathlib.Path) -> tuple[dict[str, Any], str
 
 
 def differing_array(weights: Any, shapes: Any) -> str:
-    """Returns the path of the first array whose shape is another, or "" if none is."""
+    """Returns the path of the first array of another shape; empty if there is none."""
     found, wanted = (
         {path: x.shape for path, x in traverse_util.flatten_dict(tree).items()}
         for tree in (weights, shapes)
@@ -77,26 +72,12 @@ def differing_array(weights: Any, shapes: Any) -> str:
     return "/".join(next(different, ()))
 
 
-def _read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        shapes = checkpointer.metadata(folder / "state").item_metadata.tree
-        to_host = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes
-        )
-        state = checkpointer.restore(
-            folder / "state", args=ocp.args.PyTreeRestore(restore_args=to_host)
-        )
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        record = checkpointer.restore(folder / "record", args=ocp.args.JsonRestore())
-    return state, record
-
-
-def _changed(state: dict[str, Any], saved: dict[str, int]) -> str:
-    """Says which weights are others than those that were saved, if any."""
+def _changed_weights(state: dict[str, Any], saved: dict[str, int]) -> str:
+    """Returns an error about the weights that have changed since they were saved."""
     kept = {k: state[k] for k in state if k.removeprefix("ema_") in PARTS and state[k]}
     found = {}
-    for path, total in host_fingerprint(kept).items():
-        # Of a dict `['params']['stem']`, of a state `.params['stem']`.
+    for path, checksum in host_fingerprint(kept).items():
+        # The path in a dict, `['params']['stem']`, is `.params['stem']` in a state.
         part, _, rest = path.removeprefix("['").partition("']")
-        found[f".{part}{rest}"] = total
-    return changes(found, saved)
+        found[f".{part}{rest}"] = checksum
+    return changed_arrays(found, saved)

@@ -54,11 +54,11 @@ class Classification(Task):
         return config.data.image_size, config.data.image_size
 
     def decoder(self, source: Source, *, train: bool) -> ClassDecoder:
-        """Returns what makes examples of a source."""
+        """Returns the decoder of a source's examples."""
         return ClassDecoder(source, self.config.data, train=train)
 
     def noise(self, batch: int) -> dict[str, np.ndarray]:
-        """Returns examples without a meaning."""
+        """Returns random images with label 0; see `Task`."""
         shape = (batch, *self.input_size(self.config), 3)
         generator = np.random.default_rng(0)
         return {
@@ -75,26 +75,29 @@ class Classification(Task):
         )
 
     def loss(
-        self, logits: jax.Array, targets: Targets, taught: jax.Array | None = None
+        self,
+        logits: jax.Array,
+        targets: Targets,
+        teacher_logits: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the mean loss and `top1`; and what a teacher has to do with them.
+        """Returns the mean loss and `top1`, with a teacher also its metrics.
 
-        Of mixed examples `top1` is the weight of the label that comes first. With a
+        Of mixed examples `top1` is the weight of the label that is predicted. With a
         teacher the loss of an example is `distillation.weight` times
-        `distillation_loss` and the rest times that of its labels, mixed and smoothed as
-        they are: so the paper's "0.8 teacher + 0.2 labels" is read (v4; its temperature
-        is unstated, and 1 here). `teacher_top1` is the teacher's `top1`, and
-        `teacher_agreement` the share of examples that both put into the same class.
+        `distillation_loss` plus the rest times the loss of its labels, mixed and
+        smoothed as they are: this reads the paper's "0.8 teacher + 0.2 labels" (v4; its
+        temperature is unstated, and 1 here). `teacher_top1` is the teacher's `top1`,
+        `teacher_agreement` the fraction of examples on which both predict one class.
         """
         losses = mixed_loss(logits, targets, self.config.loss)
         found = {"top1": jnp.mean(mixed_top1(logits, targets))}
-        if taught is not None:
+        if teacher_logits is not None:
             weight = self.config.distillation.weight
             temperature = self.config.distillation.temperature
-            learnt = distillation_loss(logits, taught, temperature)
-            losses = weight * learnt + (1 - weight) * losses
-            same = jnp.argmax(logits, -1) == jnp.argmax(taught, -1)
-            found["teacher_top1"] = jnp.mean(mixed_top1(taught, targets))
+            distilled = distillation_loss(logits, teacher_logits, temperature)
+            losses = weight * distilled + (1 - weight) * losses
+            same = jnp.argmax(logits, -1) == jnp.argmax(teacher_logits, -1)
+            found["teacher_top1"] = jnp.mean(mixed_top1(teacher_logits, targets))
             found["teacher_agreement"] = jnp.mean(same, dtype=jnp.float32)
         return jnp.mean(losses), found
 
@@ -133,23 +136,27 @@ def classification_loss(
 
 
 def distillation_loss(
-    logits: jax.Array, taught: jax.Array, temperature: float
+    logits: jax.Array, teacher_logits: jax.Array, temperature: float
 ) -> jax.Array:
-    """Kullback-Leibler divergence from a teacher's answers, T^2 KL(teacher || student).
+    """Kullback-Leibler divergence from the teacher, T^2 KL(teacher || student).
 
     Both are softmax(logits / T). The factor keeps the size of the gradient when T
     changes (Hinton et al., 2015, section 2).
 
     Args:
-      logits: (batch, classes), float32.
-      taught: the same of the teacher.
+      logits: of the student, (batch, classes), float32.
+      teacher_logits: of the teacher, likewise.
       temperature: T.
 
     Returns:
       (batch,): the loss of each example.
     """
-    own, its = (jax.nn.log_softmax(x / temperature) for x in (logits, taught))
-    return temperature**2 * optax.losses.kl_divergence_with_log_targets(own, its)
+    student, teacher = (
+        jax.nn.log_softmax(x / temperature) for x in (logits, teacher_logits)
+    )
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(
+        student, teacher
+    )
 
 
 def mixed_loss(logits: jax.Array, targets: Targets, config: ConfigDict) -> jax.Array:
@@ -163,23 +170,23 @@ def mixed_loss(logits: jax.Array, targets: Targets, config: ConfigDict) -> jax.A
 
 
 def mixed_top1(logits: jax.Array, targets: Targets) -> jax.Array:
-    """Returns the weight of the labels that come first, (batch,), float32."""
+    """Returns the weight of the predicted labels, (batch,), float32."""
     return _weighted(targets, lambda labels: label_rank(logits, labels) < 1)
 
 
 def _weighted(
     targets: Targets, function: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """Sums what a function makes of each label, by the labels' weights."""
+    """Returns a function of the labels, averaged by the labels' weights."""
     pairs = zip(targets.labels.T, targets.weights.T, strict=True)
     return sum(weights * function(labels) for labels, weights in pairs)
 
 
 def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns how many classes an example puts before its label, (batch,) int32.
+    """Returns how many classes have a higher logit than the label, (batch,) int32.
 
-    Equal logits are ordered by class index, as `argmax` does. Where any logit is not a
-    number the rank is the number of classes, so that nothing counts as right.
+    Equal logits are ordered by class index, as in `argmax`. Where any logit is NaN the
+    rank is the number of classes, so that nothing counts as correct.
     """
     classes = jnp.arange(logits.shape[-1])
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)

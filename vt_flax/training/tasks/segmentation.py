@@ -1,7 +1,7 @@
 """Semantic segmentation: cross-entropy and mIoU, each pixel a class."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,22 @@ SAMPLE = 100
 OVER_CLASSES = ("miou", "miou_labeled", "fwiou", "mean_accuracy")
 
 
+class Prediction(NamedTuple):
+    """Classes of the pixels of some images.
+
+    Attributes:
+      classes: uint8, (batch, H, W), IGNORE beyond an image.
+      probs: their probabilities, float32, (batch, H, W), 0 beyond an image.
+      losses: sum of the labeled pixels' losses, (batch,); 0 without labels.
+    """
+
+    classes: jax.Array
+    probs: jax.Array
+    losses: jax.Array
+
+
 class Segmentation(Task):
-    """A class for each pixel; those that are labelled IGNORE count for nothing."""
+    """A class for each pixel; those that are labeled IGNORE count for nothing."""
 
     metric = "miou"
     train_metric = "pixel_accuracy"
@@ -122,16 +136,19 @@ class Segmentation(Task):
         )
 
     def loss(
-        self, logits: jax.Array, targets: jax.Array, taught: jax.Array | None = None
+        self,
+        logits: jax.Array,
+        targets: jax.Array,
+        teacher_logits: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the mean cross-entropy of the labelled pixels, and their accuracy.
+        """Returns the mean cross-entropy of the labeled pixels, and their accuracy.
 
         Args:
           logits: (batch, h, w, classes); brought to the labels' size bilinearly.
           targets: labels (batch, H, W), uint8.
-          taught: None: only classifiers have teachers.
+          teacher_logits: None; only classifiers have teachers.
         """
-        del taught
+        del teacher_logits
         logits = resize(logits.astype(jnp.float32), *targets.shape[1:])
         known = targets != IGNORE
         count = jnp.maximum(jnp.sum(known), 1)
@@ -146,12 +163,12 @@ class Segmentation(Task):
 
         Returns:
           `confusion`: int32 (classes, classes), pixels by label (row) and prediction;
-          `loss`: summed cross-entropy of the labelled pixels.
+          `loss`: summed cross-entropy of the labeled pixels.
         """
         labels = jnp.where(batch["mask"][:, None, None], batch["label"], IGNORE)
-        predicted, losses = self.predict(apply, batch["image"], batch["size"], labels)
-        confusion = count_pairs(labels, predicted, len(self.class_names))
-        return {"confusion": jnp.sum(confusion, 0), "loss": jnp.sum(losses)}
+        found = self.predict(apply, batch["image"], batch["size"], labels)
+        confusion = count_pairs(labels, found.classes, len(self.class_names))
+        return {"confusion": jnp.sum(confusion, 0), "loss": jnp.sum(found.losses)}
 
     def predict(
         self,
@@ -159,44 +176,17 @@ class Segmentation(Task):
         images: jax.Array,
         sizes: jax.Array,
         labels: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Tells the class of each pixel, at each image's own size.
+    ) -> Prediction:
+        """Predicts the class of each pixel, at each image's own size.
+
+        Probabilities are averaged over the configured scales and flips, each brought
+        to the image's size before the softmax.
 
         Args:
-          apply: maps normalised images to logits.
-          images: see `probable`.
-          sizes: see `probable`.
-          labels: see `probable`.
-
-        Returns:
-          The classes, uint8 (batch, H, W), IGNORE beyond an image; and the sum of the
-          labelled pixels' losses, (batch,), 0 without labels.
-        """
-        classes, _, losses = self.probable(apply, images, sizes, labels)
-        return classes, losses
-
-    def probable(
-        self,
-        apply: Apply,
-        images: jax.Array,
-        sizes: jax.Array,
-        labels: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Tells the likeliest class of each pixel, and how likely it is.
-
-        The mean of the probabilities over the configured scales and mirrorings, each
-        brought to the image's size before the softmax.
-
-        Args:
-          apply: maps normalised images to logits.
+          apply: maps normalized images to logits.
           images: uint8, (batch, H, W, 3), each in the upper left corner of its canvas.
           sizes: int32, (batch, 2): height and width of each.
-          labels: uint8, (batch, H, W); none where there are none.
-
-        Returns:
-          The classes, uint8 (batch, H, W), IGNORE beyond an image; their probabilities,
-          float32 (batch, H, W), 0 there; and the sum of the labelled pixels' losses,
-          (batch,), 0 without labels.
+          labels: uint8, (batch, H, W); None without labels.
         """
         height, width = images.shape[1:3]
         if labels is None:
@@ -205,29 +195,28 @@ class Segmentation(Task):
 
         def one(total: jax.Array, block: tuple) -> tuple[jax.Array, jax.Array]:
             *downs, labels = block
-            probabilities = sum(
+            probs = sum(
                 jax.nn.softmax(exact_product("byn,bnxc->byxc", down, wide))
                 for down, wide in zip(downs, columns, strict=True)
             ) / len(downs)
             known = labels != IGNORE
             # A probability that is rounded to 0 has no logarithm.
-            logs = jnp.log(jnp.maximum(probabilities, 1e-30))
+            logs = jnp.log(jnp.maximum(probs, 1e-30))
             losses = jnp.where(known, -_own(logs, labels), 0.0)
-            classes = jnp.argmax(probabilities, -1).astype(jnp.uint8)
-            found = classes, jnp.max(probabilities, -1)
-            return total + jnp.sum(losses, (1, 2)), found
+            classes = jnp.argmax(probs, -1).astype(jnp.uint8)
+            return total + jnp.sum(losses, (1, 2)), (classes, jnp.max(probs, -1))
 
-        cut = [row_blocks(x, 0) for x in rows] + [row_blocks(labels, IGNORE)]
-        losses, found = jax.lax.scan(one, jnp.zeros(images.shape[0]), cut)
-        classes, likely = (
-            x.swapaxes(0, 1).reshape(x.shape[1], -1, width)[:, :height] for x in found
+        blocks = [row_blocks(x, 0) for x in rows] + [row_blocks(labels, IGNORE)]
+        losses, maps = jax.lax.scan(one, jnp.zeros(images.shape[0]), blocks)
+        classes, probs = (
+            x.swapaxes(0, 1).reshape(x.shape[1], -1, width)[:, :height] for x in maps
         )
-        return _within(classes, sizes), _within(likely, sizes, 0), losses
+        return Prediction(_within(classes, sizes), _within(probs, sizes, 0), losses)
 
     def predict_with_logits(
         self, apply: Apply, images: jax.Array, sizes: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Tells the class of each pixel as `predict` does, and how sure it is.
+        """Predicts classes as `predict` does, with all log-probabilities.
 
         Args:
           apply: see `predict`.
@@ -235,9 +224,9 @@ class Segmentation(Task):
           sizes: see `predict`.
 
         Returns:
-          The classes, as `predict` has them; and the logarithms of the probabilities
-          they are chosen by, float32 (batch, H, W, classes), which mean nothing beyond
-          an image. Unlike `predict`, this holds those of all pixels at once.
+          The classes, and the log-probabilities that they are chosen by, float32
+          (batch, H, W, classes), undefined beyond an image. Those of all pixels are
+          held at once, which `predict` avoids.
         """
         views = zip(*self._views(apply, images, sizes), strict=True)
         logs = [
@@ -302,7 +291,7 @@ class Segmentation(Task):
             note += ": mIoU needs two, and is left out"
         return [note]
 
-    def told(self, results: dict[str, float | None]) -> str:
+    def summary(self, results: dict[str, float | None]) -> str:
         """Returns results as a person reads them, and over how many classes."""
         classes, labeled = len(self.class_names), results["labeled_classes"]
         if results["miou"] is None:

@@ -1,4 +1,4 @@
-"""What a task is."""
+"""Interface of a task: inputs, loss and metrics of a kind of network."""
 
 import abc
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Apply = Callable[[jax.Array], jax.Array]
 
 
 class Task(abc.ABC):
-    """What a network is trained for: inputs, loss and metrics, not its architecture.
+    """Inputs, loss and metrics of a network, apart from its architecture.
 
     Args:
       config: the whole configuration.
@@ -26,8 +26,8 @@ class Task(abc.ABC):
 
     Attributes:
       metric: the result by which the best checkpoint is kept; the greater the better.
-      train_metric: of what `loss` returns beside the loss, the one that people watch.
-      titles: what people read instead of a result's name; these are in percent.
+      train_metric: the metric of `loss` that progress lines show.
+      titles: titles of the results that are in percent, by name.
     """
 
     metric: str
@@ -72,11 +72,11 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def decoder(self, source: Source, *, train: bool) -> Decoder:
-        """Returns what makes examples of a source."""
+        """Returns the decoder of a source's examples."""
 
     @abc.abstractmethod
     def noise(self, batch: int) -> dict[str, np.ndarray]:
-        """Returns examples without a meaning, as they reach the device in training."""
+        """Returns random examples of the shapes that reach the device in training."""
 
     @abc.abstractmethod
     def train_inputs(
@@ -87,23 +87,22 @@ class Task(abc.ABC):
         Args:
           batch: the decoder's fields.
           key: one key for the batch.
-          sharding: how it lies on the devices; None for a single one.
+          sharding: of the batch; None for a single device.
 
         Returns:
-          Images, float32 (batch, H, W, 3), and what `loss` takes them for.
+          Images, float32 (batch, H, W, 3), and the targets of `loss`.
         """
 
     @abc.abstractmethod
     def loss(
-        self, logits: jax.Array, targets: Any, taught: jax.Array | None = None
+        self, logits: jax.Array, targets: Any, teacher_logits: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the loss of a batch, and metrics, shares from 0 to 1; all scalars.
+        """Returns the loss of a batch, and metrics from 0 to 1; all scalars.
 
         Args:
-          logits: what the network says.
+          logits: of the network.
           targets: see `train_inputs`.
-          taught: what a teacher says of the same images, like `logits`; None without
-            one.
+          teacher_logits: of the same images; None without a teacher.
         """
 
     @abc.abstractmethod
@@ -111,9 +110,8 @@ class Task(abc.ABC):
         """Returns sums over a batch, from which `results` makes those of a split.
 
         Args:
-          apply: maps normalised images to logits.
-          batch: the decoder's fields, and `mask` (batch,), False for places that hold
-            no example.
+          apply: maps normalized images to logits.
+          batch: the decoder's fields, and `mask` (batch,), False for padding.
         """
 
     @abc.abstractmethod
@@ -125,11 +123,11 @@ class Task(abc.ABC):
         """
 
     def notes(self, totals: dict[str, Any]) -> list[str]:
-        """Returns what a reader of a split's results should know of the split."""
+        """Returns notes on the split for the reader of its results."""
         return []
 
-    def told(self, results: dict[str, float]) -> str:
-        """Returns results as a person reads them."""
+    def summary(self, results: dict[str, float]) -> str:
+        """Returns results as one line of text."""
         shares = " ".join(
             f"{title} {results[name]:.2f} %" for name, title in self.titles.items()
         )

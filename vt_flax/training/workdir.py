@@ -1,0 +1,273 @@
+"""Workdir of a run: its lock, its identity in config.json, and its metrics."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vt_flax.data.source import Source
+from vt_flax.errors import UserError, differences, first_few
+from vt_flax.locks import Held, lock
+from vt_flax.parallel.agreement import digest
+from vt_flax.paths import write_whole
+from vt_flax.version import __version__
+
+# 2: a fingerprint beside the state, another order of the examples. 3: metrics that are
+# not reported yet beside both. 4: the best by any metric; the classes in config.json.
+FORMAT = 4
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+LOCK_FILE = ".lock"
+
+# Keys by which a checkpoint's arrays, or the order of the examples, would differ.
+FIXED_KEYS = (
+    "model.",
+    "optimizer.name:",
+    "seed:",
+    "batch_size:",
+    "data.name:",
+    "data.train_split:",
+    "segmentation.label_map:",
+    "segmentation.mask_feature:",
+)
+
+Results = dict[str, dict[str, float | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """Identity of a run, as config.json records it.
+
+    Attributes:
+      config: the resolved configuration, as nested dicts.
+      class_names: of the dataset; empty if unknown.
+      mirrored: class of each class in a mirrored image; see `Source`.
+      teacher: description of the teacher's weights; empty without a teacher.
+      data: number and digest of the training examples; None if unknown.
+    """
+
+    config: dict[str, Any]
+    class_names: Sequence[str] = ()
+    mirrored: Sequence[int] = ()
+    teacher: str = ""
+    data: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, config: ConfigDict, source: Source, teacher: str = "") -> "RunRecord":
+        """Returns the record of a run that trains on a source."""
+        return cls(
+            config.to_dict(),
+            list(source.class_names),
+            list(source.mirrored),
+            teacher,
+            {"examples": len(source), "identity": digest(source.identity())},
+        )
+
+    def write(self, workdir: pathlib.Path) -> None:
+        """Writes the record to a workdir."""
+        content = {
+            "format": FORMAT,
+            "vt_flax": __version__,
+            **dataclasses.asdict(self),
+        }
+        write_whole(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def read_run(workdir: pathlib.Path) -> RunRecord:
+    """Returns the record of the run in a workdir.
+
+    Raises:
+      UserError: if there is none, or none that this version reads.
+    """
+    file = workdir / CONFIG_FILE
+    try:
+        content = json.loads(file.read_text())
+        form = content.pop("format")
+        content.pop("vt_flax")
+        if form != FORMAT:
+            raise UserError(
+                f"{file} has format {form}; this version reads {FORMAT}: choose "
+                "another workdir, or the version of vt_flax that wrote this one"
+            )
+        return RunRecord(**content)
+    except FileNotFoundError:
+        # The folder of a checkpoint may have been named.
+        inside = [
+            folder.parent
+            for folder in (workdir, *workdir.parents)
+            if folder.name in ("checkpoints", "best")
+        ]
+        hint = f": name the run's folder, {inside[0]}" if inside else ""
+        raise UserError(
+            f"{workdir} holds no run ({CONFIG_FILE} is missing){hint}"
+        ) from None
+    except NotADirectoryError:
+        raise UserError(f"{workdir} is a file: name a run's folder") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} cannot be read: it is damaged, or not a run of vt_flax "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def check_resumable(workdir: pathlib.Path, record: RunRecord) -> list[str]:
+    """Checks that a workdir is new, or holds the run that a record describes.
+
+    Returns:
+      A line for each difference that a resumed run may have; empty for a new run.
+
+    Raises:
+      UserError: if the model or the optimizer differ, so that the checkpoints would not
+        fit; or the dataset, the seed or the batch size, which fix the order of the
+        examples; or the classes.
+    """
+    try:
+        if workdir.is_file():
+            raise UserError(f"--workdir {workdir} is a file: name a folder")
+        new = not (workdir / CONFIG_FILE).exists()
+        checkpoints = workdir / "checkpoints"
+        if new and checkpoints.is_dir() and any(checkpoints.iterdir()):
+            raise UserError(
+                f"{workdir} has checkpoints but no {CONFIG_FILE}: choose another "
+                "workdir"
+            )
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
+    if new:
+        return []
+    saved = read_run(workdir)
+    lines = differences(saved.config, record.config)
+    clashes = [
+        line
+        for line in lines
+        # All formulations have the same parameters.
+        if line.startswith(FIXED_KEYS) and not line.startswith("model.formulation:")
+    ]
+    # Switched on or off, these change what a state holds.
+    for section, key in (("ema", "decay"), ("optimizer", "momentum")):
+        if bool(saved.config[section][key]) != bool(record.config[section][key]):
+            clashes += [line for line in lines if line.startswith(f"{section}.{key}:")]
+    if record.class_names:
+        clashes += _different_classes(saved.class_names, record.class_names)
+    if saved.data and record.data:
+        clashes += _different_data(saved.data, record.data)
+    if clashes:
+        raise UserError(
+            f"{workdir} holds another run ({first_few(clashes)}): choose another "
+            "workdir"
+        )
+    # The teacher's workdir may have newer weights by now.
+    if record.teacher and saved.teacher and record.teacher != saved.teacher:
+        lines.append(f"the teacher: {saved.teacher} -> {record.teacher}")
+    return lines
+
+
+def check_classes(
+    run: RunRecord, workdir: pathlib.Path, config: ConfigDict, source: Source
+) -> str:
+    """Checks that a dataset has the classes that a run was trained on.
+
+    Args:
+      run: the record of the run.
+      workdir: the run's, for the message.
+      config: the present configuration.
+      source: a split of its dataset.
+
+    Returns:
+      The first differences, where only the names differ and the dataset is another than
+      the run's: there other names may mean the same. Empty if there are none.
+
+    Raises:
+      UserError: if the run's own dataset differs, or the number of classes does.
+    """
+    lines = _different_classes(run.class_names, source.class_names)
+    if not lines:
+        return ""
+    message = (
+        f"{source.name} has other classes than the run in {workdir}: {first_few(lines)}"
+    )
+    same_dataset = config.data.name == run.config["data"]["name"]
+    if same_dataset or len(run.class_names) != len(source.class_names):
+        raise UserError(message)
+    return message
+
+
+def _different_classes(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    if len(old) != len(new):
+        return [f"classes: {len(old)} -> {len(new)}"] if old else []
+    pairs = enumerate(zip(old, new, strict=True))
+    return [f"class {i}: {a!r} -> {b!r}" for i, (a, b) in pairs if a != b]
+
+
+def _different_data(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    if old["examples"] != new["examples"]:
+        return [f"examples to train on: {old['examples']:,} -> {new['examples']:,}"]
+    if old["identity"] != new["identity"]:
+        return ["the examples to train on are others, or of another version"]
+    return []
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes a workdir, and keeps other runs out of it; process 0 holds the lock.
+
+    On a file system without locks nothing is held.
+
+    Raises:
+      UserError: if another run holds it, or it cannot be written to.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                try:
+                    stack.enter_context(lock(workdir / LOCK_FILE))
+                except Held:
+                    raise UserError(
+                        f"another run is at work in {workdir}: wait for it, or end it"
+                    ) from None
+        yield
+
+
+@contextlib.contextmanager
+def writing(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns the system's errors into one line that names the workdir."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the records of metrics.jsonl by step; of a repeated step the last."""
+    file = workdir / METRICS_FILE
+    if not file.exists():
+        return []
+    records = {}
+    for line in file.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            # A killed run may leave half a line behind.
+            continue
+        records[(record["kind"], record["step"])] = record
+    return sorted(records.values(), key=lambda r: (r["step"], r["kind"] != "train"))
+
+
+def recorded_evaluation(workdir: pathlib.Path, step: int) -> Results:
+    """Returns the evaluation of a step from metrics.jsonl; empty if there is none."""
+    results: Results = {}
+    for record in read_metrics(workdir):
+        if record["kind"] == "eval" and record["step"] == step:
+            for key, value in record.items():
+                weights, _, metric = key.partition("_")
+                if metric:
+                    results.setdefault(weights, {})[metric] = value
+    return results
