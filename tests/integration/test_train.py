@@ -361,7 +361,7 @@ def test_a_checkpoint_comes_after_some_minutes_at_the_latest(
     run, workdir, results = trained
     clock = iter(range(0, 10**6, 61))
     monkeypatch.setattr(
-        loop, "time", types.SimpleNamespace(monotonic=lambda: next(clock))
+        trainer, "time", types.SimpleNamespace(monotonic=lambda: next(clock))
     )
     changes = {"checkpoint.every": "8 steps", "checkpoint.minutes": 2.0}
     assert loop.train(prepare(tiny(digits, **changes)), tmp_path) == results

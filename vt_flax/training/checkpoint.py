@@ -55,7 +55,8 @@ class Restored:
 class Checkpoints:
     """Checkpoints of a workdir, written in the background, each whole or not at all.
 
-    Of several processes each makes one, and all call the same methods in order.
+    Of several processes each makes one, and all call the same methods in order. Every
+    method raises `UserError` if a checkpoint could not be written.
 
     Args:
       workdir: folder of the run; made where it is missing.
@@ -131,9 +132,6 @@ class Checkpoints:
           state: copied before this returns, so that its arrays may be donated after.
           window: see `Restored`.
           metric: selects the best.
-
-        Raises:
-          UserError: if this one, or the one before, cannot be written.
         """
         if step in self._manager.all_steps():
             return
@@ -223,29 +221,17 @@ class Checkpoints:
         return target
 
     def check(self) -> None:
-        """Raises the error of a write in the background, if there was one.
-
-        Raises:
-          UserError: if a checkpoint could not be written.
-        """
+        """Raises the error of a write in the background, if there was one."""
         with self._clear_errors():
             self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Waits until everything is written.
-
-        Raises:
-          UserError: if it could not be.
-        """
+        """Waits until everything is written."""
         with self._clear_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits until everything is written, and releases Orbax's threads.
-
-        Raises:
-          UserError: if it could not be written.
-        """
+        """Waits until everything is written, and releases Orbax's threads."""
         with self._clear_errors():
             self._manager.close()
 
