@@ -9,7 +9,6 @@ import logging
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -348,7 +347,6 @@ def attempt(read: Callable[[], Any]) -> tuple[Any, str]:
             processes.raise_if_lost()
             reason = _reason(error)
         # The error kept the other arrays' reads alive; they end here.
-        time.sleep(1)
         gc.collect()
     return None, reason
 
