@@ -258,7 +258,7 @@ class Checkpoints:
             kept = f"that of step {max(steps):,} is kept; " if steps else ""
             raise UserError(
                 f"{self.folder}: a checkpoint could not be written ({_reason(error)}): "
-                f"{kept}mend it, and run the same command to go on"
+                f"{kept}fix it, and run the same command to resume"
             ) from error
 
 

@@ -16,10 +16,10 @@ class TrainState:
     Attributes:
       step: updates made, int32.
       params: parameters, float32.
-      batch_stats: running statistics of batch normalisation, float32.
+      batch_stats: running statistics of BatchNorm, float32.
       opt_state: the optimizer's.
-      ema_params: moving average of `params`; empty where none is kept.
-      ema_batch_stats: moving average of `batch_stats`; empty where none is kept.
+      ema_params: EMA of `params`; empty if none is kept.
+      ema_batch_stats: EMA of `batch_stats`; empty if none is kept.
       key: raw PRNG key, uint32. Every step folds its number into it.
     """
 
@@ -56,7 +56,7 @@ def create_state(
       optimizer: whose state to start.
       image_size: height and width in pixels.
       seed: of the parameters and of the run's noise.
-      ema: whether moving averages are kept.
+      ema: whether an EMA is kept.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *image_size, 3), jnp.float32)

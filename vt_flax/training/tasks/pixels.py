@@ -1,10 +1,10 @@
-"""Pixels of images in a common canvas, so many rows at a time."""
+"""Images in a common canvas, processed some rows at a time."""
 
 import jax
 import jax.numpy as jnp
 
-# Rows of an image whose pixels are told of at once: of all, one number for each class
-# and pixel would take gigabytes.
+# Rows that are processed at once: a number for each class and pixel of whole images
+# would take gigabytes.
 ROWS = 32
 
 
@@ -16,7 +16,7 @@ def row_blocks(x: jax.Array, beyond: int) -> jax.Array:
 
 
 def on_images(sizes: jax.Array, height: int, width: int) -> jax.Array:
-    """Tells which pixels belong to the images in the upper left corners of a canvas.
+    """Marks the pixels of images in the upper left corners of a canvas.
 
     Args:
       sizes: int32, (batch, 2): height and width of each.
@@ -31,5 +31,5 @@ def on_images(sizes: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def exact_product(equation: str, one: jax.Array, other: jax.Array) -> jax.Array:
-    """Returns an einsum in the whole precision of float32, on TPUs too."""
+    """Returns an einsum in full float32 precision, on TPUs too."""
     return jnp.einsum(equation, one, other, precision=jax.lax.Precision.HIGHEST)
