@@ -23,28 +23,17 @@ class Key:
     """A key, whose type is that of its default.
 
     Limits and choices hold for each item of a list, and for the number of a duration.
-
-    Attributes:
-      default: the default value.
-      doc: meaning, as docs/configuration.md prints it.
-      at_least: smallest value.
-      over: exclusive lower limit.
-      at_most: largest value.
-      under: exclusive upper limit.
-      one_of: choices.
-      length: number of items of a list; None for any number.
-      units: units of a duration; empty for a key that is not one.
     """
 
     default: Any
     doc: str = ""
     at_least: float | None = None
-    over: float | None = None
+    over: float | None = None  # at_least, without the limit itself
     at_most: float | None = None
-    under: float | None = None
+    under: float | None = None  # at_most, without the limit itself
     one_of: Sequence[str] = ()
-    length: int | None = None
-    units: Sequence[str] = ()
+    length: int | None = None  # of a list; None for any
+    units: Sequence[str] = ()  # of a duration; empty for other keys
 
     @property
     def kind(self) -> str:
