@@ -42,7 +42,6 @@ from ml_collections import ConfigDict
 
 from vt_flax import cli
 from vt_flax.analysis.topology import parse_topology
-from vt_flax.data.pipeline import check_config
 from vt_flax.data.source import RandomAccessSource, Source
 from vt_flax.data.sources import open_configured, open_source
 from vt_flax.errors import UserError
@@ -158,8 +157,6 @@ def main(argv: Sequence[str]) -> None:
         """Returns the configuration, for another batch size if one is given."""
         given = [f"--config.batch_size={batch}"] if batch else []
         config = load_config(args.config, [*overrides, *given])
-        check_config(config.data)
-        task_of(config).check_config(config, config.batch_size)
         task = model_task(config.model.name)
         if args.command in ("input", "augmentation") and task != CLASSES:
             raise UserError(

@@ -174,12 +174,10 @@ def use_cpu_devices(count: int) -> None:
     """Sets how many devices a process's CPUs count as; 0 leaves it as it is.
 
     Raises:
-      UserError: for a negative number, or when JAX has begun with another one.
+      UserError: when JAX has started with another number.
     """
     import jax
 
-    if count < 0:
-        raise UserError(f"parallel.cpu_devices {count}: must be at least 0")
     if count:
         try:
             jax.config.update("jax_num_cpu_devices", count)

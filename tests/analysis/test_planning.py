@@ -235,7 +235,7 @@ def test_chips_of_two_devices(pod, tmp_path):
     assert (swept["a chip"], swept["MB/image"]) == (32, round(4e9 / 16 / 1e6, 1))
 
     (case,) = cases("--config.batch_size=4", names=("tpu7x:2x2x1",))
-    with pytest.raises(UserError, match="4 is not a multiple of the 8 devices"):
+    with pytest.raises(UserError, match="must be a multiple of the 8 devices"):
         make_plan(case, PlanCache(tmp_path))
     with pytest.raises(UserError, match="--chip 3: a tpu7x chip is 2 JAX devices"):
         cases(names=("tpu7x:2x2x1",), chip=3)

@@ -152,10 +152,6 @@ def test_features_of_segmentation(folder):
     assert opened(image_feature="closeup").identity() != opened().identity()
     with pytest.raises(UserError, match="'clos': .*no images of three.*mean closeup"):
         opened(image_feature="clos")
-    words = ["--config.data.label_feature=label"]
-    config = load_config("configs/segmentation.py", words)
-    with pytest.raises(UserError, match="set segmentation.mask_feature"):
-        task_of(config).check_config(config, 1)
 
 
 @pytest.mark.parametrize("split", ["train[:3]+test[50%:]", "train+test"])

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from vt_flax.data.augment import mixing
-from vt_flax.errors import UserError
 from vt_flax.training.config import default_config
 
 COUNT, SIDE = 400, 32
@@ -111,19 +110,3 @@ def test_the_probability_of_erasing(probability, share):
     images = np.ones((50, 16, 16, 3), np.float32)
     out = mixing.erase(images, probability, keys(50))
     assert (np.asarray(out) == 0).any((1, 2, 3)).mean() == share
-
-
-@pytest.mark.parametrize(
-    "key,value",
-    [("mixup", -0.1), ("cutmix", -1.0), ("erasing", 1.1), ("erasing", -1.0)],
-)
-def test_impossible_settings(key, value):
-    with pytest.raises(UserError, match=f"data.{key} "):
-        mixing.check_config(config(**{key: value}), 8)
-
-
-@pytest.mark.parametrize("key", ["mixup", "cutmix"])
-def test_mixing_needs_pairs(key):
-    mixing.check_config(config(), 7)
-    with pytest.raises(UserError, match="batch_size 7.*even"):
-        mixing.check_config(config(**{key: 1.0}), 7)

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vt_flax.data.augment import pairs
-from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import batch_sharding, make_mesh
 from vt_flax.training.config import default_config
 
@@ -257,36 +256,3 @@ def test_no_example_is_no_number_beyond_measure():
     images, labels, _ = run(settings, (images, labels, sizes))
     assert np.isfinite(images).all()
     assert not images[0].any() and (labels[:2] == 255).all()
-
-
-@pytest.mark.parametrize(
-    "changes,message",
-    [
-        ({"canvas": [512]}, r"segmentation.canvas \[512\]: write height and width"),
-        ({"crop": [0, 64]}, "segmentation.crop"),
-        ({"crop": [64.0, 64.0]}, "segmentation.crop"),
-        ({"eval_size": [-1, 0]}, "segmentation.eval_size"),
-        ({"short_side": -1}, "segmentation.short_side -1"),
-        ({"scale_min": 0.0}, "segmentation.scale_min 0.0"),
-        ({"scale_min": 2.0, "scale_max": 1.0}, "no less than the first"),
-        ({"scale_max": float("inf")}, "scale_max inf"),
-        ({"max_class_share": 0.0}, "max_class_share 0.0"),
-        ({"max_class_share": 1.5}, "at most 1"),
-        ({"brightness": -0.1}, "segmentation.brightness -0.1"),
-        ({"saturation": float("nan")}, "segmentation.saturation nan"),
-        ({"hue": 0.6}, "from 0 to 0.5"),
-        ({"eval_scales": []}, "segmentation.eval_scales"),
-        ({"eval_scales": [1.0, 0]}, "segmentation.eval_scales"),
-        ({"eval_scales": ["1"]}, "write numbers over 0"),
-        ({"data__mixup": 0.2}, "data.mixup 0.2"),
-        ({"data__augment": "randaugment"}, "set it to none"),
-    ],
-)
-def test_impossible_settings_are_named(changes, message):
-    pairs.check_config(config())
-    with pytest.raises(UserError, match=message):
-        pairs.check_config(config(**changes))
-
-
-def test_the_defaults_are_possible():
-    pairs.check_config(default_config())

@@ -191,7 +191,7 @@ def test_all_read_equal_pixels(tmp_path):
     source = open_source(f"folder:{tmp_path}", "all")
     assert len(source) == len(files)
     config = default_config().data
-    config.update(image_size=HEIGHT, train_crop="centre", workers=2)
+    config.update(image_size=HEIGHT, train_crop="center", workers=2)
     (evaluated,) = pipeline.eval_batches(source, config, batch=len(files))
     (trained,) = pipeline.train_batches(
         source, config, seed=0, batch=len(files), first=0, last=1

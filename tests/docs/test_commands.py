@@ -29,8 +29,9 @@ from vt_flax.data.sources import EMBEDDED
 from vt_flax.errors import UserError
 from vt_flax.models import create_model, list_models
 from vt_flax.training.config import load_config, resolve
-from vt_flax.training.run import check_step, model_for
-from vt_flax.training.schedule import duration_steps
+from vt_flax.training.config_rules import check_step
+from vt_flax.training.durations import duration_steps
+from vt_flax.training.run import model_for
 
 COMMANDS = [c for page in doc_pages.PAGES for c in doc_pages.commands(page)]
 MODULE = "vt_flax."

@@ -91,7 +91,7 @@ def tiny(data_dir, model=VT_FPN, **changes):
         "checkpoint": {"every": "4 steps", "keep": 5},
         "log": {"every": "2 steps", "tensorboard": False},
     }
-    return changed(resolve(ConfigDict(config)), changes)
+    return resolve(changed(resolve(ConfigDict(config)), changes))
 
 
 @pytest.fixture(scope="module")
@@ -427,7 +427,7 @@ def test_predict_of_a_classifier(digits, tmp_path, capsys):
 @pytest.mark.parametrize(
     "changes, match",
     [
-        ({"data.augment": "randaugment"}, "data.augment randaugment: is for classif"),
+        ({"data.augment": "randaugment"}, "data.augment 'randaugment': is for classif"),
         ({"data.mixup": 0.2}, "data.mixup 0.2: is for classification"),
         ({"data.name": "digits"}, "digits.*masks"),
         ({"data.name": "folder:/tmp"}, "class folders have no masks"),
@@ -436,12 +436,15 @@ def test_predict_of_a_classifier(digits, tmp_path, capsys):
         ({"data.eval_split": "test[:0]"}, "empty"),
         ({"model.num_classes": 4}, "has 3 classes, not 4"),
         ({"model.num_classes": -1}, "num_classes"),
-        ({"model.bn_group_size": 3}, "bn_group_size=3 does not divide"),
+        ({"model.bn_group_size": 3}, "bn_group_size 3: does not divide"),
         ({"model.bn_group_size": -1}, "bn_group_size=-1"),
         ({"batch_size": 12}, "batch_size"),
-        ({"accumulation": 3}, "times 3 parts"),
+        ({"accumulation": 3}, "8 devices times config.accumulation 3"),
         ({"segmentation.canvas": [32]}, "segmentation.canvas"),
-        ({"segmentation.scale_max": 0.1}, "scale_min 0.5 and scale_max 0.1"),
+        (
+            {"segmentation.scale_max": 0.1},
+            "scale_min 0.5: must be at most",
+        ),
         ({"segmentation.eval_scales": []}, "segmentation.eval_scales"),
         ({"segmentation.label_map": [0, 1, 300]}, "label_map"),
         ({"segmentation.mask_feature": "image"}, "no masks in a feature 'image'"),

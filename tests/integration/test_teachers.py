@@ -186,21 +186,6 @@ def test_what_cannot_teach_is_one_line(teacher, digits, tmp_path):
     assert "holds no run (config.json is missing)" in refused(wide, run)
     damaged = made("damaged", tiny(digits, **{"model.width": WIDTH}), names)
     assert "cannot be read" in refused(damaged, run)
-    figures = taught(digits, teacher, **{"distillation.weight": 2.0})
-    assert "distillation.weight 2.0: must be" in refused(figures, run)
-
-
-def test_networks_that_segment_have_no_teacher(teacher):
-    config = resolve(
-        ConfigDict(
-            {
-                "model": {"name": "fpn_resnet18"},
-                "distillation": {"teacher": str(teacher)},
-            }
-        )
-    )
-    with pytest.raises(UserError, match="is for classifiers, not for fpn_resnet18"):
-        prepare(config)
 
 
 def test_the_cost_of_a_step_counts_the_teacher(teacher, digits):

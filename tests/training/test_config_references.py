@@ -74,7 +74,7 @@ BOTH = ["c.data.flip = True", "c.optimizer.nesterov = c.data.get_ref('flip') & T
 FIELD = [
     "size = FieldReference(96)",
     "c.segmentation.short_side = c.data.image_size = size",
-    "c.data.eval_resize = 1024 // size",
+    "c.data.eval_resize = 8192 // size",
 ]
 SECTION = [
     "c.eval = c.checkpoint = ConfigDict({'every': '2 epochs'})",
@@ -126,7 +126,7 @@ PLAIN = [
         (
             FIELD,
             "--c.data.image_size=64",
-            {"segmentation.short_side": 64, "data.eval_resize": 16},
+            {"segmentation.short_side": 64, "data.eval_resize": 128},
         ),
         (
             SECTION,
@@ -159,8 +159,8 @@ PLAIN = [
         (PLAIN, "--c.seed=0x1f", {"seed": 31}),
         (PLAIN, "--c.seed=4 --c.seed=5", {"seed": 5}),
         (PLAIN, "--c.schedule.rate=2", {"schedule.rate": 2.0}),
-        (PLAIN, "--c.schedule.rate 1e-3", {"schedule.rate": 1e-3}),
-        (PLAIN, "'--c.duration=a=b c'", {"duration": "a=b c"}),
+        (PLAIN, "--c.schedule.rate 1e-1", {"schedule.rate": 1e-1}),
+        (PLAIN, "'--c.data.data_dir=a=b c'", {"data.data_dir": "a=b c"}),
         (PLAIN, "--c.data.data_dir=", {"data.data_dir": ""}),
         (PLAIN, "--c.data.data_dir=None", {"data.data_dir": "None"}),
         (
@@ -203,7 +203,7 @@ def test_a_required_placeholder_takes_the_command_line_s_value(write):
         load_config(path, given[1:])
     assert str(refusal.value) == (
         "no value for config.batch_size (int), config.eval.batch_size (int): the "
-        "configuration file has a placeholder; add --config.batch_size=VALUE"
+        "file has a placeholder; add --config.batch_size=VALUE"
     )
     with pytest.raises(UserError, match=r"^no value for config\.model\.name \(str\)"):
         load_config(path, given[:1])
@@ -211,12 +211,12 @@ def test_a_required_placeholder_takes_the_command_line_s_value(write):
 
 def test_a_rate_that_refers_to_a_whole_number_takes_any(write):
     """config_flags reads such a rate as an int, and refuses even that."""
-    both = "c.schedule.power = c.schedule.warmup_rate = FieldReference(1)"
+    both = "c.schedule.power = c.schedule.decay_factor = FieldReference(1)"
     path = write(*RATE, both)
     schedule = load_config(path, ["--config.schedule.rate=0.7"]).schedule
-    assert (schedule.rate, schedule.power, schedule.warmup_rate) == (0.7, 1.0, 1.0)
-    schedule = load_config(path, ["--config.schedule.warmup_rate=0.5"]).schedule
-    assert (schedule.rate, schedule.power, schedule.warmup_rate) == (0.2, 0.5, 0.5)
+    assert (schedule.rate, schedule.power, schedule.decay_factor) == (0.7, 1.0, 1.0)
+    schedule = load_config(path, ["--config.schedule.decay_factor=0.5"]).schedule
+    assert (schedule.rate, schedule.power, schedule.decay_factor) == (0.2, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("value", ["[512,96]", "(512,96)", "512,96", "[512, 96]"])
@@ -280,7 +280,7 @@ def test_what_is_resolved_has_no_references(write):
         (
             "c.batch_size = placeholder(str)",
             "--c.batch_size=8",
-            "must be int, not placehol",
+            "config.batch_size must be int, not '8'",
         ),
         (
             "c.batch_size = placeholder(object)",
@@ -305,47 +305,47 @@ def test_what_is_resolved_has_no_references(write):
         (
             "c.batch_size = required_placeholder(int) * 2",
             "",
-            r"RequiredValueError: .* \(line 9\); .*: use placeholder",
+            r"RequiredValueError: .* \(line 9\)$",
         ),
         (
             "c.seed = required_placeholder(int); c.lock()",
             "--c.seed=8",
-            r"cannot compute from or lock a required_placeholder: use placeholder",
+            r"RequiredValueError: ",
         ),
         (
             "c.batch_size = c.get_ref('seed')",
             "--c.seed=8",
-            r"KeyError: 'seed' \(line 9\); a reference needs a key that the file has",
+            r"KeyError: 'seed' \(line 9\)$",
         ),
         (
             "c.data.mean = (0, 0, 'a')",
             "",
-            r"config.data.mean must be a list of float, not \[0, 0, 'a'\]",
+            r"config.data.mean\[2\] must be float, not 'a'",
         ),
         (
             "c.data.mean = [ConfigDict({'a': 1}), 0, 0]",
             "",
-            r"config.data.mean must be a list of float, not \[{'a': 1}, 0, 0\]",
+            r"config.data.mean\[0\] must be float, not a: 1$",
         ),
         (
             "c.segmentation.label_map = ['cat']",
             "",
-            r"config.segmentation.label_map must be a list of int, not \['cat'\]",
+            r"config.segmentation.label_map\[0\] must be int, not 'cat'",
         ),
         (
             "c.model.stage_sizes = (1, 1, 1, 2)",
             "--c.model.stage_sizes=deep",
-            r"config.model.stage_sizes must be a list of int, not \['deep'\]",
+            r"config.model.stage_sizes\[0\] must be int, not 'deep'",
         ),
         (
             "c.seed = 3",
             "--c.data={}",
-            "config.data is a section: .*--config.data.augment=VALUE",
+            "config.data is a section: .*--config.data.name=VALUE",
         ),
         (
             "c.seed = 3",
             "--c.data.mean[3]=1",
-            r"config.data.mean\[3\]: IndexError: list ind",
+            r"config.data.mean\[3\]: IndexError: list index out of range",
         ),
         (
             "c.seed = 3",
@@ -360,16 +360,16 @@ def test_what_is_resolved_has_no_references(write):
         (
             "c.seed = 3",
             r"--c.model[\'name\']=resnet18",
-            "config.model.name resnet18: .*by --config.model.name=resnet18",
+            "config.model.name resnet18: .* by --config.model.name=resnet18",
         ),
         (
             "c.init_from = 'v4'; c.model.preset = c.get_ref('init_from')",
             "--c.init_from=v1",
-            "config.model.preset v1: the options are those of v4; set it by",
+            "config.model.preset v1: must be set by --config.model.preset=v1",
         ),
         ("c.seed = 3", "--noc.seed", "Unknown command line flag 'noconfig.seed'"),
-        ("c.seed = 3", "--c.seed=1e3", "config.seed must be int, not '1e3'"),
-        ("c.seed = 3", "--c.seed=None", "config.seed must be int, not 'None'"),
+        ("c.seed = 3", "--c.seed=1e3", "flag --config.seed=1e3: invalid literal"),
+        ("c.seed = 3", "--c.seed=None", "flag --config.seed=None: invalid literal"),
         ("c.seed = 3", "--c.data.flip no", "unexpected argument 'no'; an override is"),
         ("c.seed = 3", "-flagfile=x", "unexpected argument '-flagfile=x'; an over"),
     ],

@@ -9,7 +9,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from vt_flax.data.augment import Targets
-from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import make_mesh, state_sharding, to_global
 from vt_flax.training.config import resolve
 from vt_flax.training.state import create_state
@@ -204,20 +203,3 @@ def test_the_teachers_weights_are_no_constants_of_the_program():
     program = jax.make_jaxpr(step)(state, batch, lessons)
     assert sum(np.size(x) for x in program.consts) < CLASSES
     assert lessons["w"].shape in [x.aval.shape for x in program.jaxpr.invars]
-
-
-@pytest.mark.parametrize(
-    "section, value, message",
-    [
-        ("weight", 1.5, "distillation.weight 1.5: must be from 0 to 1"),
-        ("weight", -0.1, "distillation.weight -0.1: must be from 0 to 1"),
-        ("weight", float("nan"), "distillation.weight nan"),
-        ("temperature", 0.0, "distillation.temperature 0.0: must be above 0"),
-        ("temperature", float("inf"), "distillation.temperature inf"),
-    ],
-)
-def test_bad_figures_are_one_line(section, value, message):
-    config = configured()
-    config.distillation[section] = value
-    with pytest.raises(UserError, match=message):
-        Classification.check_config(config, 4)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from vt_flax.errors import UserError
 from vt_flax.models import create_model, model_options
 from vt_flax.training.config import default_config
 from vt_flax.training.optimizer import decayed, make_optimizer
@@ -231,10 +230,3 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient(clip, scale):
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     np.testing.assert_allclose(updates["a"]["kernel"], [-3 * scale, 0], rtol=1e-6)
     np.testing.assert_allclose(updates["b"]["bias"], [-4 * scale], rtol=1e-6)
-
-
-def test_an_unknown_optimizer():
-    with pytest.raises(
-        UserError, match="'rmsprop' is not known.*did you mean.*rmsprop"
-    ):
-        make_optimizer(settings(name="rmsprop"), lambda step: 0.1)

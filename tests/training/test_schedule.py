@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vt_flax.errors import UserError
 from vt_flax.training.config import default_config
-from vt_flax.training.schedule import duration_steps, interval_steps, make_schedule
+from vt_flax.training.durations import duration_steps, interval_steps
+from vt_flax.training.schedule import make_schedule
 
 Fraction = fractions.Fraction
 IMAGENET = 1281167
@@ -52,24 +52,11 @@ def test_an_epoch_need_not_be_whole_steps():
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "5", "epochs", "-5 steps", "5 minutes", "5 epochs 3", "1e3 steps", "1,5 %"],
+    "text, steps",
+    [("7 steps", 7), ("0.1 steps", 1), ("0.5 epochs", 50), ("10 %", 100)],
 )
-def test_what_is_no_duration(text):
-    with pytest.raises(UserError, match="write it as '1000 steps', '90 epochs'"):
-        duration_steps(text, examples=1000, batch=100, total=200)
-
-
-def test_a_percentage_needs_a_total():
-    for text, reason in (
-        ("5 %", "a percentage has nothing to refer to here: "),
-        ("5", ""),
-    ):
-        with pytest.raises(UserError) as refusal:
-            duration_steps(text, examples=1000, batch=100)
-        assert str(refusal.value) == (
-            f"duration {text!r}: {reason}write it as '1000 steps' or '90 epochs'"
-        )
+def test_an_interval_is_at_least_a_step(text, steps):
+    assert interval_steps(text, examples=1000, batch=10, total=1000) == steps
 
 
 # The paper's schedule.
@@ -234,53 +221,5 @@ def test_constant():
     np.testing.assert_allclose(found, [0.1, 0.2, 0.3, 0.3, 0.3], rtol=1e-5)
 
 
-# Errors.
-
-
-def test_an_unknown_schedule():
-    with pytest.raises(UserError, match="'cosin' is not known.*did you mean cosine"):
-        rates([0], name="cosin")
-
-
-@pytest.mark.parametrize("every", ["0 epochs", "0 steps"])
-def test_a_period_of_nothing(every):
-    with pytest.raises(UserError, match=f"decay_every '{every}': must be over 0"):
-        rates([0], decay_every=every)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"warmup": "soon"},
-        {"decay_every": "soon"},
-        {"name": "step", "boundaries": ["soon"]},
-    ],
-)
-def test_a_bad_duration_is_shown(changes):
-    with pytest.raises(UserError, match="duration 'soon': write it as"):
-        rates([0], **changes)
-
-
-def test_a_boundary_without_a_unit():
-    with pytest.raises(UserError, match="duration 30: write it as"):
-        rates([0], name="step", boundaries=[30])
-
-
-def test_a_warm_up_does_not_fall():
-    with pytest.raises(
-        UserError, match="warmup_rate 0.01 is above schedule.rate 0.001"
-    ):
-        rates([0], rate=0.001, warmup_rate=0.01)
-    # Alike it may be, and without a warm-up it is not read.
+def test_a_warm_up_may_be_flat():
     assert set(rates([0, 9], name="constant", rate=0.5, warmup_rate=0.5)) == {0.5}
-    without = rates([0], name="constant", rate=0.5, warmup="0 steps", warmup_rate=1.0)
-    assert without == 0.5
-
-
-@pytest.mark.parametrize(
-    "text, steps",
-    [("7 steps", 7), ("0.1 steps", 1), ("0.5 epochs", 50), ("10 %", 100)],
-)
-def test_an_interval_is_at_least_a_step(text, steps):
-    size = {"examples": 1000, "batch": 10, "total": 1000}
-    assert interval_steps("eval.every", text, **size) == steps

@@ -268,24 +268,6 @@ def test_predictions_are_averaged_over_scales():
 # Bad input.
 
 
-@pytest.mark.parametrize(
-    "section, key, value, message",
-    [
-        ("segmentation", "crop", [32], "segmentation.crop"),
-        ("segmentation", "eval_canvas", [-1, 0], "segmentation.eval_canvas"),
-        ("segmentation", "short_side", 99, "short_side 99 does not fit the 40 x 48"),
-        ("segmentation", "eval_scales", [], "segmentation.eval_scales"),
-        ("data", "augment", "autoaugment", "data.augment autoaugment"),
-        ("data", "mixup", 0.2, "data.mixup"),
-    ],
-)
-def test_nonsense_is_one_line(section, key, value, message):
-    config = configured()
-    config[section][key] = value
-    with pytest.raises(UserError, match=message.replace("[", r"\[")):
-        Segmentation.check_config(config, 8)
-
-
 def test_class_folders_have_no_masks():
     config = configured()
     config.data.name = "folder:somewhere"

@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 from vt_flax.analysis.steps import STEPS
 from vt_flax.errors import UserError
 from vt_flax.parallel.child import read_request
-from vt_flax.parallel.mesh import check_batch, make_mesh
+from vt_flax.parallel.mesh import make_mesh
 from vt_flax.training.config import resolve
+from vt_flax.training.config_rules import check_step
 
 HIT = "/jax/compilation_cache/cache_hits"
 
@@ -79,7 +80,7 @@ def _apart(request: dict[str, Any], cache: str) -> dict[str, Any]:
 def _compile(request: dict[str, Any]) -> dict[str, Any]:
     config = resolve(ConfigDict(request["config"]))
     mesh = make_mesh(fsdp=config.parallel.fsdp)
-    check_batch(request["batch"], mesh.size, "--batch", config.accumulation)
+    check_step(config, mesh.size)
     step = STEPS[request["name"]](config, mesh, request["batch"])
     hits = []
     jax.monitoring.register_event_listener(

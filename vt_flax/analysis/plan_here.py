@@ -8,7 +8,7 @@ from vt_flax.analysis.planning import Case, Plan, does_not_fit, finish
 from vt_flax.analysis.step import Step
 from vt_flax.analysis.step_costs import read_costs
 from vt_flax.parallel.mesh import make_mesh
-from vt_flax.training.run import check_step
+from vt_flax.training.config_rules import check_step
 
 # Steps are timed for so long, and at least so many.
 SECONDS, STEPS = 10.0, 5

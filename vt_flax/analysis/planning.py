@@ -14,8 +14,8 @@ from vt_flax.analysis.plan_cache import PlanCache, cache_key
 from vt_flax.analysis.roofline import Roofline, roofline
 from vt_flax.analysis.topology import Topology
 from vt_flax.errors import UserError
-from vt_flax.training.run import check_step
-from vt_flax.training.schedule import duration_steps
+from vt_flax.training.config_rules import check_step
+from vt_flax.training.durations import duration_steps
 
 
 @dataclasses.dataclass(frozen=True)

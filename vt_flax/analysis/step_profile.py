@@ -15,7 +15,8 @@ from vt_flax.analysis.peaks import measured_peak
 from vt_flax.analysis.step_tables import short
 from vt_flax.analysis.steps import STEPS
 from vt_flax.errors import UserError
-from vt_flax.parallel.mesh import check_batch, describe, make_mesh
+from vt_flax.parallel.mesh import describe, make_mesh
+from vt_flax.training.config_rules import check_step
 
 # What an instruction is called for, if it has one of these, itself or fused.
 NAMED = {
@@ -56,7 +57,7 @@ def profile(
         the profiler has seen nothing of them.
     """
     mesh = make_mesh(fsdp=config.parallel.fsdp)
-    check_batch(batch, mesh.size, "--batch", config.accumulation)
+    check_step(config, mesh.size)
     # Before the work, which the profiler would lose.
     try:
         folder.mkdir(parents=True, exist_ok=True)

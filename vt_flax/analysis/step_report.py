@@ -16,7 +16,8 @@ from vt_flax.analysis.step_rate import BESIDE, measure
 from vt_flax.analysis.step_tables import record
 from vt_flax.analysis.steps import OURS, STEPS
 from vt_flax.errors import UserError
-from vt_flax.parallel.mesh import check_batch, describe, make_mesh
+from vt_flax.parallel.mesh import describe, make_mesh
+from vt_flax.training.config_rules import check_step
 from vt_flax.training.run import prepare
 from vt_flax.training.tasks import task_of
 
@@ -77,8 +78,7 @@ def report(
         )
     records = []
     for batch, config in configs.items():
-        check_batch(batch, mesh.size, "--batch", config.accumulation)
-        task_of(config).check_config(config, batch // config.accumulation)
+        check_step(config, mesh.size)
         rates, reasons = measure(
             config,
             mesh,

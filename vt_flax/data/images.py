@@ -22,7 +22,6 @@ from vt_flax.data.orientation import (
 from vt_flax.data.pillow_decoder import decode_with_pillow
 from vt_flax.errors import first_line
 
-TRAIN_CROPS = ("random_resized", "pad", "centre")
 # Of a random crop: least and most width over height (Szegedy et al., 2014).
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 

@@ -7,68 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from vt_flax.data import images, order
+from vt_flax.data import order
 from vt_flax.data.assembly import assemble
 from vt_flax.data.decoders import ClassDecoder, Decoder, Item
 from vt_flax.data.readers import Reader, StreamReader
 from vt_flax.data.source import Source, StreamSource
-from vt_flax.errors import UserError, nearest
-
-ON_ERROR = ("raise", "skip")
 
 Batch = dict[str, np.ndarray]
-
-
-def check_config(config: ConfigDict) -> None:
-    """Checks the section `data` before anything is read or written.
-
-    Raises:
-      UserError: for a value that no image can be made with.
-    """
-    for key, known in (("train_crop", images.TRAIN_CROPS), ("on_error", ON_ERROR)):
-        if config[key] not in known:
-            raise UserError(
-                f"data.{key} {config[key]!r} is not known{nearest(config[key], known)}"
-            )
-    for key, least in (
-        ("image_size", 1),
-        ("crop_padding", 0),
-        ("workers", 0),
-        ("readers", 1),
-        ("prefetch", 0),
-        ("shuffle_buffer", 1),
-    ):
-        if config[key] < least:
-            raise UserError(f"data.{key} {config[key]}: must be at least {least}")
-    if not 0 < config.crop_min_area <= 1:
-        raise UserError(
-            f"data.crop_min_area {config.crop_min_area}: must be over 0, and at most 1"
-        )
-    if config.eval_resize and config.eval_resize < config.image_size:
-        raise UserError(
-            f"data.eval_resize {config.eval_resize} is less than data.image_size "
-            f"{config.image_size}: the centre crop would not fit"
-        )
-    for key in ("mean", "std"):
-        if len(config[key]) != 3 or not all(
-            isinstance(value, (int, float)) for value in config[key]
-        ):
-            raise UserError(f"data.{key} {list(config[key])}: write three numbers")
-    if min(config.std) <= 0:
-        raise UserError(f"data.std {list(config.std)}: must be over 0")
-
-
-def check_source(source: Source, num_classes: int) -> None:
-    """Checks that a source has the classes that the model has.
-
-    Raises:
-      UserError: if it has another number.
-    """
-    if len(source.class_names) != num_classes:
-        raise UserError(
-            f"{source.name} has {len(source.class_names)} classes, the model "
-            f"{num_classes}: set config.model.num_classes to 0 to take the dataset's"
-        )
 
 
 def train_batches(

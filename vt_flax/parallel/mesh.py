@@ -127,28 +127,6 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(one, state)
 
 
-def check_batch(batch: int, devices: int, name: str, parts: int = 1) -> None:
-    """Checks that a batch can be spread evenly.
-
-    Args:
-      batch: examples.
-      devices: how many there are.
-      name: of the batch's size, for the message.
-      parts: one after the other that the batch is computed in.
-
-    Raises:
-      UserError: if it cannot.
-    """
-    if batch < 1:
-        raise UserError(f"{name} {batch}: must be at least 1")
-    if batch % (devices * parts):
-        times = f", times {parts} parts of a step" if parts > 1 else ""
-        raise UserError(
-            f"{name} {batch} is not a multiple of the {devices} devices{times}: "
-            "change it"
-        )
-
-
 def own_rows(mesh: Mesh, batch: int) -> np.ndarray:
     """Returns which rows of a global batch this process's devices hold, in order.
 

@@ -1,14 +1,10 @@
-"""Optimizers in named flavours, as chains of optax transforms."""
+"""Optimizers by name, as chains of optax transforms."""
 
 from typing import Any
 
 import jax
 import optax
 from ml_collections import ConfigDict
-
-from vt_flax.errors import UserError, nearest
-
-NAMES = ("rmsprop_tf", "rmsprop_torch", "sgd", "adamw")
 
 
 def decayed(params: Any) -> Any:
@@ -26,15 +22,16 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the optimizer.
 
-    Weight decay is L2: it is added to the gradient, before anything else; but for
-    `adamw`, in which it is a step of its own.
+    Weight decay is L2, added to the gradient before anything else, except for `adamw`,
+    which decouples it.
 
     `rmsprop_tf` is TensorFlow's: the average of squared gradients starts at 1, epsilon
-    is inside the root, and momentum gathers steps already scaled by the rate,
+    is inside the root, and momentum accumulates steps already scaled by the learning
+    rate,
     v = a v + (1 - a) g^2;  m = mu m + rate g / sqrt(v + eps);  p = p - m.
 
     `rmsprop_torch` is PyTorch's: the average starts at 0, epsilon is outside the root,
-    and the rate scales the momentum,
+    and the learning rate scales the momentum,
     v = a v + (1 - a) g^2;  m = mu m + g / (sqrt(v) + eps);  p = p - rate m.
 
     `sgd` is PyTorch's: m = mu m + g;  p = p - rate m.
@@ -47,12 +44,9 @@ def make_optimizer(
     Args:
       config: the section `optimizer`.
       schedule: learning rate by step.
-
-    Raises:
-      UserError: for an unknown name.
     """
     rate = optax.scale_by_learning_rate(schedule)
-    # What is switched off keeps its place, so that a run can go on with it switched on.
+    # Disabled steps keep their position, so that a run can resume with them enabled.
     off = optax.identity()
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else off
     decay = optax.add_decayed_weights(config.weight_decay, decayed)
@@ -69,9 +63,5 @@ def make_optimizer(
         return optax.chain(clip, decay, scale, momentum, rate)
     if config.name == "sgd":
         return optax.chain(clip, decay, momentum, rate)
-    if config.name == "adamw":
-        scale = optax.scale_by_adam(config.momentum, config.decay, config.epsilon)
-        return optax.chain(clip, scale, decay, rate)
-    raise UserError(
-        f"optimizer.name {config.name!r} is not known{nearest(config.name, NAMES)}"
-    )
+    scale = optax.scale_by_adam(config.momentum, config.decay, config.epsilon)
+    return optax.chain(clip, scale, decay, rate)

@@ -9,17 +9,7 @@ from vt_flax.data.augment import mixing, policies
 from vt_flax.data.augment.formulations import check_device
 from vt_flax.data.augment.mixing import Targets
 
-__all__ = ["Targets", "augment", "check_config", "check_device", "normalise"]
-
-
-def check_config(config: ConfigDict, batch_size: int) -> None:
-    """Checks the keys of augmentation in the section `data`.
-
-    Raises:
-      UserError: for a value that nothing can be done with.
-    """
-    policies.check_config(config)
-    mixing.check_config(config, batch_size)
+__all__ = ["Targets", "augment", "check_device", "normalise"]
 
 
 def normalise(images: jax.Array, config: ConfigDict) -> jax.Array:

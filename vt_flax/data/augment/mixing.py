@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vt_flax.errors import UserError
-
 # Of random erasing (Zhong et al., 2017): share of the area, and height over width.
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_RATIO = (0.3, 1 / 0.3)
@@ -25,24 +23,6 @@ class Targets(NamedTuple):
 
     labels: jax.Array
     weights: jax.Array
-
-
-def check_config(config: ConfigDict, batch_size: int) -> None:
-    """Checks the keys of mixing and erasing in the section `data`.
-
-    Raises:
-      UserError: for a number out of range, or a batch that has no pairs.
-    """
-    for key in ("mixup", "cutmix"):
-        if config[key] < 0:
-            raise UserError(f"data.{key} {config[key]}: must be at least 0")
-    if not 0 <= config.erasing <= 1:
-        raise UserError(f"data.erasing {config.erasing}: must be from 0 to 1")
-    if (config.mixup or config.cutmix) and batch_size % 2:
-        raise UserError(
-            f"batch_size {batch_size}: data.mixup and data.cutmix mix pairs, and need "
-            "an even number"
-        )
 
 
 def mix(

@@ -1,6 +1,5 @@
 """What is done to images and their masks together, on the device, inside the step."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict
 
 from vt_flax.data import augment
 from vt_flax.data.augment.crops import first_mixed
-from vt_flax.data.augment.jitter import FACTORS, Jitter, apply_jitter, draw_jitter
+from vt_flax.data.augment.jitter import Jitter, apply_jitter, draw_jitter
 from vt_flax.data.augment.resampling import (
     linear_weights,
     nearest_weights,
@@ -18,8 +17,6 @@ from vt_flax.data.augment.resampling import (
     resized_size,
     select,
 )
-from vt_flax.data.augment.scaled import base_size, eval_canvas
-from vt_flax.errors import UserError
 
 # Draws of a crop, of which the first without too much of one class is taken.
 TRIES = 10
@@ -40,71 +37,6 @@ class Draw(NamedTuple):
     starts: jax.Array
     mirrored: jax.Array
     jitter: Jitter
-
-
-def check_config(config: ConfigDict) -> None:
-    """Checks the section `segmentation`, and that `data` asks for nothing beside it.
-
-    Args:
-      config: the whole configuration.
-
-    Raises:
-      UserError: for a value that nothing can be done with.
-    """
-    settings = config.segmentation
-    for key, least in (
-        ("canvas", 1),
-        ("crop", 1),
-        ("eval_canvas", 0),
-        ("eval_size", 0),
-    ):
-        sides = settings[key]
-        if len(sides) != 2 or not all(type(n) is int and n >= least for n in sides):
-            raise UserError(
-                f"segmentation.{key} {list(sides)}: write height and width in pixels, "
-                f"at least {least}"
-            )
-    if settings.short_side < 0:
-        raise UserError(
-            f"segmentation.short_side {settings.short_side}: must be at least 0"
-        )
-    sides = base_size(eval_canvas(config), config)
-    if settings.short_side > min(sides):
-        raise UserError(
-            f"segmentation.short_side {settings.short_side} does not fit the "
-            f"{sides[0]} x {sides[1]} pixels that the network gets in evaluation: "
-            "raise segmentation.eval_size"
-        )
-    low, high = settings.scale_min, settings.scale_max
-    if not 0 < low <= high < math.inf:
-        raise UserError(
-            f"segmentation.scale_min {low} and scale_max {high}: must be over 0, and "
-            "the second no less than the first"
-        )
-    if not 0 < settings.max_class_share <= 1:
-        raise UserError(
-            f"segmentation.max_class_share {settings.max_class_share}: must be over 0, "
-            "and at most 1"
-        )
-    for key in FACTORS:
-        if not 0 <= settings[key] < math.inf:
-            raise UserError(f"segmentation.{key} {settings[key]}: must be at least 0")
-    if not 0 <= settings.hue <= 0.5:
-        raise UserError(f"segmentation.hue {settings.hue}: must be from 0 to 0.5")
-    scales = settings.eval_scales
-    if not scales or not all(
-        type(scale) in (int, float) and 0 < scale < math.inf for scale in scales
-    ):
-        raise UserError(
-            f"segmentation.eval_scales {list(scales)}: write numbers over 0, as in "
-            "[0.75,1.0,1.25]"
-        )
-    for key, off in (("augment", "none"), ("erasing", 0), ("mixup", 0), ("cutmix", 0)):
-        if config.data[key] != off:
-            raise UserError(
-                f"data.{key} {config.data[key]}: is for classification; of masks, "
-                f"section segmentation decides: set it to {off}"
-            )
 
 
 def augment_pairs(

@@ -13,9 +13,6 @@ from ml_collections import ConfigDict
 
 from vt_flax.data.augment.formulations import apply_operations
 from vt_flax.data.augment.operations import GEOMETRIC, Operation, operation, stack
-from vt_flax.errors import UserError, nearest
-
-POLICIES = ("none", "autoaugment", "randaugment")
 
 # The policy found on ImageNet (Cubuk et al., "AutoAugment", 2018, appendix): 25
 # sub-policies, each of two operations with probability and magnitude, 0 to 9. None has
@@ -71,28 +68,6 @@ class Draw(NamedTuple):
     row: jax.Array
     applied: jax.Array
     negative: jax.Array
-
-
-def check_config(config: ConfigDict) -> None:
-    """Checks the keys of the policies in the section `data`.
-
-    Raises:
-      UserError: for a policy that is not known, or a number out of range.
-    """
-    if config.augment not in POLICIES:
-        raise UserError(
-            f"data.augment {config.augment!r} is not known"
-            f"{nearest(config.augment, POLICIES)}"
-        )
-    if config.randaugment_layers < 1:
-        raise UserError(
-            f"data.randaugment_layers {config.randaugment_layers}: must be at least 1"
-        )
-    if not 0 <= config.randaugment_magnitude <= STRONGEST:
-        raise UserError(
-            f"data.randaugment_magnitude {config.randaugment_magnitude}: must be from "
-            f"0 to {STRONGEST}"
-        )
 
 
 def value_of(name: str, share: float, side: int) -> float:

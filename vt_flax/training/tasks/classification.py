@@ -1,6 +1,5 @@
 """Image classification: cross-entropy, top-1 and top-5."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,6 @@ from vt_flax.data.decoders import ClassDecoder
 from vt_flax.data.source import Source
 from vt_flax.data.sources import open_configured
 from vt_flax.data.tfds_sources import TFDSSource
-from vt_flax.errors import UserError
 from vt_flax.training.tasks.task import Apply, Batch, Task
 
 
@@ -26,17 +24,6 @@ class Classification(Task):
 
     metric = train_metric = "top1"
     titles = {"top1": "top-1", "top5": "top-5"}
-
-    @staticmethod
-    def check_config(config: ConfigDict, part: int) -> None:
-        """Checks what the task reads of a configuration; see `Task`."""
-        augment.check_config(config.data, part)
-        weight = config.distillation.weight
-        temperature = config.distillation.temperature
-        if not 0 <= weight <= 1:
-            raise UserError(f"distillation.weight {weight}: must be from 0 to 1")
-        if not 0 < temperature < math.inf:
-            raise UserError(f"distillation.temperature {temperature}: must be above 0")
 
     @staticmethod
     def open_source(config: ConfigDict, split: str) -> Source:

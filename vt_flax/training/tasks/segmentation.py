@@ -49,22 +49,6 @@ class Segmentation(Task):
     titles = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 
     @staticmethod
-    def check_config(config: ConfigDict, part: int) -> None:
-        """Checks what the task reads of a configuration; see `Task`."""
-        del part
-        if config.distillation.teacher:
-            raise UserError(
-                f"distillation.teacher {config.distillation.teacher}: is for "
-                f"classifiers, not for {config.model.name}; leave it empty"
-            )
-        if config.data.label_feature:
-            raise UserError(
-                f"data.label_feature {config.data.label_feature}: is for classifiers; "
-                "set segmentation.mask_feature, which names the masks"
-            )
-        pairs.check_config(config)
-
-    @staticmethod
     def open_source(config: ConfigDict, split: str) -> TFDSPairs:
         """Opens a split of the configured dataset; see `Task`."""
         data, settings = config.data, config.segmentation

@@ -45,19 +45,6 @@ class Task(abc.ABC):
 
     @staticmethod
     @abc.abstractmethod
-    def check_config(config: ConfigDict, part: int) -> None:
-        """Checks what the task reads of a configuration.
-
-        Args:
-          config: the whole configuration.
-          part: examples that are computed at once.
-
-        Raises:
-          UserError: for a value that nothing can be done with.
-        """
-
-    @staticmethod
-    @abc.abstractmethod
     def open_source(config: ConfigDict, split: str) -> Source:
         """Opens a split of the configured dataset.
 
