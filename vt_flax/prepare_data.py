@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     # TensorFlow decodes a few of ImageNet's files, and would take a whole GPU for it.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     # Late, because TFDS takes seconds to come: --help and bad options need not wait.
-    from vt_flax.data.preparation import build, convert, resize
+    from vt_flax.data.prepare import build, convert, resize
 
     if converting:
         out_dir = str(_writable("--out_dir", args.out_dir)) if args.out_dir else ""

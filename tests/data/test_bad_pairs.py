@@ -12,8 +12,8 @@ from pair_trees import draw_image, draw_labels, make_lip, with_palette, write
 from PIL import Image
 from test_prepare_pairs import make_ade20k
 
-from vt_flax.data.mask_labels import decode_mask
-from vt_flax.data.preparation import build
+from vt_flax.data.masks import decode_mask
+from vt_flax.data.prepare import build
 from vt_flax.errors import UserError
 
 LABELS = draw_labels(0, 30, 20, [0, 1, 2])

@@ -22,7 +22,7 @@ class Recorder(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Recorder())
 for name in ("build", "convert", "resize"):
-    importlib.import_module("vt_flax.data.preparation." + name)
+    importlib.import_module("vt_flax.data.prepare." + name)
 from vt_flax.data.imagenet import class_names
 from vt_flax.data.sources import tfds_builder
 

@@ -8,10 +8,10 @@ from PIL import Image
 from test_folder_layouts import make
 
 from vt_flax.data import images
-from vt_flax.data.builders import pair_files
 from vt_flax.data.folders import FolderSource
 from vt_flax.data.host import tensorflow
 from vt_flax.data.image_files import IMAGE_SUFFIXES
+from vt_flax.data.prepare import pair_files
 from vt_flax.inference.files import find_images
 
 # What people keep images in, at least.

@@ -19,7 +19,7 @@ from imagenet_archives import CMYK, PNG, TRAIN, VALIDATION
 from PIL import Image
 from tensorflow_datasets.core import file_adapters, shuffle
 
-from vt_flax.data.preparation import archives, build, workspace
+from vt_flax.data.prepare import archives, build, workspace
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
 

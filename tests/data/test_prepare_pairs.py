@@ -19,8 +19,8 @@ from pair_trees import (
     write,
 )
 
-from vt_flax.data.builders.coco_stuff import UNUSED
-from vt_flax.data.preparation import build
+from vt_flax.data.prepare import build
+from vt_flax.data.prepare.coco_stuff import UNUSED
 from vt_flax.errors import UserError
 
 

@@ -14,11 +14,10 @@ from image_files import encode
 from pair_trees import draw_image, draw_labels, stored, write
 from PIL import Image
 
-from vt_flax.data.builders import resized
-from vt_flax.data.builders.resized import shrink
 from vt_flax.data.images import decode_with_pillow
-from vt_flax.data.preparation import build, workspace
-from vt_flax.data.preparation.resize import resize
+from vt_flax.data.prepare import build, workspace
+from vt_flax.data.prepare import resize as resized
+from vt_flax.data.prepare.resize import resize, shrink
 from vt_flax.data.segmentation_sources import TFDSPairs
 from vt_flax.data.sources import open_source, tfds_builder
 from vt_flax.errors import UserError

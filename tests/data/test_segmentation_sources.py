@@ -14,8 +14,8 @@ from PIL import Image
 
 from vt_flax.data.known_masks import CITYSCAPES
 from vt_flax.data.mask_counts import MaskCounts
-from vt_flax.data.preparation import build
-from vt_flax.data.preparation.convert import convert
+from vt_flax.data.prepare import build
+from vt_flax.data.prepare.convert import convert
 from vt_flax.data.segmentation_sources import TFDSPairs, notes_on_classes
 from vt_flax.data.source import cached
 from vt_flax.data.sources import prepared_builder, tfds_builder
@@ -323,7 +323,7 @@ def test_mirrored_classes_of_a_label_map(lip):
 
 
 def test_an_embedded_dataset_is_made_when_first_used(tmp_path, monkeypatch):
-    from vt_flax.data.builders import shapes
+    from vt_flax.data.prepare import shapes
 
     monkeypatch.setattr(shapes, "TRAIN_EXAMPLES", 3)
     monkeypatch.setattr(shapes, "TEST_EXAMPLES", 2)

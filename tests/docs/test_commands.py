@@ -216,7 +216,7 @@ def check_front_door(name, arguments, workdirs):
             create_model(model, **cli.parse_overrides(args.set))
     if name == "prepare_data":
         dataset = args.words[-1].partition("/")[0]
-        prepared = {p.stem for p in ROOT.glob("vt_flax/data/builders/*.py")}
+        prepared = {p.stem for p in ROOT.glob("vt_flax/data/prepare/*.py")}
         assert dataset in prepared | tfds_names()
         assert len(args.words) == 1 or args.words[0] == "convert"
 

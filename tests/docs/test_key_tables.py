@@ -10,8 +10,8 @@ from doc_pages import ROOT
 from vt_flax import prepare_data
 from vt_flax.analysis.published import PUBLISHED
 from vt_flax.analysis.published_segmentation import PUBLISHED_SEGMENTATION
-from vt_flax.data.preparation.archives import ARCHIVES
-from vt_flax.data.preparation.build import IMAGENET_SHARE
+from vt_flax.data.prepare.archives import ARCHIVES
+from vt_flax.data.prepare.build import IMAGENET_SHARE
 from vt_flax.errors import UserError
 from vt_flax.models import list_models, model_options
 from vt_flax.parallel.link import Lost

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from vt_flax.data.mask_labels import IGNORE, NO_CLASS
+from vt_flax.data.masks import IGNORE, NO_CLASS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vt_flax.data.known_masks import KNOWN_MASKS, KnownMask
-from vt_flax.data.mask_labels import (
+from vt_flax.data.masks import (
     CLASS_NAMES,
     IGNORE,
     MIRRORED,

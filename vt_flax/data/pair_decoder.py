@@ -7,7 +7,7 @@ import numpy as np
 from vt_flax.data import images
 from vt_flax.data.decoders import Decoder, Tensor
 from vt_flax.data.host import tensorflow
-from vt_flax.data.mask_labels import (
+from vt_flax.data.masks import (
     GREY_8_BITS,
     GREY_PLACE,
     IGNORE,

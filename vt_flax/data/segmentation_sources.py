@@ -6,7 +6,7 @@ from typing import Any
 from vt_flax.data.host import tensorflow
 from vt_flax.data.mask_classes import find_classes, find_features
 from vt_flax.data.mask_counts import MaskCounts, absent_classes
-from vt_flax.data.mask_labels import (
+from vt_flax.data.masks import (
     IGNORE,
     MASK_PIXELS,
     decode_mask,

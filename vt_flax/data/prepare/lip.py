@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vt_flax.data.builders import pair_files, pairs
-from vt_flax.data.preparation.workspace import say
+from vt_flax.data.prepare import pair_files, pairs
+from vt_flax.data.prepare.workspace import say
 from vt_flax.errors import UserError
 
 CLASS_NAMES = (

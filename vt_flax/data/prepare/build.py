@@ -8,7 +8,9 @@ from tensorflow_datasets.core import DatasetBuilder
 from tensorflow_datasets.core.download import DownloadConfig
 from tensorflow_datasets.core.file_adapters import FileFormat
 
-from vt_flax.data.builders.image_mask_folder import (
+from vt_flax.data.masks import CLASS_NAMES
+from vt_flax.data.prepare import archives
+from vt_flax.data.prepare.image_mask_folder import (
     IGNORE_LABEL,
     MADE_OF,
     MADE_OF_FILES,
@@ -16,11 +18,9 @@ from vt_flax.data.builders.image_mask_folder import (
     digest_of_files,
     made_of,
 )
-from vt_flax.data.builders.mask_values import NO_LABEL
-from vt_flax.data.builders.pairs import PairsBuilder
-from vt_flax.data.mask_labels import CLASS_NAMES
-from vt_flax.data.preparation import archives
-from vt_flax.data.preparation.workspace import (
+from vt_flax.data.prepare.mask_values import NO_LABEL
+from vt_flax.data.prepare.pairs import PairsBuilder
+from vt_flax.data.prepare.workspace import (
     check_space,
     errors_in_one_line,
     exclusive,

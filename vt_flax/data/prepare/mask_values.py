@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from vt_flax.data.builders.pair_files import PairFiles
 from vt_flax.data.mask_counts import MaskCounts, absent_classes
-from vt_flax.data.mask_labels import (
+from vt_flax.data.masks import (
     IGNORE,
     MOST_CLASSES,
     NO_CLASS,
     identity_table,
     numbered_names,
 )
+from vt_flax.data.prepare.pair_files import PairFiles
 from vt_flax.errors import UserError, first_names
 
 # What 255 means: no label, or a class like every other value.

@@ -4,6 +4,7 @@ import functools
 import io
 import math
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,16 @@ from tqdm import tqdm
 
 from vt_flax.data import images
 from vt_flax.data.mask_classes import mask_features
-from vt_flax.data.mask_labels import RESIZED_FROM, decode_mask, encode_mask
-from vt_flax.data.preparation.workspace import array_record_bytes
+from vt_flax.data.masks import RESIZED_FROM, decode_mask, encode_mask
+from vt_flax.data.prepare.build import FORMAT, check_complete, is_ready
+from vt_flax.data.prepare.workspace import (
+    array_record_bytes,
+    check_space,
+    errors_in_one_line,
+    exclusive,
+    remove_interrupted_build,
+    say,
+)
 from vt_flax.data.threads import ordered_map
 from vt_flax.errors import UserError
 
@@ -234,3 +243,33 @@ def _of_any_size(mask: tfds.features.Image) -> tfds.features.Image:
     return tfds.features.Image(
         shape=(None, None, 1), encoding_format="png", use_colormap=True
     )
+
+
+def resize(
+    source: tfds.core.DatasetBuilder, side: int, data_dir: str
+) -> tfds.core.DatasetBuilder:
+    """Makes a copy of a prepared dataset with images of at most a short side.
+
+    Args:
+      source: the prepared dataset, in array_record.
+      side: short side in pixels.
+      data_dir: folder of the TFDS datasets, for the copy.
+
+    Returns:
+      The builder of the copy, which is called NAME_SIDE.
+
+    Raises:
+      UserError: if it cannot be made.
+    """
+    builder = Resized(source, side, data_dir)
+    data_path = pathlib.Path(builder.data_path)
+    if is_ready(builder, builder.name):
+        say(f"{builder.info.full_name} is already prepared in {data_path}")
+        return builder
+    with exclusive(data_path.parent):
+        remove_interrupted_build(data_path)
+        with errors_in_one_line(f"building {builder.info.full_name}"):
+            check_space(data_path.parent, builder.expected_bytes())
+            builder.download_and_prepare(file_format=FORMAT)
+    check_complete(builder)
+    return builder

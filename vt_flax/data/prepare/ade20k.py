@@ -4,8 +4,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vt_flax.data.builders import pair_files, pairs
-from vt_flax.data.mask_labels import IGNORE, label_table
+from vt_flax.data.masks import IGNORE, label_table
+from vt_flax.data.prepare import pair_files, pairs
 from vt_flax.errors import UserError
 
 CLASSES = 150

@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from vt_flax.data.builders import pairs
-from vt_flax.data.mask_labels import encode_mask
+from vt_flax.data.masks import encode_mask
+from vt_flax.data.prepare import pairs
 
 SIDE = 64
 TRAIN_EXAMPLES, TEST_EXAMPLES = 1500, 200

@@ -10,17 +10,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vt_flax.data.builders import mask_values, pair_files, pairs
 from vt_flax.data.image_files import list_folder
 from vt_flax.data.mask_counts import MaskCounts
-from vt_flax.data.mask_labels import (
+from vt_flax.data.masks import (
     CLASS_NAMES,
     MASK_PIXELS,
     MOST_CLASSES,
     histogram,
     is_grey_png,
 )
-from vt_flax.data.preparation.workspace import say
+from vt_flax.data.prepare import mask_values, pair_files, pairs
+from vt_flax.data.prepare.workspace import say
 from vt_flax.data.threads import ordered_map
 from vt_flax.errors import UserError, first_names
 

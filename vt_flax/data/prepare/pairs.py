@@ -13,8 +13,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
-from vt_flax.data.builders.pair_files import PairFiles
-from vt_flax.data.mask_labels import (
+from vt_flax.data.masks import (
     CLASS_NAMES,
     IGNORE,
     MIRRORED,
@@ -26,7 +25,8 @@ from vt_flax.data.mask_labels import (
     values_in,
 )
 from vt_flax.data.orientation import UPRIGHT, orientation_in
-from vt_flax.data.preparation.workspace import array_record_bytes
+from vt_flax.data.prepare.pair_files import PairFiles
+from vt_flax.data.prepare.workspace import array_record_bytes
 from vt_flax.data.threads import ordered_map
 from vt_flax.errors import UserError
 

@@ -10,7 +10,7 @@ from etils import epath
 from rich.filesize import decimal
 from tqdm import tqdm
 
-from vt_flax.data.preparation.workspace import say
+from vt_flax.data.prepare.workspace import say
 from vt_flax.errors import UserError
 
 BLOCK = 1 << 22

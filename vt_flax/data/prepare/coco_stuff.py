@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
-from vt_flax.data.builders import pair_files, pairs
-from vt_flax.data.mask_labels import IGNORE, NO_CLASS, label_table
+from vt_flax.data.masks import IGNORE, NO_CLASS, label_table
+from vt_flax.data.prepare import pair_files, pairs
 from vt_flax.errors import UserError
 
 FOLDERS = {"train": "train2017", "validation": "val2017"}

@@ -17,8 +17,8 @@ from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT, FileForma
 from tensorflow_datasets.core.utils import py_utils
 from tqdm import tqdm
 
-from vt_flax.data.preparation.build import FORMAT, check_complete
-from vt_flax.data.preparation.workspace import (
+from vt_flax.data.prepare.build import FORMAT, check_complete
+from vt_flax.data.prepare.workspace import (
     array_record_bytes,
     check_space,
     errors_in_one_line,
