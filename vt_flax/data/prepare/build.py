@@ -1,4 +1,4 @@
-"""Builds a TFDS dataset in array_record, ready for random access."""
+"""Builds or resizes a TFDS dataset in array_record, ready for random access."""
 
 import pathlib
 
@@ -8,23 +8,16 @@ from tensorflow_datasets.core import DatasetBuilder
 from tensorflow_datasets.core.download import DownloadConfig
 from tensorflow_datasets.core.file_adapters import FileFormat
 
-from vt_flax.data.masks import CLASS_NAMES
+from vt_flax.data.mask_classes import CLASS_NAMES
 from vt_flax.data.prepare import archives
-from vt_flax.data.prepare.image_mask_folder import (
-    IGNORE_LABEL,
-    MADE_OF,
-    MADE_OF_FILES,
-    ImageMaskFolder,
-    digest_of_files,
-    made_of,
-)
-from vt_flax.data.prepare.mask_values import NO_LABEL
+from vt_flax.data.prepare.image_mask_folder import ImageMaskFolder
 from vt_flax.data.prepare.pairs import PairsBuilder
+from vt_flax.data.prepare.resize import Resized
 from vt_flax.data.prepare.workspace import (
     check_space,
     errors_in_one_line,
     exclusive,
-    remove_interrupted_build,
+    remove_leftovers,
     say,
 )
 from vt_flax.data.sources import FOLDER_PREFIX, tfds_builder
@@ -34,11 +27,6 @@ from vt_flax.errors import UserError
 
 FORMAT = FileFormat.ARRAY_RECORD
 IMAGENET = "imagenet2012"
-STAMP = ".verified_archives.json"
-# What the files of ImageNet take, relative to its archives, as a bound. The archives
-# round each image up to 512 bytes; array_record adds about 100 bytes to each and, to
-# each file, up to 192 kB.
-IMAGENET_SHARE = 1.02
 
 
 def prepare(
@@ -56,65 +44,78 @@ def prepare(
       manual_dir: folder of files that TFDS cannot download; empty for TFDS's default,
         `DATA_DIR/downloads/manual`.
       checksums: whether ImageNet's archives must be the published ones, to the byte.
-      ignore_label: what 255 means in the masks of `image_mask_folder`: see
-        `ImageMaskFolder`.
-
-    Returns:
-      The builder of the prepared dataset.
+      ignore_label: see `ImageMaskFolder`.
 
     Raises:
-      UserError: if it cannot be built. What an interrupted run left is removed by the
-        next one; a finished dataset is never touched.
+      UserError: if it cannot be built. The next run removes what an interrupted one
+        left; a finished dataset is never touched.
     """
     if name.startswith(FOLDER_PREFIX):
         raise UserError(f"{name}: class folders need no preparing")
     builder = tfds_builder(name, data_dir)
-    if isinstance(builder, ImageMaskFolder):
+    own = isinstance(builder, ImageMaskFolder)
+    if own:
         builder.ignore_label = ignore_label
     elif ignore_label:
         raise UserError(
             f"--ignore_label {ignore_label} is for image_mask_folder, not for {name}"
         )
-    data_path = pathlib.Path(builder.data_path)
     manual = storage_path(manual_dir or pathlib.Path(data_dir, "downloads", "manual"))
     if is_ready(builder, name):
-        if manual_dir:
-            _check_made_of(builder, manual)
-        _check_ignore_label(builder, ignore_label)
-        say(f"{builder.info.full_name} is already prepared in {data_path}")
+        if own:
+            builder.check_made_of(manual if manual_dir else None)
         return builder
-    _check_manual(builder, manual, bool(manual_dir))
-    imagenet = builder.name == IMAGENET
-    with (
-        errors_in_one_line(f"building {builder.info.full_name}"),
-        exclusive(data_path.parent),
-    ):
-        if imagenet:
-            needed = round(archives.find(manual, checksums) * IMAGENET_SHARE)
-        elif isinstance(builder, PairsBuilder):
-            needed = builder.expected_bytes(manual)
-        else:
-            needed = _expected_bytes(builder)
-        remove_interrupted_build(data_path)
-        check_space(data_path.parent, needed)
-        if imagenet and checksums:
-            archives.verify(manual, data_path.parent / STAMP)
-        if imagenet:
-            # TFDS's progress bars do not know where they end.
-            say("all of ImageNet: 1,281,167 training and 50,000 validation images")
-        builder.download_and_prepare(
-            file_format=FORMAT, download_config=DownloadConfig(manual_dir=manual)
+    wanted = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
+    if (manual_dir or wanted) and not (is_folder(manual) and any(manual.iterdir())):
+        raise UserError(
+            f"--manual_dir {manual} is not there, or empty"
+            + (f"; {builder.name} needs it: {wanted}" if wanted else "")
         )
-    builder = tfds_builder(name, data_dir)
-    check_complete(builder)
+    if isinstance(builder, PairsBuilder):
+        builder.manual = manual
+    _build(builder, manual, checksums)
     return builder
 
 
-def is_ready(builder: DatasetBuilder, name: str) -> bool:
-    """Tells whether a dataset, called `name` by the user, stands in array_record.
+def resize(source: DatasetBuilder, side: int, data_dir: str) -> DatasetBuilder:
+    """Makes NAME_SIDE, a copy of a prepared dataset with at most that short side.
 
     Raises:
-      UserError: if it stands there in another format, or something else does.
+      UserError: if it cannot be made.
+    """
+    builder = Resized(source, side, data_dir)
+    if not is_ready(builder, builder.name):
+        _build(builder)
+    return builder
+
+
+def _build(
+    builder: DatasetBuilder, manual: epath.Path | None = None, checksums: bool = False
+) -> None:
+    folder = pathlib.Path(builder.data_path)
+    with (
+        errors_in_one_line(f"building {builder.info.full_name}"),
+        exclusive(folder.parent),
+    ):
+        needed = None
+        if builder.name == IMAGENET:
+            needed = archives.expected_bytes(manual, checksums)
+        elif isinstance(builder, (PairsBuilder, Resized)):
+            needed = builder.expected_bytes()
+        remove_leftovers(folder.parent, f"??????_{folder.name}")
+        check_space(folder.parent, needed)
+        if builder.name == IMAGENET and checksums:
+            archives.verify(manual)
+        builder.download_and_prepare(
+            file_format=FORMAT, download_config=DownloadConfig(manual_dir=manual)
+        )
+
+
+def is_ready(builder: DatasetBuilder, name: str) -> bool:
+    """Returns whether a dataset, called `name` by the user, is there in array_record.
+
+    Raises:
+      UserError: if it is there in another format or in part.
     """
     if not builder.is_prepared():
         if builder.data_path.exists():
@@ -130,6 +131,7 @@ def is_ready(builder: DatasetBuilder, name: str) -> bool:
             f"vt_flax.prepare_data convert {name} --data_dir {data_dir_of(builder)}`"
         )
     check_complete(builder)
+    say(f"{builder.info.full_name} is already prepared in {builder.data_path}")
     return True
 
 
@@ -155,14 +157,10 @@ def check_complete(
 
 
 def describe(builder: DatasetBuilder, name: str) -> str:
-    """Returns lines that tell what is there and how to train on it.
-
-    Args:
-      builder: of a prepared dataset.
-      name: by which `open_source` finds it.
-    """
+    """Returns lines on a prepared dataset, which `open_source` finds by `name`."""
     splits = ", ".join(
-        f"{name} {split.num_examples:,}" for name, split in builder.info.splits.items()
+        f"{split} {found.num_examples:,}"
+        for split, found in builder.info.splits.items()
     )
     size = sum(file.stat().st_size for file in check_complete(builder))
     names = (builder.info.metadata or {}).get(CLASS_NAMES)
@@ -173,61 +171,3 @@ def describe(builder: DatasetBuilder, name: str) -> str:
         f"use it by --config.data.name={name} "
         f"--config.data.data_dir={data_dir_of(builder)}"
     )
-
-
-def _check_made_of(builder: DatasetBuilder, manual: epath.Path) -> None:
-    """Checks that a prepared dataset of the user's own files is of these ones.
-
-    Raises:
-      UserError: if it is of another folder, or its files are others by now.
-    """
-    known = builder.info.metadata or {}
-    source = known.get(MADE_OF)
-    if source not in (None, made_of(manual)):
-        raise UserError(
-            f"{builder.data_path} is made of {source}, not of {manual}: name another "
-            "--data_dir, or move that dataset away"
-        )
-    files = known.get(MADE_OF_FILES)
-    if files and (not manual.is_dir() or files != digest_of_files(manual)):
-        raise UserError(
-            f"{manual} has changed since {builder.data_path} was made of it: move that "
-            "dataset away to make it anew, or leave out --manual_dir to keep it"
-        )
-
-
-def _check_ignore_label(builder: DatasetBuilder, ignore_label: str) -> None:
-    """Checks that a prepared dataset was made with the wanted meaning of 255.
-
-    Raises:
-      UserError: if not.
-    """
-    used = (builder.info.metadata or {}).get(IGNORE_LABEL, NO_LABEL)
-    if ignore_label and ignore_label != used:
-        raise UserError(
-            f"{builder.data_path} was made with --ignore_label {used}, not "
-            f"{ignore_label}: move it away to make it anew"
-        )
-
-
-def _check_manual(builder: DatasetBuilder, manual: epath.Path, named: bool) -> None:
-    """Checks the folder of manual files before TFDS would miss it."""
-    wanted = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
-    if (named or wanted) and not is_folder(manual):
-        raise UserError(
-            f"--manual_dir {manual}: there is no such folder"
-            + (f"; {builder.name} needs it: {wanted}" if wanted else "")
-        )
-    if wanted and builder.name != IMAGENET and not any(manual.iterdir()):
-        raise UserError(f"--manual_dir {manual} is empty: {wanted}")
-
-
-def _expected_bytes(builder: DatasetBuilder) -> int | None:
-    """Returns what a download and its dataset may take, or None."""
-    known = builder.info.download_size + builder.info.dataset_size
-    if not known and not builder.builder_configs:
-        # TFDS records the size of each download with its checksum, for all the
-        # configurations together. What is downloaded, what is extracted from it and
-        # the dataset itself are of one order.
-        known = 3 * sum(file.size or 0 for file in (builder.url_infos or {}).values())
-    return int(known) or None

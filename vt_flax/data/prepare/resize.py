@@ -1,11 +1,8 @@
-"""A copy of a prepared TFDS dataset whose images are brought down to a short side."""
+"""A copy of a prepared TFDS dataset whose images are reduced to a short side."""
 
 import functools
 import io
-import math
-import os
-import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,76 +10,56 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from vt_flax.data import images
-from vt_flax.data.mask_classes import mask_features
-from vt_flax.data.masks import RESIZED_FROM, decode_mask, encode_mask
-from vt_flax.data.prepare.build import FORMAT, check_complete, is_ready
-from vt_flax.data.prepare.workspace import (
-    array_record_bytes,
-    check_space,
-    errors_in_one_line,
-    exclusive,
-    remove_interrupted_build,
-    say,
-)
-from vt_flax.data.threads import ordered_map
+from vt_flax.data.mask_classes import RESIZED_FROM, image_features
+from vt_flax.data.masks import decode_mask, encode_mask
+from vt_flax.data.pillow_decoder import decode_with_pillow
+from vt_flax.data.prepare.workspace import estimate_bytes, in_threads
 from vt_flax.errors import UserError
 
-# At 90, 300 photographs brought to 256 come back at 36 dB and 30 kB; at 95, 38 dB and
+# At 90, 300 photographs reduced to 256 come back at 36 dB and 30 kB; at 95, 38 dB and
 # 41 kB, but the copy is there to be fast, and a third of the time goes by the byte.
 JPEG_QUALITY = 90
 # About 60 MB of photographs at 256: few files, and little memory, which holds one.
 SHARD_EXAMPLES = 2048
-# Of each split, read before the work begins to tell how large the result will be.
-SAMPLE = 100
 
 
-def shrunk_shape(size: tuple[int, int], side: int) -> tuple[int, int] | None:
-    """Returns the size that an image is brought to, or None if it stays as it is."""
+def shrunk_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Returns the width and height to which an image is reduced; its own if small."""
     short = min(size)
     if short <= side:
-        return None
+        return size
     return tuple(max(side, round(length * side / short)) for length in size)
 
 
 def shrink(encoded: bytes, side: int) -> bytes:
-    """Brings an encoded image's short side down to `side` pixels.
+    """Reduces an encoded image's short side to `side` pixels, bicubic and antialiased.
 
-    Bicubic and antialiased. JPEGs stay JPEGs, at quality 90 and in RGB whatever they
-    were in; everything else becomes PNG, which loses nothing. Images that are no larger
-    stay as they are, to the byte.
+    JPEGs stay JPEGs, at quality 90 and in RGB; everything else becomes PNG, which loses
+    nothing. Images that are no larger stay as they are, to the byte.
 
     Raises:
       ValueError: if it is no image, or a damaged one.
     """
-    image = images.decode_with_pillow(encoded)
-    shape = shrunk_shape(image.size, side)
-    if shape is None:
+    image = decode_with_pillow(encoded)
+    size = shrunk_size(image.size, side)
+    if size == image.size:
         return encoded
-    image = image.resize(shape, Image.Resampling.BICUBIC)
+    form = Image.open(io.BytesIO(encoded)).format
     output = io.BytesIO()
-    if Image.open(io.BytesIO(encoded)).format == "JPEG":
-        image.save(output, "JPEG", quality=JPEG_QUALITY)
-    else:
-        image.save(output, "PNG")
+    image.resize(size, Image.Resampling.BICUBIC).save(
+        output, "JPEG" if form == "JPEG" else "PNG", quality=JPEG_QUALITY
+    )
     return output.getvalue()
 
 
-def shrink_mask(
-    encoded: bytes, size: tuple[int, int], shape: tuple[int, int] | None
-) -> bytes:
-    """Brings an encoded mask to what its image was brought to.
+def shrink_mask(encoded: bytes, size: tuple[int, int], side: int) -> bytes:
+    """Reduces an encoded mask as `shrink` does its image of some width and height.
 
-    Each pixel takes the value of the one that its centre lies in: values are never
+    Each pixel takes the value of the one that its center lies in: values are never
     mixed. A palette PNG's values are its indices.
 
-    Args:
-      encoded: an image of one channel, 8 bits.
-      size: width and height of its image.
-      shape: what they became; None if the image stayed as it was.
-
     Raises:
-      ValueError: if it is no mask, a damaged one, or not of its image's size.
+      ValueError: if it is no mask, a damaged one, or of another size.
     """
     values = decode_mask(encoded, palettes=True)
     height, width = values.shape
@@ -90,66 +67,65 @@ def shrink_mask(
         raise ValueError(
             f"a mask of {width} x {height} pixels, its image has {size[0]} x {size[1]}"
         )
-    if shape is None:
+    new_width, new_height = shrunk_size(size, side)
+    if (new_width, new_height) == size:
         return encoded
-    # In integers: where a centre is between two pixels, Pillow takes either.
-    rows = (2 * np.arange(shape[1]) + 1) * height // (2 * shape[1])
-    columns = (2 * np.arange(shape[0]) + 1) * width // (2 * shape[0])
+    # In integers: where a center is between two pixels, Pillow takes either.
+    rows = (2 * np.arange(new_height) + 1) * height // (2 * new_height)
+    columns = (2 * np.arange(new_width) + 1) * width // (2 * new_width)
     return encode_mask(values[np.ix_(rows, columns)])
 
 
 class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
     """The dataset NAME_SIDE: NAME with images of at most that short side.
 
-    Masks of segmentation are brought to the same size as their images. Every other
-    feature, the splits and the order of the examples are the source's, so that a slice
-    such as `train[:90%]` holds the same examples in both.
+    Masks of segmentation are reduced with their images. Every other feature, the splits
+    and the order of the examples are the source's, so that a slice such as
+    `train[:90%]` holds the same examples in both.
     """
 
     def __init__(self, source: tfds.core.DatasetBuilder, side: int, data_dir: str):
-        """Describes the dataset; `download_and_prepare` makes it.
-
-        Args:
-          source: a prepared dataset with images, in array_record.
-          side: short side in pixels.
-          data_dir: folder of the TFDS datasets.
+        """Describes the copy of a prepared dataset in array_record.
 
         Raises:
-          UserError: if the source has no images to resize.
+          UserError: if it has no images to resize.
         """
-        self.name = f"{source.info.full_name.rpartition('/')[0]}_{side}".replace(
-            "/", "_"
-        )
+        name = source.info.full_name.rpartition("/")[0].replace("/", "_")
+        self.name = f"{name}_{side}"
         self.VERSION = source.version
-        self._source = source
-        self._side = side
-        features = source.info.features
-        self._image_key = (source.info.supervised_keys or ("image",))[0]
-        if not isinstance(dict(features).get(self._image_key), tfds.features.Image):
+        self._source, self._side = source, side
+        self._image = (source.info.supervised_keys or ("image",))[0]
+        feature = dict(source.info.features).get(self._image)
+        if not isinstance(feature, tfds.features.Image):
             raise UserError(
                 f"dataset {source.name!r} has no images to resize: its feature "
-                f"{self._image_key!r} is no Image"
+                f"{self._image!r} is no Image"
             )
-        self._mask_keys = [k for k in mask_features(source) if k != self._image_key]
-        self._keys = (self._image_key, *self._mask_keys)
+        self._masks = [key for key in image_features(source, 1) if key != self._image]
+        self._keys = self._image, *self._masks
+        decoders = dict.fromkeys(self._keys, tfds.decode.SkipDecoding())
+        self._splits = {
+            split: source.as_data_source(split, decoders=decoders)
+            for split in source.info.splits
+        }
         super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
         source = self._source.info
-        image = source.features[self._image_key]
-        resized = tfds.features.Image(
+        features = dict(source.features)
+        image = features[self._image]
+        features[self._image] = tfds.features.Image(
             shape=(None, None, image.shape[-1]), encoding_format=image.encoding_format
         )
-        masks = {key: _of_any_size(source.features[key]) for key in self._mask_keys}
+        for key in self._masks:
+            features[key] = _of_any_size(features[key])
         # Else a dataset that is known by its name would not be known again.
         metadata = {RESIZED_FROM: self._source.name} | dict(source.metadata or {})
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{source.full_name} with images of at most {self._side} pixels"
             f" on the short side.\n\n{source.description}",
-            features=tfds.features.FeaturesDict(
-                dict(source.features) | masks | {self._image_key: resized}
-            ),
+            features=tfds.features.FeaturesDict(features),
             supervised_keys=source.supervised_keys,
             homepage=source.homepage,
             citation=source.citation,
@@ -157,119 +133,55 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
         )
 
     def expected_bytes(self) -> int:
-        """Returns what the result will take, judged by some examples of each split."""
-        total = 0
-        for split, data in self._splits().items():
-            places = range(0, len(data), max(1, len(data) // SAMPLE))
-            shrunk = [self._shrunk(split, data, i) for i in places]
-            sizes = [sum(len(example[key]) for key in self._keys) for example in shrunk]
-            # A tenth more, for names, labels and the sample's error.
-            content = 1.1 * sum(sizes) / len(sizes) * len(data)
-            shards = math.ceil(len(data) / SHARD_EXAMPLES)
-            total += array_record_bytes(content, len(data), shards)
-        return total
+        """Returns the expected size of the result."""
+        return sum(
+            estimate_bytes(
+                functools.partial(self._shrunk_bytes, split), range(len(data))
+            )
+            for split, data in self._splits.items()
+        )
 
-    def _splits(self) -> dict[str, Sequence]:
-        decoders = {key: tfds.decode.SkipDecoding() for key in self._keys}
-        return {
-            split: self._source.as_data_source(split, decoders=decoders)
-            for split in self._source.info.splits
-        }
+    def _shrunk_bytes(self, split: str, i: int) -> int:
+        example = self._shrunk(split, i)
+        return sum(len(example[key]) for key in self._keys)
 
-    def _shard_iterators_per_split(
-        self, dl_manager: Any
-    ) -> Mapping[str, Sequence[Callable[[], Iterator[tuple[int, dict]]]]]:
+    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list]:
         del dl_manager
         return {
             split: [
-                functools.partial(
-                    self._generate, split, data, first, first + SHARD_EXAMPLES
-                )
+                functools.partial(self._generate, split, first)
                 for first in range(0, len(data), SHARD_EXAMPLES)
             ]
-            for split, data in self._splits().items()
+            for split, data in self._splits.items()
         }
 
-    def _generate(
-        self, split: str, data: Sequence, first: int, last: int
-    ) -> Iterator[tuple[int, dict]]:
-        rows = range(first, min(last, len(data)))
-        workers = os.cpu_count() or 1
-        examples = ordered_map(
-            functools.partial(self._shrunk, split, data), rows, workers, 4 * workers
-        )
-        with tqdm(
-            initial=first,
-            total=len(data),
-            desc=f"Resizing {split}",
-            unit=" images",
-            leave=False,
-            mininterval=1,
-        ) as bar:
-            for i, example in zip(rows, examples, strict=True):
-                bar.update()
-                yield i, example
+    def _generate(self, split: str, first: int) -> Iterator[tuple[int, dict]]:
+        count = len(self._splits[split])
+        indices = range(first, min(first + SHARD_EXAMPLES, count))
+        examples = in_threads(functools.partial(self._shrunk, split), indices)
+        pairs = zip(indices, examples, strict=True)
+        yield from tqdm(pairs, f"Resizing {split}", count, initial=first, leave=False)
 
-    def _shrunk(self, split: str, data: Sequence, i: int) -> dict:
-        example = data[i]
-        place = f"{self._source.info.full_name} {split}, example {i}"
-        encoded = example[self._image_key]
+    def _shrunk(self, split: str, i: int) -> dict:
+        """Returns an example, its image and masks reduced and encoded."""
+        example = dict(self._splits[split][i])
+        encoded, key = example[self._image], self._image
         try:
-            image = shrink(encoded, self._side)
+            example[key] = shrink(encoded, self._side)
+            for key in self._masks:
+                size = Image.open(io.BytesIO(encoded)).size
+                example[key] = shrink_mask(example[key], size, self._side)
         except ValueError as error:
             raise UserError(
-                f"{place}: not a readable image ({error}); build that dataset again"
+                f"{self._source.info.full_name} {split}, example {i}: {key} cannot be "
+                f"resized ({error}); build that dataset again"
             ) from error
-        result = example | {self._image_key: image}
-        if self._mask_keys:
-            size = Image.open(io.BytesIO(encoded)).size
-            shape = shrunk_shape(size, self._side)
-        for key in self._mask_keys:
-            try:
-                result[key] = shrink_mask(example[key], size, shape)
-            except ValueError as error:
-                raise UserError(
-                    f"{place}: {key} cannot be resized with its image ({error})"
-                ) from error
-        return result
+        return example
 
 
 def _of_any_size(mask: tfds.features.Image) -> tfds.features.Image:
     """Returns a mask's feature for masks of any size."""
+    options = {"shape": (None, None, 1), "encoding_format": "png"}
     if isinstance(mask, tfds.features.LabeledImage) and mask.num_classes:
-        return tfds.features.LabeledImage(
-            labels=list(mask.names), shape=(None, None, 1), encoding_format="png"
-        )
-    return tfds.features.Image(
-        shape=(None, None, 1), encoding_format="png", use_colormap=True
-    )
-
-
-def resize(
-    source: tfds.core.DatasetBuilder, side: int, data_dir: str
-) -> tfds.core.DatasetBuilder:
-    """Makes a copy of a prepared dataset with images of at most a short side.
-
-    Args:
-      source: the prepared dataset, in array_record.
-      side: short side in pixels.
-      data_dir: folder of the TFDS datasets, for the copy.
-
-    Returns:
-      The builder of the copy, which is called NAME_SIDE.
-
-    Raises:
-      UserError: if it cannot be made.
-    """
-    builder = Resized(source, side, data_dir)
-    data_path = pathlib.Path(builder.data_path)
-    if is_ready(builder, builder.name):
-        say(f"{builder.info.full_name} is already prepared in {data_path}")
-        return builder
-    with exclusive(data_path.parent):
-        remove_interrupted_build(data_path)
-        with errors_in_one_line(f"building {builder.info.full_name}"):
-            check_space(data_path.parent, builder.expected_bytes())
-            builder.download_and_prepare(file_format=FORMAT)
-    check_complete(builder)
-    return builder
+        return tfds.features.LabeledImage(labels=list(mask.names), **options)
+    return tfds.features.Image(**options, use_colormap=True)

@@ -1,53 +1,57 @@
-"""What every way of preparing needs: space, a lock, tidiness, errors in one line."""
+"""Shared by all ways to prepare: disk space, a lock, leftovers, one-line errors."""
 
 import contextlib
+import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-import requests
 from rich.filesize import decimal
 from tensorflow_datasets.core import constants
-from tensorflow_datasets.core.utils import py_utils
 
+from vt_flax.data.threads import ordered_map
 from vt_flax.errors import UserError
 from vt_flax.locks import Held, lock
 
 LOCK = ".prepare.lock"
-# What array_record adds, as a bound: to each example, and to each file.
-EXAMPLE_OVERHEAD = 150
-FILE_OVERHEAD = 192 * 1024
+# Examples of a split whose sizes estimate the size of all.
+SAMPLE = 100
+# Upper bounds of what array_record adds to an example and to a file, and the least size
+# of the files that TFDS makes of a large dataset.
+EXAMPLE_OVERHEAD, FILE_OVERHEAD, SHARD_BYTES = 150, 192 * 1024, 64 << 20
 
 
 def say(message: str) -> None:
-    """Tells how things go. Standard output is for the result alone."""
+    """Prints progress. Standard output is for the result alone."""
     print(message, file=sys.stderr, flush=True)
 
 
-def free_bytes(folder: pathlib.Path) -> int:
-    """Returns the free space, in bytes, where a folder is or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+def in_threads(function: Callable[[Any], Any], items: Iterable) -> Iterator[Any]:
+    """Yields the function of each item, in order, computed by a thread per core."""
+    workers = os.cpu_count() or 1
+    return ordered_map(function, items, workers, 4 * workers)
 
 
-def array_record_bytes(content: float, examples: int, files: int) -> int:
-    """Returns a bound on the size, in bytes, of array_record files of some content."""
-    return round(content) + EXAMPLE_OVERHEAD * examples + FILE_OVERHEAD * files
+def estimate_bytes(size_of: Callable[[Any], int], examples: Sequence) -> int:
+    """Estimates the size of a split in array_record from some of its examples.
+
+    A tenth is added for names, labels, masks that are encoded anew, and the error.
+    """
+    sample = examples[:: max(1, len(examples) // SAMPLE)]
+    content = 1.1 * sum(map(size_of, sample)) / len(sample) * len(examples)
+    files = 1 + content / SHARD_BYTES
+    return round(content + EXAMPLE_OVERHEAD * len(examples) + FILE_OVERHEAD * files)
 
 
 def check_space(folder: pathlib.Path, needed: int | None) -> None:
-    """Tells what a step needs at its peak and what is free.
-
-    Args:
-      folder: where the step writes.
-      needed: in bytes; None where nobody knows.
+    """Prints the bytes that a step needs at its peak, if known, and that are free.
 
     Raises:
-      UserError: if it would not fit.
+      UserError: if they do not fit.
     """
-    free = free_bytes(folder)
+    free = shutil.disk_usage(folder).free
     need = "an unknown amount" if needed is None else f"about {decimal(needed)}"
     say(f"disk: {need} needed, {decimal(free)} free in {folder}")
     if needed is not None and needed > free:
@@ -59,77 +63,37 @@ def check_space(folder: pathlib.Path, needed: int | None) -> None:
 
 @contextlib.contextmanager
 def exclusive(folder: pathlib.Path) -> Iterator[None]:
-    """Makes a folder and holds it against other processes of this machine.
-
-    Without this, a second run would take the first one's files for leftovers.
+    """Makes a folder and locks it: another process would remove our unfinished files.
 
     Raises:
-      UserError: if another process holds it, or it cannot be written.
+      UserError: if another process of this machine holds it.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            problem = stack.enter_context(lock(folder / LOCK))
-        except Held:
-            raise UserError(
-                f"another process is preparing a dataset in {folder}: wait for it"
-            ) from None
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written: {error.strerror}") from error
-        if problem:
-            say(
-                f"warning: {folder} has no locks ({problem.strerror}): run one at a "
-                "time"
-            )
-        yield
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock(folder / LOCK):
+            yield
+    except Held:
+        raise UserError(
+            f"another process is preparing a dataset in {folder}: wait for it"
+        ) from None
 
 
-def remove_interrupted_build(data_path: pathlib.Path) -> None:
-    """Removes the folders in which builds of a dataset were stopped.
-
-    Args:
-      data_path: the dataset's folder; TFDS builds beside it and renames at the end.
-    """
-    pattern = f"{constants.INCOMPLETE_PREFIX}??????_{data_path.name}"
-    for folder in sorted(data_path.parent.glob(pattern)):
-        say(f"removing what an interrupted run left: {folder}")
-        shutil.rmtree(folder)
-
-
-def remove_interrupted_files(folder: pathlib.Path) -> None:
-    """Removes files that a stopped conversion had not finished."""
-    for file in sorted(folder.glob(f"{constants.INCOMPLETE_PREFIX}*")):
-        if py_utils.is_incomplete_file(file):
-            say(f"removing what an interrupted run left: {file}")
-            file.unlink()
+def remove_leftovers(folder: pathlib.Path, pattern: str) -> None:
+    """Removes unfinished files and folders of TFDS, which an interrupted run left."""
+    for path in sorted(folder.glob(constants.INCOMPLETE_PREFIX + pattern)):
+        say(f"removing what an interrupted run left: {path}")
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager
 def errors_in_one_line(what: str) -> Iterator[None]:
-    """Turns whatever TFDS and its builders raise into a `UserError`.
-
-    A builder is other people's code on top of downloads, archives and a disk: it raises
-    errors of every kind, and nearly all of them are for the user to mend.
-    """
+    """Turns all that TFDS, downloads, archives and disks raise into a `UserError`."""
     try:
-        # TFDS prints what it is about; standard output is for the result alone.
+        # TFDS prints to standard output.
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except UserError:
         raise
-    except requests.exceptions.RequestException as error:
-        url = error.request.url if error.request is not None else "its files"
-        raise UserError(
-            f"{what}: cannot download {url} ({type(error).__name__}): check the "
-            "network and run again"
-        ) from error
     except Exception as error:
-        raise UserError(f"{what}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if "Failed to encode example" in "".join(lines[:1]):
-        # TFDS puts the whole example, images and all, before the reason.
-        lines = lines[-1:]
-    return f"{type(error).__name__}: {' '.join(lines)[:500]}"
+        reason = " ".join(str(error).split())[:500]
+        raise UserError(f"{what}: {type(error).__name__}: {reason}") from error
