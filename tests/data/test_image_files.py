@@ -49,6 +49,6 @@ def test_all_commands_see_the_same_images(tmp_path):
     trained = {source.describe(i) for i in range(len(source))}
     assert len(trained) == len(IMAGE_SUFFIXES) + 1 + 1 + 1 + 1 + 1 + 1
     assert trained == {str(path) for path in find_images([str(tmp_path)])}
-    paired = pair_files.images_in(tmp_path, deep=True)
+    paired = pair_files.images_in(tmp_path)
     assert {str(path) for path in paired.values()} == trained
     assert {"a/deep/er/2", "a/UPPER", "b.png/1", "a/link/linked"} <= {*paired}

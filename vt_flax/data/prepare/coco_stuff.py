@@ -1,41 +1,41 @@
 """COCO 2017 with stuff labels as a TFDS dataset: 54 classes, or 171."""
 
-import dataclasses
-import io
+import functools
 import json
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image
 
-from vt_flax.data.masks import IGNORE, NO_CLASS, label_table
+from vt_flax.data.masks import IGNORE, NO_CLASS
+from vt_flax.data.orientation import PNG_START
+from vt_flax.data.pillow_decoder import decode_with_pillow
 from vt_flax.data.prepare import pair_files, pairs
 from vt_flax.errors import UserError
 
+# Bit depth and color type in the header of a PNG.
+RGB_8_BITS = bytes((8, 2))
 FOLDERS = {"train": "train2017", "validation": "val2017"}
-PANOPTIC, STUFF_THINGS = "annotations", "stuffthingmaps_trainval2017"
-THINGS = "things"
+
+STUFF_THINGS = "stuffthingmaps_trainval2017/"
 
 # Categories are numbered 1 to 182; these have no pixel (nightrome/cocostuff,
 # labels.md). The masks store the number less one.
 CATEGORIES = 182
 UNUSED = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91))
 USED = [number for number in range(1, CATEGORIES + 1) if number not in UNUSED]
+LABEL_MAP = [
+    NO_CLASS if number in UNUSED else USED.index(number)
+    for number in range(1, CATEGORIES + 1)
+]
 
 
-@dataclasses.dataclass(frozen=True)
-class Segments:
-    """The segments of a panoptic mask.
+class Segments(NamedTuple):
+    """The segments of a panoptic mask."""
 
-    Attributes:
-      ids: (n,), uint32, which the mask stores.
-      classes: (n,), uint8.
-    """
-
-    ids: np.ndarray
-    classes: np.ndarray
+    ids: np.ndarray  # (n,), uint32, as the mask stores them
+    classes: np.ndarray  # (n,), uint8
 
 
 class CocoStuff(pairs.PairsBuilder):
@@ -74,122 +74,79 @@ class CocoStuff(pairs.PairsBuilder):
     names of the classes, labels.txt from there
     """
 
-    def _list(self, manual: epath.Path) -> pairs.Listing:
-        images = {
-            split: pair_files.subfolder(manual, name, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
+    @functools.cached_property
+    def listing(self) -> pairs.Listing:
+        """The photographs and their panoptic masks, or the maps of 171 classes."""
+        masks = "annotations/panoptic_" if self._panoptic else STUFF_THINGS
+        splits = {
+            split: pair_files.pair_up(
+                self.folder(self.manual / name),
+                self.folder(self.manual / f"{masks}{name}"),
+            )
             for split, name in FOLDERS.items()
         }
-        if self.builder_config.name == "stuff54":
-            return self._list_panoptic(manual, images)
-        splits = {}
-        for split, folder in images.items():
-            masks = pair_files.subfolder(
-                manual,
-                f"{STUFF_THINGS}/{folder.name}",
-                self.MANUAL_DOWNLOAD_INSTRUCTIONS,
-            )
-            splits[split] = pair_files.pair_up(
-                pair_files.images_in(folder), pair_files.images_in(masks), folder, masks
-            )
-        return pairs.Listing(splits, category_names(manual))
-
-    def _list_panoptic(
-        self, manual: epath.Path, images: dict[str, epath.Path]
-    ) -> pairs.Listing:
-        splits, names = {}, None
-        for split, folder in images.items():
-            masks = pair_files.subfolder(
-                manual,
-                f"{PANOPTIC}/panoptic_{folder.name}",
-                self.MANUAL_DOWNLOAD_INSTRUCTIONS,
-            )
-            path = masks.with_suffix(".json")
-            classes, segments = read_panoptic(path)
-            if names not in (None, classes):
-                raise UserError(
-                    f"{path}: its categories are not those of the other file"
-                )
-            names = classes
-            files = {name: masks / f"{name}.png" for name in segments}
-            found = pair_files.pair_up(
-                pair_files.images_in(folder), files, folder, masks
-            )
-            splits[split] = [
-                dataclasses.replace(pair, extra=segments[pair.name]) for pair in found
-            ]
+        if not self._panoptic:
+            return pairs.Listing(splits, category_names(self.manual), LABEL_MAP)
+        for split, found in splits.items():
+            path = self.manual / f"{masks}{FOLDERS[split]}.json"
+            names, segments = read_panoptic(path)
+            splits[split] = [p._replace(extra=segments.get(p.name)) for p in found]
         return pairs.Listing(splits, names)
 
-    def _table(self) -> np.ndarray:
-        if self.builder_config.name == "stuff54":
-            return super()._table()
-        label_map = np.full(CATEGORIES, NO_CLASS)
-        label_map[np.asarray(USED) - 1] = range(len(USED))
-        return label_table(label_map)
+    @property
+    def _panoptic(self) -> bool:
+        return self.builder_config.name == "stuff54"
 
-    def _values(self, pair: pair_files.PairFiles, encoded: bytes) -> np.ndarray:
-        if self.builder_config.name == "stuff54":
+    def _values(self, pair: pair_files.Pair, encoded: bytes) -> np.ndarray:
+        if self._panoptic:
             return panoptic_labels(encoded, pair.extra)
         return super()._values(pair, encoded)
 
 
 def read_panoptic(path: epath.Path) -> tuple[list[str], dict[str, Segments]]:
-    """Reads COCO's panoptic annotations.
-
-    Args:
-      path: of panoptic_train2017.json, or the like.
+    """Reads COCO's panoptic annotations, such as panoptic_train2017.json.
 
     Returns:
       The names of the classes: things, then each stuff category; and the segments of
       each mask by its name, without suffix.
 
     Raises:
-      UserError: if it cannot be read.
+      UserError: if they cannot be read.
     """
     try:
         content = json.loads(path.read_text())
         stuff = [c for c in content["categories"] if not c["isthing"]]
         classes = {c["id"]: 0 for c in content["categories"]}
         classes |= {c["id"]: i for i, c in enumerate(stuff, 1)}
-        segments = {
-            annotation["file_name"].removesuffix(".png"): _segments(
-                annotation["segments_info"], classes
+        segments = {}
+        for annotation in content["annotations"]:
+            found = annotation["segments_info"]
+            segments[annotation["file_name"].removesuffix(".png")] = Segments(
+                np.asarray([segment["id"] for segment in found], np.uint32),
+                np.asarray([classes[s["category_id"]] for s in found], np.uint8),
             )
-            for annotation in content["annotations"]
-        }
-        return [THINGS, *(category["name"] for category in stuff)], segments
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError(
             f"{path}: not COCO's panoptic annotations ({type(error).__name__}: {error})"
         ) from error
+    return ["things", *(category["name"] for category in stuff)], segments
 
 
-def _segments(segments: list[dict[str, Any]], classes: dict[int, int]) -> Segments:
-    return Segments(
-        np.asarray([segment["id"] for segment in segments], np.uint32),
-        np.asarray([classes[s["category_id"]] for s in segments], np.uint8),
-    )
-
-
-def panoptic_labels(encoded: bytes, segments: Segments) -> np.ndarray:
+def panoptic_labels(encoded: bytes, segments: Segments | None) -> np.ndarray:
     """Returns the labels (height, width), uint8, of a panoptic mask.
 
     Args:
       encoded: an RGB PNG, whose pixels store red + 256 green + 65536 blue, the segment.
-      segments: and their classes. Pixels of none of them become 255.
+      segments: of the mask; pixels of none of them become 255.
 
     Raises:
-      ValueError: if it cannot be read.
+      ValueError: if it cannot be read, or has no annotation.
     """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            mode, pixels = image.mode, np.asarray(image, np.uint32)
-    except Exception as error:
-        # Pillow's plugins raise OSError, SyntaxError, struct.error and more.
-        raise ValueError(f"not a readable PNG ({error})") from error
-    if mode != "RGB":
-        raise ValueError(f"a panoptic mask must be an RGB PNG, this has mode {mode}")
+    if segments is None:
+        raise ValueError("the panoptic annotations have no segments of it")
+    if not encoded.startswith(PNG_START) or encoded[24:26] != RGB_8_BITS:
+        raise ValueError("a panoptic mask must be an RGB PNG of 8 bits")
+    pixels = np.asarray(decode_with_pillow(encoded), np.uint32)
     ids = pixels @ np.asarray([1, 1 << 8, 1 << 16], np.uint32)
     labels = np.full(ids.shape, IGNORE, np.uint8)
     for number, label in zip(segments.ids, segments.classes, strict=True):
@@ -200,35 +157,9 @@ def panoptic_labels(encoded: bytes, segments: Segments) -> np.ndarray:
 def category_names(manual: epath.Path) -> list[str]:
     """Returns a name for each of the 171 classes.
 
-    They are in labels.txt of COCO-Stuff, lines of `NUMBER: NAME`, or else in COCO's
-    annotations of things and of stuff; those that are in none are numbered.
-
-    Args:
-      manual: the folder of manual files.
-
-    Raises:
-      UserError: if one of these files is there but cannot be read.
+    Lines of labels.txt of COCO-Stuff are `NUMBER: NAME`. Those without are numbered.
     """
-    names: dict[int, str] = {}
     path = manual / "labels.txt"
-    if path.exists():
-        for line in pair_files.read_lines(path):
-            number, colon, name = line.partition(":")
-            if not (colon and number.strip().isdecimal()):
-                raise UserError(f"{path}: expected lines NUMBER: NAME, found {line!r}")
-            names[int(number)] = name.strip()
-    else:
-        for kind in ("instances", "stuff"):
-            path = manual / PANOPTIC / f"{kind}_val2017.json"
-            if path.exists():
-                names |= _categories(path)
-    return [names.get(number, f"category {number}") for number in USED]
-
-
-def _categories(path: epath.Path) -> dict[int, str]:
-    try:
-        return {c["id"]: c["name"] for c in json.loads(path.read_text())["categories"]}
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise UserError(
-            f"{path}: not COCO's annotations ({type(error).__name__}: {error})"
-        ) from error
+    lines = pair_files.read_lines(path) if path.exists() else []
+    names = {line.partition(":")[0]: line.partition(":")[2].strip() for line in lines}
+    return [names.get(str(number)) or f"category {number}" for number in USED]

@@ -1,33 +1,33 @@
-"""Anyone's own images and masks, in two folders, as a TFDS dataset."""
+"""A user's own images and masks, in two folders, as a TFDS dataset."""
 
+import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vt_flax.data.image_files import list_folder
+from vt_flax.data.mask_classes import MASK_PIXELS
 from vt_flax.data.mask_counts import MaskCounts
 from vt_flax.data.masks import (
-    CLASS_NAMES,
-    MASK_PIXELS,
-    MOST_CLASSES,
+    IGNORE,
+    MAX_CLASSES,
+    NO_CLASS,
     histogram,
-    is_grey_png,
+    label_table,
+    numbered_names,
 )
-from vt_flax.data.prepare import mask_values, pair_files, pairs
-from vt_flax.data.prepare.workspace import say
-from vt_flax.data.threads import ordered_map
+from vt_flax.data.prepare import pair_files, pairs
+from vt_flax.data.prepare.workspace import in_threads, say
 from vt_flax.errors import UserError, first_names
 
-# Entries of the metadata: the folder that the dataset was made of, its files, and what
-# 255 means in its masks.
-MADE_OF, MADE_OF_FILES = "made_of", "made_of_files"
-IGNORE_LABEL = "ignore_label"
+# Entries of the metadata: the folder that the dataset was made of, its files, and the
+# meaning of 255 in its masks: no label, or a class like every other value.
+MADE_OF, MADE_OF_FILES, IGNORE_LABEL = "made_of", "made_of_files", "ignore_label"
+NO_LABEL, A_CLASS = "255", "none"
 # The classes' names, one a line.
 CLASSES = "classes.txt"
 
@@ -56,157 +56,155 @@ class ImageMaskFolder(pairs.PairsBuilder):
     """
     PALETTES = False
     ANY_ORIENTATION = False
+    HINT = (
+        ": store class indices from 0 and name each class in classes.txt, the "
+        "background too; if every value is a class, add --ignore_label none and name "
+        "as many classes as values"
+    )
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.ignore_label = ""
+    ignore_label = ""
 
-    def _list(self, manual: epath.Path) -> pairs.Listing:
+    def check_made_of(self, manual: epath.Path | None) -> None:
+        """Checks that the prepared dataset was made of a folder as it is now, if any.
+
+        Raises:
+          UserError: if not, or if 255 had another meaning.
+        """
+        made, path = self.info.metadata, self.data_path
+        files, used = made.get(MADE_OF_FILES), made.get(IGNORE_LABEL, NO_LABEL)
+        if manual and files and files != digest_of_files(manual):
+            raise UserError(
+                f"{manual} is not {made.get(MADE_OF)}, or has changed since {path} was "
+                "made of that: move the dataset away to make it anew, name another "
+                "--data_dir, or leave out --manual_dir to keep it"
+            )
+        if self.ignore_label not in ("", used):
+            raise UserError(
+                f"{path} was made with --ignore_label {used}, not {self.ignore_label}: "
+                "move it away to make it anew"
+            )
+
+    @functools.cached_property
+    def listing(self) -> pairs.Listing:
+        """The images and masks, with the class of each value that occurs."""
         images, masks = (
-            pair_files.subfolder(manual, name, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
-            for name in ("images", "masks")
+            self.folder(self.manual / kind) for kind in ("images", "masks")
         )
-        folders = [images / name for name in list_folder(images).folders]
-        if folders and pair_files.images_in(images):
-            raise UserError(
-                f"{images} has both images and folders: put each image into the folder "
-                "of a split, or all of them beside each other"
-            )
-        names = {folder.name for folder in folders}
-        strange = {*list_folder(masks).folders} - names
-        if names and strange:
-            raise UserError(
-                f"{masks / min(strange)} has no images: {images / min(strange)} is not "
-                "there"
-            )
-        if folders:
-            splits = {
-                _split_name(folder): _pairs(folder, masks / folder.name)
-                for folder in folders
-            }
-        else:
-            splits = {"train": _pairs(images, masks)}
-        names = _class_names(manual / CLASSES)
-        others = [f.name for f in manual.iterdir() if f.suffix.lower() == ".txt"]
-        if others and not names:
-            say(
-                f"note: {manual} has no {CLASSES}, so the classes have numbers for "
-                f"names; not read: {first_names(sorted(others))}"
-            )
-        return pairs.Listing(splits, names)
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        manual = dl_manager.manual_dir
-        generators = super()._split_generators(dl_manager)
-        listing = self.listing(manual)
-        counts, first = self._count_values(listing)
-        names, self._classes_by_value = mask_values.assign_classes(
-            manual / "masks",
-            sum(counts.values(), MaskCounts()),
-            first,
-            listing.class_names,
-            self.ignore_label,
+        splits = split_up(images, pair_files.pair_up(images, masks))
+        path = self.manual / CLASSES
+        given = pair_files.read_lines(path) if path.exists() else []
+        if given and ("" in given or len({*given}) < len(given)):
+            raise UserError(f"{path}: a name is empty or there twice; write one a line")
+        counts = {split: self._count(some) for split, some in splits.items()}
+        total = MaskCounts()
+        total.pixels = sum(found.pixels for found in counts.values())
+        names, table = assign_classes(masks, total, given, self.ignore_label)
+        absent = total.absent(table, names)
+        say(
+            f"note: {len(names)} classes; the masks have {total.describe()}"
+            + (f", and no pixel of {first_names(absent)}" if absent else "")
         )
-        named = bool(listing.class_names)
-        for note in mask_values.notes(counts, names, self._classes_by_value, named):
-            say(f"note: {note}")
-        metadata = self.info.metadata
-        metadata[CLASS_NAMES] = names
-        metadata[MASK_PIXELS] = {
-            split: {
-                str(self._classes_by_value[value]): int(found.pixels[value])
-                for value in found.values()
-            }
-            for split, found in counts.items()
+        metadata = {
+            MASK_PIXELS: {
+                split: {str(table[v]): int(found.pixels[v]) for v in found.values()}
+                for split, found in counts.items()
+            },
+            IGNORE_LABEL: self.ignore_label or NO_LABEL,
+            MADE_OF: os.fspath(self.manual.expanduser().resolve()),
+            MADE_OF_FILES: digest_of_files(self.manual),
         }
-        metadata[IGNORE_LABEL] = self.ignore_label or mask_values.NO_LABEL
-        metadata[MADE_OF] = made_of(manual)
-        metadata[MADE_OF_FILES] = digest_of_files(manual)
-        return generators
+        return pairs.Listing(splits, names, table.tolist(), metadata)
 
-    def _count_values(
-        self, listing: pairs.Listing
-    ) -> tuple[dict[str, MaskCounts], dict[int, pair_files.PairFiles]]:
-        """Returns counts by split, and for each value the first pair that has it."""
+    def _count(self, some: Sequence[pair_files.Pair]) -> MaskCounts:
+        counts = MaskCounts()
+        for pixels in in_threads(lambda pair: histogram(self.read_mask(pair)[1]), some):
+            counts.pixels += pixels
+        return counts
 
-        def read(pair: pair_files.PairFiles) -> tuple[bool, np.ndarray]:
-            encoded, values = self._read_mask(pair)
-            return is_grey_png(encoded), histogram(values)
 
-        counts, first, converted = {}, {}, 0
-        workers = os.cpu_count() or 1
-        for split, files in listing.splits.items():
-            counts[split] = MaskCounts()
-            found = ordered_map(read, files, workers, 4 * workers)
-            for pair, (is_plain, pixels) in zip(files, found, strict=True):
-                counts[split].add(pixels)
-                converted += not is_plain
-                for value in np.flatnonzero(pixels).tolist():
-                    first.setdefault(value, pair)
-        if converted:
-            say(
-                f"note: {converted:,} of {sum(map(len, listing.splits.values())):,} "
-                "masks are gray in another form than 8 bits (RGB with equal channels, "
-                "or 1 to 16 bits): their values are read as stored"
+def split_up(
+    images: epath.Path, found: Sequence[pair_files.Pair]
+) -> dict[str, list[pair_files.Pair]]:
+    """Returns pairs by the first folder in their names, or all in `train`.
+
+    Raises:
+      UserError: if only some are in folders, or a folder's name cannot be a split's.
+    """
+    if len({"/" in pair.name for pair in found}) > 1:
+        raise UserError(
+            f"{images} has both images and folders: put each image into the folder of "
+            "a split, or all of them beside each other"
+        )
+    splits: dict[str, list[pair_files.Pair]] = {}
+    for pair in found:
+        *folder, name = pair.name.split("/", 1)
+        splits.setdefault("".join(folder) or "train", []).append(
+            pair._replace(name=name)
+        )
+    for split in splits:
+        # TFDS makes file names of it, and means all splits by `all`.
+        if not re.fullmatch(r"\w+", split) or split.lower() == "all":
+            raise UserError(
+                f"{images / split}: a split cannot have this name: rename it, with "
+                "letters, digits and _ alone, and not all"
             )
-        return counts, first
-
-    def _table(self) -> np.ndarray:
-        return self._classes_by_value
-
-
-def made_of(manual: epath.Path) -> str:
-    """Returns how the metadata name the folder that a dataset was made of."""
-    return os.fspath(manual.expanduser().resolve())
+    return splits
 
 
 def digest_of_files(manual: epath.Path) -> str:
     """Returns a digest of a folder's images and masks, names and sizes, and classes."""
     digest = hashlib.sha256()
-    for name in ("images", "masks"):
-        folder = manual / name
-        files = pair_files.images_in(folder, deep=True) if folder.is_dir() else {}
-        for place, file in sorted(files.items()):
-            line = f"{name}/{place}{file.suffix} {file.stat().length}\n"
+    for kind in ("images", "masks"):
+        folder = manual / kind
+        files = pair_files.images_in(folder) if folder.is_dir() else {}
+        for name, file in sorted(files.items()):
+            line = f"{kind}/{name}{file.suffix} {file.stat().length}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
     classes = manual / CLASSES
     digest.update(classes.read_bytes() if classes.exists() else b"")
     return digest.hexdigest()
 
 
-def _split_name(folder: epath.Path) -> str:
-    # TFDS makes file names of it, and means all splits by `all`.
-    if not re.fullmatch(r"\w+", folder.name) or folder.name.lower() == "all":
+def assign_classes(
+    folder: epath.Path, counts: MaskCounts, given: Sequence[str], ignore_label: str
+) -> tuple[Sequence[str], np.ndarray]:
+    """Returns the names of the classes and a table (256,) of what each value becomes.
+
+    Values are class indices, and 255 means no label. With `none` for `ignore_label`
+    every value is a class: if there are as many values as names, or 255 is among them
+    and there are no names, they are the classes in ascending order.
+
+    Args:
+      folder: of the masks, for messages.
+      counts: of all masks.
+      given: names of the classes; empty if there is no list of them.
+      ignore_label: `255`, `none`, or empty if the user has not said.
+
+    Raises:
+      UserError: if it is in doubt whether 255 is a class, or there are fewer than two
+        classes or too many.
+    """
+    values, found = counts.values(), f"the masks have {counts.describe()}"
+    every = ignore_label == A_CLASS
+    labels = [v for v in values if every or v != IGNORE]
+    names = given or numbered_names(max(labels, default=0) + 1)
+    absent = [name for i, name in enumerate(names) if i not in labels]
+    if IGNORE in values and not ignore_label and (absent or len(labels) < 2):
         raise UserError(
-            f"{folder}: a split cannot have this name: rename it, with letters, digits "
-            "and _ alone, and not all"
+            f"{folder}: {found}, and none of {first_names(absent) or 'another class'}: "
+            f"add --ignore_label {A_CLASS} if {IGNORE} is a class, or --ignore_label "
+            f"{NO_LABEL} if it means no label"
         )
-    return folder.name
-
-
-def _pairs(images: epath.Path, masks: epath.Path) -> list[pair_files.PairFiles]:
-    return pair_files.pair_up(
-        pair_files.images_in(images, deep=True),
-        pair_files.images_in(masks, deep=True) if masks.is_dir() else {},
-        images,
-        masks,
-    )
-
-
-def _class_names(path: epath.Path) -> list[str]:
-    """Returns the names in classes.txt, or none if it is not there."""
-    if not path.exists():
-        return []
-    names = [name.strip() for name in pair_files.read_lines(path)]
-    twice = [name for i, name in enumerate(names) if name in names[:i]]
-    if "" in names or twice:
+    if every and (len(labels) == len(given) if given else IGNORE in labels):
+        names = given or numbered_names(len(labels))
+        table = np.full(256, NO_CLASS, np.uint8)
+        table[labels] = range(len(labels))
+    else:
+        table = label_table(range(len(names))[:MAX_CLASSES])
+        table[IGNORE] = NO_CLASS if every else IGNORE
+    if not 2 <= len(names) <= MAX_CLASSES:
         raise UserError(
-            f"{path}: {f'{twice[0]!r} is there twice' if twice else 'an empty line'}; "
-            "it needs a name for each class, one a line from class 0"
+            f"{folder}: {len(names)} classes; 2 to {MAX_CLASSES} are possible, the "
+            f"background among them; {found}"
         )
-    if not 2 <= len(names) <= MOST_CLASSES:
-        raise UserError(
-            f"{path} names {len(names)} classes; 2 to {MOST_CLASSES} are possible, the "
-            "background among them"
-        )
-    return names
+    return names, table

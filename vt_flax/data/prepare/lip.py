@@ -1,10 +1,13 @@
 """Look into Person, single persons parsed into 20 classes, as a TFDS dataset."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 from etils import epath
 
+from vt_flax.data.image_files import list_folder
+from vt_flax.data.mask_classes import MIRRORED
 from vt_flax.data.prepare import pair_files, pairs
 from vt_flax.data.prepare.workspace import say
 from vt_flax.errors import UserError
@@ -14,11 +17,9 @@ CLASS_NAMES = (
     "Jumpsuits Scarf Skirt Face Left-arm Right-arm Left-leg Right-leg Left-shoe "
     "Right-shoe"
 ).split()
-# The folders of images and of masks, and the list of names.
-SPLITS = {
-    "train": ("train_images", "train_segmentations", "train_id.txt"),
-    "validation": ("val_images", "val_segmentations", "val_id.txt"),
-}
+SPLITS = {"train": "train", "validation": "val"}
+# Levels below the manual folder that are searched.
+MAX_DEPTH = 4
 
 
 class Lip(pairs.PairsBuilder):
@@ -40,65 +41,46 @@ class Lip(pairs.PairsBuilder):
     TrainVal_parsing_annotations/val_segmentations/*.png; the innermost folders and the
     lists may lie elsewhere in the manual folder, up to four folders down
     """
-    MIRRORED = (*range(14), 15, 14, 17, 16, 19, 18)
 
-    def _list(self, manual: epath.Path) -> pairs.Listing:
+    @functools.cached_property
+    def listing(self) -> pairs.Listing:
+        """The images and masks of the unpacked archives, wherever their folders lie."""
         splits = {}
-        for split, (image_name, mask_name, list_name) in SPLITS.items():
-            images = self._folder(manual, image_name)
-            masks = self._folder(manual, mask_name)
-            files = pair_files.images_in(images), pair_files.images_in(masks)
-            names = find_list(manual, (images, masks), list_name)
-            if names is not None:
-                files = select(names, images, *files)
-            splits[split] = pair_files.pair_up(*files, images, masks)
-        return pairs.Listing(splits, CLASS_NAMES)
+        for split, short in SPLITS.items():
+            splits[split] = pair_files.pair_up(
+                self.folder(self._find(f"{short}_images")),
+                self.folder(self._find(f"{short}_segmentations")),
+            )
+            names = self._find(f"{short}_id.txt")
+            if names.exists():
+                splits[split] = listed(splits[split], names)
+        mirrored = [*range(14), 15, 14, 17, 16, 19, 18]
+        return pairs.Listing(splits, CLASS_NAMES, metadata={MIRRORED: mirrored})
 
-    def _folder(self, manual: epath.Path, name: str) -> epath.Path:
-        folder = pair_files.find_folder(manual, name)
-        # Where it should be, to say so.
-        return folder or pair_files.subfolder(
-            manual, name, self.MANUAL_DOWNLOAD_INSTRUCTIONS
-        )
-
-
-def find_list(
-    manual: epath.Path, folders: Sequence[epath.Path], name: str
-) -> epath.Path | None:
-    """Finds a list of names in or above some folders, up to the manual one; or None."""
-    for folder in folders:
-        while folder != manual:
-            folder = folder.parent
-            if (folder / name).exists():
-                return folder / name
-    return None
+    def _find(self, name: str) -> epath.Path:
+        """Returns the highest file or folder of a name, or where it should be."""
+        level = [self.manual]
+        for _ in range(MAX_DEPTH):
+            for folder in level:
+                if (folder / name).exists():
+                    return folder / name
+            level = [one / sub for one in level for sub in list_folder(one).folders]
+        return self.manual / name
 
 
-def select(
-    names: epath.Path,
-    folder: epath.Path,
-    images: Mapping[str, epath.Path],
-    masks: Mapping[str, epath.Path],
-) -> tuple[dict[str, epath.Path], dict[str, epath.Path]]:
-    """Returns the images and masks, given by name, that a list of names has.
-
-    Args:
-      names: the list, a name a line.
-      folder: of the images.
-      images: files by name.
-      masks: files by name.
+def listed(found: Sequence[pair_files.Pair], path: epath.Path) -> list[pair_files.Pair]:
+    """Returns the pairs that a list has, a name a line.
 
     Raises:
-      UserError: if the list cannot be read, or has a name that there is no file of.
+      UserError: if it has a name without a pair.
     """
-    listed = {line.strip() for line in pair_files.read_lines(names)} - {""}
-    missing = sorted(listed - images.keys() - masks.keys())
+    names = {*pair_files.read_lines(path)}
+    missing = names - {pair.name for pair in found}
     if missing:
-        raise UserError(f"{names} lists {missing[0]}, but {folder} has no such image")
-    left_out = len(images.keys() - listed)
-    if left_out:
-        say(f"{names} does not list {left_out:,} images of {folder}: they are left out")
-    return tuple(
-        {name: file for name, file in files.items() if name in listed}
-        for files in (images, masks)
-    )
+        raise UserError(f"{path} lists {min(missing)}, of which there is no image")
+    kept = [pair for pair in found if pair.name in names]
+    if len(kept) < len(found):
+        say(
+            f"{path} does not list {len(found) - len(kept):,} images: they are left out"
+        )
+    return kept

@@ -1,89 +1,31 @@
-"""Finds the images and masks of a folder and pairs them by name."""
+"""Finds the images and masks of folders and pairs them by name."""
 
-import dataclasses
 import os
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
-from vt_flax.data.image_files import (
-    IMAGE_SUFFIXES,
-    files_below,
-    is_image,
-    list_folder,
-)
-from vt_flax.errors import UserError
+from vt_flax.data.image_files import IMAGE_SUFFIXES, files_below, is_image
+from vt_flax.errors import UserError, first_names
 
 
-@dataclasses.dataclass(frozen=True)
-class PairFiles:
-    """An image and its mask.
+class Pair(NamedTuple):
+    """An image and its mask."""
 
-    Attributes:
-      name: of the example, unique in its split.
-      image: a file of any kind that Pillow knows.
-      mask: a PNG file.
-      extra: what else it takes to read the mask.
-    """
-
-    name: str
+    name: str  # of the example, unique in its split
     image: epath.Path
     mask: epath.Path
-    extra: Any = None
+    extra: Any = None  # needed to decode the mask
 
 
-def subfolder(manual: epath.Path, path: str, instructions: str) -> epath.Path:
-    """Returns a folder of the manual files.
-
-    Raises:
-      UserError: if it is not there; tells what should be.
-    """
-    folder = manual / path
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} is not there; wanted is: {' '.join(instructions.split())}"
-        )
-    return folder
-
-
-def find_folder(manual: epath.Path, name: str, depth: int = 4) -> epath.Path | None:
-    """Finds a folder by its name wherever archives were unpacked, or None.
-
-    Args:
-      manual: where to look.
-      name: of the folder.
-      depth: how far down.
-    """
-    level = [manual]
-    for _ in range(depth):
-        folders = [
-            parent / name for parent in level for name in list_folder(parent).folders
-        ]
-        for folder in folders:
-            if folder.name == name:
-                return folder
-        level = folders
-    return None
-
-
-def images_in(folder: epath.Path, deep: bool = False) -> dict[str, epath.Path]:
-    """Returns the image files of a folder by their paths in it, without suffixes.
-
-    Args:
-      folder: where to look.
-      deep: whether in its subfolders, too.
+def images_in(folder: epath.Path) -> dict[str, epath.Path]:
+    """Returns all image files below a folder by their path in it, without suffix.
 
     Raises:
       UserError: if two files have the same name but for their suffixes.
     """
-    files = (
-        files_below(folder)
-        if deep
-        else [folder / name for name in list_folder(folder).files]
-    )
     found: dict[str, epath.Path] = {}
-    for file in files:
+    for file in files_below(folder):
         if not is_image(file.name):
             continue
         name = os.fspath((file.parent / file.stem).relative_to(folder))
@@ -96,58 +38,38 @@ def images_in(folder: epath.Path, deep: bool = False) -> dict[str, epath.Path]:
     return found
 
 
-def pair_up(
-    images: Mapping[str, epath.Path],
-    masks: Mapping[str, epath.Path],
-    image_folder: epath.Path,
-    mask_folder: epath.Path,
-) -> list[PairFiles]:
-    """Pairs images with masks of the same name.
-
-    Args:
-      images: files by name.
-      masks: files by name.
-      image_folder: where an image that is missing should be.
-      mask_folder: where a mask that is missing should be.
+def pair_up(image_folder: epath.Path, mask_folder: epath.Path) -> list[Pair]:
+    """Pairs all images below a folder with the masks below another by their names.
 
     Raises:
       UserError: if there are none, or a file has no other half.
     """
+    images, masks = images_in(image_folder), images_in(mask_folder)
     if not images and not masks:
         raise UserError(
             f"no images in {image_folder}: expected files {', '.join(IMAGE_SUFFIXES)}"
         )
-    for some, others, folder, what in (
-        (images, masks, mask_folder, "mask"),
-        (masks, images, image_folder, "image"),
-    ):
-        alone = sorted(some.keys() - others.keys())
-        if alone:
-            suffix = ".png" if what == "mask" else ".*"
-            more = f" ({len(alone) - 1:,} more have none)" if len(alone) > 1 else ""
-            similar = [
-                name
-                for name in others.keys() - some.keys()
-                if name.startswith(alone[0]) or alone[0].startswith(name)
-            ]
-            if similar:
-                other = others[min(similar, key=lambda name: (len(name), name))]
-                more += f"; if it is {other.name}, rename it"
-            raise UserError(
-                f"{some[alone[0]]} has no {what}: {folder / alone[0]}{suffix} is not "
-                f"there{more}"
-            )
-    return [PairFiles(name, images[name], masks[name]) for name in sorted(images)]
+    without_mask = sorted(images.keys() - masks.keys())
+    without_image = sorted(masks.keys() - images.keys())
+    if without_mask or without_image:
+        alone = first_names(name + images[name].suffix for name in without_mask)
+        others = first_names(name + masks[name].suffix for name in without_image)
+        raise UserError(
+            f"images of {image_folder} and masks of {mask_folder} need the same names: "
+            f"without a mask: {alone or 'none'}; without an image: {others or 'none'}"
+        )
+    return [Pair(name, images[name], masks[name]) for name in sorted(images)]
 
 
 def read_lines(path: epath.Path) -> list[str]:
-    """Returns the lines of a text file, stripped, without empty ones at the end.
+    """Returns the stripped lines of a text file, without empty ones at the end.
 
     Raises:
       UserError: if it cannot be read.
     """
     try:
         # epath's read_text takes no notice of the encoding.
-        return path.read_bytes().decode("utf-8-sig").rstrip().splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from error
+    return [line.strip() for line in text.rstrip().split("\n")]
