@@ -456,7 +456,7 @@ def test_classes_without_a_pixel_are_noted_where_that_is_known(tmp_path):
 
     def notes(some, label_map=(), count=0, known=None):
         source = TFDSPairs(builder, "roads", "train", "", label_map, count)
-        source.stored = MaskCounts(known) if known else None
+        source.stored = MaskCounts.of_pixels(known) if known else None
         masks = [one.label for one in source.read(range(some))]
         return notes_on_classes(source, masks)
 

@@ -10,11 +10,20 @@ from vt_flax.errors import first_names
 class MaskCounts:
     """Number of pixels (256,), int64, of each stored value in some masks."""
 
-    def __init__(self, pixels: Mapping[str, int] | None = None):
-        """Starts at zero, or at known pixels by value, the values as JSON has them."""
-        self.pixels = np.zeros(256, np.int64)
-        for value, count in (pixels or {}).items():
-            self.pixels[int(value)] = count
+    def __init__(self, pixels: np.ndarray | int = 0):
+        self.pixels = np.zeros(256, np.int64) + pixels
+
+    @classmethod
+    def of_pixels(cls, pixels: Mapping[str, int]) -> "MaskCounts":
+        """Returns counts of known pixels by value, the values as JSON has them."""
+        counts = cls()
+        for value, count in pixels.items():
+            counts.pixels[int(value)] = count
+        return counts
+
+    def add(self, histogram: np.ndarray) -> None:
+        """Counts a mask, given as the number of pixels (256,) of each value."""
+        self.pixels += histogram
 
     def values(self) -> list[int]:
         """Returns the values that occur, ascending."""

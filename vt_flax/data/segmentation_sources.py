@@ -77,7 +77,7 @@ class TFDSPairs(TFDSRecords):
         known = (builder.info.metadata or {}).get(MASK_PIXELS, {})
         # Of a sum such as `train[:9]+test` neither part says what the other has.
         pixels = known.get(split if "+" in split else split.partition("[")[0])
-        self.stored = MaskCounts(pixels) if pixels else None
+        self.stored = MaskCounts.of_pixels(pixels) if pixels else None
         if not is_gray_png(self.read([0])[0].label):
             raise UserError(
                 f"dataset {name!r}: {keys[1]!r} is not stored as 8-bit grey PNGs,"
@@ -114,7 +114,7 @@ def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
     counts = MaskCounts()
     for encoded in masks:
         try:
-            counts.pixels += histogram(decode_mask(encoded))
+            counts.add(histogram(decode_mask(encoded)))
         except ValueError:
             continue  # decoding the example reports it
     if not counts.values():

@@ -95,9 +95,11 @@ class ImageMaskFolder(pairs.PairsBuilder):
         given = pair_files.read_lines(path) if path.exists() else []
         if given and ("" in given or len({*given}) < len(given)):
             raise UserError(f"{path}: a name is empty or there twice; write one a line")
-        counts = {split: self._count(some) for split, some in splits.items()}
-        total = MaskCounts()
-        total.pixels = sum(found.pixels for found in counts.values())
+        counts = {
+            split: MaskCounts(sum(in_threads(self._histogram, some)))
+            for split, some in splits.items()
+        }
+        total = MaskCounts(sum(found.pixels for found in counts.values()))
         names, table = assign_classes(masks, total, given, self.ignore_label)
         absent = total.absent(table, names)
         say(
@@ -115,11 +117,8 @@ class ImageMaskFolder(pairs.PairsBuilder):
         }
         return pairs.Listing(splits, names, table.tolist(), metadata)
 
-    def _count(self, some: Sequence[pair_files.Pair]) -> MaskCounts:
-        counts = MaskCounts()
-        for pixels in in_threads(lambda pair: histogram(self.read_mask(pair)[1]), some):
-            counts.pixels += pixels
-        return counts
+    def _histogram(self, pair: pair_files.Pair) -> np.ndarray:
+        return histogram(self.read_mask(pair)[1])
 
 
 def split_up(
@@ -137,10 +136,9 @@ def split_up(
         )
     splits: dict[str, list[pair_files.Pair]] = {}
     for pair in found:
-        *folder, name = pair.name.split("/", 1)
-        splits.setdefault("".join(folder) or "train", []).append(
-            pair._replace(name=name)
-        )
+        path = pair.name if "/" in pair.name else f"train/{pair.name}"
+        split, name = path.split("/", 1)
+        splits.setdefault(split, []).append(pair._replace(name=name))
     for split in splits:
         # TFDS makes file names of it, and means all splits by `all`.
         if not re.fullmatch(r"\w+", split) or split.lower() == "all":
