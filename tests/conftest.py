@@ -128,7 +128,7 @@ def digits_tfrecord(tmp_path_factory) -> pathlib.Path:
     """A folder with digits in three TFRecord files a split."""
     import tensorflow_datasets as tfds
 
-    from vt_flax.data.builders import digits  # noqa: F401, registers the builder
+    from vt_flax.data.prepare import digits  # noqa: F401, registers the builder
 
     folder = tmp_path_factory.mktemp("tfrecord")
     tfds.builder("digits", data_dir=str(folder)).download_and_prepare(
@@ -151,7 +151,7 @@ def small_imagenet(real_data, tmp_path_factory):
 @pytest.fixture(scope="session")
 def prepared_imagenet(small_imagenet, tmp_path_factory) -> str:
     """A folder in which TFDS has built imagenet2012 of them."""
-    from vt_flax.data.preparation.build import prepare
+    from vt_flax.data.prepare.build import prepare
 
     folder = str(tmp_path_factory.mktemp("imagenet"))
     prepare("imagenet2012", folder, str(small_imagenet.archives), checksums=False)

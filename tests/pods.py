@@ -88,7 +88,7 @@ def arguments(workdir: Any, changes: dict[str, Any]) -> list[str]:
 # import takes longer than most of what they do.
 _starter = multiprocessing.get_context("forkserver")
 _starter.set_forkserver_preload(
-    ["vt_flax.train", "vt_flax.evaluate", "tensorflow", "vt_flax.data.builders.digits"]
+    ["vt_flax.train", "vt_flax.evaluate", "tensorflow", "vt_flax.data.prepare.digits"]
 )
 
 

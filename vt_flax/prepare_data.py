@@ -8,7 +8,7 @@ python -m vt_flax.prepare_data cifar10 --data_dir DATA
     any dataset that TFDS knows; downloads it where TFDS can
 python -m vt_flax.prepare_data coco_stuff --manual_dir FILES --data_dir DATA
     segmentation, of images and masks in FILES: also coco_stuff/stuff171, lip, ade20k;
-    each tells what it needs if it is not there; --resize brings masks along
+    each prints what it needs if it is not there; --resize brings masks along
 python -m vt_flax.prepare_data image_mask_folder --manual_dir FILES --data_dir DATA
     your own: FILES/images/SPLIT/NAME.jpg, FILES/masks/SPLIT/NAME.png (gray: class
     indices, 255 for no label) and, for the names of the classes, FILES/classes.txt;
@@ -20,20 +20,16 @@ A run that was stopped, however hard, is simply started again. ImageNet takes ab
 158 GB beside its archives, the copy at 256 about 40 GB more.
 """
 
-import argparse
 import os
-import pathlib
 from collections.abc import Sequence
 
 from vt_flax import cli
 from vt_flax.errors import UserError
 from vt_flax.paths import in_bucket, typed_path
 
-CONVERT = "convert"
-
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Runs the command."""
     parser = cli.make_parser("prepare_data", __doc__)
     parser.usage = f"{parser.prog} [convert] NAME --data_dir FOLDER [OPTION ...]"
     parser.add_argument(
@@ -79,55 +75,47 @@ def main(argv: Sequence[str]) -> None:
         help="convert: where the result goes (default: beside the source's files)",
     )
     args = parser.parse_args(argv)
-    converting = args.words[0] == CONVERT
+    name, converting = args.words[-1], args.words[0] == "convert"
     if len(args.words) != 1 + converting:
         raise UserError(f"{' '.join(args.words)}: write NAME, or convert NAME")
-    name = args.words[-1]
-    _check_options(args, converting)
-    data_dir = str(_writable("--data_dir", args.data_dir))
+    if args.resize is not None and args.resize < 1:
+        raise UserError(f"--resize {args.resize}: must be at least 1 pixel")
+    build_options = "manual_dir", "resize", "no_checksums", "ignore_label"
+    if converting and any(getattr(args, option) for option in build_options):
+        raise UserError(f"convert takes no --{', no --'.join(build_options)}")
+    if args.out_dir and not converting:
+        raise UserError("--out_dir is for convert; a dataset is built in --data_dir")
+    data_dir = _local_folder("--data_dir", args.data_dir)
+    out_dir = args.out_dir and _local_folder("--out_dir", args.out_dir)
     # TensorFlow decodes a few of ImageNet's files, and would take a whole GPU for it.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    # Late, because TFDS takes seconds to come: --help and bad options need not wait.
-    from vt_flax.data.preparation import build, convert, resize
+    # Late, because importing TFDS takes seconds: --help and bad options need not wait.
+    from vt_flax.data.prepare import build, convert
 
     if converting:
-        out_dir = str(_writable("--out_dir", args.out_dir)) if args.out_dir else ""
         builder = convert.convert(name, data_dir, out_dir)
     else:
         builder = build.prepare(
             name, data_dir, args.manual_dir, not args.no_checksums, args.ignore_label
         )
         if args.resize:
-            builder = resize.resize(builder, args.resize, data_dir)
+            builder = build.resize(builder, args.resize, data_dir)
             name = builder.name
     print(build.describe(builder, name))
 
 
-def _check_options(args: argparse.Namespace, converting: bool) -> None:
-    if args.resize is not None and args.resize < 1:
-        raise UserError(f"--resize {args.resize}: must be at least 1 pixel")
-    if converting:
-        if args.manual_dir or args.resize or args.no_checksums or args.ignore_label:
-            raise UserError(
-                "convert takes no --manual_dir, --resize, --no_checksums or "
-                "--ignore_label"
-            )
-    elif args.out_dir:
-        raise UserError("--out_dir is for convert; a dataset is built in --data_dir")
-
-
-def _writable(option: str, path: str) -> pathlib.Path:
+def _local_folder(option: str, path: str) -> str:
     """Returns a local folder's absolute path, without which TFDS misses its own files.
 
-    A bucket would be refused by array_record itself, which writes to local files alone
-    (google/array_record, issue 120), but only after hours of work.
+    array_record itself rejects a bucket (google/array_record, issue 120), but only
+    after hours of work.
     """
     if in_bucket(path):
         raise UserError(
             f"{option} {path}: array_record cannot be written to a bucket; name a "
             "folder, or one that the bucket is mounted on"
         )
-    return typed_path(path).absolute()
+    return str(typed_path(path).absolute())
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ class Recorder(importlib.abc.MetaPathFinder):
             places.append(any("vt_flax/data/host.py" in f.filename for f in stack))
 
 sys.meta_path.insert(0, Recorder())
-for name in ("build", "convert", "resize"):
-    importlib.import_module("vt_flax.data.preparation." + name)
+for name in ("build", "convert"):
+    importlib.import_module("vt_flax.data.prepare." + name)
 from vt_flax.data.imagenet import class_names
 from vt_flax.data.sources import tfds_builder
 

@@ -8,10 +8,10 @@ from PIL import Image
 from test_folder_layouts import make
 
 from vt_flax.data import images
-from vt_flax.data.builders import pair_files
 from vt_flax.data.folders import FolderSource
 from vt_flax.data.host import tensorflow
 from vt_flax.data.image_files import IMAGE_SUFFIXES
+from vt_flax.data.prepare import pair_files
 from vt_flax.inference.files import find_images
 
 # What people keep images in, at least.
@@ -49,6 +49,6 @@ def test_all_commands_see_the_same_images(tmp_path):
     trained = {source.describe(i) for i in range(len(source))}
     assert len(trained) == len(IMAGE_SUFFIXES) + 1 + 1 + 1 + 1 + 1 + 1
     assert trained == {str(path) for path in find_images([str(tmp_path)])}
-    paired = pair_files.images_in(tmp_path, deep=True)
+    paired = pair_files.images_in(tmp_path)
     assert {str(path) for path in paired.values()} == trained
     assert {"a/deep/er/2", "a/UPPER", "b.png/1", "a/link/linked"} <= {*paired}

@@ -12,9 +12,9 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 from tensorflow_datasets.core.file_adapters import FileFormat
 
-from vt_flax.data.preparation import build, workspace
-from vt_flax.data.preparation import convert as module
-from vt_flax.data.preparation.convert import convert
+from vt_flax.data.prepare import build, workspace
+from vt_flax.data.prepare import convert as module
+from vt_flax.data.prepare.convert import convert
 from vt_flax.data.sources import open_source, tfds_builder
 from vt_flax.errors import UserError
 

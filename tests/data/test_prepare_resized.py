@@ -14,11 +14,11 @@ from image_files import encode
 from pair_trees import draw_image, draw_labels, stored, write
 from PIL import Image
 
-from vt_flax.data.builders import resized
-from vt_flax.data.builders.resized import shrink
 from vt_flax.data.images import decode_with_pillow
-from vt_flax.data.preparation import build, workspace
-from vt_flax.data.preparation.resize import resize
+from vt_flax.data.prepare import build, workspace
+from vt_flax.data.prepare import resize as resized
+from vt_flax.data.prepare.build import resize
+from vt_flax.data.prepare.resize import shrink
 from vt_flax.data.segmentation_sources import TFDSPairs
 from vt_flax.data.sources import open_source, tfds_builder
 from vt_flax.errors import UserError
@@ -100,7 +100,7 @@ def test_several_files_and_the_same_result_after_a_stop(
             raise KeyboardInterrupt
         return shrink(encoded, side)
 
-    monkeypatch.setattr(resized, "SAMPLE", 1)
+    monkeypatch.setattr(workspace, "SAMPLE", 1)
     monkeypatch.setattr(resized, "shrink", stop)
     with pytest.raises(KeyboardInterrupt):
         resize(source, SIDE, str(tmp_path))
@@ -183,7 +183,7 @@ def test_a_damaged_image_is_named(prepared_imagenet, tmp_path, monkeypatch):
     def damaged(encoded):
         raise ValueError("image file is truncated")
 
-    monkeypatch.setattr(resized.images, "decode_with_pillow", damaged)
+    monkeypatch.setattr(resized, "decode_with_pillow", damaged)
     source = tfds_builder("imagenet2012", prepared_imagenet)
     with pytest.raises(UserError, match="5.1.0 train, example 0: .* truncated"):
         resize(source, SIDE, str(tmp_path))

@@ -13,8 +13,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures
 
-from vt_flax.data.builders import shapes
-from vt_flax.data.builders.shapes import CLASS_NAMES, SIDE, Placement, scene
+from vt_flax.data.prepare import shapes
+from vt_flax.data.prepare.shapes import CLASS_NAMES, SIDE, Placement, scene
 from vt_flax.data.sources import prepared_builder
 
 CLASSES = len(CLASS_NAMES)

@@ -44,7 +44,7 @@ def run(main, arguments, monkeypatch, capsys) -> str:
         ("digits --data_dir D --resize 0", "--resize 0: must be at least 1"),
         ("digits --data_dir D --resize -256", "--resize -256: must be at least 1"),
         ("digits --data_dir D --resize small", "invalid int value: 'small'"),
-        ("digits --data_dir D --manual_dir M", "M: there is no such folder"),
+        ("digits --data_dir D --manual_dir M", "M is not there, or empty"),
         ("imagenet2012 --data_dir D", "ILSVRC2012_img_train.tar"),
         ("imagenet2012_real --data_dir D --manual_dir empty", "empty"),
         ("cifar10 --data_dir D --rezise 256", "--rezise"),
@@ -74,8 +74,7 @@ def test_a_download_without_a_network(tmp_path, monkeypatch, capsys):
         cli.run(prepare_data.main)
     assert stop.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("error: building cifar10/3.0.2: cannot download https://")
-    assert "check the network and run again" in line
+    assert line == "error: building cifar10/3.0.2: ConnectionError: no route"
     assert not list((tmp_path / "cifar10").glob("*3.0.2"))
 
 

@@ -14,7 +14,7 @@ from run_states import assert_same, changed, cut_off, last_state
 
 from vt_flax import evaluate, predict
 from vt_flax.data import augment, pipeline
-from vt_flax.data.preparation.build import prepare as build
+from vt_flax.data.prepare.build import prepare as build
 from vt_flax.errors import UserError
 from vt_flax.inference.predictor import load
 from vt_flax.parallel.mesh import make_mesh, replicated, to_global

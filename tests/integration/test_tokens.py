@@ -18,7 +18,7 @@ from PIL import Image
 from vt_flax import cli, evaluate
 from vt_flax.data import pipeline
 from vt_flax.data.augment.scaled import eval_inputs
-from vt_flax.data.preparation.build import prepare as build
+from vt_flax.data.prepare.build import prepare as build
 from vt_flax.inference import token_report
 from vt_flax.parallel.mesh import make_mesh
 from vt_flax.training.checkpoint import Checkpoints

@@ -12,7 +12,7 @@ import numpy as np
 
 from vt_flax.analysis.masks import paint, write_page
 from vt_flax.data import pipeline
-from vt_flax.data.mask_labels import IGNORE
+from vt_flax.data.masks import IGNORE
 from vt_flax.training.evaluation import eval_batch_size
 from vt_flax.training.run import Run
 from vt_flax.training.tasks.segmentation import scores

@@ -1,35 +1,79 @@
-"""Which features of a TFDS dataset are image and mask, and what classes masks have."""
+"""Image and mask features of a TFDS dataset, and the classes of its masks."""
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vt_flax.data.known_masks import KNOWN_MASKS, KnownMask
-from vt_flax.data.mask_labels import (
-    CLASS_NAMES,
+from vt_flax.data.masks import (
     IGNORE,
-    MIRRORED,
-    MOST_CLASSES,
-    RESIZED_FROM,
-    identity_table,
+    MAX_CLASSES,
+    NO_CLASS,
     label_table,
     numbered_names,
 )
-from vt_flax.errors import UserError, nearest
+from vt_flax.errors import UserError
+
+# Metadata of the TFDS datasets that this package makes: the classes' names; the class
+# that each becomes in a mirrored image; the dataset that one is a smaller copy of; the
+# number of pixels of each stored value, by split.
+CLASS_NAMES, MIRRORED, RESIZED_FROM = "class_names", "mirrored", "resized_from"
+MASK_PIXELS = "mask_pixels"
 
 
-@dataclasses.dataclass(frozen=True)
-class Classes:
+class KnownMasks(NamedTuple):
+    """Masks of a dataset whose files do not describe them."""
+
+    image: str  # feature that holds the image
+    mask: str  # feature that holds the mask
+    label_map: Sequence[int]  # class of each stored value; 255: no label, 254: none
+    class_names: Sequence[str]
+
+
+# Ids of the 19 classes that count (mcordts/cityscapesScripts,
+# cityscapesscripts/helpers/labels.py). All other ids up to 33 are ignored in training
+# and evaluation.
+CITYSCAPES = (
+    *((7, "road"), (8, "sidewalk"), (11, "building"), (12, "wall"), (13, "fence")),
+    *((17, "pole"), (19, "traffic light"), (20, "traffic sign"), (21, "vegetation")),
+    *((22, "terrain"), (23, "sky"), (24, "person"), (25, "rider"), (26, "car")),
+    *((27, "truck"), (28, "bus"), (31, "train"), (32, "motorcycle"), (33, "bicycle")),
+)
+CITYSCAPES_IDS, CITYSCAPES_NAMES = zip(*CITYSCAPES, strict=True)
+# The 11 classes to which Badrinarayanan, Kendall and Cipolla (SegNet, arXiv 1511.00561)
+# brought CamVid's 32, in the order of their masks; 255, or 11 there, is void.
+CAMVID_NAMES = (
+    *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
+    *("pedestrian", "bicyclist"),
+)
+
+# By the dataset's name in TFDS.
+KNOWN_MASKS = {
+    "camvid": KnownMasks(
+        "image", "segmentation_label", (*range(11), IGNORE), CAMVID_NAMES
+    ),
+    "cityscapes": KnownMasks(
+        "image_left",
+        "segmentation_label",
+        [CITYSCAPES_IDS.index(i) if i in CITYSCAPES_IDS else IGNORE for i in range(34)],
+        CITYSCAPES_NAMES,
+    ),
+    # README of its annotations: 1 foreground, 2 background, 3 not classified, which is
+    # a border of some pixels around the pet.
+    "oxford_iiit_pet": KnownMasks(
+        "image", "segmentation_mask", (NO_CLASS, 1, 0, IGNORE), ("background", "pet")
+    ),
+}
+
+
+class Classes(NamedTuple):
     """The classes of a dataset's masks.
 
     Attributes:
       names: one for each class.
-      mirrored: the class that each class becomes in a mirrored image; empty if none
-        changes.
-      table: (256,), uint8: what stored values become: a class, 255 for no label, 254
-        for values that must not occur.
+      mirrored: class of each class in a mirrored image; empty if none changes.
+      table: (256,), uint8: class of each stored value, 255 for no label, 254 for values
+        that must not occur.
     """
 
     names: tuple[str, ...]
@@ -37,17 +81,19 @@ class Classes:
     table: np.ndarray
 
 
-def mask_features(builder: Any) -> list[str]:
-    """Returns the features that could be masks: images of one channel, 8 bits."""
+def image_features(builder: Any, channels: int) -> list[str]:
+    """Returns the sorted features that are images of some number of channels.
+
+    Images of one channel have 8 bits, like masks; depth has more.
+    """
     import tensorflow_datasets as tfds
 
     return [
         key
-        # Without its code, a dataset's features come in any order.
         for key, feature in sorted(builder.info.features.items())
         if isinstance(feature, tfds.features.Image)
-        and feature.shape[-1] == 1
-        and feature.np_dtype == np.uint8
+        and feature.shape[-1] == channels
+        and (channels > 1 or feature.np_dtype == np.uint8)
     ]
 
 
@@ -56,58 +102,27 @@ def find_features(
 ) -> tuple[str, str]:
     """Returns the features that hold images and masks.
 
-    Args:
-      builder: of the dataset.
-      mask_feature: the one with the masks; empty for the only one.
-      image_feature: the one with the images; empty for `image`, or the only one.
+    Without a name given, masks are in the only feature that can hold them, and images
+    in `image` or in the only one.
 
     Raises:
-      UserError: if there are none, or several to choose from.
+      UserError: if there is none, or several to choose from.
     """
-    import tensorflow_datasets as tfds
-
-    features, known = builder.info.features, _known(builder)
-    # The name as TFDS has it, with the configuration.
-    name = builder.info.full_name.rpartition("/")[0]
-    masks = mask_features(builder)
-    listed = f"(one channel, 8 bits): {', '.join(masks) or 'there is none'}"
-    if mask_feature and mask_feature not in masks:
-        raise UserError(
-            f"dataset {name!r} has no masks in a feature {mask_feature!r}; features "
-            f"that could be masks {listed}"
-        )
-    if known and not mask_feature:
-        if known.mask not in masks:
+    known = _known(builder)
+    images, masks = image_features(builder, 3), image_features(builder, 1)
+    usual = "image" if "image" in images else _only(images)
+    image = image_feature or (known.image if known else usual)
+    mask = mask_feature or (known.mask if known else _only(masks))
+    for option, feature, found, what in (
+        ("segmentation.mask_feature", mask, masks, "masks (one channel, 8 bits)"),
+        ("data.image_feature", image, images, "images of three channels"),
+    ):
+        if feature not in found:
             raise UserError(
-                f"dataset {name!r} has no masks: {known.mask!r} is not among its "
-                "features; another configuration may have it"
+                f"dataset {_name(builder)!r}: {option} {feature!r} must name one of "
+                f"its {what}: {', '.join(found) or 'it has none'}"
             )
-        mask_feature = known.mask
-    if not mask_feature:
-        if len(masks) != 1:
-            raise UserError(
-                f"dataset {name!r}: name the feature that holds the masks; features "
-                f"that could be {listed}"
-            )
-        (mask_feature,) = masks
-    images = [
-        key
-        for key, feature in sorted(features.items())
-        if isinstance(feature, tfds.features.Image) and feature.shape[-1] == 3
-    ]
-    if image_feature and image_feature not in images:
-        raise UserError(
-            f"data.image_feature {image_feature!r}: dataset {name!r} has no images of "
-            f"three channels of that name{nearest(image_feature, images)}"
-        )
-    preferred = image_feature or (known.image if known else "image")
-    if preferred not in images and len(images) != 1:
-        raise UserError(
-            f"dataset {name!r} has no feature 'image', and {len(images)} others of "
-            f"three channels{': ' if images else ''}{', '.join(images)}"
-            f"{' (set data.image_feature)' if images else ''}"
-        )
-    return preferred if preferred in images else images[0], mask_feature
+    return image, mask
 
 
 def find_classes(
@@ -121,125 +136,88 @@ def find_classes(
     Args:
       builder: of the prepared dataset.
       mask_feature: the feature that holds the masks.
-      label_map: what stored value i becomes; empty for what is known of the dataset.
+      label_map: class of stored value i, or 255; empty for what is known.
       num_classes: number of classes; 0 for what is known.
 
     Raises:
       UserError: if too little is known, or what is given contradicts it.
     """
-    name = builder.info.full_name.rpartition("/")[0]
-    known = _known(builder)
-    stored, mirrored = _stored_classes(builder, mask_feature)
+    name, known = _name(builder), _known(builder)
+    metadata = builder.info.metadata or {}
+    # Only a LabeledImage has names.
+    stored = getattr(builder.info.features[mask_feature], "names", None)
+    stored = tuple(metadata.get(CLASS_NAMES) or stored or ())
+    mirrored = tuple(metadata.get(MIRRORED, ()))
     if label_map:
-        classes = _mapped(name, tuple(label_map), num_classes, stored, mirrored)
+        classes = _mapped(label_map, num_classes, stored, mirrored)
     elif known and known.mask == mask_feature:
         classes = Classes(tuple(known.class_names), (), label_table(known.label_map))
-    elif stored or num_classes:
-        names = stored or numbered_names(range(num_classes))
-        # Beyond the most, there is no table; the error is below.
-        table = identity_table(min(len(names), MOST_CLASSES))
-        classes = Classes(names, mirrored, table)
     else:
+        names = stored or numbered_names(num_classes)
+        classes = Classes(names, mirrored, label_table(range(len(names))[:MAX_CLASSES]))
+        if not names:
+            raise UserError(
+                f"dataset {name!r} does not say how many classes its masks have: set "
+                "model.num_classes, or segmentation.label_map"
+            )
+    count = len(classes.names)
+    if num_classes not in (0, count) or not 2 <= count <= MAX_CLASSES:
         raise UserError(
-            f"dataset {name!r} does not tell how many classes its masks have: set "
-            "their number (model.num_classes), or what each value means "
-            "(segmentation.label_map)"
-        )
-    if num_classes and num_classes != len(classes.names):
-        raise UserError(
-            f"dataset {name!r} has {len(classes.names)} classes, not {num_classes} "
-            "(model.num_classes): leave it 0, or give a segmentation.label_map"
-        )
-    if not 2 <= len(classes.names) <= MOST_CLASSES:
-        raise UserError(
-            f"dataset {name!r} has {len(classes.names)} classes; 2 to {MOST_CLASSES} "
-            "are possible"
+            f"dataset {name!r} has {count} classes; possible are 2 to {MAX_CLASSES}, "
+            f"and model.num_classes ({num_classes}) must be 0 or the same: give a "
+            "segmentation.label_map to change the classes"
         )
     return classes
 
 
-def _known(builder: Any) -> KnownMask | None:
+def _name(builder: Any) -> str:
+    """Returns the name as TFDS has it, with the configuration."""
+    return builder.info.full_name.rpartition("/")[0]
+
+
+def _known(builder: Any) -> KnownMasks | None:
     metadata = builder.info.metadata or {}
     return KNOWN_MASKS.get(metadata.get(RESIZED_FROM, builder.name))
 
 
-def _stored_classes(
-    builder: Any, mask_feature: str
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Returns names of stored values, and what mirroring makes of them, if known."""
-    import tensorflow_datasets as tfds
-
-    metadata = builder.info.metadata or {}
-    if metadata.get(CLASS_NAMES):
-        return tuple(metadata[CLASS_NAMES]), tuple(metadata.get(MIRRORED, ()))
-    feature = builder.info.features[mask_feature]
-    if isinstance(feature, tfds.features.LabeledImage) and feature.num_classes:
-        return tuple(feature.names), ()
-    return (), ()
+def _only(features: Sequence[str]) -> str:
+    return features[0] if len(features) == 1 else ""
 
 
 def _mapped(
-    name: str,
-    label_map: tuple[int, ...],
+    label_map: Sequence[int],
     num_classes: int,
     stored: tuple[str, ...],
     mirrored: tuple[int, ...],
 ) -> Classes:
-    """Returns the classes that a user's label map makes of the stored values."""
-    if len(label_map) > 256:
+    """Returns the classes that a label map makes of stored values and their names."""
+    used = {*label_map} - {IGNORE}
+    count = num_classes or max(used, default=-1) + 1
+    wrong = used - {*range(min(num_classes or MAX_CLASSES, MAX_CLASSES))}
+    if wrong or len(label_map) > 256:
         raise UserError(
-            f"segmentation.label_map has {len(label_map)} entries; 256 values exist"
+            "segmentation.label_map needs at most 256 entries, each a class (from 0, "
+            f"below {num_classes or MAX_CLASSES}) or {IGNORE} for no label, not "
+            f"{min(wrong, default=f'{len(label_map)} entries')}"
         )
-    wrong = [i for i in label_map if not (0 <= i < MOST_CLASSES or i == IGNORE)]
-    if wrong:
+    missing = {*range(count)} - used
+    if missing and not num_classes:
         raise UserError(
-            f"segmentation.label_map: {wrong[0]} is no class (0 to {MOST_CLASSES - 1}),"
-            f" nor {IGNORE} for no label"
+            f"segmentation.label_map: no value becomes class {min(missing)}; if that "
+            "is meant, set model.num_classes"
         )
-    used = sorted(set(label_map) - {IGNORE})
-    count = num_classes or (used[-1] + 1 if used else 0)
-    if used and used[-1] >= count:
-        raise UserError(
-            f"segmentation.label_map: class {used[-1]} is beyond model.num_classes "
-            f"{count}"
-        )
-    if not num_classes and len(used) < count:
-        missing = min(set(range(count)) - set(used))
-        raise UserError(
-            f"segmentation.label_map: no value becomes class {missing}, but one class "
-            f"{used[-1]}; if that is meant, set model.num_classes"
-        )
-    sources = [
-        [i for i, j in enumerate(label_map[: len(stored)]) if j == label]
-        for label in range(count)
-    ]
-    names = tuple(
-        "/".join(stored[i] for i in values) or numbered_names([label])[0]
-        for label, values in enumerate(sources)
-    )
-    return Classes(
-        names, _mirror(name, label_map, sources, mirrored), label_table(label_map)
-    )
-
-
-def _mirror(
-    name: str,
-    label_map: tuple[int, ...],
-    sources: Sequence[Sequence[int]],
-    mirrored: tuple[int, ...],
-) -> tuple[int, ...]:
-    """Returns what mirroring makes of classes, of what it makes of stored values."""
-    if not mirrored:
-        return ()
     table = label_table(label_map)
-    result = []
-    for label, values in enumerate(sources):
-        images = {int(table[mirrored[i]]) for i in values} or {label}
-        if len(images) > 1 or max(images) >= len(sources):
+    names, result = [], []
+    for label, default in enumerate(numbered_names(count)):
+        values = [i for i in range(len(stored)) if table[i] == label]
+        names.append("/".join(stored[i] for i in values) or default)
+        # The class of each value of the class, when it is mirrored.
+        found = {int(table[mirrored[i]]) for i in values if mirrored} or {label}
+        if len(found) > 1 or max(found) >= count:
             raise UserError(
-                f"segmentation.label_map: mirrored, class {label} of dataset {name!r} "
-                f"would be {' and '.join(map(str, sorted(images)))}: map what is left "
-                "and what is right alike"
+                f"segmentation.label_map: mirrored, class {label} would be "
+                f"{' and '.join(map(str, sorted(found)))}: map left and right alike"
             )
-        result += images
-    return tuple(result) if result != list(range(len(sources))) else ()
+        result += found
+    changed = result != [*range(count)]
+    return Classes(tuple(names), tuple(result) if changed else (), table)

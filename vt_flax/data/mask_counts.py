@@ -1,4 +1,4 @@
-"""Counts of the values in masks."""
+"""Counts of the values in masks, and the classes without a pixel."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,18 +8,10 @@ from vt_flax.errors import first_names
 
 
 class MaskCounts:
-    """Pixels and masks of each stored value.
+    """Number of pixels (256,), int64, of each stored value in some masks."""
 
-    Attributes:
-      masks: number of masks counted.
-      pixels: (256,), int64: pixels of each value.
-      masks_with: (256,), int64: masks in which each value occurs.
-    """
-
-    def __init__(self):
-        self.masks = 0
-        self.pixels = np.zeros(256, np.int64)
-        self.masks_with = np.zeros(256, np.int64)
+    def __init__(self, pixels: np.ndarray | int = 0):
+        self.pixels = np.zeros(256, np.int64) + pixels
 
     @classmethod
     def of_pixels(cls, pixels: Mapping[str, int]) -> "MaskCounts":
@@ -31,42 +23,22 @@ class MaskCounts:
 
     def add(self, histogram: np.ndarray) -> None:
         """Counts a mask, given as the number of pixels (256,) of each value."""
-        self.masks += 1
         self.pixels += histogram
-        self.masks_with += histogram > 0
-
-    def __add__(self, other: "MaskCounts") -> "MaskCounts":
-        """Returns the counts of both."""
-        total = MaskCounts()
-        total.masks = self.masks + other.masks
-        total.pixels = self.pixels + other.pixels
-        total.masks_with = self.masks_with + other.masks_with
-        return total
 
     def values(self) -> list[int]:
         """Returns the values that occur, ascending."""
         return np.flatnonzero(self.pixels).tolist()
 
-    def of_classes(self, table: np.ndarray, classes: int) -> np.ndarray:
-        """Returns the pixels (classes,), int64, of each class.
+    def absent(self, table: np.ndarray, names: Sequence[str]) -> list[str]:
+        """Returns the names of the classes without a pixel.
 
         Args:
-          table: (256,): the class that each value is, or 254 or 255.
-          classes: number of classes.
+          table: (256,): class of each value, or 254 or 255.
+          names: of the classes.
         """
-        pixels = np.zeros(256, np.int64)
-        np.add.at(pixels, table, self.pixels)
-        return pixels[:classes]
+        present = {*table[self.values()].tolist()}
+        return [name for i, name in enumerate(names) if i not in present]
 
     def describe(self) -> str:
-        """Returns the values that occur, with their pixels and masks."""
-        return first_names(
-            f"{value} ({self.pixels[value]:,} pixels in {self.masks_with[value]:,} of "
-            f"{self.masks:,} masks)"
-            for value in self.values()
-        )
-
-
-def absent_classes(pixels: Sequence[int], names: Sequence[str]) -> list[str]:
-    """Returns the names of the classes without a pixel."""
-    return [name for name, count in zip(names, pixels, strict=True) if not count]
+        """Returns the values that occur, with their pixels."""
+        return first_names(f"{v} ({self.pixels[v]:,} pixels)" for v in self.values())

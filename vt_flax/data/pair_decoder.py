@@ -7,9 +7,9 @@ import numpy as np
 from vt_flax.data import images
 from vt_flax.data.decoders import Decoder, Tensor
 from vt_flax.data.host import tensorflow
-from vt_flax.data.mask_labels import (
-    GREY_8_BITS,
-    GREY_PLACE,
+from vt_flax.data.masks import (
+    GRAY_8_BITS,
+    GRAY_PLACE,
     IGNORE,
     NO_CLASS,
     decode_mask,
@@ -55,7 +55,7 @@ class PairDecoder(Decoder):
         image = images.decode(file)
         # TensorFlow would bring anything else to 8 bits of grey, and labels to others.
         is_grey = (tf.strings.substr(label, 0, len(PNG_START)) == PNG_START) & (
-            tf.strings.substr(label, *GREY_PLACE) == GREY_8_BITS
+            tf.strings.substr(label, *GRAY_PLACE) == GRAY_8_BITS
         )
         with tf.control_dependencies([tf.debugging.assert_equal(is_grey, True)]):
             stored = tf.io.decode_png(label, channels=1)

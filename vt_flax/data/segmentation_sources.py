@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from vt_flax.data.host import tensorflow
-from vt_flax.data.mask_classes import find_classes, find_features
-from vt_flax.data.mask_counts import MaskCounts, absent_classes
-from vt_flax.data.mask_labels import (
+from vt_flax.data.mask_classes import MASK_PIXELS, find_classes, find_features
+from vt_flax.data.mask_counts import MaskCounts
+from vt_flax.data.masks import (
     IGNORE,
-    MASK_PIXELS,
     decode_mask,
     histogram,
-    is_grey_png,
+    is_gray_png,
 )
 from vt_flax.data.splits import check_tfds_split
 from vt_flax.data.storage import how_to_prepare
@@ -29,7 +28,7 @@ class TFDSPairs(TFDSRecords):
       mask_feature: the feature that holds the masks; empty for the only one.
       label_map: stored value i becomes label_map[i]: a class, or 255, which means no
         label. Empty for what is known of the dataset: classes as they are stored, or
-        the map in `known_masks`.
+        the map in `mask_classes`.
       num_classes: number of classes; 0 for as many as the dataset has names for, or the
         label map has classes.
       image_feature: the feature that holds the images; empty for `image`, or the only
@@ -79,7 +78,7 @@ class TFDSPairs(TFDSRecords):
         # Of a sum such as `train[:9]+test` neither part says what the other has.
         pixels = known.get(split if "+" in split else split.partition("[")[0])
         self.stored = MaskCounts.of_pixels(pixels) if pixels else None
-        if not is_grey_png(self.read([0])[0].label):
+        if not is_gray_png(self.read([0])[0].label):
             raise UserError(
                 f"dataset {name!r}: {keys[1]!r} is not stored as 8-bit grey PNGs,"
                 " and TensorFlow would read other values than it has, such as a "
@@ -118,16 +117,12 @@ def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
             counts.add(histogram(decode_mask(encoded)))
         except ValueError:
             continue  # decoding the example reports it
-    if not counts.masks:
+    if not counts.values():
         return []
     names, table = source.class_names, source.label_map
-
-    def absent_from(counts: MaskCounts) -> list[str]:
-        return absent_classes(counts.of_classes(table, len(names)), names)
-
-    absent, where = absent_from(counts), ""
+    absent, where = counts.absent(table, names), ""
     if len(masks) < len(source):
-        known = absent_from(source.stored) if source.stored else []
+        known = source.stored.absent(table, names) if source.stored else []
         if not known and len(absent) > len(names) - 2:
             where = f" in the {len(masks)} masks of a sample"
         else:

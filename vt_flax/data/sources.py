@@ -105,7 +105,7 @@ def tfds_builder(name: str, data_dir: str = ""):
     tensorflow()  # quietly, before TFDS imports it
     import tensorflow_datasets as tfds
 
-    from vt_flax.data.builders import (  # noqa: F401, registers the builders
+    from vt_flax.data.prepare import (  # noqa: F401, registers the builders
         ade20k,
         coco_stuff,
         digits,

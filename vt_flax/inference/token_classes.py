@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from vt_flax.data.mask_labels import IGNORE
+from vt_flax.data.masks import IGNORE
 from vt_flax.training.moments import Moments, take_moments
 from vt_flax.training.tasks.pixels import exact_product, on_images, row_blocks
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vt_flax.data.mask_labels import IGNORE
+from vt_flax.data.masks import IGNORE
 
 
 def first_mixed(

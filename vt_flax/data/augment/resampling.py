@@ -17,7 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vt_flax.data.mask_labels import IGNORE
+from vt_flax.data.masks import IGNORE
 
 
 def resized_size(size: jax.Array, scale: jax.Array | float) -> jax.Array:

@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 
 from vt_flax.data.augment import normalise, pairs
 from vt_flax.data.augment.scaled import eval_canvas, eval_inputs, eval_weights
-from vt_flax.data.mask_counts import absent_classes
-from vt_flax.data.mask_labels import IGNORE
+from vt_flax.data.masks import IGNORE
 from vt_flax.data.pair_decoder import PairDecoder
 from vt_flax.data.segmentation_sources import TFDSPairs, notes_on_classes
 from vt_flax.data.sources import FOLDER_PREFIX, prepared_builder
@@ -265,7 +264,8 @@ class Segmentation(Task):
     def notes(self, totals: dict[str, Any]) -> list[str]:
         """Returns a note on the classes that have no labeled pixel; see `Task`."""
         names = self.class_names
-        absent = absent_classes(totals["confusion"].sum(1), names)
+        labeled = totals["confusion"].sum(1)
+        absent = [name for name, count in zip(names, labeled, strict=True) if not count]
         if not absent:
             return []
         note = (

@@ -38,7 +38,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        # It takes a second to import, and all who open a dataset import this module.
+        # Late: it takes a second, and opening any dataset imports this module.
         from sklearn import datasets
 
         del dl_manager

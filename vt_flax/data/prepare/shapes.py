@@ -1,16 +1,16 @@
 """Procedural scenes of textured shapes with exact masks: the embedded default."""
 
-import dataclasses
 import io
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from vt_flax.data.builders import pairs
-from vt_flax.data.mask_labels import encode_mask
+from vt_flax.data.masks import encode_mask
+from vt_flax.data.prepare import pairs
 
 SIDE = 64
 TRAIN_EXAMPLES, TEST_EXAMPLES = 1500, 200
@@ -18,75 +18,42 @@ SEED = 2006_03677
 LEAST_OBJECTS, MOST_OBJECTS = 3, 5
 # Of a disc; the other shapes have about its area.
 LEAST_RADIUS, MOST_RADIUS = 11.0, 17.0
-# Share of an object that later ones must leave visible.
+# Fraction of an object that later ones must leave visible.
 LEAST_VISIBLE = 0.7
-# Least distance of a region's colour to all others', in RGB of 0 to 255, if possible.
+# Least distance between the colors of two regions, in RGB of 0 to 255, if possible.
 LEAST_CONTRAST = 120.0
-# How far a texture's two colours may be apart, in each channel.
+# Largest difference of a texture's two colors, in each channel.
 TEXTURE_CONTRAST = 70.0
 NOISE = 6.0
 TRIES = 30
 
-
-def disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Tells which points are in a disc."""
-    return u**2 + v**2 <= 1
-
-
-def square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Tells which points are in a square."""
-    return np.maximum(abs(u), abs(v)) <= 0.9
-
-
-def triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Tells which points are in an equilateral triangle, of inradius 0.7."""
-    lean = math.sqrt(3) / 2 * abs(u) + v / 2
-    return (lean <= 0.7) & (v >= -0.7)
-
-
-def ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Tells which points are in a ring; through its hole, what is behind is seen."""
-    squared = u**2 + v**2
-    return (squared >= 0.5**2) & (squared <= 1.15**2)
-
-
-def cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Tells which points are in a cross of two bars."""
-    u, v = abs(u), abs(v)
-    return (np.minimum(u, v) <= 0.4) & (np.maximum(u, v) <= 1.2)
-
-
+# Which points (u, v) are in a shape of radius 1 around (0, 0).
 SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "disc": disc,
-    "square": square,
-    "triangle": triangle,
-    "ring": ring,
-    "cross": cross,
+    "disc": lambda u, v: u**2 + v**2 <= 1,
+    "square": lambda u, v: np.maximum(abs(u), abs(v)) <= 0.9,
+    # Equilateral, of inradius 0.7.
+    "triangle": lambda u, v: (math.sqrt(3) / 2 * abs(u) + v / 2 <= 0.7) & (v >= -0.7),
+    "ring": lambda u, v: (u**2 + v**2 >= 0.5**2) & (u**2 + v**2 <= 1.15**2),
+    "cross": lambda u, v: (
+        (np.minimum(abs(u), abs(v)) <= 0.4) & (np.maximum(abs(u), abs(v)) <= 1.2)
+    ),
 }
 CLASS_NAMES = ("background", *SHAPES)
 
 
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where an object is.
+class Placement(NamedTuple):
+    """An object of a scene."""
 
-    Attributes:
-      label: its class, 1 to 5.
-      x, y: its centre in pixels, from the image's upper left corner.
-      radius: by which the shape is scaled, in pixels.
-      angle: by which it is turned, in radians.
-    """
-
-    label: int
-    x: float
+    label: int  # its class, 1 to 5
+    x: float  # center in pixels, from the image's upper left corner
     y: float
-    radius: float
-    angle: float
+    radius: float  # by which the shape is scaled, in pixels
+    angle: float  # by which it is turned, in radians
 
     def covers(self) -> np.ndarray:
-        """Returns which pixels have their centre in the object, (SIDE, SIDE)."""
-        centres = np.arange(SIDE) + 0.5
-        x, y = centres[None, :] - self.x, centres[:, None] - self.y
+        """Returns a mask (SIDE, SIDE) of the pixels with their center in the object."""
+        centers = np.arange(SIDE) + 0.5
+        x, y = centers[None, :] - self.x, centers[:, None] - self.y
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         u, v = (cos * x + sin * y) / self.radius, (cos * y - sin * x) / self.radius
         return SHAPES[CLASS_NAMES[self.label]](u, v)
@@ -109,20 +76,18 @@ class Draws:
 
 
 def texture(draws: Draws, others: list[np.ndarray]) -> np.ndarray:
-    """Draws a texture of two colours, (SIDE, SIDE, 3) of 0 to 255.
+    """Draws a texture of two colors, (SIDE, SIDE, 3) of 0 to 255.
 
-    Args:
-      draws: of random numbers.
-      others: colours (3,) to be told apart from; its own is added.
+    Its color contrasts with those (3,) of `others`, and is added to them.
     """
     for _ in range(TRIES):
-        colour = draws.uniform(0, 255, (3,))
-        if all(np.linalg.norm(colour - c) >= LEAST_CONTRAST for c in others):
+        color = draws.uniform(0, 255, (3,))
+        if all(np.linalg.norm(color - c) >= LEAST_CONTRAST for c in others):
             break
-    others.append(colour)
+    others.append(color)
     half = draws.uniform(-TEXTURE_CONTRAST / 2, TEXTURE_CONTRAST / 2, (3,))
     amount = pattern(draws)[..., None]
-    return np.clip(colour + half * amount, 0, 255)
+    return np.clip(color + half * amount, 0, 255)
 
 
 def pattern(draws: Draws) -> np.ndarray:
@@ -130,8 +95,8 @@ def pattern(draws: Draws) -> np.ndarray:
     kind = draws.below(5)
     angle, period = draws.uniform(0, math.pi), draws.uniform(5, 10)
     begin = draws.uniform(0, 1, (2,))
-    centres = np.arange(SIDE) + 0.5
-    x, y = centres[None, :], centres[:, None]
+    centers = np.arange(SIDE) + 0.5
+    x, y = centers[None, :], centers[:, None]
     # Along the direction of change, and across it.
     u = math.cos(angle) * x + math.sin(angle) * y
     v = math.cos(angle) * y - math.sin(angle) * x
@@ -150,14 +115,10 @@ def pattern(draws: Draws) -> np.ndarray:
 
 
 def place(draws: Draws) -> tuple[list[Placement], np.ndarray]:
-    """Draws where 3 to 5 objects are.
-
-    Returns:
-      The objects, the last in front, and the labels (SIDE, SIDE), uint8.
-    """
+    """Draws 3 to 5 objects, the last in front, and labels (SIDE, SIDE), uint8."""
     count = LEAST_OBJECTS + draws.below(MOST_OBJECTS - LEAST_OBJECTS + 1)
     placements: list[Placement] = []
-    # Of each pixel, the number of the object seen there, from 1.
+    # Number of the object seen at each pixel, from 1.
     seen, areas = np.zeros((SIDE, SIDE), np.int64), [SIDE * SIDE]
     for _ in range(TRIES):
         if len(placements) == count:
@@ -180,20 +141,13 @@ def place(draws: Draws) -> tuple[list[Placement], np.ndarray]:
 
 
 def scene(example: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a scene, the same for the same number.
-
-    Args:
-      example: number of the scene, from 0.
-
-    Returns:
-      Image (SIDE, SIDE, 3) and labels (SIDE, SIDE), uint8.
-    """
+    """Returns a scene's image (SIDE, SIDE, 3) and labels (SIDE, SIDE), uint8."""
     draws = Draws(example)
     placements, labels = place(draws)
-    colours: list[np.ndarray] = []
-    image = texture(draws, colours)
+    colors: list[np.ndarray] = []
+    image = texture(draws, colors)
     for placement in placements:
-        surface = texture(draws, colours)
+        surface = texture(draws, colors)
         covers = placement.covers()
         image[covers] = surface[covers]
     image += draws.uniform(-NOISE, NOISE, image.shape)

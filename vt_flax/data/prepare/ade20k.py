@@ -1,15 +1,15 @@
 """ADE20K's 150 classes (MIT scene parsing benchmark) as a TFDS dataset."""
 
-import numpy as np
+import functools
+
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vt_flax.data.builders import pair_files, pairs
-from vt_flax.data.mask_labels import IGNORE, label_table
+from vt_flax.data.masks import IGNORE
+from vt_flax.data.prepare import pair_files, pairs
 from vt_flax.errors import UserError
 
 CLASSES = 150
-ROOT = "ADEChallengeData2016"
 FOLDERS = {"train": "training", "validation": "validation"}
 
 
@@ -30,22 +30,19 @@ class Ade20k(pairs.PairsBuilder):
     and objectInfo150.txt
     """
 
-    def _list(self, manual: epath.Path) -> pairs.Listing:
-        wanted = self.MANUAL_DOWNLOAD_INSTRUCTIONS
-        root = pair_files.subfolder(manual, ROOT, wanted)
-        splits = {}
-        for split, name in FOLDERS.items():
-            images, masks = (
-                pair_files.subfolder(root, f"{kind}/{name}", wanted)
-                for kind in ("images", "annotations")
+    @functools.cached_property
+    def listing(self) -> pairs.Listing:
+        """The images, masks and names of the folder that the archive unpacks to."""
+        root = self.folder(self.manual / "ADEChallengeData2016")
+        splits = {
+            split: pair_files.pair_up(
+                self.folder(root / "images" / name),
+                self.folder(root / "annotations" / name),
             )
-            splits[split] = pair_files.pair_up(
-                pair_files.images_in(images), pair_files.images_in(masks), images, masks
-            )
-        return pairs.Listing(splits, class_names(root / "objectInfo150.txt"))
-
-    def _table(self) -> np.ndarray:
-        return label_table([IGNORE, *range(CLASSES)])
+            for split, name in FOLDERS.items()
+        }
+        names = class_names(root / "objectInfo150.txt")
+        return pairs.Listing(splits, names, [IGNORE, *range(CLASSES)])
 
 
 def class_names(path: epath.Path) -> list[str]:
@@ -59,11 +56,7 @@ def class_names(path: epath.Path) -> list[str]:
       UserError: if it does not list 150 classes.
     """
     rows = [line.split("\t") for line in pair_files.read_lines(path)[1:]]
-    try:
-        indices = [int(row[0]) for row in rows]
-    except ValueError:
-        indices = []
-    if indices != list(range(1, CLASSES + 1)):
+    if [row[0] for row in rows] != [str(i + 1) for i in range(CLASSES)]:
         raise UserError(
             f"{path}: expected a header and {CLASSES} lines that begin with their "
             f"numbers, found {len(rows)} lines"

@@ -1,0 +1,208 @@
+"""A user's own images and masks, in two folders, as a TFDS dataset."""
+
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from vt_flax.data.mask_classes import MASK_PIXELS
+from vt_flax.data.mask_counts import MaskCounts
+from vt_flax.data.masks import (
+    IGNORE,
+    MAX_CLASSES,
+    NO_CLASS,
+    histogram,
+    label_table,
+    numbered_names,
+)
+from vt_flax.data.prepare import pair_files, pairs
+from vt_flax.data.prepare.workspace import in_threads, say
+from vt_flax.errors import UserError, first_names
+
+# Entries of the metadata: the folder that the dataset was made of, its files, and the
+# meaning of 255 in its masks: no label, or a class like every other value.
+MADE_OF, MADE_OF_FILES, IGNORE_LABEL = "made_of", "made_of_files", "ignore_label"
+NO_LABEL, A_CLASS = "255", "none"
+# The classes' names, one a line.
+CLASSES = "classes.txt"
+
+
+class ImageMaskFolder(pairs.PairsBuilder):
+    """Images and their masks, as a folder has them.
+
+    Images and masks whose EXIF orientation is not upright are refused. Without a list
+    of names, there are as many classes as the highest label says. TFDS has no split of
+    the name `all`, so that images without split folders are the split `train`: slices
+    such as `train[:90%]` and `train[90%:]` part them.
+
+    Attributes:
+      ignore_label: whether 255 means no label (`255`) or is a class (`none`); empty: no
+        label, and an error where the masks leave that in doubt.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    images/SPLIT/NAME.jpg (or .png and others) and masks/SPLIT/NAME.png for each, in
+    subfolders if you like; without split folders, images/NAME.jpg and masks/NAME.png,
+    the only split is train; and, if you have names for the classes, classes.txt, one
+    name a line from class 0. Masks are gray PNGs of class indices, and 255 where there
+    is no label
+    """
+    PALETTES = False
+    ANY_ORIENTATION = False
+    HINT = (
+        ": store class indices from 0 and name each class in classes.txt, the "
+        "background too; if every value is a class, add --ignore_label none and name "
+        "as many classes as values"
+    )
+
+    ignore_label = ""
+
+    def check_made_of(self, manual: epath.Path | None) -> None:
+        """Checks that the prepared dataset was made of a folder as it is now, if any.
+
+        Raises:
+          UserError: if not, or if 255 had another meaning.
+        """
+        made, path = self.info.metadata, self.data_path
+        files, used = made.get(MADE_OF_FILES), made.get(IGNORE_LABEL, NO_LABEL)
+        if manual and files and files != digest_of_files(manual):
+            raise UserError(
+                f"{manual} is not {made.get(MADE_OF)}, or has changed since {path} was "
+                "made of that: move the dataset away to make it anew, name another "
+                "--data_dir, or leave out --manual_dir to keep it"
+            )
+        if self.ignore_label not in ("", used):
+            raise UserError(
+                f"{path} was made with --ignore_label {used}, not {self.ignore_label}: "
+                "move it away to make it anew"
+            )
+
+    @functools.cached_property
+    def listing(self) -> pairs.Listing:
+        """The images and masks, with the class of each value that occurs."""
+        images, masks = (
+            self.folder(self.manual / kind) for kind in ("images", "masks")
+        )
+        splits = split_up(images, pair_files.pair_up(images, masks))
+        path = self.manual / CLASSES
+        given = pair_files.read_lines(path) if path.exists() else []
+        if given and ("" in given or len({*given}) < len(given)):
+            raise UserError(f"{path}: a name is empty or there twice; write one a line")
+        counts = {
+            split: MaskCounts(sum(in_threads(self._histogram, some)))
+            for split, some in splits.items()
+        }
+        total = MaskCounts(sum(found.pixels for found in counts.values()))
+        names, table = assign_classes(masks, total, given, self.ignore_label)
+        absent = total.absent(table, names)
+        say(
+            f"note: {len(names)} classes; the masks have {total.describe()}"
+            + (f", and no pixel of {first_names(absent)}" if absent else "")
+        )
+        metadata = {
+            MASK_PIXELS: {
+                split: {str(table[v]): int(found.pixels[v]) for v in found.values()}
+                for split, found in counts.items()
+            },
+            IGNORE_LABEL: self.ignore_label or NO_LABEL,
+            MADE_OF: os.fspath(self.manual.expanduser().resolve()),
+            MADE_OF_FILES: digest_of_files(self.manual),
+        }
+        return pairs.Listing(splits, names, table.tolist(), metadata)
+
+    def _histogram(self, pair: pair_files.Pair) -> np.ndarray:
+        return histogram(self.read_mask(pair)[1])
+
+
+def split_up(
+    images: epath.Path, found: Sequence[pair_files.Pair]
+) -> dict[str, list[pair_files.Pair]]:
+    """Returns pairs by the first folder in their names, or all in `train`.
+
+    Raises:
+      UserError: if only some are in folders, or a folder's name cannot be a split's.
+    """
+    if len({"/" in pair.name for pair in found}) > 1:
+        raise UserError(
+            f"{images} has both images and folders: put each image into the folder of "
+            "a split, or all of them beside each other"
+        )
+    splits: dict[str, list[pair_files.Pair]] = {}
+    for pair in found:
+        path = pair.name if "/" in pair.name else f"train/{pair.name}"
+        split, name = path.split("/", 1)
+        splits.setdefault(split, []).append(pair._replace(name=name))
+    for split in splits:
+        # TFDS makes file names of it, and means all splits by `all`.
+        if not re.fullmatch(r"\w+", split) or split.lower() == "all":
+            raise UserError(
+                f"{images / split}: a split cannot have this name: rename it, with "
+                "letters, digits and _ alone, and not all"
+            )
+    return splits
+
+
+def digest_of_files(manual: epath.Path) -> str:
+    """Returns a digest of a folder's images and masks, names and sizes, and classes."""
+    digest = hashlib.sha256()
+    for kind in ("images", "masks"):
+        folder = manual / kind
+        files = pair_files.images_in(folder) if folder.is_dir() else {}
+        for name, file in sorted(files.items()):
+            line = f"{kind}/{name}{file.suffix} {file.stat().length}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+    classes = manual / CLASSES
+    digest.update(classes.read_bytes() if classes.exists() else b"")
+    return digest.hexdigest()
+
+
+def assign_classes(
+    folder: epath.Path, counts: MaskCounts, given: Sequence[str], ignore_label: str
+) -> tuple[Sequence[str], np.ndarray]:
+    """Returns the names of the classes and a table (256,) of what each value becomes.
+
+    Values are class indices, and 255 means no label. With `none` for `ignore_label`
+    every value is a class: if there are as many values as names, or 255 is among them
+    and there are no names, they are the classes in ascending order.
+
+    Args:
+      folder: of the masks, for messages.
+      counts: of all masks.
+      given: names of the classes; empty if there is no list of them.
+      ignore_label: `255`, `none`, or empty if the user has not said.
+
+    Raises:
+      UserError: if it is in doubt whether 255 is a class, or there are fewer than two
+        classes or too many.
+    """
+    values, found = counts.values(), f"the masks have {counts.describe()}"
+    every = ignore_label == A_CLASS
+    labels = [v for v in values if every or v != IGNORE]
+    names = given or numbered_names(max(labels, default=0) + 1)
+    absent = [name for i, name in enumerate(names) if i not in labels]
+    if IGNORE in values and not ignore_label and (absent or len(labels) < 2):
+        raise UserError(
+            f"{folder}: {found}, and none of {first_names(absent) or 'another class'}: "
+            f"add --ignore_label {A_CLASS} if {IGNORE} is a class, or --ignore_label "
+            f"{NO_LABEL} if it means no label"
+        )
+    if every and (len(labels) == len(given) if given else IGNORE in labels):
+        names = given or numbered_names(len(labels))
+        table = np.full(256, NO_CLASS, np.uint8)
+        table[labels] = range(len(labels))
+    else:
+        table = label_table(range(len(names))[:MAX_CLASSES])
+        table[IGNORE] = NO_CLASS if every else IGNORE
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise UserError(
+            f"{folder}: {len(names)} classes; 2 to {MAX_CLASSES} are possible, the "
+            f"background among them; {found}"
+        )
+    return names, table
