@@ -79,7 +79,7 @@ def get_config(arg: str = "recurrent") -> ConfigDict:
 
     config.schedule = ConfigDict()
     config.schedule.name = "step"
-    config.schedule.rate = 0.1
+    config.schedule.learning_rate = 0.1
     config.schedule.warmup = "0 steps"
     config.schedule.boundaries = ["30 epochs", "60 epochs"]
     config.schedule.decay_factor = 0.1

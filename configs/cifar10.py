@@ -74,9 +74,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.schedule = ConfigDict()
     config.schedule.name = "cosine"
-    config.schedule.rate = 0.05
+    config.schedule.learning_rate = 0.05
     config.schedule.warmup = "5 %"
-    config.schedule.warmup_rate = 0.0
+    config.schedule.warmup_learning_rate = 0.0
 
     config.loss = ConfigDict()
     config.loss.label_smoothing = 0.1

@@ -35,9 +35,9 @@ def get_config() -> ConfigDict:
 
     config.schedule = ConfigDict()
     config.schedule.name = "cosine"
-    config.schedule.rate = 0.05
+    config.schedule.learning_rate = 0.05
     config.schedule.warmup = "1 epochs"
-    config.schedule.warmup_rate = 0.0
+    config.schedule.warmup_learning_rate = 0.0
 
     config.ema = ConfigDict()
     config.ema.decay = 0.99

@@ -100,9 +100,9 @@ def _shapes(config: ConfigDict) -> str:
     config.segmentation.max_class_share = 1.0
     _adamw(config)
     config.schedule.name = "cosine"
-    config.schedule.rate = 0.003
+    config.schedule.learning_rate = 0.003
     config.schedule.warmup = "10 %"
-    config.schedule.warmup_rate = 0.0
+    config.schedule.warmup_learning_rate = 0.0
     config.ema.decay = 0.99
     config.eval.every = "5 epochs"
     config.eval.batch_size = 50
@@ -132,9 +132,9 @@ def _camvid(config: ConfigDict) -> str:
     config.segmentation.saturation = 0.3
     _adamw(config)
     config.schedule.name = "poly"
-    config.schedule.rate = 0.002
+    config.schedule.learning_rate = 0.002
     config.schedule.warmup = "5 %"
-    config.schedule.warmup_rate = 0.0
+    config.schedule.warmup_learning_rate = 0.0
     config.ema.decay = 0.999
     config.eval.every = "20 epochs"
     config.checkpoint.every = "20 epochs"
@@ -171,11 +171,11 @@ def _coco_stuff(config: ConfigDict) -> str:
     config.segmentation.eval_size = [1333, 1333]
     config.optimizer.weight_decay = 1e-4
     config.schedule.name = "step"
-    config.schedule.rate = 0.04
+    config.schedule.learning_rate = 0.04
     config.schedule.boundaries = ["30000 steps", "40000 steps"]
     config.schedule.decay_factor = 0.1
     config.schedule.warmup = "1000 steps"
-    config.schedule.warmup_rate = 4e-5
+    config.schedule.warmup_learning_rate = 4e-5
     config.eval.every = "5000 steps"
     config.checkpoint.every = "2500 steps"
     return "resnet50"
@@ -198,7 +198,7 @@ def _lip(config: ConfigDict) -> str:
     config.segmentation.eval_size = [473, 473]
     config.optimizer.weight_decay = 5e-4
     config.schedule.name = "poly"
-    config.schedule.rate = 0.01
+    config.schedule.learning_rate = 0.01
     config.schedule.warmup = "0 steps"
     config.eval.every = "10 epochs"
     config.checkpoint.every = "5 epochs"
@@ -223,7 +223,7 @@ def _ade20k(config: ConfigDict) -> str:
     config.segmentation.eval_size = [1024, 2048]
     config.optimizer.weight_decay = 5e-4
     config.schedule.name = "poly"
-    config.schedule.rate = 0.01
+    config.schedule.learning_rate = 0.01
     config.schedule.warmup = "0 steps"
     config.eval.every = "8000 steps"
     config.checkpoint.every = "4000 steps"

@@ -44,7 +44,7 @@ SMALL = {
     "data.crop_padding": 1,
     "data.eval_split": "test[:45]",
     "data.workers": 1,
-    "schedule.rate": 0.01,
+    "schedule.learning_rate": 0.01,
     "schedule.warmup": "2 steps",
     "eval.every": "20 steps",
     "checkpoint.every": "5 steps",
@@ -260,7 +260,7 @@ def make_images(folder: pathlib.Path) -> tuple[dict[str, Any], pathlib.Path]:
     return changes, file
 
 
-MEASURED = ("loss", "top1", "rate", "grad_norm", "skipped")
+MEASURED = ("loss", "top1", "learning_rate", "grad_norm", "skipped")
 
 
 def measured(folder: pathlib.Path) -> list[dict[str, Any]]:

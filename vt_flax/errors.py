@@ -36,8 +36,8 @@ def device_memory_error(error: Exception) -> UserError | None:
         return None
     return UserError(
         f"a device is out of memory ({first_line(error)[:200]}): train with gradient "
-        "accumulation (accumulation=2 or more) or with a smaller batch_size; evaluate "
-        "with a smaller eval.batch_size, predict with a smaller --batch"
+        "accumulation (grad_accum_steps=2 or more) or with a smaller batch_size; "
+        "evaluate with a smaller eval.batch_size, predict with a smaller --batch"
     )
 
 

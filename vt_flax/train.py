@@ -3,7 +3,7 @@
 python -m vt_flax.train --config configs/quickstart.py --workdir runs/quickstart
 python -m vt_flax.train --config configs/imagenet.py:vt_resnet50 --workdir WORKDIR
 
-Any key of the configuration can be changed: --config.schedule.rate=0.1
+Any key of the configuration can be changed: --config.schedule.learning_rate=0.1
 On several machines, start the same command on each; see below.
 
 Run the same command again to go on after a stop. Exit status 2 tells of bad input, 3 of

@@ -253,7 +253,7 @@ def test_a_case_derives_from_the_batch_size_that_it_is_for(tmp_path):
         "from ml_collections import ConfigDict\n"
         "def get_config():\n"
         "  config = ConfigDict({'batch_size': 256, 'data': {'name': 'imagenet2012'}})\n"
-        "  config.accumulation = config.get_ref('batch_size') // 128\n"
+        "  config.grad_accum_steps = config.get_ref('batch_size') // 128\n"
         "  return config\n"
     )
     places = [lambda config: parse_topology("v5e:2x2")]
@@ -261,7 +261,7 @@ def test_a_case_derives_from_the_batch_size_that_it_is_for(tmp_path):
     assert case.batch == 1024
     for batch in (1024, 128):
         config = case.make(batch)
-        assert (config.batch_size, config.accumulation) == (batch, batch // 128)
+        assert (config.batch_size, config.grad_accum_steps) == (batch, batch // 128)
         assert config.seed == 3
 
 
@@ -320,7 +320,7 @@ def test_too_large(pod, tmp_path):
 
 
 def test_batches_of_the_search_have_whole_groups(pod, tmp_path):
-    groups = ["--config.model.bn_group_size=96", "--config.accumulation=2"]
+    groups = ["--config.model.bn_group_size=96", "--config.grad_accum_steps=2"]
     (case,) = cases(*groups, chip=9600)
     with pytest.raises(UserError, match="largest batch that fits is between") as error:
         make_plan(case, PlanCache(tmp_path))

@@ -36,7 +36,7 @@ TINY = {
     "model.width": 8,
     "model.stage_sizes": [1, 1, 1, 1],
     "model.dtype": "float32",
-    "schedule.rate": 0.01,
+    "schedule.learning_rate": 0.01,
     "eval.every": "10 steps",
     "checkpoint.every": "10 steps",
     "checkpoint.keep_best": 0,

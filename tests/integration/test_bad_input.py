@@ -50,7 +50,7 @@ def test_an_override_is_no_option_s_value():
         ("--config.model.tokns=8", "did you mean model.tokens"),
         ("--config.model.tokens=7", "even number of tokens"),
         ("--config.model.tokens=many", "config.model.tokens"),
-        ("--config.schedule.rte=0.1", "did you mean schedule.rate"),
+        ("--config.schedule.learning_rte=0.1", "did you mean schedule.learning_rate"),
         ("--config.schedule.name=linear", "linear"),
         ("--config.optimizer.name=adam", "adam"),
         ("--config.duration=a while", "90 epochs"),
@@ -75,9 +75,18 @@ def test_an_override_is_no_option_s_value():
         ("--config.log.every=0 %", "log.every '0 %': must be over 0"),
         ("--config.eval.every=0 steps", "eval.every '0 steps': must be over 0"),
         ("--config.checkpoint.every=0.0 epochs", "must be over 0"),
-        ("--config.schedule.rate=nan", "config.schedule.rate nan: must be finite"),
-        ("--config.schedule.rate=-0.1", "schedule.rate -0.1: must be at least 0"),
-        ("--config.schedule.warmup_rate=-1", "warmup_rate -1.0: must be at least 0"),
+        (
+            "--config.schedule.learning_rate=nan",
+            "config.schedule.learning_rate nan: must be finite",
+        ),
+        (
+            "--config.schedule.learning_rate=-0.1",
+            "schedule.learning_rate -0.1: must be at least 0",
+        ),
+        (
+            "--config.schedule.warmup_learning_rate=-1",
+            "warmup_learning_rate -1.0: must be at least 0",
+        ),
         ("--config.schedule.decay_factor=0", "decay_factor 0.0: must be over 0"),
         ("--config.optimizer.epsilon=0", "optimizer.epsilon 0.0: must be over 0"),
         ("--config.data.mixup=inf", "config.data.mixup inf: must be finite"),
@@ -315,7 +324,7 @@ def test_a_device_without_memory_is_one_line(monkeypatch, capsys):
 
     error = refusal(fill_memory, [], monkeypatch, capsys)
     assert "a device is out of memory (RESOURCE_EXHAUSTED: Out of memory all" in error
-    assert "accumulation=2" in error and "batch_size" in error
+    assert "grad_accum_steps=2" in error and "batch_size" in error
     with pytest.raises(SystemExit) as stop:
         cli.run(fail)
     assert stop.value.code == 1

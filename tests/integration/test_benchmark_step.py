@@ -97,7 +97,7 @@ def instant(monkeypatch):
 
         def __init__(self, config, mesh, batch):
             self.batch, self.started = batch, False
-            parts[batch] = config.accumulation
+            parts[batch] = config.grad_accum_steps
 
         def start(self):
             self.started = True
@@ -122,7 +122,7 @@ def test_batches(tiny_config, instant, monkeypatch, capsys):
             "def get_config():\n"
             "    config = _get_config()\n"
             "    config.batch_size = 256\n"
-            "    config.accumulation = config.get_ref('batch_size') // 8\n"
+            "    config.grad_accum_steps = config.get_ref('batch_size') // 8\n"
             "    return config\n"
         )
     known = Chip("a CPU", 9e12, 2**30, 1e9, single=1e9)

@@ -130,7 +130,7 @@ def test_accumulated_parts_are_groups_of_a_whole_batch(fsdp):
     order = np.concatenate([np.arange(i, batch, parts) for i in range(parts)])
     found = []
     for accumulation, size, place in ((parts, 0, slice(None)), (1, 16, order)):
-        values = {"accumulation": accumulation, "data": {"flip": False}}
+        values = {"grad_accum_steps": accumulation, "data": {"flip": False}}
         config = resolve(ConfigDict({**values, "ema": {"decay": 0.0}}))
         model = create_model(**TINY, bn_group_size=size)
         task = Classification(config, [""] * 10)

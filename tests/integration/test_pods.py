@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 # Sums in another order differ in the last bit, which training multiplies: tenfold in
 # three steps at a rate of 0.01, hardly at this one.
-CALM = {"schedule.rate": 0.001, "batch_size": 16, "eval.batch_size": 32}
+CALM = {"schedule.learning_rate": 0.001, "batch_size": 16, "eval.batch_size": 32}
 # Fewer steps of less, where it matters who computes and not what. Of this network too
 # the largest arrays are spread by `fsdp`.
 PLAIN = {
@@ -199,9 +199,9 @@ def test_a_peer_that_never_starts_is_named(data, tmp_path):
 
 
 def test_configurations_that_differ(data, tmp_path):
-    with pod(tmp_path, [data, {**data, "schedule.rate": 0.02}]) as it:
+    with pod(tmp_path, [data, {**data, "schedule.learning_rate": 0.02}]) as it:
         ends(it, 2, "has another configuration than process 0 (")
-        assert "schedule.rate: 0.001 -> 0.02" in it[0].err
+        assert "schedule.learning_rate: 0.001 -> 0.02" in it[0].err
     assert not (tmp_path / "run").exists()
 
 

@@ -85,7 +85,7 @@ def tiny(data_dir, model=VT_FPN, **changes):
         "data": {"name": "image_mask_folder", "data_dir": data_dir},
         "segmentation": {"canvas": [32, 32], "crop": [24, 24]},
         "optimizer": {"name": "adamw", "decay": 0.999, "epsilon": 1e-8},
-        "schedule": {"name": "poly", "rate": 0.01, "warmup": "1 steps"},
+        "schedule": {"name": "poly", "learning_rate": 0.01, "warmup": "1 steps"},
         "ema": {"decay": 0.9},
         "eval": {"every": "10 steps"},
         "checkpoint": {"every": "4 steps", "keep": 5},
@@ -439,7 +439,7 @@ def test_predict_of_a_classifier(digits, tmp_path, capsys):
         ({"model.bn_group_size": 3}, "bn_group_size 3: does not divide"),
         ({"model.bn_group_size": -1}, "bn_group_size=-1"),
         ({"batch_size": 12}, "batch_size"),
-        ({"accumulation": 3}, "8 devices times config.accumulation 3"),
+        ({"grad_accum_steps": 3}, "8 devices times config.grad_accum_steps 3"),
         ({"segmentation.canvas": [32]}, "segmentation.canvas"),
         (
             {"segmentation.scale_max": 0.1},
@@ -516,7 +516,7 @@ def test_predict_writes_over_nothing(trained, tmp_path, capsys):
 
 def test_parts_of_a_batch_may_be_computed_one_after_the_other(data_dir):
     """As far as shapes go; that it is the same is tested in test_devices.py."""
-    run = prepare(tiny(data_dir, accumulation=2, batch_size=16))
+    run = prepare(tiny(data_dir, grad_accum_steps=2, batch_size=16))
     state = run.abstract_state()
     step = make_train_step(
         run.model, run.task, run.optimizer, run.schedule, run.config, run.mesh

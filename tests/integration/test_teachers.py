@@ -53,7 +53,7 @@ def tiny(digits: str, **changes) -> ConfigDict:
                     "eval_split": "test[:24]",
                 },
                 "optimizer": {"name": "sgd"},
-                "schedule": {"rate": 0.05, "warmup": "2 steps"},
+                "schedule": {"learning_rate": 0.05, "warmup": "2 steps"},
                 "ema": {"decay": 0.9},
                 "eval": {"every": "6 steps"},
                 "checkpoint": {"every": "2 steps", "keep": 5},

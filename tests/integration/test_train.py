@@ -56,7 +56,7 @@ def tiny(digits: str, **changes) -> ConfigDict:
                     "train_split": "train[:100]",
                     "eval_split": "test[:45]",
                 },
-                "schedule": {"rate": 0.01, "warmup": "2 steps"},
+                "schedule": {"learning_rate": 0.01, "warmup": "2 steps"},
                 "eval": {"every": "8 steps"},
                 "checkpoint": {"every": "3 steps", "keep": 5},
                 "log": {"every": "2 steps", "tensorboard": False},

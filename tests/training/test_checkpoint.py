@@ -169,8 +169,8 @@ def test_a_workdir_of_another_format_is_refused(tmp_path):
     record.write(tmp_path)
     assert read_run(tmp_path) == record
     file = tmp_path / CONFIG_FILE
-    file.write_text(file.read_text().replace('"format": 4', '"format": 1'))
-    with pytest.raises(UserError, match="format 1; this version reads 4: choose anoth"):
+    file.write_text(file.read_text().replace('"format": 5', '"format": 1'))
+    with pytest.raises(UserError, match="format 1; this version reads 5: choose anoth"):
         read_run(tmp_path)
 
 

@@ -114,8 +114,8 @@ def test_imagenet_has_the_paper_s_constants():
     assert config.optimizer.weight_decay == 1e-5
     assert config.schedule.name == "exponential"
     assert config.schedule.warmup == "5 epochs"
-    assert config.schedule.warmup_rate == 0.01
-    assert config.schedule.rate == 0.16
+    assert config.schedule.warmup_learning_rate == 0.01
+    assert config.schedule.learning_rate == 0.16
     assert config.schedule.decay_factor == 0.9875
     assert config.schedule.decay_every == "1 epochs"
     assert config.model.bn_group_size == 0
@@ -146,7 +146,7 @@ def test_ablations_have_the_paper_s_constants(row, depth):
     assert config.optimizer.weight_decay == 4e-5
     assert config.optimizer.clip_norm == 0
     assert config.schedule.name == "step"
-    assert config.schedule.rate == 0.1
+    assert config.schedule.learning_rate == 0.1
     assert config.schedule.decay_factor == 0.1
     assert config.schedule.warmup.startswith("0 ")
     # Of 90 epochs; a boundary at their end would change nothing.
@@ -208,8 +208,8 @@ def test_variants_change_what_they_say():
         (["--config.batch_size=64"], "batch_size", 64),
         (["--config.batch_size", "64"], "batch_size", 64),
         (["-config.batch_size=64"], "batch_size", 64),
-        (["--config.schedule.rate=0.25"], "schedule.rate", 0.25),
-        (["--config.schedule.rate=1"], "schedule.rate", 1.0),
+        (["--config.schedule.learning_rate=0.25"], "schedule.learning_rate", 0.25),
+        (["--config.schedule.learning_rate=1"], "schedule.learning_rate", 1.0),
         (["--config.data.flip=False"], "data.flip", False),
         (["--noconfig.data.flip"], "data.flip", False),
         (["--config.ema.ramp=0"], "ema.ramp", False),
@@ -285,7 +285,11 @@ def test_what_is_set_beats_the_preset(write):
     [
         ("--config.bacth_size=3", "bacth_size", "batch_size"),
         ("--config.data.men=[1]", "data.men", "data.mean"),
-        ("--config.schedule.rte=3", "schedule.rte", "schedule.rate"),
+        (
+            "--config.schedule.learning_rte=3",
+            "schedule.learning_rte",
+            "schedule.learning_rate",
+        ),
         ("--config.datas.flip=0", "datas.flip", "data.flip"),
         ("--noconfig.data.flp", "data.flp", "data.flip"),
         ("--config.model.tokns=3", "model.tokns", "model.tokens"),
@@ -304,7 +308,7 @@ def test_an_unknown_flag_names_the_nearest_key(override, key, hint):
         "--config.batch_size=",
         "--config.batch_size many",
         "--config.batch_size=6.5",
-        "--config.schedule.rate=fast",
+        "--config.schedule.learning_rate=fast",
         "--config.data.flip=maybe",
         "--config.data.mean=0.5",
         "--config.data.mean=[0.5",
@@ -400,9 +404,11 @@ def test_a_bad_line_of_a_file(write, line, message):
 
 def test_a_whole_number_may_stand_for_a_float(write):
     path = write(
-        *get_config("c.schedule = ConfigDict({'rate': 1})", "c.loss = ConfigDict()")
+        *get_config(
+            "c.schedule = ConfigDict({'learning_rate': 1})", "c.loss = ConfigDict()"
+        )
     )
-    rate = load_config(path).schedule.rate
+    rate = load_config(path).schedule.learning_rate
     assert rate == 1.0 and isinstance(rate, float)
 
 

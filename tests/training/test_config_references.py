@@ -59,10 +59,13 @@ def arguments(text):
 TWICE = ["c.batch_size = 256", "c.eval.batch_size = c.get_ref('batch_size') * 2"]
 SHARED = ["c.batch_size = 256", "c.eval.batch_size = c.get_ref('batch_size')"]
 ONE_WAY = ["c.batch_size = 256", "c.eval.batch_size = c.get_oneway_ref('batch_size')"]
-RATE = ["c.batch_size = 512", "c.schedule.rate = c.get_ref('batch_size') * 0.1 / 256"]
+RATE = [
+    "c.batch_size = 512",
+    "c.schedule.learning_rate = c.get_ref('batch_size') * 0.1 / 256",
+]
 FLOAT_RATE = [
-    "c.batch_size, c.schedule.rate = 256, 0.1",
-    "c.schedule.rate = c.get_ref('batch_size').to_float() * 0.1 / 256",
+    "c.batch_size, c.schedule.learning_rate = 256, 0.1",
+    "c.schedule.learning_rate = c.get_ref('batch_size').to_float() * 0.1 / 256",
 ]
 CHAIN = [
     "c.model.width = 8",
@@ -89,7 +92,7 @@ EMPTY = [
 TUPLE = ["c.model.stage_sizes = (1, 1, 1, 2)"]
 LIST = ["c.segmentation.eval_scales = [0.5, 1.0]"]
 PLAIN = [
-    "c.seed, c.duration, c.schedule.rate = 1, '9 epochs', 0.5",
+    "c.seed, c.duration, c.schedule.learning_rate = 1, '9 epochs', 0.5",
     "c.data.flip, c.data.data_dir = False, 'somewhere'",
 ]
 
@@ -109,13 +112,13 @@ PLAIN = [
         (SHARED, "--c.eval.batch_size=10", {"batch_size": 10, "eval.batch_size": 10}),
         (ONE_WAY, "--c.batch_size=32", {"batch_size": 32, "eval.batch_size": 32}),
         (ONE_WAY, "--c.eval.batch_size=10", {"batch_size": 256, "eval.batch_size": 10}),
-        (RATE, "", {"schedule.rate": 0.2}),
-        (RATE, "--c.batch_size=128", {"schedule.rate": 0.05}),
-        (FLOAT_RATE, "--c.batch_size=512", {"schedule.rate": 0.2}),
+        (RATE, "", {"schedule.learning_rate": 0.2}),
+        (RATE, "--c.batch_size=128", {"schedule.learning_rate": 0.05}),
+        (FLOAT_RATE, "--c.batch_size=512", {"schedule.learning_rate": 0.2}),
         (
             FLOAT_RATE,
-            "--c.schedule.rate=0.7",
-            {"schedule.rate": 0.7, "batch_size": 256},
+            "--c.schedule.learning_rate=0.7",
+            {"schedule.learning_rate": 0.7, "batch_size": 256},
         ),
         (CHAIN, "", {"data.image_size": 32, "data.eval_resize": 40}),
         (CHAIN, "--c.model.width=16", {"data.image_size": 64, "data.eval_resize": 80}),
@@ -158,8 +161,8 @@ PLAIN = [
         (PLAIN, "--c.seed -2", {"seed": -2}),
         (PLAIN, "--c.seed=0x1f", {"seed": 31}),
         (PLAIN, "--c.seed=4 --c.seed=5", {"seed": 5}),
-        (PLAIN, "--c.schedule.rate=2", {"schedule.rate": 2.0}),
-        (PLAIN, "--c.schedule.rate 1e-1", {"schedule.rate": 1e-1}),
+        (PLAIN, "--c.schedule.learning_rate=2", {"schedule.learning_rate": 2.0}),
+        (PLAIN, "--c.schedule.learning_rate 1e-1", {"schedule.learning_rate": 1e-1}),
         (PLAIN, "'--c.data.data_dir=a=b c'", {"data.data_dir": "a=b c"}),
         (PLAIN, "--c.data.data_dir=", {"data.data_dir": ""}),
         (PLAIN, "--c.data.data_dir=None", {"data.data_dir": "None"}),
@@ -213,10 +216,18 @@ def test_a_rate_that_refers_to_a_whole_number_takes_any(write):
     """config_flags reads such a rate as an int, and refuses even that."""
     both = "c.schedule.power = c.schedule.decay_factor = FieldReference(1)"
     path = write(*RATE, both)
-    schedule = load_config(path, ["--config.schedule.rate=0.7"]).schedule
-    assert (schedule.rate, schedule.power, schedule.decay_factor) == (0.7, 1.0, 1.0)
+    schedule = load_config(path, ["--config.schedule.learning_rate=0.7"]).schedule
+    assert (schedule.learning_rate, schedule.power, schedule.decay_factor) == (
+        0.7,
+        1.0,
+        1.0,
+    )
     schedule = load_config(path, ["--config.schedule.decay_factor=0.5"]).schedule
-    assert (schedule.rate, schedule.power, schedule.decay_factor) == (0.2, 0.5, 0.5)
+    assert (schedule.learning_rate, schedule.power, schedule.decay_factor) == (
+        0.2,
+        0.5,
+        0.5,
+    )
 
 
 @pytest.mark.parametrize("value", ["[512,96]", "(512,96)", "512,96", "[512, 96]"])
@@ -248,10 +259,10 @@ def test_the_defaults_may_be_what_a_file_begins_with(write):
         "from vt_flax.training.config import default_config",
         "c = default_config()",
         "c.eval.batch_size = c.get_ref('batch_size') * 2",
-        "c.schedule.rate = c.get_ref('batch_size').to_float() * 0.1 / 256",
+        "c.schedule.learning_rate = c.get_ref('batch_size').to_float() * 0.1 / 256",
     )
     config = load_config(path, ["--config.batch_size=512"])
-    assert (config.eval.batch_size, config.schedule.rate) == (1024, 0.2)
+    assert (config.eval.batch_size, config.schedule.learning_rate) == (1024, 0.2)
     assert config.data == default_config().data.lock()
     written = default_config()
     written.eval.batch_size = written.get_ref("batch_size") * 2

@@ -24,7 +24,7 @@ def resolved(**changes):
     [
         ("seed", [2**31, -(2**31) - 1, 2**64], [-2, 2**31 - 1], "at least -2147483648"),
         ("batch_size", [0, -8], [1], "at least 1"),
-        ("accumulation", [0], [1, 2], "at least 1"),
+        ("grad_accum_steps", [0], [1, 2], "at least 1"),
         ("data.image_size", [0], [1], "at least 1"),
         ("data.crop_min_area", [0.0, 1.5], [1e-6, 1.0], "over 0 and at most 1"),
         ("data.crop_padding", [-1], [0], "at least 0"),
@@ -56,8 +56,8 @@ def resolved(**changes):
         ("optimizer.epsilon", [0.0], [1e-9], "over 0"),
         ("optimizer.weight_decay", [-1e-5], [0.0], "at least 0"),
         ("optimizer.clip_norm", [-1.0], [0.0], "at least 0"),
-        ("schedule.rate", [-0.1], [0.5], "at least 0"),
-        ("schedule.warmup_rate", [-1.0], [0.0], "at least 0"),
+        ("schedule.learning_rate", [-0.1], [0.5], "at least 0"),
+        ("schedule.warmup_learning_rate", [-1.0], [0.0], "at least 0"),
         ("schedule.decay_factor", [0.0], [2.0], "over 0"),
         ("schedule.power", [0.0], [2.0], "over 0"),
         ("loss.label_smoothing", [-0.1, 1.0], [0.0, 0.9], "at least 0 and under 1"),
@@ -143,7 +143,10 @@ def test_what_is_no_duration(key, units, text):
             {"data__eval_resize": 31},
             "eval_resize 31: must be 0 or at least data.image_",
         ),
-        ({"schedule__rate": 0.001}, "warmup_rate 0.01: must be at most schedule.rate"),
+        (
+            {"schedule__learning_rate": 0.001},
+            "warmup_learning_rate 0.01: must be at most schedule.learning_rate",
+        ),
     ],
 )
 def test_forms_and_rules(changes, message):
@@ -153,7 +156,7 @@ def test_forms_and_rules(changes, message):
 
 
 def test_a_warm_up_of_nothing_has_no_rate():
-    assert resolved(schedule__rate=0.001, schedule__warmup="0 steps")
+    assert resolved(schedule__learning_rate=0.001, schedule__warmup="0 steps")
 
 
 @pytest.mark.parametrize(
@@ -190,9 +193,9 @@ def test_rules_of_segmentation(changes, message):
     "changes, devices, message",
     [
         ({}, 3, "batch_size 256: must be a multiple of the 3 devices"),
-        ({"accumulation": 64}, 8, "devices times config.accumulation 64"),
+        ({"grad_accum_steps": 64}, 8, "devices times config.grad_accum_steps 64"),
         ({"model__bn_group_size": 96}, 1, "bn_group_size 96: does not divide the 256"),
-        ({"data__mixup": 0.2, "accumulation": 256}, 1, "even number of examples"),
+        ({"data__mixup": 0.2, "grad_accum_steps": 256}, 1, "even number of examples"),
         ({"data__cutmix": 1.0, "batch_size": 7}, 1, "in a microbatch, not 7"),
         ({"model__dtype": "float16"}, 1, "train in bfloat16"),
     ],

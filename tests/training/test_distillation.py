@@ -49,7 +49,7 @@ def configured(accumulation=1, fsdp=1):
     return resolve(
         ConfigDict(
             {
-                "accumulation": accumulation,
+                "grad_accum_steps": accumulation,
                 "distillation": {"weight": WEIGHT, "temperature": TEMPERATURE},
                 "loss": {"label_smoothing": SMOOTHING},
                 "data": {"flip": False, "image_size": SIDE},

@@ -168,7 +168,7 @@ def test_step(warmup):
     found = rates(
         steps,
         name="step",
-        rate=0.1,
+        learning_rate=0.1,
         warmup=f"{warmup} steps",
         decay_factor=0.1,
         boundaries=["3 epochs", "60 steps", "8 %"],
@@ -182,7 +182,7 @@ def test_step_boundaries_inside_the_warmup_all_count():
     found = rates(
         [50, 99, 100],
         name="step",
-        rate=0.1,
+        learning_rate=0.1,
         warmup="50 steps",
         decay_factor=0.1,
         boundaries=["10 steps", "20 steps", "100 steps"],
@@ -217,9 +217,17 @@ def test_poly(warmup, power):
 
 def test_constant():
     steps = [0, 10, 20, 21, 999]
-    found = rates(steps, name="constant", rate=0.3, warmup="2 %", warmup_rate=0.1)
+    found = rates(
+        steps,
+        name="constant",
+        learning_rate=0.3,
+        warmup="2 %",
+        warmup_learning_rate=0.1,
+    )
     np.testing.assert_allclose(found, [0.1, 0.2, 0.3, 0.3, 0.3], rtol=1e-5)
 
 
 def test_a_warm_up_may_be_flat():
-    assert set(rates([0, 9], name="constant", rate=0.5, warmup_rate=0.5)) == {0.5}
+    assert set(
+        rates([0, 9], name="constant", learning_rate=0.5, warmup_learning_rate=0.5)
+    ) == {0.5}

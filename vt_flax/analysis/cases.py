@@ -88,7 +88,7 @@ def _configure(
     made = resolve(written, [*overrides, f"--config.batch_size={batch}"])
     made.model.num_classes = made.model.num_classes or classes
     if devices:
-        group_size = max(1, batch // (devices * made.accumulation))
+        group_size = max(1, batch // (devices * made.grad_accum_steps))
         made.model.bn_group_size = group_size
     return made
 

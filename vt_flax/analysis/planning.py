@@ -211,7 +211,7 @@ def _unit(case: Case) -> int:
     group_size = config.model.bn_group_size
     fixed = group_size == twice.model.bn_group_size
     least = math.lcm(case.place.devices, (fixed and group_size) or 1)
-    return least * config.accumulation
+    return least * config.grad_accum_steps
 
 
 def _costs(case: Case, batch: int, cache: PlanCache) -> dict[str, Any]:

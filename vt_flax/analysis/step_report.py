@@ -147,7 +147,7 @@ def _besides(config: ConfigDict) -> str:
         "dropout": model.get("dropout", 0.0),
         "stochastic depth": model.get("survival_probability", 1.0) < 1,
         "distillation": config.distillation.teacher,
-        f"{config.accumulation} parts of a batch": config.accumulation > 1,
+        f"{config.grad_accum_steps} parts of a batch": config.grad_accum_steps > 1,
         f"BatchNorm over {model.bn_group_size} examples": model.bn_group_size,
         "frozen BatchNorm": model.bn_frozen,
     }

@@ -26,7 +26,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
     Args:
       path: `FILE.py`, or `FILE.py:ARG`; see `read_file`.
-      overrides: arguments such as `--config.schedule.rate=0.1`.
+      overrides: arguments such as `--config.schedule.learning_rate=0.1`.
 
     Returns:
       The resolved configuration.

@@ -36,9 +36,10 @@ def check(config: ConfigDict) -> None:
     )
     warmup, _ = parse(schedule.warmup)
     _require(
-        not warmup or schedule.warmup_rate <= schedule.rate,
-        f"schedule.warmup_rate {schedule.warmup_rate}: must be at most schedule.rate "
-        f"{schedule.rate}; lower it, or set schedule.warmup to '0 steps'",
+        not warmup or schedule.warmup_learning_rate <= schedule.learning_rate,
+        f"schedule.warmup_learning_rate {schedule.warmup_learning_rate}: must be at "
+        f"most schedule.learning_rate {schedule.learning_rate}; lower it, or set "
+        "schedule.warmup to '0 steps'",
     )
     if model_task(config.model.name) == "segmentation":
         _check_segmentation(config)
@@ -76,17 +77,17 @@ def check_step(config: ConfigDict, devices: int) -> None:
     Raises:
       UserError: if the batch cannot be divided, or the dtype is not for training.
     """
-    batch, accumulation = config.batch_size, config.accumulation
-    microbatch, group_size = batch // accumulation, config.model.bn_group_size
-    times = f" times config.accumulation {accumulation}" if accumulation > 1 else ""
+    batch, microbatches = config.batch_size, config.grad_accum_steps
+    microbatch, group_size = batch // microbatches, config.model.bn_group_size
+    times = f" times config.grad_accum_steps {microbatches}" if microbatches > 1 else ""
     _require(
-        batch % (devices * accumulation) == 0,
+        batch % (devices * microbatches) == 0,
         f"batch_size {batch}: must be a multiple of the {devices} devices{times}",
     )
     _require(
         group_size <= 0 or microbatch % group_size == 0,
         f"model.bn_group_size {group_size}: does not divide the {microbatch} examples "
-        "of a microbatch (batch_size / accumulation)",
+        "of a microbatch (batch_size / grad_accum_steps)",
     )
     _require(
         not (config.data.mixup or config.data.cutmix) or microbatch % 2 == 0,

@@ -114,7 +114,7 @@ KEYS = {
     "duration": Duration(
         "90 epochs", "Length of the training.", over=0, units=("step", "epoch")
     ),
-    "accumulation": Key(
+    "grad_accum_steps": Key(
         1, "Microbatches of a step, computed in turn to save memory.", at_least=1
     ),
     "init_from": Key(
@@ -259,11 +259,11 @@ KEYS = {
         "Learning rate schedule after the warm-up.",
         one_of=("exponential", "step", "cosine", "poly", "constant"),
     ),
-    "schedule.rate": Key(0.16, "Learning rate after the warm-up.", at_least=0),
+    "schedule.learning_rate": Key(0.16, "Learning rate after the warm-up.", at_least=0),
     "schedule.warmup": Duration(
         "5 epochs", "Length of the linear warm-up; `0 steps` for none."
     ),
-    "schedule.warmup_rate": Key(0.01, "Learning rate at step 0.", at_least=0),
+    "schedule.warmup_learning_rate": Key(0.01, "Learning rate at step 0.", at_least=0),
     "schedule.decay_factor": Key(
         0.9875, "Factor of each decay of `exponential` and `step`.", over=0
     ),

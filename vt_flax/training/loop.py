@@ -134,7 +134,7 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
 
 def describe_batch(config: ConfigDict) -> str:
     """Returns `batch 256`, and in how many microbatches if there are several."""
-    microbatches = config.accumulation
+    microbatches = config.grad_accum_steps
     split = f" in {microbatches} microbatches" if microbatches > 1 else ""
     return f"batch {config.batch_size}{split}"
 
@@ -148,7 +148,7 @@ def check_devices(run: Run, workdir: pathlib.Path) -> tuple[Run, Choice, list[st
     config, mesh = run.config, run.mesh
     processes.report("checking what the devices compute")
     notes = augment.check_device(config.data, batch_sharding(mesh))
-    examples = config.batch_size // mesh.size // config.accumulation
+    examples = config.batch_size // mesh.size // config.grad_accum_steps
     size = run.task.input_size(config)
     choice = choose_formulation(run.model, size, mesh, examples, workdir)
     return dataclasses.replace(run, model=choice.model), choice, notes

@@ -14,7 +14,7 @@ def make_schedule(
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the step, from 0.
 
-    A linear warm-up from `warmup_rate` to `rate` comes first. After it:
+    First comes a linear warm-up from `warmup_learning_rate` to `learning_rate`. Then
     `exponential` multiplies by `decay_factor` every `decay_every`, counted from the end
     of the warm-up, at once (`staircase`) or smoothly; `step` multiplies by
     `decay_factor` at each of `boundaries`, counted from the start of the run; `cosine`
@@ -32,7 +32,9 @@ def make_schedule(
     after = _after_warmup(config, warmup, sizes)
     if not warmup:
         return after
-    rise = optax.linear_schedule(config.warmup_rate, config.rate, warmup)
+    rise = optax.linear_schedule(
+        config.warmup_learning_rate, config.learning_rate, warmup
+    )
     return optax.join_schedules([rise, after], [warmup])
 
 
@@ -43,16 +45,16 @@ def _after_warmup(
     total = sizes["total"]
     length = max(1, total - warmup)
     if config.name == "constant":
-        return optax.constant_schedule(config.rate)
+        return optax.constant_schedule(config.learning_rate)
     if config.name == "cosine":
-        return optax.cosine_decay_schedule(config.rate, length)
+        return optax.cosine_decay_schedule(config.learning_rate, length)
     if config.name == "poly":
 
         def poly(step):
             # Optax's own is NaN at the end where a compiler rounds the remaining share
             # to less than 0.
             left = jnp.maximum(1 - step / length, 0.0)
-            return config.rate * left**config.power
+            return config.learning_rate * left**config.power
 
         return poly
     if config.name == "exponential":
@@ -69,10 +71,12 @@ def _after_warmup(
                 periods = jnp.searchsorted(starts, step, side="right")
             else:
                 periods = step / float(every)
-            return config.rate * config.decay_factor**periods
+            return config.learning_rate * config.decay_factor**periods
 
         return exponential
 
     steps = [duration_steps(text, **sizes) - warmup for text in config.boundaries]
     boundaries = jnp.asarray(steps, jnp.int32)
-    return lambda step: config.rate * config.decay_factor ** jnp.sum(step >= boundaries)
+    return lambda step: (
+        config.learning_rate * config.decay_factor ** jnp.sum(step >= boundaries)
+    )

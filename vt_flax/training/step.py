@@ -43,12 +43,12 @@ def make_train_step(
     `batch` is sharded over the mesh and holds the fields of the task's decoder, (batch,
     ...) each, `bad`, bool (batch,), True where an example replaces an unreadable one,
     and `request`, int32 (devices,): see `requests`. The metrics are scalars of this
-    batch: `loss`, the task's own, `rate`, `grad_norm`, `skipped` (number of unreadable
-    examples), `request`, and `finite`, False if the loss, a gradient or a batch
-    statistic is not a finite number.
+    batch: `loss`, the task's own, `learning_rate`, `grad_norm`, `skipped` (number of
+    unreadable examples), `request`, and `finite`, False if the loss, a gradient or a
+    batch statistic is not a finite number.
     All noise comes from the state's key and step.
 
-    With `config.accumulation` of n > 1 the batch is computed in n microbatches, one
+    With `config.grad_accum_steps` of n > 1 the batch is computed in n microbatches, one
     after the other, and updates once, by the mean of their gradients. Microbatch i
     takes examples i, i + n, i + 2n, ... of the batch, equally many on every device.
     BatchNorm sees a microbatch: its statistics are those of batch / n examples, and the
@@ -60,7 +60,7 @@ def make_train_step(
     A teacher's logits are those of the augmented images, microbatch by microbatch, and
     no gradient flows through them; `teacher_variables` are sharded as a state is.
     """
-    microbatches = config.accumulation
+    microbatches = config.grad_accum_steps
     sharded = mesh.shape["fsdp"] > 1
 
     def gradients(
@@ -150,7 +150,7 @@ def make_train_step(
         stats_norm = optax.tree.norm(batch_stats)
         metrics = {
             **found,
-            "rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "grad_norm": grad_norm,
             "skipped": jnp.sum(batch["bad"], dtype=jnp.int32),
             "request": jnp.max(batch["request"]),

@@ -193,7 +193,7 @@ class Trainer:
                 kept = f"the checkpoint of step {steps[-1]:,} is kept"
             raise Diverged(
                 f"step {step:,} is not finite (loss {values['loss']}, gradient norm "
-                f"{values['grad_norm']}): {kept}; lower schedule.rate or set "
+                f"{values['grad_norm']}): {kept}; lower schedule.learning_rate or set "
                 "optimizer.clip_norm"
             )
         self._window.append(values)
@@ -206,7 +206,7 @@ class Trainer:
         # A checkpoint may come from a configuration with other metrics.
         keys = [k for k in window[-1] if all(k in values for values in window)]
         mean = {k: sum(v[k] for v in window) / len(window) for k in keys}
-        mean["rate"] = window[-1]["rate"]
+        mean["learning_rate"] = window[-1]["learning_rate"]
         mean["skipped"] = sum(values["skipped"] for values in window)
         mean["epoch"] = step * run.config.batch_size / len(run.train_source)
         window.clear()
@@ -219,7 +219,7 @@ class Trainer:
             f"step {step:,}/{run.total_steps:,} ({step / run.total_steps:.1%}) epoch "
             f"{mean['epoch']:.2f}: loss {mean['loss']:.4f}",
             f"{run.task.titles[metric]} {100 * mean[metric]:.1f} %",
-            f"rate {mean['rate']:.3g}",
+            f"learning rate {mean['learning_rate']:.3g}",
         ]
         if speed is not None:
             parts.append(f"{speed:,.0f} images/s")

@@ -19,7 +19,8 @@ from vt_flax.version import __version__
 
 # 2: a fingerprint beside the state, another order of the examples. 3: metrics that are
 # not reported yet beside both. 4: the best by any metric; the classes in config.json.
-FORMAT = 4
+# 5: keys of the configuration have other names.
+FORMAT = 5
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
