@@ -13,18 +13,20 @@ from vt_flax.data.file_table import FileTable
 from vt_flax.data.folder_layout import NO_CLASS_NAME, SPLIT_NAME, FolderLayout
 from vt_flax.data.image_files import (
     IMAGE_SUFFIXES,
-    SUFFIXES_OF_8_BITS,
     is_image,
     list_folder,
     walk,
 )
 from vt_flax.data.label_lists import read_labels
 from vt_flax.data.orientation import orientation_in
-from vt_flax.data.pillow_decoder import HEADERS, notes_on_levels
+from vt_flax.data.pillow_decoder import notes_on_levels
 from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.data.splits import slice_bounds
 from vt_flax.data.storage import is_folder, read_file, storage_errors
 from vt_flax.errors import UserError, first_names
+
+# Files that are searched for images of more than 8 bits before a run starts.
+SAMPLE = 1000
 
 
 class FolderSource(RandomAccessSource):
@@ -65,7 +67,10 @@ class FolderSource(RandomAccessSource):
             raise UserError(f"split {split!r} of folder:{path} is empty")
         self._labels = self._files.classes()[self._order]
         self._path = path
-        self.notes = (*layout.notes, *notes, *self._notes_on_levels())
+        # Their order is shuffled, so that the first are as good a sample as any.
+        sample = [epath.Path(self.describe(i)) for i in range(min(len(self), SAMPLE))]
+        levels = notes_on_levels(self.name, sample)
+        self.notes = (*layout.notes, *notes, *levels)
 
     def _add_roots(
         self, layout: FolderLayout
@@ -134,22 +139,6 @@ class FolderSource(RandomAccessSource):
     def describe(self, index: int) -> str:
         """Returns an image's path."""
         return self._files.path(self._order[index])
-
-    def _notes_on_levels(self) -> list[str]:
-        """Returns notes on images of more than 8 bits, from a small sample."""
-        suffixes = tuple(suffix.encode() for suffix in SUFFIXES_OF_8_BITS)
-        names = itertools.chain.from_iterable(
-            names for _, names in self._files.blocks(self._order)
-        )
-        indices = [
-            index
-            for index, name in enumerate(names)
-            if not name.lower().endswith(suffixes)
-        ]
-        sample = indices[:: -(-len(indices) // HEADERS) or 1]
-        return notes_on_levels(
-            self.name, [epath.Path(self.describe(index)) for index in sample]
-        )
 
 
 def _add_root(

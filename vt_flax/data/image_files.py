@@ -100,6 +100,7 @@ def walk(
     folder: Folder,
     on_error: Callable[[OSError], None] | None = None,
     leave_out: epath.PathLike | None = None,
+    _parents: tuple[str, ...] = (),
 ) -> Iterator[tuple[Folder, list[str]]]:
     """Yields a folder and all folders below it, each with the names of its files.
 
@@ -110,17 +111,6 @@ def walk(
       on_error: called for a folder that cannot be read; None: the error is raised.
       leave_out: a folder below it that is skipped.
     """
-    skipped = os.path.realpath(leave_out) if leave_out else None
-    yield from _walk(folder, on_error, skipped, ())
-
-
-def _walk(
-    folder: Folder,
-    on_error: Callable[[OSError], None] | None,
-    skipped: str | None,
-    parents: tuple[str, ...],
-) -> Iterator[tuple[Folder, list[str]]]:
-    """Walks one folder; `parents` are the real paths of those on the way to it."""
     try:
         entries = list_folder(folder)
     except OSError as error:
@@ -131,13 +121,14 @@ def _walk(
     yield folder, entries.files
     if not entries.folders:
         return
-    parents = (*parents, os.path.realpath(folder))
+    parents = (*_parents, os.path.realpath(folder))
     for name in entries.folders:
         inner = folder / name
         if os.path.islink(inner) and any(_contains(inner, one) for one in parents):
             continue
-        if skipped is None or os.path.realpath(inner) != skipped:
-            yield from _walk(inner, on_error, skipped, parents)
+        if leave_out and os.path.realpath(inner) == os.path.realpath(leave_out):
+            continue
+        yield from walk(inner, on_error, leave_out, parents)
 
 
 def files_below(

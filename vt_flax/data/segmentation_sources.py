@@ -1,5 +1,6 @@
 """TFDS datasets of images and masks, read by random access."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,8 +88,8 @@ class TFDSPairs(TFDSSource):
 def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
     """Returns notes on classes that have no labeled pixel in a split.
 
-    A sample of the masks leaves that open, unless the dataset knows its pixels or the
-    sample has fewer than two classes.
+    A sample of the masks leaves that open, unless it has fewer than two classes; what
+    the dataset knows of its own pixels is used instead.
 
     Args:
       source: the split.
@@ -99,30 +100,22 @@ def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
     """
     counts = MaskCounts()
     for encoded in masks:
-        try:
+        # Decoding the example reports a mask that cannot be read.
+        with contextlib.suppress(ValueError):
             counts.add(histogram(decode_mask(encoded)))
-        except ValueError:
-            continue  # decoding the example reports it
     if not counts.masks:
         return []
     names, table = source.class_names, source.label_map
-
-    def absent_from(counts: MaskCounts) -> list[str]:
-        return absent_classes(counts.of_classes(table, len(names)), names)
-
-    absent, where = absent_from(counts), ""
-    if len(masks) < len(source):
-        known = absent_from(source.stored) if source.stored else []
-        if not known and len(absent) > len(names) - 2:
-            where = f" in the {len(masks)} masks of a sample"
-        else:
-            absent = known
-    elif len(absent) == len(names):
+    is_sample = len(masks) < len(source)
+    known = source.stored if is_sample and source.stored else counts
+    absent = absent_classes(known.of_classes(table, len(names)), names)
+    if not absent or (is_sample and known is counts and len(absent) < len(names) - 1):
+        return []
+    if not is_sample and len(absent) == len(names):
         raise UserError(
             f"{source.name}: no pixel is labeled; the masks have {counts.describe()}"
         )
-    if not absent:
-        return []
+    where = " in a sample of its masks" if is_sample and known is counts else ""
     ignored = [value for value in counts.values() if table[value] == IGNORE]
     share = counts.pixels[ignored].sum() / counts.pixels.sum()
     hint = ""

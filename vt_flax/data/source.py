@@ -1,6 +1,7 @@
-"""What a source of examples is, and one that keeps another's examples in memory."""
+"""What a source of examples is, and a cache of one in memory."""
 
 import abc
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -106,13 +107,6 @@ class RandomAccessSource(Source):
         """Returns a name of an example for messages."""
         return f"{self.name}, example {index}"
 
-    def stored_bytes(self) -> int:
-        """Returns about how many bytes the encoded split takes, from a sample."""
-        sample = self.read(range(0, len(self), max(1, len(self) // 100)))
-        files = [file for example in sample for file in (example.image, example.label)]
-        read = sum(len(file) for file in files if isinstance(file, bytes))
-        return read * len(self) // len(sample)
-
     # The pipeline reads by these two. Records go from the storage to TensorFlow as they
     # are, where that is faster than to parse them in Python.
 
@@ -158,54 +152,35 @@ class StreamSource(Source):
 
 
 def cached(source: Source) -> RandomAccessSource:
-    """Returns a source that keeps in memory what has been read of another.
+    """Returns a copy of a source that keeps in memory what has been fetched.
 
     Raises:
       UserError: if it has no random access, or the free memory would not hold it.
     """
     if not isinstance(source, RandomAccessSource):
         raise UserError(f"data.cache needs random access; {source.notes[0]}")
-    size, free = source.stored_bytes(), psutil.virtual_memory().available
+    sample = source.read(range(0, len(source), max(1, len(source) // 100)))
+    files = [file for example in sample for file in (example.image, example.label)]
+    sampled = sum(len(file) for file in files if isinstance(file, bytes))
+    size = sampled * len(source) / len(sample)
+    free = psutil.virtual_memory().available
     note = (
         f"{source.name}: data.cache keeps about {size / 2**30:.1f} GiB of encoded "
         f"examples in this host's memory, of which {free / 2**30:.1f} GiB are free"
     )
     if size > free:
         raise UserError(f"{note}: set data.cache to False")
-    return CachedSource(source, note)
+    kept: dict[int, tuple[bytes, int, int]] = {}
 
-
-class CachedSource(RandomAccessSource):
-    """Keeps what has been read of another source in memory, still encoded."""
-
-    def __init__(self, source: RandomAccessSource, note: str):
-        self.name, self.class_names = source.name, source.class_names
-        self.mirrored = source.mirrored
-        self.notes = (*source.notes, note)
-        self._source = source
-        self._kept: dict[int, tuple[bytes, int, int]] = {}
-
-    def __len__(self) -> int:
-        """Returns the number of examples."""
-        return len(self._source)
-
-    def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some indices, still encoded."""
-        return self._source.read(indices)
-
-    def describe(self, index: int) -> str:
-        """Returns a name of an example for messages."""
-        return self._source.describe(index)
-
-    def fetch(self, indices: Sequence[int]) -> Records:
-        """Returns the records at some indices; reads those that it has not kept."""
-        missing = [i for i in indices if i not in self._kept]
+    def fetch(indices: Sequence[int]) -> Records:
+        missing = [i for i in indices if i not in kept]
         if missing:
-            read = zip(*self._source.fetch(missing), strict=True)
-            self._kept.update(zip(missing, read, strict=True))
-        kept = [self._kept[i] for i in indices]
-        return tuple([example[column] for example in kept] for column in range(3))
+            read = zip(*source.fetch(missing), strict=True)
+            kept.update(zip(missing, read, strict=True))
+        columns = zip(*(kept[i] for i in indices), strict=True)
+        return tuple(map(list, columns))
 
-    def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
-        """Returns file and label, scalar tensors, of a record and label of `fetch`."""
-        return self._source.parse(record, label)
+    result = copy.copy(source)
+    result.notes = (*source.notes, note)
+    result.fetch = fetch
+    return result

@@ -47,27 +47,23 @@ def is_folder(path: str | os.PathLike) -> bool:
     """
     path = str(path)
     with storage_errors(path):
-        if in_bucket(path):
-            return _is_bucket_folder(path)
+        if not in_bucket(path):
+            try:
+                os.scandir(path).close()
+            except FileNotFoundError:
+                return False
+            return True
+        _check_connection(path)
+        tf = tensorflow()
         try:
-            os.scandir(path).close()
-        except FileNotFoundError:
+            status = tf.io.gfile.stat(path)
+        except tf.errors.NotFoundError as error:
+            if "The specified bucket" in str(error):
+                raise
             return False
+        if not status.is_directory:
+            raise NotADirectoryError(20, "Not a directory", path)
         return True
-
-
-def _is_bucket_folder(path: str) -> bool:
-    _check_connection(path)
-    tf = tensorflow()
-    try:
-        status = tf.io.gfile.stat(path)
-    except tf.errors.NotFoundError as error:
-        if "The specified bucket" in str(error):
-            raise
-        return False
-    if not status.is_directory:
-        raise NotADirectoryError(20, "Not a directory", path)
-    return True
 
 
 def _check_connection(path: str) -> None:
