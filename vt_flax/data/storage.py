@@ -105,28 +105,29 @@ def storage_errors(path: str | os.PathLike) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        cause: BaseException | None = error
-        while cause and not _is_of_storage(cause):
-            # epath raises FileNotFoundError(error of TensorFlow's).
-            inner = cause.args[0] if cause.args else None
-            cause = inner if isinstance(inner, Exception) else cause.__cause__
-        if cause is None and not isinstance(error, OSError):
+        found = _user_error(path, error)
+        if found is None:
             raise
-        raise _user_error(path, cause or error) from error
+        raise found from error
 
 
-def _is_of_storage(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return bool(error.strerror)
-    return isinstance(error, tensorflow().errors.OpError)
-
-
-def _user_error(path: str | os.PathLike, error: BaseException) -> UserError:
-    if isinstance(error, OSError):
-        return UserError(
-            f"{error.filename or path}: {error.strerror or first_line(error)}"
-        )
+def _user_error(
+    path: str | os.PathLike, error: BaseException | None
+) -> UserError | None:
+    """Returns the line for a storage's error, or one raised from it; else None."""
+    if error is None:
+        return None
+    if isinstance(error, OSError) and error.strerror:
+        return UserError(f"{error.filename or path}: {error.strerror}")
     errors = tensorflow().errors
+    if not isinstance(error, errors.OpError):
+        # epath raises FileNotFoundError(error of TensorFlow's).
+        inner = error.args[0] if error.args else None
+        inner = inner if isinstance(inner, Exception) else error.__cause__
+        found = _user_error(path, inner)
+        if found is None and isinstance(error, OSError):
+            return UserError(f"{path}: {first_line(error)}")
+        return found
     # Without the operation that was run, and the lines of a server's answer in one.
     message = re.sub(r"\{\{.*?\}\} *|\[Op:.*", "", error.message)
     message = " ".join(message.split())[:300]

@@ -86,6 +86,8 @@ class _TFDSSplit(Source):
     """
 
     def __init__(self, builder: Any, name: str, split: str, keys: Sequence[str]):
+        import tensorflow_datasets as tfds
+
         self.name = f"{name} {split}"
         self._builder, self._split, self._keys = builder, split, tuple(keys)
         try:
@@ -98,7 +100,9 @@ class _TFDSSplit(Source):
         self._files = builder.info.splits[split].file_instructions
         self._check_files()
         label = builder.info.features[keys[1]]
-        self.class_names = tuple(getattr(label, "names", None) or ())
+        self._has_masks = isinstance(label, tfds.features.Image)
+        if not self._has_masks:
+            self.class_names = tuple(label.names)
         # What was chosen of the dataset, for the identity.
         self._choices: dict[str, Any] = {}
         if self._keys != _default_features(builder):
@@ -161,7 +165,6 @@ class TFDSSource(_TFDSSplit, RandomAccessSource):
             for key, feature in builder.info.features.items()
             if isinstance(feature, tfds.features.Image)
         ]
-        self._has_masks = keys[1] in images
         self._data = builder.as_data_source(
             split, decoders={key: tfds.decode.SkipDecoding() for key in images}
         )
