@@ -26,7 +26,7 @@ def labels(source):
     "text",
     [
         "3.jpg,cat\n1.jpg,dog\n2.png,cat\n",
-        "3,cat\n1,dog\n2,cat",
+        "3,cat\nval/1,dog\n./2.png,cat",
         "\ufeffid,breed\r\n3,cat\r\n1, dog\r\n\r\n2,cat\r\n",
         'file_name,label,split\n"3.jpg","cat",x\n1.jpg,dog,x\n2.png,cat,x\n',
         "ImageId,PredictionString\n3,cat 8 1 9 2\n1,dog 1 1 2 2 dog 3 3 4 4\n2,cat 1\n",

@@ -25,8 +25,8 @@ def read_labels(
     """Returns class names, the class index of each listed image, and notes.
 
     The list is FOLDER.csv, beside the folder, with a line FILE,CLASS for each image. A
-    header is skipped, and files may be listed without their suffix. The classes are
-    all that are listed, sorted by name, as class folders are.
+    header is skipped, and files may be listed without their suffix or as paths. The
+    classes are all that are listed, sorted by name, as class folders are.
 
     Args:
       folder: of the images.
@@ -77,6 +77,7 @@ def _read_list(file: epath.Path, images: Sequence[str]) -> dict[str, str]:
         lines = file.read_bytes().decode("utf-8-sig").splitlines()
         for number, row in enumerate(csv.reader(lines), 1):
             name, label, *_ = [cell.strip() for cell in row] + ["", ""]
+            name = os.path.basename(name)
             if number == 1 and name not in known:
                 # Kaggle's list of ImageNet has boxes after the class.
                 has_boxes = label == "PredictionString"

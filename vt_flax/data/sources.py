@@ -116,12 +116,8 @@ def tfds_builder(name: str, data_dir: str = "") -> Any:
     try:
         with storage_errors(data_dir or name):
             builder = tfds.builder(name, data_dir=data_dir or None)
-    except tfds.core.registered.DatasetNotFoundError:
-        raise _unknown(name, where) from None
     except (ValueError, AssertionError, json_format.ParseError) as error:
-        if _is_path(name):
-            raise _unknown(name, where) from None
-        raise UserError(f"dataset {name!r}{where}: {first_line(error)}") from error
+        raise _unknown(name, where, error) from error
     # TFDS reads the formats that a dataset has beside its first one, but forgets them
     # where it has the dataset's code.
     stored = set(builder.info.as_proto.alternative_file_formats)
@@ -162,18 +158,18 @@ def _prepare_embedded(builder: Any, name: str) -> None:
         builder.download_and_prepare(file_format="array_record")
 
 
-def _unknown(name: str, where: str) -> UserError:
-    """Returns the error for a name that is no dataset's, with a hint."""
+def _unknown(name: str, where: str, error: Exception) -> UserError:
+    """Returns the error for a dataset that TFDS cannot open, with a hint."""
     import tensorflow_datasets as tfds
 
-    path = name if _is_path(name) else "PATH"
-    hint = nearest(name, tfds.list_builders(with_community_datasets=False))
-    if path != "PATH" or "did you mean" not in hint:
-        hint = f"; for images in class folders write folder:{path}"
+    if in_bucket(name) or name.startswith(("/", ".", "~")) or os.path.isdir(name):
+        hint = f"; for images in class folders write folder:{name}"
+    elif isinstance(error, tfds.core.registered.DatasetNotFoundError):
+        hint = nearest(name, tfds.list_builders(with_community_datasets=False))
+        if "did you mean" not in hint:
+            hint = "; for images in class folders write folder:PATH"
+    else:
+        return UserError(f"dataset {name!r}{where}: {first_line(error)}")
     return UserError(
         f"dataset {name!r} is not known to TFDS, nor prepared{where}{hint}"
     )
-
-
-def _is_path(name: str) -> bool:
-    return in_bucket(name) or name.startswith(("/", ".", "~")) or os.path.isdir(name)
