@@ -1,4 +1,4 @@
-"""What a source of examples is, and a cache of one in memory."""
+"""Sources of examples, and a cache of one in memory."""
 
 import abc
 import copy

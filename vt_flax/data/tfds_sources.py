@@ -56,8 +56,8 @@ def class_features(
         ("image_feature", image, tfds.features.Image),
         ("label_feature", label, tfds.features.ClassLabel),
     ):
-        features = builder.info.features.items()
-        known = sorted(name for name, feature in features if isinstance(feature, kind))
+        features = builder.info.features
+        known = sorted(one for one in features if isinstance(features[one], kind))
         if key not in known:
             raise UserError(
                 f"dataset {name!r} has no {kind.__name__} feature {key!r} (data."
@@ -73,7 +73,7 @@ def _default_features(builder: Any) -> tuple[str, str]:
 
 
 class _TFDSSplit(Source):
-    """What random access and streams have in common.
+    """A split of a TFDS dataset, however it is read.
 
     Args:
       builder: of a prepared dataset, from `sources.prepared_builder`.
