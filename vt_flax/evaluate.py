@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from vt_flax import cli
 from vt_flax.analysis.figures import check_name, check_place
-from vt_flax.data.split_check import missing_classes, repeated_examples
+from vt_flax.data.split_check import split_notes
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import on_devices_of
@@ -101,8 +101,7 @@ def main(argv: Sequence[str]) -> None:
     for note in (
         check_classes(record, workdir, config, run.eval_source),
         *run.eval_source.notes,
-        missing_classes(run.eval_source),
-        repeated_examples(run.eval_source),
+        *split_notes(run.eval_source),
     ):
         if note and jax.process_index() == 0:
             print(f"note: {printable(note)}", file=sys.stderr)

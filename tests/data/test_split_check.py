@@ -7,7 +7,7 @@ import pytest
 from test_folder_layouts import make
 
 from vt_flax.data.sources import open_source
-from vt_flax.data.split_check import check_splits, missing_classes
+from vt_flax.data.split_check import check_splits, split_notes
 from vt_flax.errors import UserError
 
 
@@ -35,25 +35,16 @@ def test_splits_that_fit(photos):
 
 
 def test_classes_that_a_split_lacks(photos):
-    (note,) = check(photos, "train", "val")
-    assert note == (
-        f"{photos} val has no images of 1 of the 3 classes; {photos} train has 1 of c: "
-        "the results say nothing of them"
-    )
-    (note,) = check(photos, "train[:0]+val", "train+odd")
-    assert note.endswith(
-        f"; {photos} train+odd has 3 of c: the network cannot learn them"
-    )
-    (note,) = check(photos, "val", "train")
-    assert note == (
-        f"{photos} val has no images of 1 of the 3 classes; {photos} train has 1 of c: "
-        "the network cannot learn them"
-    )
-    # Classes of neither are no reason to say more.
-    for note in check(photos, "val[:50%]", "val[50%:]"):
-        assert note.endswith("of 1 of the 3 classes: c")
-    alone = missing_classes(open_source(photos, "one"))
-    assert alone == f"{photos} one has no images of 2 of the 3 classes: b, c"
+    note = f"{photos} val has no images of 1 of the 3 classes: c"
+    assert check(photos, "train", "val") == check(photos, "val", "train") == [note]
+    halves = check(photos, "val[:50%]", "val[50%:]")
+    assert [half.partition(" has ")[2] for half in halves] == [
+        "no images of 1 of the 3 classes: c"
+    ] * 2
+    alone = split_notes(open_source(photos, "one"))
+    assert alone == [f"{photos} one has no images of 2 of the 3 classes: b, c"]
+    twice = split_notes(open_source(photos, "train+train[:3]"))
+    assert twice == [f"{photos} train+train[:3] has 3 examples more than once"]
 
 
 @pytest.mark.parametrize(

@@ -66,58 +66,61 @@ def bucket(monkeypatch):
         def fail(*_, **__):
             raise error
 
-        monkeypatch.setattr(storage, "_connection_problem", lambda: "")
+        monkeypatch.setattr(storage, "_check_connection", lambda path: None)
         for name in ("stat", "exists", "listdir", "glob", "GFile"):
             monkeypatch.setattr(tf.io.gfile, name, fail)
 
     return failing
 
 
+CANNOT, REFUSED = "gs://bucket/data: cannot be read (", "no permission to read it; log "
+LOST_ALL = "gs://bucket/data: the network or the storage cannot be reached ("
 REASONS = [
-    (NO_BUCKET, "gs://bucket/data: there is no such bucket"),
+    (NO_BUCKET, CANNOT, "The specified bucket does not exist."),
     (
         raised(ERRORS.NotFoundError, "The specified bucket gs://bucket was not found."),
-        "gs://bucket: there is no such bucket",
+        CANNOT,
+        "The specified bucket gs://bucket was not found.)",
     ),
-    (NO_PERMISSION, f"gs://bucket/data: no permission to read it ({DENIED[:-1]}): log"),
+    (NO_PERMISSION, f"gs://bucket/data: {REFUSED}", DENIED),
     (
         raised(ERRORS.PermissionDeniedError, answer(401, "Anonymous caller.")),
-        "gs://bucket/data: no permission to read it (Anonymous caller): log in by",
+        f"gs://bucket/data: {REFUSED}",
+        "Anonymous caller.",
     ),
-    (
-        NO_NETWORK,
-        "gs://bucket/data: the network or the storage cannot be reached (Failed to "
-        "connect to proxy port 9): check the",
-    ),
+    (NO_NETWORK, LOST_ALL, "Failed to connect to proxy port 9"),
     (
         raised(
             ERRORS.FailedPreconditionError,
             f"{REQUEST}libcurl code 6 meaning 'Could not resolve hostname', error "
             f"details: Could not resolve host: www.googleapis.com{READING}",
         ),
-        "gs://bucket/data: the network or the storage cannot be reached (Could not "
-        "resolve host: www.googleapis.com)",
+        LOST_ALL,
+        "Could not resolve host: www.googleapis.com",
     ),
-    (BUSY, "gs://bucket/data: the storage does not answer (Backend Error)"),
+    (BUSY, LOST_ALL, "Backend Error"),
     (
         raised(ERRORS.InvalidArgumentError, "GCS path doesn't contain a bucket name"),
-        "gs://bucket/data: cannot be read (GCS path doesn't contain a bucket name)",
+        CANNOT,
+        "GCS path doesn't contain a bucket name)",
     ),
-    (PermissionError(13, "Permission denied", "/a/b"), "/a/b: Permission denied"),
+    (
+        PermissionError(13, "Permission denied", "/a/b"),
+        "/a/b: ",
+        "/a/b: Permission denied",
+    ),
 ]
 
 
-@pytest.mark.parametrize("error, line", REASONS)
+@pytest.mark.parametrize("error, start, reason", REASONS)
 @pytest.mark.parametrize("name", ["folder:gs://bucket/data", "mnist", "no_such_one"])
-def test_a_bucket_is_refused_by_its_reason(name, error, line, bucket):
+def test_a_bucket_is_refused_by_its_reason(name, error, start, reason, bucket):
     bucket(error)
     with pytest.raises(UserError) as refusal:
         open_source(name, "train", "gs://bucket/data")
-    assert str(refusal.value).startswith(line)
-    assert "\n" not in str(refusal.value)
-    assert isinstance(refusal.value, UnreachableError) == (
-        error in (NO_NETWORK, BUSY) or "resolve" in line
-    )
+    message = str(refusal.value)
+    assert message.startswith(start) and reason in message and "\n" not in message
+    assert isinstance(refusal.value, UnreachableError) == (start == LOST_ALL)
 
 
 def test_a_folder_that_is_not_in_a_bucket(bucket):
@@ -129,7 +132,7 @@ def test_a_folder_that_is_not_in_a_bucket(bucket):
 @pytest.mark.parametrize("name", ["mnist", "digits"])
 def test_a_dataset_in_a_bucket_is_prepared_elsewhere(name, monkeypatch):
     """`prepare_data` refuses buckets, so it is not advised for one."""
-    monkeypatch.setattr(storage, "_connection_problem", lambda: "")
+    monkeypatch.setattr(storage, "_check_connection", lambda path: None)
     folder = type("Status", (), {"is_directory": True})
     monkeypatch.setattr(tf.io.gfile, "stat", lambda _: folder)
     for method, found in (("exists", False), ("isdir", False), ("glob", [])):
@@ -179,12 +182,10 @@ def test_without_a_network_a_start_ends_at_once(monkeypatch):
 
 def test_local_places(tmp_path):
     (tmp_path / "file").write_text("")
-    (tmp_path / "link").symlink_to("gone")
     (tmp_path / "loop").symlink_to("loop")
     for name, reason in (
         ("file", "Not a directory"),
         ("file/in", "Not a directory"),
-        ("link", "a link to gone, which is not there"),
         ("loop", "Too many levels of symbolic links"),
         (300 * "n", "File name too long"),
     ):
@@ -219,12 +220,10 @@ def test_home_folders_of_datasets(digits, tmp_path, monkeypatch):
 def test_what_is_wrapped_is_found():
     """TFDS and etils raise errors of their own from those of a file system."""
     for outer in (RuntimeError("Failed to construct"), OSError("Failed"), ValueError()):
-        with pytest.raises(
-            UserError, match="^gs://bucket/data: there is no such bucket"
-        ):
+        with pytest.raises(UserError, match="^place: .*The specified bucket does not"):
             with storage_errors("place"):
                 raise outer from NO_BUCKET
-    with pytest.raises(UserError, match="^gs://bucket/data: there is no such bucket"):
+    with pytest.raises(UserError, match="^place: .*The specified bucket does not"):
         with storage_errors("place"):
             raise FileNotFoundError(NO_BUCKET)
     with pytest.raises(UserError, match="^place: no name, no number"):
@@ -289,12 +288,12 @@ def test_a_lost_network_ends_a_run_at_once(on_error, tmp_path, monkeypatch):
     source = open_source(f"folder:{tmp_path}", "all")
     tried = []
 
-    def fail(file):
+    def fail(file, mode):
         tried.append(file)
         raise NO_NETWORK
 
-    monkeypatch.setattr(type(source._files[0][0]), "read_bytes", fail)
-    with pytest.raises(UnreachableError, match="cannot be reached .Failed to connect"):
+    monkeypatch.setattr(storage, "open", fail, raising=False)
+    with pytest.raises(UnreachableError, match="cannot be reached .*Failed to connect"):
         train_on(source, on_error=on_error, readers=1)
     assert len(tried) == 1
 

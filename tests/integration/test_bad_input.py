@@ -55,7 +55,7 @@ def test_an_override_is_no_option_s_value():
         ("--config.optimizer.name=adam", "adam"),
         ("--config.duration=a while", "90 epochs"),
         ("--config.data.name=digts", "did you mean digits"),
-        ("--config.data.train_split=trian", "did you mean train"),
+        ("--config.data.train_split=trian", "Should be one of"),
         ("--config.data.train_crop=corner", "train_crop"),
         ("--config.data.mean=[0.5]", "data.mean [0.5]: must have 3 items"),
         ("--config.model.num_classes=12", "num_classes 12: digits train has 10"),

@@ -432,7 +432,7 @@ def test_predict_of_a_classifier(digits, tmp_path, capsys):
         ({"data.name": "digits"}, "digits.*masks"),
         ({"data.name": "folder:/tmp"}, "class folders have no masks"),
         ({"data.name": "mnist_"}, "mnist_"),
-        ({"data.eval_split": "validation"}, "has no split 'validation'"),
+        ({"data.eval_split": "validation"}, "Unknown split 'validation'"),
         ({"data.eval_split": "test[:0]"}, "empty"),
         ({"model.num_classes": 4}, "has 3 classes, not 4"),
         ({"model.num_classes": -1}, "num_classes"),

@@ -1,47 +1,40 @@
-"""Images in class folders."""
+"""Images in class folders, or in one folder with a list of their classes."""
 
-import dataclasses
-import functools
 import hashlib
+import itertools
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from vt_flax.data.file_table import FileTable
+from vt_flax.data.folder_layout import NO_CLASS_NAME, SPLIT_NAME, FolderLayout
 from vt_flax.data.image_files import (
     IMAGE_SUFFIXES,
-    Entries,
-    files_below,
     is_image,
     list_folder,
+    walk,
 )
+from vt_flax.data.label_lists import read_labels
 from vt_flax.data.orientation import orientation_in
 from vt_flax.data.pillow_decoder import notes_on_levels
 from vt_flax.data.source import Example, RandomAccessSource
-from vt_flax.data.splits import ALL, slice_ends, split_parts
-from vt_flax.data.storage import is_folder, storage_errors
-from vt_flax.errors import UserError, first_names, nearest
+from vt_flax.data.splits import slice_bounds
+from vt_flax.data.storage import is_folder, read_file, storage_errors
+from vt_flax.errors import UserError, first_names
 
-# Names of folders that are splits rather than classes, such as `Train` and `val2017`.
-SPLIT_NAME = re.compile(
-    r"(train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?|holdout)"
-    r"([ _-]?(set|split|data|images|imgs))?[ _-]?\d*",
-    re.IGNORECASE,
-)
-# Names of folders beside which there are no classes either.
-NO_CLASS_NAME = re.compile(
-    r"images?|imgs?|data(set)?|labels?|masks?|annotations?", re.IGNORECASE
-)
+# Files that are searched for images of more than 8 bits before a run starts.
+SAMPLE = 1000
 
 
 class FolderSource(RandomAccessSource):
     """Images in class folders: `PATH/SPLIT/CLASS/**` or `PATH/CLASS/**`.
 
-    All images below a class folder belong to the class. The path may be in a bucket,
-    as in `gs://BUCKET/PATH`.
+    All images below a class folder belong to the class. Instead of class folders, a
+    list of classes may lie beside a folder of images (see `label_lists`). The path may
+    be in a bucket, as in `gs://BUCKET/PATH`.
 
     Splits are written as for TFDS: `train`, `train[:80%]`, `train+val`. `all` is all
     splits together, and the only one where there are no split folders. Each is in a
@@ -50,65 +43,76 @@ class FolderSource(RandomAccessSource):
     """
 
     def __init__(self, path: epath.Path, split: str):
-        with storage_errors(path):
-            self._open(path, split)
-
-    def _open(self, path: epath.Path, split: str) -> None:
-        if not is_folder(path):
-            raise UserError(f"folder:{path}: there is no such folder")
         self.name = f"folder:{path} {split}"
-        layout = _Layout(path, split)
-        roots = {root: _ClassFolders(root) for root in layout.all_roots()}
-        first, *others = roots.values()
-        for other in others:
-            if other.classes != first.classes:
-                names = sorted({*first.classes} ^ {*other.classes})
-                raise UserError(
-                    f"{first.root} and {other.root} have different classes "
-                    f"({first_names(names)}): give both the same"
-                )
-        if first.empty and not layout.has_splits:
-            raise UserError(
-                f"no images in {first.root / first.empty[0]}, which would be a class: "
-                f"expected files {', '.join(IMAGE_SUFFIXES)}; remove the folder, or "
-                "convert its files"
-            )
-        self.notes = (
-            *layout.notes,
-            *(note for r in roots.values() for note in r.notes),
-        )
-        self.class_names = first.classes
-        self._path = path
-        self._files: list[tuple[epath.Path, int]] = []
+        with storage_errors(path):
+            if not is_folder(path):
+                raise UserError(f"folder:{path}: there is no such folder")
+            layout = FolderLayout(path, split)
+            self._files = FileTable()
+            self.class_names, ranges, notes = self._add_roots(layout)
+        parts = []
         for name, slice_text in layout.parts:
-            files = [file for root in layout.roots[name] for file in roots[root].files]
+            files = np.concatenate([ranges[root] for root in layout.roots[name]])
             try:
-                begin, end = slice_ends(slice_text, len(files))
+                begin, end = slice_bounds(slice_text, len(files))
             except ValueError as error:
                 raise UserError(
                     f"split {split!r} of folder:{path}: {slice_text} is no slice of "
                     f"{len(files):,} images; write one such as [:80%] or [100:200]"
                 ) from error
             order = np.random.Generator(np.random.Philox(key=0)).permutation(len(files))
-            self._files += [files[i] for i in order[begin:end]]
-        if not self._files:
+            parts.append(files[order[begin:end]])
+        self._order = np.concatenate(parts)
+        if not len(self._order):
             raise UserError(f"split {split!r} of folder:{path} is empty")
-        files = [file for file, _ in self._files]
-        self.notes += tuple(notes_on_levels(self.name, files))
+        self._labels = self._files.classes()[self._order]
+        self._path = path
+        # Their order is shuffled, so that the first are as good a sample as any.
+        sample = [epath.Path(self.describe(i)) for i in range(min(len(self), SAMPLE))]
+        levels = notes_on_levels(self.name, sample)
+        self.notes = (*layout.notes, *notes, *levels)
+
+    def _add_roots(
+        self, layout: FolderLayout
+    ) -> tuple[tuple[str, ...], dict[epath.Path, np.ndarray], list[str]]:
+        """Returns the class names, the files of each root, and notes on others."""
+        classes, ranges, notes = {}, {}, []
+        for root in dict.fromkeys(itertools.chain(*layout.roots.values())):
+            begin = len(self._files)
+            classes[root], more = _add_root(self._files, root, layout.has_splits)
+            ranges[root] = np.arange(begin, len(self._files), dtype=np.int32)
+            notes += more
+        first, *others = classes
+        for other in others:
+            if classes[other] != classes[first]:
+                names = sorted({*classes[first]} ^ {*classes[other]})
+                raise UserError(
+                    f"{first} and {other} have different classes "
+                    f"({first_names(names)}): give both the same"
+                )
+        return classes[first], ranges, notes
 
     def __len__(self) -> int:
         """Returns the number of images."""
-        return len(self._files)
+        return len(self._order)
 
     def identity(self) -> dict[str, Any]:
-        """Returns what makes the split the one it is: see `Source.identity`."""
-        text = "\n".join(self._names()).encode("utf-8", "surrogateescape")
-        return super().identity() | {"names": hashlib.sha256(text).hexdigest()[:16]}
+        """Returns what distinguishes the split: see `Source.identity`.
+
+        Images count by their paths in the dataset's folder, in order.
+        """
+        base = len(os.fsencode(os.path.join(self._path, "")))
+        folders = [folder[base:] for folder in self._files.folders]
+        digest, separator = hashlib.sha256(), b""
+        for block in self._files.blocks(self._order):
+            paths = [folders[i] + name for i, name in zip(*block, strict=True)]
+            digest.update(separator + b"\n".join(paths))
+            separator = b"\n"
+        return super().identity() | {"names": digest.hexdigest()[:16]}
 
     def class_counts(self) -> np.ndarray:
         """Returns the number of images of each class, (classes,)."""
-        labels = [label for _, label in self._files]
-        return np.bincount(labels, minlength=len(self.class_names))
+        return np.bincount(self._labels, minlength=len(self.class_names))
 
     def members(self) -> np.ndarray:
         """Returns a number for each image: see `Source.members`.
@@ -116,215 +120,89 @@ class FolderSource(RandomAccessSource):
         An image in a folder that is a link to another, as `val` to `train`, has the
         same number in both. A link to a single file counts as another file.
         """
-
-        @functools.cache
-        def real_path(folder: tuple[str, ...]) -> str:
-            return os.path.realpath(os.path.join(*folder))
-
-        paths = (file.parts for file, _ in self._files)
-        numbers = (hash((real_path(parts[:-1]), parts[-1])) for parts in paths)
-        return np.fromiter(numbers, np.int64, len(self))
-
-    def _names(self) -> list[str]:
-        """Returns the images' paths in the dataset's folder, in order."""
-        above = len(self._path.parts)
-        return ["/".join(file.parts[above:]) for file, _ in self._files]
+        folders = [os.path.realpath(folder) for folder in self._files.folders]
+        numbers = (
+            map(hash, zip(map(folders.__getitem__, indices), names, strict=True))
+            for indices, names in self._files.blocks(self._order)
+        )
+        return np.fromiter(itertools.chain.from_iterable(numbers), np.int64, len(self))
 
     def read(self, indices: Sequence[int]) -> list[Example]:
         """Returns the examples at some indices, still encoded."""
         examples = []
-        for i in indices:
-            file, label = self._files[i]
-            with storage_errors(file):
-                encoded = file.read_bytes()
+        for index in indices:
+            encoded = read_file(self.describe(index))
+            label = int(self._labels[index])
             examples.append(Example(encoded, label, orientation_in(encoded)))
         return examples
 
     def describe(self, index: int) -> str:
-        """Names an image by its file."""
-        return str(self._files[index][0])
+        """Returns an image's path."""
+        return self._files.path(self._order[index])
 
 
-class _Layout:
-    """The folders that a split is read from.
+def _add_root(
+    files: FileTable, root: epath.Path, has_splits: bool
+) -> tuple[tuple[str, ...], list[str]]:
+    """Adds the images of a split's folder, or of a folder without splits, to a table.
 
-    Attributes:
-      parts: name and slice of each summand of the split.
-      roots: the folders that hold the class folders of each of these names.
-      has_splits: whether they are split folders.
-      notes: how the folder was read, where that is not certain.
+    Args:
+      files: the table.
+      root: holds class folders or, if there is a list of their classes, images.
+      has_splits: whether a class may be empty, having images in other splits.
+
+    Returns:
+      The class names, and notes on files that are left out.
     """
-
-    def __init__(self, path: epath.Path, split: str):
-        self._path = path
-        entries = list_folder(path)
-        self._folders = entries.folders
-        self._entries: dict[str, Entries] = {}
-        self.notes: tuple[str, ...] = ()
-        # A folder may have a name that would be parsed, such as `a+b`.
-        self.parts = [(split, "")] if split in self._folders else split_parts(split)
-        names = {name for name, _ in self.parts}
-        if ALL in names and not (ALL in self._folders and self._is_split(ALL)):
-            names.remove(ALL)
-        for name in sorted(names):
-            if name not in self._folders or not self._is_split(name):
-                raise self._no_split(name, split)
-        self.has_splits = bool(names)
-        self.roots = {name: [path / name] for name in names}
-        if len(self.roots) < len({name for name, _ in self.parts}):
-            self.roots[ALL] = self._roots_of_all()
-        loose = sum(map(is_image, entries.files))
-        if self.has_splits and loose:
-            self.notes = (
-                f"{path}: images left out beside the split folders: {loose:,}",
-            )
-
-    def all_roots(self) -> list[epath.Path]:
-        """Returns the folders of all names, each once."""
-        return [*dict.fromkeys(root for roots in self.roots.values() for root in roots)]
-
-    def _inside(self, name: str) -> Entries:
-        if name not in self._entries:
-            self._entries[name] = list_folder(self._path / name)
-        return self._entries[name]
-
-    def _holds_images(self, name: str) -> bool:
-        return any(map(is_image, self._inside(name).files))
-
-    def _is_split(self, name: str) -> bool:
-        """Returns whether a folder may be a split: it holds folders, and no images.
-
-        A few images beside the class folders are no matter if its name says the same.
-        """
-        named = bool(SPLIT_NAME.fullmatch(name))
-        return bool(self._inside(name).folders) and (
-            named or not self._holds_images(name)
+    classes, others = list_folder(root)
+    loose = list(filter(is_image, others))
+    if loose and not classes:
+        classes, labels, notes = read_labels(root, loose)
+        files.add(root, list(labels), labels.values())
+        return classes, notes
+    if classes and all(
+        SPLIT_NAME.fullmatch(name) or NO_CLASS_NAME.fullmatch(name) for name in classes
+    ):
+        raise UserError(
+            f"{root}: {first_names(classes)} are no names of classes: expected "
+            f"{root}/CLASS/IMAGE, or {root}/SPLIT/CLASS/IMAGE under the name "
+            f"folder:{root}"
         )
-
-    def _no_split(self, name: str, split: str) -> UserError:
-        path = self._path
-        splits = [folder for folder in self._folders if self._is_split(folder)]
-        if name in self._folders and (splits or SPLIT_NAME.fullmatch(name)):
-            return UserError(
-                f"split {name!r}: {path / name} has no class folders: expected "
-                f"{path / name}/CLASS/IMAGE"
-            )
-        named = any(map(SPLIT_NAME.fullmatch, splits))
-        if len(self._folders) == 1 and splits and not named:
-            inner = self._path_with(name)
-            if inner is None:
-                return self._only_class(splits[0])
-            return UserError(
-                f"folder:{path} has no split {name!r}, but folder:{inner} has"
-            )
-        if splits:
-            classes = "" if named else f"; {ALL!r} reads all folders as classes"
-            hint = classes + nearest(name, splits)
-            return UserError(f"folder:{path} has no split {name!r}{hint}")
-        return UserError(
-            f"folder:{path} has no split folders, so its only split is 'all': "
-            f"write 'all', or a slice such as 'all[:80%]', instead of {split!r}"
+    start, empty = len(files), []
+    left_out, suffixes = 0, set()
+    for label, name in enumerate(classes):
+        before = len(files)
+        for folder, names in walk(root / name):
+            images = list(filter(is_image, names))
+            files.add(folder, images, [label] * len(images))
+            if len(images) < len(names):
+                left_out += len(names) - len(images)
+                suffixes |= {_suffix(file) for file in set(names).difference(images)}
+        if len(files) == before:
+            empty.append(name)
+    if len(files) == start:
+        beside = f", but {len(loose):,} beside them" if loose else ""
+        raise UserError(
+            f"no images in class folders of {root}{beside}: expected "
+            f"{root}/CLASS/IMAGE, with files {', '.join(IMAGE_SUFFIXES)}"
         )
-
-    def _path_with(self, name: str) -> epath.Path | None:
-        """Returns the folder with a split below folders that hold one folder each."""
-        path, folders = self._path, self._folders
-        while len(folders) == 1:
-            path = path / folders[0]
-            folders = list_folder(path).folders
-            if name in folders:
-                return path
-        return None
-
-    def _only_class(self, folder: str) -> UserError:
-        path = self._path
-        return UserError(
-            f"folder:{path} holds one folder, {folder}, which would be the only class: "
-            f"write folder:{path / folder} if the classes are in it"
+    if empty and not has_splits:
+        raise UserError(
+            f"no images in {root / empty[0]}, which would be a class: expected files "
+            f"{', '.join(IMAGE_SUFFIXES)}; remove the folder, or convert its files"
         )
-
-    def _roots_of_all(self) -> list[epath.Path]:
-        path = self._path
-        splits = [folder for folder in self._folders if self._is_split(folder)]
-        named = [folder for folder in splits if SPLIT_NAME.fullmatch(folder)]
-        rest = [f for f in self._folders if f not in splits and self._holds_images(f)]
-        if named and rest:
-            raise UserError(
-                f"folder:{path}: folders that look like splits ({first_names(named)}) "
-                f"are beside folders of images ({first_names(rest)}): name a split, "
-                f"such as {named[0]!r}, or move one kind away"
-            )
-        if self.has_splits or named:
-            self.has_splits = True
-            return [path / folder for folder in splits]
-        if len(splits) == len(self._folders) == 1:
-            raise self._only_class(splits[0])
-        # Where other folders hold images directly, there is no doubt.
-        if splits and not rest:
-            self.notes = (
-                f"folder:{path}: {first_names(splits)} are read as classes, with the "
-                "images of the folders in them; if they are splits, name one, such as "
-                f"{splits[0]!r}",
-            )
-        return [path]
+    notes = []
+    if loose:
+        notes.append(
+            f"{root}: images left out beside the class folders: {len(loose):,}"
+        )
+    if left_out:
+        notes.append(
+            f"{root}: files left out that have no suffix of an image: {left_out:,} "
+            f"({first_names(sorted(suffixes))})"
+        )
+    return tuple(classes), notes
 
 
-@dataclasses.dataclass
-class _ClassFolders:
-    """The class folders in a folder, and their images.
-
-    Attributes:
-      root: the folder.
-      classes: names of the class folders.
-      files: their images, with the index of their class.
-      empty: those that have none.
-      notes: which files were left out.
-    """
-
-    root: epath.Path
-
-    def __post_init__(self) -> None:
-        entries = list_folder(self.root)
-        self.classes = tuple(entries.folders)
-        if self.classes and all(
-            SPLIT_NAME.fullmatch(name) or NO_CLASS_NAME.fullmatch(name)
-            for name in self.classes
-        ):
-            raise UserError(
-                f"{self.root}: {first_names(self.classes)} are no names of classes: "
-                f"expected {self.root}/CLASS/IMAGE, or {self.root}/SPLIT/CLASS/IMAGE "
-                f"under the name folder:{self.root}"
-            )
-        self.files: list[tuple[epath.Path, int]] = []
-        self.empty: list[str] = []
-        others: list[str] = []
-        for label, name in enumerate(self.classes):
-            before = len(self.files)
-            for file in files_below(self.root / name):
-                if is_image(file.name):
-                    self.files.append((file, label))
-                else:
-                    others.append(file.suffix.lower() or "none")
-            if len(self.files) == before:
-                self.empty.append(name)
-        loose = sum(map(is_image, entries.files))
-        if not self.files and loose:
-            raise UserError(
-                f"{self.root} has no images in class folders, but {loose:,} beside "
-                f"them: expected {self.root}/CLASS/IMAGE"
-            )
-        if not self.files:
-            raise UserError(
-                f"no images in {self.root}: expected class folders with files "
-                f"{', '.join(IMAGE_SUFFIXES)}"
-            )
-        self.notes = []
-        if loose:
-            self.notes.append(
-                f"{self.root}: images left out beside the class folders: {loose:,}"
-            )
-        if others:
-            self.notes.append(
-                f"{self.root}: files left out that have no suffix of an image: "
-                f"{len(others):,} ({first_names(sorted(set(others)))})"
-            )
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "none"

@@ -1,9 +1,8 @@
 """Image files in folders, found alike for training, datasets and predict."""
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from etils import epath
 from PIL import features
@@ -35,9 +34,8 @@ LITTER = {
 Folder = TypeVar("Folder", bound=epath.PathLike)
 
 
-@dataclasses.dataclass(frozen=True)
-class Entries:
-    """The folders and files in a folder, by name, sorted, without hidden ones."""
+class Entries(NamedTuple):
+    """Names of the folders and files in a folder, sorted, without hidden ones."""
 
     folders: list[str]
     files: list[str]
@@ -45,7 +43,7 @@ class Entries:
 
 def is_image(name: str) -> bool:
     """Returns whether a file is an image, by its suffix."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def is_hidden(name: str) -> bool:
@@ -54,30 +52,57 @@ def is_hidden(name: str) -> bool:
 
 
 def list_folder(folder: epath.PathLike) -> Entries:
-    """Lists a folder, which may be in a bucket, without a request for each file.
-
-    Links to the folder itself, or to one that it is in, are left out.
+    """Lists a folder, which may be in a bucket.
 
     Raises:
       OSError: if the folder cannot be read.
       tf.errors.OpError: likewise, in a bucket.
     """
+    entries = Entries([], [])
+    for name, is_folder in scan_folder(folder):
+        (entries.folders if is_folder else entries.files).append(name)
+    entries.folders.sort()
+    entries.files.sort()
+    return entries
+
+
+def scan_folder(folder: epath.PathLike) -> Iterator[tuple[str, bool]]:
+    """Yields the names in a folder, unsorted, and whether each is a folder.
+
+    Hidden ones are left out, and links to the folder itself or to one that it is in.
+    No request is made for a single file, so that a million of them take seconds.
+    """
     path = os.fspath(folder)
-    found = _in_bucket(path) if in_bucket(path) else _on_disk(path)
-    folders: list[str] = []
-    files: list[str] = []
-    for name, is_folder in sorted(found):
-        if not is_hidden(name):
-            (folders if is_folder else files).append(name)
-    return Entries(folders, files)
+    if in_bucket(path):
+        # epath would drop the slash that marks the folders in a bucket's listing.
+        for name in tensorflow().io.gfile.listdir(path):
+            if not is_hidden(name.rstrip("/") or "."):
+                yield name.rstrip("/"), name.endswith("/")
+        return
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            if entry.is_file(follow_symlinks=False):
+                yield entry.name, False
+            elif entry.is_dir(follow_symlinks=False):
+                yield entry.name, True
+            elif entry.is_symlink():
+                # Raises no error for a link to itself, unlike `entry.is_dir`. A link
+                # to nowhere counts as a file: reading it raises an error that names it.
+                is_folder = os.path.isdir(entry)
+                if not (is_folder and _contains(entry.path, path)):
+                    yield entry.name, is_folder
+            # Pipes and devices are left out: to open one could take forever.
 
 
-def files_below(
+def walk(
     folder: Folder,
     on_error: Callable[[OSError], None] | None = None,
     leave_out: epath.PathLike | None = None,
-) -> Iterator[Folder]:
-    """Yields all files below a folder: first those in it, then folder by folder.
+    _parents: tuple[str, ...] = (),
+) -> Iterator[tuple[Folder, list[str]]]:
+    """Yields a folder and all folders below it, each with the names of its files.
 
     Links are followed, but not around in circles.
 
@@ -86,17 +111,6 @@ def files_below(
       on_error: called for a folder that cannot be read; None: the error is raised.
       leave_out: a folder below it that is skipped.
     """
-    without = os.path.realpath(leave_out) if leave_out else None
-    yield from _files_below(folder, on_error, without, (os.path.realpath(folder),))
-
-
-def _files_below(
-    folder: Folder,
-    on_error: Callable[[OSError], None] | None,
-    without: str | None,
-    above: tuple[str, ...],
-) -> Iterator[Folder]:
-    """See `files_below`; `above` are the real paths of the folders on the way."""
     try:
         entries = list_folder(folder)
     except OSError as error:
@@ -104,42 +118,30 @@ def _files_below(
             raise
         on_error(error)
         return
-    yield from (folder / name for name in entries.files)
+    yield folder, entries.files
+    if not entries.folders:
+        return
+    parents = (*_parents, os.path.realpath(folder))
     for name in entries.folders:
-        place = os.path.join(above[-1], name)
-        if os.path.islink(place):
-            place = os.path.realpath(place)
-            if any(_is_within(one, place) for one in above):
-                continue
-        if place != without:
-            yield from _files_below(folder / name, on_error, without, (*above, place))
+        inner = folder / name
+        if os.path.islink(inner) and any(_contains(inner, one) for one in parents):
+            continue
+        if leave_out and os.path.realpath(inner) == os.path.realpath(leave_out):
+            continue
+        yield from walk(inner, on_error, leave_out, parents)
 
 
-def _on_disk(path: str) -> Iterator[tuple[str, bool]]:
-    """Yields the names in a folder, and whether each is a folder."""
-    here = os.path.realpath(path)
-    with os.scandir(path) as entries:
-        for entry in entries:
-            # Raises no error for a link to itself, unlike the entry's own `is_dir`.
-            is_folder = os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
-            # To open a pipe or a device could take forever. A link to nowhere counts
-            # as a file: reading it raises an error that names it.
-            if not (is_folder or entry.is_symlink() or entry.is_file()):
-                continue
-            if is_folder and entry.is_symlink():
-                if _is_within(here, os.path.realpath(entry)):
-                    continue
-            yield entry.name, is_folder
+def files_below(
+    folder: Folder,
+    on_error: Callable[[OSError], None] | None = None,
+    leave_out: epath.PathLike | None = None,
+) -> Iterator[Folder]:
+    """Yields all files below a folder, as `walk` finds them."""
+    for inner, names in walk(folder, on_error, leave_out):
+        yield from (inner / name for name in names)
 
 
-def _is_within(path: str, folder: str) -> bool:
-    """Returns whether a real path is a folder's, or below it."""
-    return os.path.commonpath([path, folder]) == folder
-
-
-def _in_bucket(path: str) -> Iterator[tuple[str, bool]]:
-    # epath would drop the slash by which a bucket's listing marks folders, and to ask
-    # for each of a million files whether it is a folder takes hours.
-    for name in tensorflow().io.gfile.listdir(path):
-        if name.strip("/"):
-            yield name.rstrip("/"), name.endswith("/")
+def _contains(folder: epath.PathLike, path: epath.PathLike) -> bool:
+    """Returns whether a path is a folder's, or below it; links are resolved."""
+    folder = os.path.realpath(folder)
+    return os.path.commonpath([os.path.realpath(path), folder]) == folder

@@ -1,6 +1,4 @@
-"""ImageNet's classes, without its images."""
-
-import tempfile
+"""ImageNet's classes and the labels of its validation images, from the TFDS package."""
 
 from vt_flax.data.host import tensorflow
 
@@ -8,14 +6,17 @@ CLASSES = 1000
 
 
 def class_names() -> list[str]:
-    """Returns the classes' names in their order, as `imagenet2012` has them: WordNet's.
+    """Returns the classes' WordNet ids, in the order in which networks know them."""
+    return _lines("labels.txt")
 
-    Class i of the networks that others have trained is the i-th of them.
-    """
-    # Late: only who wants the names waits for TFDS.
+
+def validation_labels() -> list[str]:
+    """Returns the WordNet ids of ILSVRC2012_val_00000001 to 00050000."""
+    return _lines("validation_labels.txt")
+
+
+def _lines(name: str) -> list[str]:
     tensorflow()  # without its GPUs, before TFDS imports it
     import tensorflow_datasets as tfds
 
-    with tempfile.TemporaryDirectory() as empty:
-        builder = tfds.builder("imagenet2012", data_dir=empty)
-    return list(builder.info.features["label"].names)
+    return tfds.core.tfds_path(f"datasets/imagenet2012/{name}").read_text().split()

@@ -1,9 +1,9 @@
 """TFDS datasets of images and masks, read by random access."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from vt_flax.data.host import tensorflow
 from vt_flax.data.mask_classes import MASK_PIXELS, find_classes, find_features
 from vt_flax.data.mask_counts import MaskCounts
 from vt_flax.data.masks import (
@@ -12,13 +12,12 @@ from vt_flax.data.masks import (
     histogram,
     is_gray_png,
 )
-from vt_flax.data.splits import check_tfds_split
 from vt_flax.data.storage import how_to_prepare
-from vt_flax.data.tfds_sources import TFDSRecords, data_dir_of
+from vt_flax.data.tfds_sources import TFDSSource, data_dir_of
 from vt_flax.errors import UserError, first_names
 
 
-class TFDSPairs(TFDSRecords):
+class TFDSPairs(TFDSSource):
     """A split of a TFDS dataset of images and masks, in array_record.
 
     Args:
@@ -44,8 +43,8 @@ class TFDSPairs(TFDSRecords):
         it is cut from; None if the dataset does not know.
 
     Raises:
-      UserError: if the dataset is no such one, its format has no random access, or
-        something is not given that it does not tell.
+      UserError: if the dataset has no masks, its format has no random access, or it
+        does not tell its classes and they are not given.
     """
 
     def __init__(
@@ -58,22 +57,21 @@ class TFDSPairs(TFDSRecords):
         num_classes: int = 0,
         image_feature: str = "",
     ):
-        from tensorflow_datasets.core.file_adapters import FileFormat
-
         keys = find_features(builder, mask_feature, image_feature)
-        self._image_feature = image_feature
         classes = find_classes(builder, keys[1], label_map, num_classes)
-        self.class_names = classes.names
-        self.mirrored = classes.mirrored
-        self.label_map = classes.table
-        if FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+        try:
+            super().__init__(builder, name, split, keys)
+        except NotImplementedError:
             raise UserError(
                 f"dataset {name!r} is stored as {builder.info.file_format.value}, and "
                 "segmentation needs random access: "
                 f"{how_to_prepare(f'convert {name}', data_dir_of(builder))}"
-            )
-        check_tfds_split(builder, name, split)
-        super().__init__(builder, name, split, keys)
+            ) from None
+        self.class_names, self.mirrored = classes.names, classes.mirrored
+        self.label_map = classes.table
+        self._choices = {"label_map": self.label_map.tolist()}
+        if image_feature:
+            self._choices["image_feature"] = image_feature
         known = (builder.info.metadata or {}).get(MASK_PIXELS, {})
         # Of a sum such as `train[:9]+test` neither part says what the other has.
         pixels = known.get(split if "+" in split else split.partition("[")[0])
@@ -82,27 +80,15 @@ class TFDSPairs(TFDSRecords):
             raise UserError(
                 f"dataset {name!r}: {keys[1]!r} is not stored as 8-bit grey PNGs,"
                 " and TensorFlow would read other values than it has, such as a "
-                "palette's colours; make an image_mask_folder of its images and masks"
+                "palette's colors; make an image_mask_folder of its images and masks"
             )
-
-    def identity(self) -> dict[str, Any]:
-        """Returns what makes the split the one it is: see `Source.identity`."""
-        chosen = self._image_feature
-        features = {"image_feature": chosen} if chosen else {}
-        label_map = {"label_map": self.label_map.tolist()}
-        return super().identity() | label_map | features
-
-    def label_feature(self) -> Any:
-        """Returns how TensorFlow reads the mask of a record."""
-        tf = tensorflow()
-        return tf.io.FixedLenFeature((), tf.string)
 
 
 def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
     """Returns notes on classes that have no labeled pixel in a split.
 
-    Where the masks are a sample and the dataset does not know its pixels, a note is
-    returned only if the sample has fewer than two classes.
+    A sample of the masks leaves that open, unless it has fewer than two classes; what
+    the dataset knows of its own pixels is used instead.
 
     Args:
       source: the split.
@@ -113,26 +99,22 @@ def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
     """
     counts = MaskCounts()
     for encoded in masks:
-        try:
+        # Decoding the example reports a mask that cannot be read.
+        with contextlib.suppress(ValueError):
             counts.add(histogram(decode_mask(encoded)))
-        except ValueError:
-            continue  # decoding the example reports it
     if not counts.values():
         return []
     names, table = source.class_names, source.label_map
-    absent, where = counts.absent(table, names), ""
-    if len(masks) < len(source):
-        known = source.stored.absent(table, names) if source.stored else []
-        if not known and len(absent) > len(names) - 2:
-            where = f" in the {len(masks)} masks of a sample"
-        else:
-            absent = known
-    elif len(absent) == len(names):
+    is_sample = len(masks) < len(source)
+    known = source.stored if is_sample and source.stored else counts
+    absent = known.absent(table, names)
+    if not absent or (is_sample and known is counts and len(absent) < len(names) - 1):
+        return []
+    if not is_sample and len(absent) == len(names):
         raise UserError(
             f"{source.name}: no pixel is labeled; the masks have {counts.describe()}"
         )
-    if not absent:
-        return []
+    where = " in a sample of its masks" if is_sample and known is counts else ""
     ignored = [value for value in counts.values() if table[value] == IGNORE]
     share = counts.pixels[ignored].sum() / counts.pixels.sum()
     hint = ""

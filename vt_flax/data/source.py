@@ -1,6 +1,7 @@
-"""What a source of examples is, and one that keeps them in memory."""
+"""Sources of examples, and a cache of one in memory."""
 
 import abc
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,8 @@ import psutil
 from vt_flax.data.orientation import UPRIGHT
 from vt_flax.errors import UserError
 
-# Of some examples: records, classes where these are not in the records, orientations.
+# Records of some examples, their classes where the records do not hold them, and their
+# orientations.
 Records = tuple[list[bytes], list[int], list[int]]
 
 
@@ -21,8 +23,8 @@ class Example:
 
     Attributes:
       image: the encoded file.
-      label: class index from 0; or the encoded file of a mask of them.
-      orientation: by which the stored image is to be turned; 1: it is used as stored.
+      label: class index from 0, or an encoded mask.
+      orientation: EXIF orientation by which the stored image is to be turned.
     """
 
     image: bytes
@@ -51,10 +53,9 @@ class Source(abc.ABC):
         """Returns the number of examples."""
 
     def identity(self) -> dict[str, Any]:
-        """Returns what makes the split the one it is, as JSON can write it.
+        """Returns what distinguishes the split from others, for JSON.
 
-        By this processes see whether they read the same, and a run that goes on whether
-        it still does.
+        Processes compare it, and a resumed run compares it with its first start.
         """
         return {
             "examples": len(self),
@@ -75,7 +76,7 @@ class Source(abc.ABC):
         return None
 
     def are_classes(self, labels: np.ndarray) -> np.ndarray:
-        """Tells which labels are classes."""
+        """Returns for each label whether it is a class."""
         return (labels >= 0) & (labels < len(self.class_names))
 
     def check_label(self, label: int, example: str) -> None:
@@ -103,27 +104,14 @@ class RandomAccessSource(Source):
         """
 
     def describe(self, index: int) -> str:
-        """Names an example in a message."""
+        """Returns a name of an example for messages."""
         return f"{self.name}, example {index}"
 
-    def stored_bytes(self) -> int:
-        """Returns about how many bytes the encoded split takes, from a sample."""
-        sample = range(0, len(self), max(1, len(self) // 100))
-        read = sum(
-            len(example.image)
-            + (len(example.label) if isinstance(example.label, bytes) else 0)
-            for example in self.read(sample)
-        )
-        return read * len(self) // len(sample)
-
-    # What the pipeline reads by. Records go from the storage to TensorFlow as they are,
-    # where that is faster than to take them apart in Python.
+    # The pipeline reads by these two. Records go from the storage to TensorFlow as they
+    # are, where that is faster than to parse them in Python.
 
     def fetch(self, indices: Sequence[int]) -> Records:
-        """Returns records, classes where they are apart, and orientations.
-
-        A source of masks has them in its records, and overrides this and `parse`.
-        """
+        """Returns records, classes where these are apart, and orientations."""
         examples = self.read(indices)
         return (
             [example.image for example in examples],
@@ -147,78 +135,52 @@ class StreamSource(Source):
 
     @abc.abstractmethod
     def stream(
-        self, seed: int | None, part: int, parts: int, buffer: int
+        self, seed: int | None, process: int, processes: int, buffer: int
     ) -> tuple[Any, int]:
-        """Opens a process's share of the split.
+        """Opens a process's shard of the split.
 
         Args:
           seed: of the shuffled order of endless epochs; None: once, in stored order.
-          part: which process.
-          parts: number of processes.
-          buffer: examples among which the next is drawn.
+          process: its index.
+          processes: their number.
+          buffer: size of the shuffle buffer, in examples.
 
         Returns:
           A `tf.data.Dataset` of (name, file, label), scalar tensors, and the number of
-          examples in the share.
+          examples in the shard.
         """
 
 
 def cached(source: Source) -> RandomAccessSource:
-    """Returns a source that keeps in memory what has been read of another.
+    """Returns a copy of a source that keeps in memory what has been fetched.
 
     Raises:
       UserError: if it has no random access, or the free memory would not hold it.
     """
     if not isinstance(source, RandomAccessSource):
         raise UserError(f"data.cache needs random access; {source.notes[0]}")
-    return CachedSource(source)
+    sample = source.read(range(0, len(source), max(1, len(source) // 100)))
+    files = [file for example in sample for file in (example.image, example.label)]
+    sampled = sum(len(file) for file in files if isinstance(file, bytes))
+    size = sampled * len(source) / len(sample)
+    free = psutil.virtual_memory().available
+    note = (
+        f"{source.name}: data.cache keeps about {size / 2**30:.1f} GiB of encoded "
+        f"examples in this host's memory, of which {free / 2**30:.1f} GiB are free"
+    )
+    if size > free:
+        raise UserError(f"{note}: set data.cache to False")
+    kept: dict[int, tuple[bytes, int, int]] = {}
 
-
-class CachedSource(RandomAccessSource):
-    """Keeps what has been read of another source in memory, still encoded.
-
-    Args:
-      source: the other source.
-
-    Raises:
-      UserError: if the memory that is free would not hold it.
-    """
-
-    def __init__(self, source: RandomAccessSource):
-        size, free = source.stored_bytes(), psutil.virtual_memory().available
-        told = (
-            f"{source.name}: data.cache keeps about {size / 2**30:.1f} GiB of encoded "
-            f"examples in this host's memory, of which {free / 2**30:.1f} GiB are free"
-        )
-        if size > free:
-            raise UserError(f"{told}: set data.cache to False")
-        self.name, self.class_names = source.name, source.class_names
-        self.mirrored = source.mirrored
-        self.notes = (*source.notes, told)
-        self._source = source
-        self._kept: dict[int, tuple[bytes, int, int]] = {}
-
-    def __len__(self) -> int:
-        """Returns the number of examples."""
-        return len(self._source)
-
-    def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some indices, still encoded."""
-        return self._source.read(indices)
-
-    def describe(self, index: int) -> str:
-        """Names an example in a message."""
-        return self._source.describe(index)
-
-    def fetch(self, indices: Sequence[int]) -> Records:
-        """Returns the records at some indices; reads those that it has not kept."""
-        missing = [i for i in indices if i not in self._kept]
+    def fetch(indices: Sequence[int]) -> Records:
+        missing = [i for i in indices if i not in kept]
         if missing:
-            read = zip(*self._source.fetch(missing), strict=True)
-            self._kept.update(zip(missing, read, strict=True))
-        kept = [self._kept[i] for i in indices]
-        return tuple([example[column] for example in kept] for column in range(3))
+            read = zip(*source.fetch(missing), strict=True)
+            kept.update(zip(missing, read, strict=True))
+        columns = zip(*(kept[i] for i in indices), strict=True)
+        return tuple(map(list, columns))
 
-    def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
-        """Returns file and label, scalar tensors, of a record and label of `fetch`."""
-        return self._source.parse(record, label)
+    result = copy.copy(source)
+    result.notes = (*source.notes, note)
+    result.fetch = fetch
+    return result

@@ -1,8 +1,9 @@
-"""Where examples come from: TFDS datasets, and class folders."""
+"""Opens the splits of datasets: class folders, and TFDS datasets."""
 
 import contextlib
 import os
 import sys
+from typing import Any
 
 from google.protobuf import json_format
 from ml_collections import ConfigDict
@@ -10,7 +11,6 @@ from ml_collections import ConfigDict
 from vt_flax.data.folders import FolderSource
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import Source
-from vt_flax.data.splits import check_tfds_split
 from vt_flax.data.storage import (
     how_to_prepare,
     is_folder,
@@ -68,18 +68,16 @@ def open_source(
         class labels.
     """
     if name.startswith(FOLDER_PREFIX):
-        for option, value in (("image", image_feature), ("label", label_feature)):
-            if value:
-                raise UserError(
-                    f"data.{option}_feature {value!r}: {name} has no features, only "
-                    "TFDS datasets do; leave it empty"
-                )
+        if image_feature or label_feature:
+            raise UserError(
+                f"{name} has no features: leave data.image_feature and "
+                "data.label_feature empty, which are for TFDS datasets"
+            )
         path = name.removeprefix(FOLDER_PREFIX)
         if not path:
             raise UserError(f"data.name {name}: write the folder's path, folder:PATH")
         return FolderSource(storage_path(path), split)
     builder = prepared_builder(name, data_dir)
-    check_tfds_split(builder, name, split)
     keys = class_features(builder, name, image_feature, label_feature)
     try:
         return TFDSSource(builder, name, split, keys)
@@ -87,7 +85,7 @@ def open_source(
         return TFDSStream(builder, name, split, keys)
 
 
-def tfds_builder(name: str, data_dir: str = ""):
+def tfds_builder(name: str, data_dir: str = "") -> Any:
     """Returns the builder of a TFDS dataset, prepared or not.
 
     Args:
@@ -100,7 +98,7 @@ def tfds_builder(name: str, data_dir: str = ""):
     """
     if data_dir:
         data_dir = str(storage_path(data_dir))
-        # TFDS says of whatever goes wrong there that the dataset is not prepared.
+        # Whatever goes wrong there, TFDS takes the dataset for one not prepared.
         is_folder(data_dir)
     tensorflow()  # quietly, before TFDS imports it
     import tensorflow_datasets as tfds
@@ -118,12 +116,8 @@ def tfds_builder(name: str, data_dir: str = ""):
     try:
         with storage_errors(data_dir or name):
             builder = tfds.builder(name, data_dir=data_dir or None)
-    except tfds.core.registered.DatasetNotFoundError:
-        raise _unknown(name, where) from None
     except (ValueError, AssertionError, json_format.ParseError) as error:
-        if _is_path(name):
-            raise _unknown(name, where) from None
-        raise UserError(f"dataset {name!r}{where}: {first_line(error)}") from error
+        raise _unknown(name, where, error) from error
     # TFDS reads the formats that a dataset has beside its first one, but forgets them
     # where it has the dataset's code.
     stored = set(builder.info.as_proto.alternative_file_formats)
@@ -132,51 +126,50 @@ def tfds_builder(name: str, data_dir: str = ""):
     return builder
 
 
-def prepared_builder(name: str, data_dir: str = ""):
+def prepared_builder(name: str, data_dir: str = "") -> Any:
     """Returns the builder of a prepared TFDS dataset; embedded ones are made first.
 
     Raises:
       UserError: if the dataset is not known, or not prepared.
     """
-    import tensorflow_datasets as tfds
-
     builder = tfds_builder(name, data_dir)
     with storage_errors(builder.data_path):
-        prepared = builder.is_prepared()
-    if not prepared:
-        if builder.name not in EMBEDDED or in_bucket(builder.data_path):
-            raise UserError(
-                f"dataset {name!r} is not prepared in {builder.data_path}: "
-                f"{how_to_prepare(name, data_dir_of(builder))}, or set data_dir"
-            )
-        if builder.data_path.exists():
-            raise UserError(
-                f"{builder.data_path} is there but holds no finished dataset: move it "
-                "away and run again"
-            )
-        tfds.disable_progress_bar()
-        with (
-            storage_errors(builder.data_path),
-            # A command's standard output is its result alone.
-            contextlib.redirect_stdout(sys.stderr),
-        ):
-            builder.download_and_prepare(file_format="array_record")
+        if not builder.is_prepared():
+            _prepare_embedded(builder, name)
     return builder
 
 
-def _unknown(name: str, where: str) -> UserError:
-    """Returns the error for a name that is no dataset's, with a hint."""
+def _prepare_embedded(builder: Any, name: str) -> None:
     import tensorflow_datasets as tfds
 
-    path = name if _is_path(name) else "PATH"
-    hint = f"; for images in class folders write folder:{path}"
-    known = tfds.list_builders(with_community_datasets=False)
-    if path == "PATH" and "did you mean" in nearest(name, known):
-        hint = nearest(name, known)
+    if builder.name not in EMBEDDED or in_bucket(builder.data_path):
+        raise UserError(
+            f"dataset {name!r} is not prepared in {builder.data_path}: "
+            f"{how_to_prepare(name, data_dir_of(builder))}, or set data_dir"
+        )
+    if builder.data_path.exists():
+        raise UserError(
+            f"{builder.data_path} is there but holds no finished dataset: move it "
+            "away and run again"
+        )
+    tfds.disable_progress_bar()
+    # A command's standard output is its result alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        builder.download_and_prepare(file_format="array_record")
+
+
+def _unknown(name: str, where: str, error: Exception) -> UserError:
+    """Returns the error for a dataset that TFDS cannot open, with a hint."""
+    import tensorflow_datasets as tfds
+
+    if in_bucket(name) or name.startswith(("/", ".", "~")) or os.path.isdir(name):
+        hint = f"; for images in class folders write folder:{name}"
+    elif isinstance(error, tfds.core.registered.DatasetNotFoundError):
+        hint = nearest(name, tfds.list_builders(with_community_datasets=False))
+        if "did you mean" not in hint:
+            hint = "; for images in class folders write folder:PATH"
+    else:
+        return UserError(f"dataset {name!r}{where}: {first_line(error)}")
     return UserError(
         f"dataset {name!r} is not known to TFDS, nor prepared{where}{hint}"
     )
-
-
-def _is_path(name: str) -> bool:
-    return in_bucket(name) or name.startswith(("/", ".", "~")) or os.path.isdir(name)
