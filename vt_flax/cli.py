@@ -16,11 +16,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_line
 from vt_flax.parallel import processes
 from vt_flax.paths import typed_path
 from vt_flax.texts import json_text, printable
 
+# What to do about an error of JAX that contains a phrase.
+DEVICE_ADVICE = {
+    "known backends": '; pip install "jax[cuda13]" for GPUs, "jax[tpu]" for TPUs',
+    "in use": "; end the other process, or set JAX_PLATFORMS=cpu",
+    "cuda": '; "jax[cuda13]" needs an NVIDIA driver of 580 or newer, "jax[cuda12]" 525',
+}
 # A side of the largest image to count or to make a program for; JPEG's limit is near.
 MOST_PIXELS = 65536
 # Columns of a table that no terminal shows.
@@ -154,20 +160,25 @@ def set_up_devices(config: ConfigDict) -> None:
 
 
 def start_devices() -> None:
-    """Starts JAX's devices, and prints a note on an accelerator that it does not use.
+    """Starts JAX's devices; commands that run networks call it before long work.
 
-    Commands that run networks call it before anything that takes long.
+    JAX itself warns of a GPU or TPU that it cannot use.
 
     Raises:
-      UserError: if JAX starts no device.
+      UserError: if JAX starts no device, as with a driver that is too old.
     """
     import jax
 
-    from vt_flax.parallel import accelerators
-
-    note = accelerators.start_devices()
-    if note and jax.process_index() == 0:
-        print(f"note: {note}", file=sys.stderr, flush=True)
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        processes.raise_if_lost()
+        # A bare assertion fails if JAX_PLATFORMS=cuda and there is no NVIDIA device.
+        reason = first_line(error) or f"none for {jax.config.jax_platforms} found"
+        advice = [text for part, text in DEVICE_ADVICE.items() if part in reason]
+        raise UserError(
+            f"JAX starts no device: {reason}{''.join(advice[:1])}"
+        ) from error
 
 
 def use_cpu_devices(count: int) -> None:
