@@ -18,6 +18,7 @@ from rich.table import Table
 
 from vt_flax.errors import UserError, first_line
 from vt_flax.parallel import processes
+from vt_flax.parallel.place import find_place
 from vt_flax.paths import typed_path
 from vt_flax.texts import json_text, printable
 
@@ -110,7 +111,7 @@ def add_process_arguments(parser: ArgumentParser) -> None:
         "--coordinator",
         default=os.environ.get("JAX_COORDINATOR_ADDRESS", ""),
         metavar="HOST:PORT",
-        help="process 0; the port and the next one must be open",
+        help="address of process 0; the port must be open",
     )
     group.add_argument("--processes", type=int, metavar="N", help="how many; 1: alone")
     group.add_argument("--process", type=int, metavar="I", help="this one, from 0")
@@ -129,21 +130,17 @@ def add_process_arguments(parser: ArgumentParser) -> None:
 def join_processes(args: argparse.Namespace) -> None:
     """Finds the other processes of a run: see `processes.join`."""
     hosts = [host for host in args.hosts.split(",") if host]
-    place = processes.find_place(args.coordinator, args.processes, args.process, hosts)
+    place = find_place(args.coordinator, args.processes, args.process, hosts)
     processes.join(place, args.start_seconds)
-    if processes.several():
-        # It imports JAX, which commands that need none are to start without.
-        from vt_flax.parallel.agreement import check_code
-
-        check_code()
-    processes.start_jax(place, args.start_seconds)
 
 
 def agree(command: str, config: ConfigDict) -> None:
     """Checks that all processes do the same, and sets what they go by."""
-    from vt_flax.parallel.agreement import check_agreement
+    from vt_flax.parallel.agreement import check_equal
 
-    check_agreement(command, config.to_dict())
+    options = {"command": command, **config.to_dict()}
+    advice = "start the same command on all"
+    check_equal("has another configuration than", options, advice)
     processes.set_limits(config.parallel.silence_seconds, config.parallel.stall_seconds)
     set_up_devices(config)
 
@@ -241,7 +238,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             main(sys.argv[1:])
             processes.finish()
     except UserError as error:
-        _end(error.label + printable(" ".join(str(error).split())), error.status)
+        line = error.label + printable(" ".join(str(error).split()))
+        _end(line, error.status, together=error.everywhere)
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except BrokenPipeError:
@@ -264,12 +262,20 @@ def _disable_x64() -> None:
         jax.config.update("jax_enable_x64", False)
 
 
-def _end(told: str, status: int) -> None:
-    """Tells why this process ends, unless another thread does, and ends it."""
+def _end(line: str, status: int, together: bool = False) -> None:
+    """Prints why this process ends, unless the watchdog does, and ends it.
+
+    Args:
+      line: what to print.
+      status: exit status.
+      together: whether all processes of a run end alike.
+    """
     if not processes.has_last_word():
         time.sleep(60)
-    if told:
-        print(told, file=sys.stderr)
+    if line:
+        print(line, file=sys.stderr, flush=True)
+    if together:
+        processes.finish()
     processes.end(status)
 
 

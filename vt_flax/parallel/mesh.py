@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,11 +57,6 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mes
     return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def axes(mesh: Mesh) -> str:
-    """Returns the mesh shape as text, such as `mesh data 4 x fsdp 2`."""
-    return "mesh " + " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-
-
 def name_devices(devices: Sequence[jax.Device]) -> str:
     """Returns such as `8 cpu devices` or `1 gpu device (NVIDIA A100-SXM4-40GB)`."""
     platform = devices[0].platform
@@ -74,6 +70,15 @@ def describe(mesh: Mesh) -> str:
     processes = jax.process_count()
     return name_devices(mesh.devices.flatten()) + (
         f" of {processes} processes" if processes > 1 else ""
+    )
+
+
+def banner(mesh: Mesh) -> str:
+    """Returns such as `process 0 of 2 on HOST: 4 cpu devices, mesh data 2 x fsdp 2`."""
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} on "
+        f"{platform.node()}: {name_devices(mesh.devices.flatten())}, mesh {axes}"
     )
 
 
