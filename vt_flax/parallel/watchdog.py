@@ -96,9 +96,12 @@ class Watchdog:
                 socket.create_connection(self._address, timeout=BEAT_SECONDS).close()
             except OSError:
                 self._end(self._gone, LOST)
+            set_handler(signal.SIGABRT, signal.SIG_DFL)
+            os.abort()
 
         self._handler = handle  # keeps it alive
-        ctypes.CDLL(None).signal(signal.SIGABRT, handle)
+        set_handler = ctypes.CDLL(None).signal
+        set_handler(signal.SIGABRT, handle)
 
     def join(self) -> None:
         """Waits for the threads to end, when the run is over and JAX is shut down.
