@@ -1,6 +1,10 @@
 """The watchdog, with threads in the place of processes and a store in memory."""
 
 import contextlib
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -161,3 +165,29 @@ def test_a_failed_collective_shortens_the_wait(dogs, monkeypatch):
     wait_until(lambda: all(dog.ended for dog in them[:2]), 5)
     line = "process 2 (host2) of 3 is gone: no heartbeat for 1 s"
     assert all(dog.ended[0].startswith(line) for dog in them[:2])
+
+
+ABORTED = """
+import os, sys, threading
+from vt_flax.parallel.place import Place
+from vt_flax.parallel.watchdog import Watchdog
+class Store:
+    def set(self, *_): pass
+    def get(self, *_): threading.Event().wait()
+Watchdog(Place(1, 2, sys.argv[1]), ["a", "b"], Store()).handle_aborts()
+os.abort() if sys.argv[2] == "abort" else os.kill(os.getpid(), 6)
+threading.Event().wait(20)
+"""
+
+
+@pytest.mark.parametrize("lost, how", [(True, "abort"), (False, "signal")])
+def test_an_abort_names_process_0_only_if_it_is_lost(lost, how):
+    with socket.socket() as process_0:
+        process_0.bind(("127.0.0.1", 0))
+        if not lost:
+            process_0.listen()
+        address = f"127.0.0.1:{process_0.getsockname()[1]}"
+        command = [sys.executable, "-c", ABORTED, address, how]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == (5 if lost else -signal.SIGABRT)
+    assert ("error: process 0 (a) of 2 is gone: " in done.stderr) == lost
