@@ -13,6 +13,7 @@ import contextlib
 import functools
 import pathlib
 import random
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ LONG = {
     "eval.every": "60 steps",
     "log.every": "7 steps",
     "log.tensorboard": False,
+    "parallel.silence_seconds": 10.0,
 }
 MOMENTS = ("starting", "training", "saving")
 # In a life at most, of 7 steps each.
@@ -65,7 +67,8 @@ class Run:
                 victim.kill()
                 for other in it:
                     if other is not victim:
-                        assert other.end(60) == 5, other.err
+                        # JAX aborts where one is lost while it starts.
+                        assert other.end(60) in (5, -signal.SIGABRT), other.err
 
             def end() -> None:
                 for process in it:

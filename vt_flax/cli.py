@@ -16,11 +16,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_line
 from vt_flax.parallel import processes
+from vt_flax.parallel.place import find_place
 from vt_flax.paths import typed_path
 from vt_flax.texts import json_text, printable
 
+# What to do about an error of JAX that contains a phrase.
+DEVICE_ADVICE = {
+    "known backends": '; pip install "jax[cuda13]" for GPUs, "jax[tpu]" for TPUs',
+    "in use": "; end the other process, or set JAX_PLATFORMS=cpu",
+    "cuda": '; "jax[cuda13]" needs an NVIDIA driver of 580 or newer, "jax[cuda12]" 525',
+}
 # A side of the largest image to count or to make a program for; JPEG's limit is near.
 MOST_PIXELS = 65536
 # Columns of a table that no terminal shows.
@@ -104,7 +111,7 @@ def add_process_arguments(parser: ArgumentParser) -> None:
         "--coordinator",
         default=os.environ.get("JAX_COORDINATOR_ADDRESS", ""),
         metavar="HOST:PORT",
-        help="process 0; the port and the next one must be open",
+        help="address of process 0; the port must be open",
     )
     group.add_argument("--processes", type=int, metavar="N", help="how many; 1: alone")
     group.add_argument("--process", type=int, metavar="I", help="this one, from 0")
@@ -123,21 +130,17 @@ def add_process_arguments(parser: ArgumentParser) -> None:
 def join_processes(args: argparse.Namespace) -> None:
     """Finds the other processes of a run: see `processes.join`."""
     hosts = [host for host in args.hosts.split(",") if host]
-    place = processes.find_place(args.coordinator, args.processes, args.process, hosts)
+    place = find_place(args.coordinator, args.processes, args.process, hosts)
     processes.join(place, args.start_seconds)
-    if processes.several():
-        # It imports JAX, which commands that need none are to start without.
-        from vt_flax.parallel.agreement import check_code
-
-        check_code()
-    processes.start_jax(place, args.start_seconds)
 
 
 def agree(command: str, config: ConfigDict) -> None:
     """Checks that all processes do the same, and sets what they go by."""
-    from vt_flax.parallel.agreement import check_agreement
+    from vt_flax.parallel.agreement import check_equal
 
-    check_agreement(command, config.to_dict())
+    options = {"command": command, **config.to_dict()}
+    advice = "start the same command on all"
+    check_equal("has another configuration than", options, advice)
     processes.set_limits(config.parallel.silence_seconds, config.parallel.stall_seconds)
     set_up_devices(config)
 
@@ -154,20 +157,25 @@ def set_up_devices(config: ConfigDict) -> None:
 
 
 def start_devices() -> None:
-    """Starts JAX's devices, and prints a note on an accelerator that it does not use.
+    """Starts JAX's devices; commands that run networks call it before long work.
 
-    Commands that run networks call it before anything that takes long.
+    JAX itself warns of a GPU or TPU that it cannot use.
 
     Raises:
-      UserError: if JAX starts no device.
+      UserError: if JAX starts no device, as with a driver that is too old.
     """
     import jax
 
-    from vt_flax.parallel import accelerators
-
-    note = accelerators.start_devices()
-    if note and jax.process_index() == 0:
-        print(f"note: {note}", file=sys.stderr, flush=True)
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        processes.raise_if_lost()
+        # A bare assertion fails if JAX_PLATFORMS=cuda and there is no NVIDIA device.
+        reason = first_line(error) or f"none for {jax.config.jax_platforms} found"
+        advice = [text for part, text in DEVICE_ADVICE.items() if part in reason]
+        raise UserError(
+            f"JAX starts no device: {reason}{''.join(advice[:1])}"
+        ) from error
 
 
 def use_cpu_devices(count: int) -> None:
@@ -228,7 +236,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             main(sys.argv[1:])
             processes.finish()
     except UserError as error:
-        _end(error.label + printable(" ".join(str(error).split())), error.status)
+        line = error.label + printable(" ".join(str(error).split()))
+        _end(line, error.status, together=error.everywhere)
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except BrokenPipeError:
@@ -251,12 +260,20 @@ def _disable_x64() -> None:
         jax.config.update("jax_enable_x64", False)
 
 
-def _end(told: str, status: int) -> None:
-    """Tells why this process ends, unless another thread does, and ends it."""
+def _end(line: str, status: int, together: bool = False) -> None:
+    """Prints why this process ends, unless the watchdog does, and ends it.
+
+    Args:
+      line: what to print.
+      status: exit status.
+      together: whether all processes of a run end alike.
+    """
     if not processes.has_last_word():
         time.sleep(60)
-    if told:
-        print(told, file=sys.stderr)
+    if line:
+        print(line, file=sys.stderr, flush=True)
+    if together:
+        processes.finish()
     processes.end(status)
 
 

@@ -18,8 +18,7 @@ import jax
 
 from vt_flax import cli
 from vt_flax.analysis.macs import count
-from vt_flax.parallel import processes
-from vt_flax.parallel.mesh import axes
+from vt_flax.parallel.mesh import banner
 from vt_flax.paths import local_folder
 from vt_flax.training.config import load_config
 from vt_flax.training.loop import train
@@ -44,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     run = prepare(config)
     # A JSON result has standard output to itself.
     stream = sys.stderr if args.format == "json" else sys.stdout
-    print(f"{processes.banner()}, {axes(run.mesh)}", file=stream, flush=True)
+    print(banner(run.mesh), file=stream, flush=True)
     if args.format == "table" and jax.process_index() == 0:
         height, width = size = run.task.input_size(config)
         counts = count(run.model, size)

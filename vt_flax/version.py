@@ -1,3 +1,23 @@
 """The version of the package, read by setup.cfg without importing JAX."""
 
+import functools
+import hashlib
+import pathlib
+from importlib import metadata
+
 __version__ = "0.1.0"
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Returns the version of each package that decides how a configuration is run."""
+    sources = hashlib.sha256()
+    root = pathlib.Path(__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        name = file.relative_to(root).as_posix()
+        # Configurations are compared as such, and a checkout links to their folder.
+        if not name.startswith("configs/"):
+            sources.update(name.encode() + file.read_bytes())
+    code = {"vt_flax": f"{__version__} (sources {sources.hexdigest()[:12]})"}
+    libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow")
+    return code | {name: metadata.version(name) for name in libraries}

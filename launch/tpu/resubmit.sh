@@ -12,9 +12,9 @@ usage: bash launch/tpu/resubmit.sh --name N --zone Z --type T [OPTION ...] -- TR
 
 Creates a TPU, installs, trains, and looks after it until the training is done: a TPU
 that was taken away is deleted and asked for again, and the same command goes on where
-the workdir stopped. Then the TPU is deleted. Bad input (status 2) and a training that
-diverged (3) end it, for the next attempt would end likewise; so do three other errors
-in a row.
+the workdir stopped; so does one of which a process was ended by a signal. Then the TPU
+is deleted. Bad input (status 2) and a training that diverged (3) end it, for the next
+attempt would end likewise; so do three other errors in a row.
 
   --type T, --version V, --spot, --wait S: see create.sh
   --bucket B     see install.sh
@@ -85,9 +85,11 @@ attempt() {
       *running* | *start* | *stop*) continue ;;
       *dead*) outcome=dead; return ;;
     esac
-    # One that failed by itself has a status of its own; those of the others only say
-    # that one is gone (5), or that they were stopped (4).
-    statuses=$(grep -oE '[0-9]+' <<<"$answer" | sort -n)
+    # A process that failed by itself has a status of its own; the others were stopped
+    # (4), lost another one (5), or were ended by a signal: SIGABRT, as JAX aborts,
+    # SIGKILL or SIGTERM, which systemd gives by its number and a shell 128 higher.
+    statuses=$(grep -oE '[0-9]+' <<<"$answer" | sed -E 's/^(6|9|15|134|137|143)$/5/' |
+      sort -n)
     own=$(grep -vxE '0|4|5' <<<"$statuses" | head -1) || own=
     outcome=${own:-$(tail -1 <<<"$statuses")}
     return
@@ -105,7 +107,7 @@ for ((i = 1; i <= attempts; i++)); do
       bash "$here/delete.sh" "${where[@]}" || true
       sleep "$poll"
       ;;
-    dead | 4 | 5) echo "== stopped, and saved ($outcome): again" ;;
+    dead | 4 | 5) echo "== stopped, or a process was lost ($outcome): again" ;;
     *)
       errors=$((errors + 1))
       echo "== an error (status $outcome), $errors in a row"

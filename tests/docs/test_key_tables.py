@@ -13,7 +13,7 @@ from vt_flax.analysis.published_segmentation import PUBLISHED_SEGMENTATION
 from vt_flax.data.prepare.archives import ARCHIVES, IMAGENET_SHARE
 from vt_flax.errors import UserError
 from vt_flax.models import list_models, model_options
-from vt_flax.parallel.link import Lost
+from vt_flax.parallel.roll_call import LOST
 from vt_flax.training.config import default_config
 from vt_flax.training.requests import Stopped
 from vt_flax.training.trainer import Diverged
@@ -78,7 +78,7 @@ def test_statuses(page):
     told = {
         int(row["status of `train`"]) for row in table_of(page, "status of `train`")
     }
-    assert told == {kind.status for kind in (UserError, Diverged, Stopped, Lost)}
+    assert told == {LOST, *(kind.status for kind in (UserError, Diverged, Stopped))}
 
 
 def test_measured_figures_are_those_of_the_benchmarks():

@@ -244,12 +244,14 @@ def test_preempted_resubmitted_finished_and_deleted(cloud):
     assert done.stdout.count("== attempt") == 2
 
 
-def test_what_was_stopped_and_saved_goes_on_on_the_same_machines(cloud):
-    ends = ["failed 4\nfailed 4", "failed 5\nfailed 137", "dead 0", DONE]
+def test_what_was_stopped_or_lost_goes_on_on_the_same_machines(cloud):
+    """By a signal too, which systemd and shells number differently."""
+    signals = ["5\nfailed 137", "134\nfailed 5", "9\nfailed 6", "143\nfailed 15"]
+    ends = [*(f"failed {end}" for end in ["4\nfailed 4", *signals]), "dead 0", DONE]
     it = cloud(lives=[[end] for end in ends])
     done = resubmit(it)
     assert done.returncode == 0, done.stderr
-    assert it.kinds() == "create " + "copy install start ask " * 4 + "delete"
+    assert it.kinds() == "create " + "copy install start ask " * 7 + "delete"
 
 
 @pytest.mark.parametrize("status", [2, 3])

@@ -120,7 +120,7 @@ def test_an_old_compiler(version, name, old, compiler, tmp_path, monkeypatch, ca
 
 def test_progress(compiler, tmp_path, monkeypatch, capsys):
     compiler("sleep 0.5; exit 1", tmp_path)
-    monkeypatch.setattr(topology, "TELL_SECONDS", 0.1)
+    monkeypatch.setattr(topology, "PROGRESS_SECONDS", 0.1)
     progress, _ = lines_of([*TINY, "--topology", "v5e:2x2"], monkeypatch, capsys)
     assert "v5e:2x2: 0 s so far" in progress
 

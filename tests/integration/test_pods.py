@@ -142,13 +142,17 @@ def test_any_layout_trains_alike(count, devices, fsdp, plain_alone, plain, tmp_p
     assert_alike(finish(tmp_path, count, devices, changes), plain_alone)
 
 
-def ends(processes, status, lines, seconds=60):
-    """Checks that processes end with one line each, and returns after how long."""
+def ends(processes, status, text, seconds=60):
+    """Checks that processes end with one line each, and returns after how long.
+
+    JAX may have printed why it would have aborted.
+    """
     begin = time.monotonic()
     for process in processes:
         assert process.end(seconds) == status, process.out + process.err
-        (line,) = process.err.splitlines()
-        assert lines in line, line
+        lines = process.err.splitlines()
+        (line,) = [x for x in lines if x.startswith(("error: ", "stopped "))]
+        assert text in line, line
     return time.monotonic() - begin
 
 
@@ -159,7 +163,7 @@ def test_whatever_happens_to_one_of_two_the_result_is_the_same(
     lost but time."""
 
     def disturbed(step):
-        changes = {**data, "parallel.silence_seconds": 6.0}
+        changes = {**data, "parallel.silence_seconds": 10.0}
         it = stack.enter_context(pod(tmp_path, [changes] * 2, devices=2))
         it[0].wait_for(f"step {step}/")
         return it
@@ -176,8 +180,8 @@ def test_whatever_happens_to_one_of_two_the_result_is_the_same(
         assert f"resuming from step {step} of 20" in it[0].out
         assert "(auto on cpu: kept from formulation.json)" in it[0].out
         it[1].send(signal.SIGKILL)
-        assert ends(it[:1], 5, "error: process 1 (") < 15
-        assert "is gone" in it[0].err
+        assert ends(it[:1], 5, "error: process 1 (") < 25
+        assert "is gone: no heartbeat for 10 s (last at: step " in it[0].err
 
         it = disturbed(12)
         it[0].send(signal.SIGKILL)
@@ -187,14 +191,14 @@ def test_whatever_happens_to_one_of_two_the_result_is_the_same(
         it = disturbed(16)
         it[1].send(signal.SIGSTOP)
         assert ends(it[:1], 5, "error: process 1 (") < 30
-        assert "is not heard of for" in it[0].err
+        assert "is gone: no heartbeat for 10 s" in it[0].err
     finish(tmp_path, 2, 2, data)
     assert_same_run(tmp_path, together)
 
 
 def test_a_peer_that_never_starts_is_named(data, tmp_path):
     with pod(tmp_path, [data], count=2, extra=["--start_seconds", "3"]) as it:
-        ends(it, 5, "error: process 1 of 2 did not come to 'start' within 3 s")
+        ends(it, 5, "error: process 1 of 2 did not start in 3 s")
     assert not (tmp_path / "run").exists()
 
 
@@ -222,7 +226,7 @@ def test_copies_of_the_data_that_differ(data, tmp_path):
 
     def refused(told):
         with pod(tmp_path, [changes] * 2, homes=homes) as it:
-            ends(it, 2, " reads other data than process 0 (")
+            ends(it, 2, " has other data than process 0 (")
             assert told in it[0].err
         assert not (tmp_path / "run").exists()
 

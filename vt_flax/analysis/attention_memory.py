@@ -23,8 +23,7 @@ from vt_flax.models.comparison.san_attention import (
     PatchwiseAttention,
 )
 from vt_flax.models.resnet import BottleneckBlock
-from vt_flax.parallel.child import read_request
-from vt_flax.parallel.topology import compile_apart, tpu_devices
+from vt_flax.parallel.topology import compile_apart, read_request, tpu_devices
 
 # Input of a block of stage 2, in all networks.
 SHAPE = (32, 56, 56, 256)

@@ -10,8 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vt_flax.parallel.agreement import versions
 from vt_flax.parallel.topology import libtpu_version
+from vt_flax.version import versions
 
 FOLDER = "~/.cache/vt_flax/plan"
 # Keys of a configuration that no step depends on: sections, and keys of `data`.

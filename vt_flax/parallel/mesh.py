@@ -1,7 +1,8 @@
-"""The mesh of devices, and how arrays lie on it."""
+"""The mesh of devices, and how arrays are sharded over it."""
 
 import contextlib
 import math
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,25 +13,24 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vt_flax.errors import UserError
 from vt_flax.experimental import mesh_utils
 
-# Examples are spread over both axes; parameters over the second, if it has a size.
+# Batches are sharded over both axes, parameters over the second alone.
 BATCH_AXES = ("data", "fsdp")
-# Arrays of fewer elements are copied to every device: to gather them costs more than
-# the memory is worth.
+# Smaller arrays are replicated: gathering them costs more than their memory is worth.
 LEAST_SHARDED = 2**14
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
     """Returns a mesh of `data` x `fsdp`, laid out by the physical topology.
 
-    The devices of an `fsdp` group are neighbours: of one slice, where there are several
-    that are joined by a slower network, and on a host where they fit.
+    The devices of an `fsdp` group are neighbors in one slice, and on one host where
+    they fit, since slices are connected by a slower network.
 
     Args:
-      devices: all by default.
-      fsdp: over how many devices parameters and optimizer state are spread.
+      devices: all devices by default.
+      fsdp: number of devices over which parameters and optimizer state are sharded.
 
     Raises:
-      UserError: if the devices are no multiple of `fsdp`, or not within a slice.
+      UserError: if `fsdp` does not divide the devices of a slice.
     """
     devices = list(devices if devices is not None else jax.devices())
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -50,23 +50,15 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mes
             )
         else:
             grid = mesh_utils.create_device_mesh(shape, devices, **options)
-    # Chips whose cores are devices of their own (v2, v3, v4 as the compiler alone has
-    # it), and shapes that a torus does not hold: then in the order of their numbers.
+    # JAX lays out neither chips with two devices (v2, v3, v4 without megacore) nor
+    # shapes that do not fit the torus; their devices are taken in order of their ids.
     except (AssertionError, NotImplementedError):
         grid = np.asarray(devices).reshape(slices * shape[0], shape[1])
     return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def axes(mesh: Mesh) -> str:
-    """Returns how the devices are laid out, such as `mesh data 4 x fsdp 2`."""
-    return "mesh " + " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-
-
 def name_devices(devices: Sequence[jax.Device]) -> str:
-    """Returns the number and kind of devices.
-
-    Such as `8 cpu devices`, or `1 gpu device (NVIDIA A100-SXM4-40GB)`.
-    """
+    """Returns such as `8 cpu devices` or `1 gpu device (NVIDIA A100-SXM4-40GB)`."""
     platform = devices[0].platform
     kinds = sorted({device.device_kind for device in devices})
     text = f"{len(devices)} {platform} device{'s' if len(devices) > 1 else ''}"
@@ -74,45 +66,46 @@ def name_devices(devices: Sequence[jax.Device]) -> str:
 
 
 def describe(mesh: Mesh) -> str:
-    """Returns the devices of a mesh, as in `8 tpu devices (TPU v5e) of 2 processes`."""
+    """Returns such as `8 tpu devices (TPU v5e) of 2 processes`."""
     processes = jax.process_count()
     return name_devices(mesh.devices.flatten()) + (
         f" of {processes} processes" if processes > 1 else ""
     )
 
 
-def on_devices_of(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """What a network is called within: its kernels see a device's own examples alone.
+def banner(mesh: Mesh) -> str:
+    """Returns such as `process 0 of 2 on HOST: 4 cpu devices, mesh data 2 x fsdp 2`."""
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} on "
+        f"{platform.node()}: {name_devices(mesh.devices.flatten())}, mesh {axes}"
+    )
 
-    The compiler spreads what it knows over the devices by itself; a kernel of our own
-    it does not.
+
+def on_devices_of(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Returns the context to apply a network in, so that its kernels are sharded.
+
+    The compiler shards its own operations, but a Pallas kernel must know the mesh.
     """
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples spread over every device, along the first axis."""
+    """Returns the sharding of a batch: the first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Returns the sharding of an array that is copied to every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_sharding(mesh: Mesh, state: Any) -> Any:
-    """Spreads the large arrays of a state over `fsdp`, each along its longest axis.
+    """Returns a sharding for each array of a state, or of its shapes.
 
-    An array's place follows from its shape alone, so that a parameter, its gradient,
-    its averages and what the optimizer keeps of it lie alike.
-
-    Args:
-      mesh: the devices.
-      state: arrays, or their shapes.
-
-    Returns:
-      A sharding for each array. Those without an axis that `fsdp` divides, and those of
-      fewer than LEAST_SHARDED elements, are copied to every device.
+    Large arrays are sharded over `fsdp` along their longest axis that it divides; the
+    others are replicated. A sharding depends on the shape alone, so a parameter, its
+    gradient, its EMA and its optimizer state are sharded alike.
     """
     size = mesh.shape["fsdp"]
 
@@ -120,7 +113,7 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
         axes = [i for i, length in enumerate(array.shape) if length % size == 0]
         if size == 1 or not axes or math.prod(array.shape) < LEAST_SHARDED:
             return replicated(mesh)
-        # The last of several equals: the channels that a convolution makes.
+        # Of equal axes the last: a convolution's output channels.
         longest = max(axes, key=lambda i: (array.shape[i], i))
         return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
 
@@ -128,31 +121,30 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
 
 
 def own_rows(mesh: Mesh, batch: int) -> np.ndarray:
-    """Returns which rows of a global batch this process's devices hold, in order.
+    """Returns the indices in a global batch of this process's examples, ascending.
 
-    On a torus the mesh may visit a host's devices far apart: they need not be
-    neighbours in the batch.
+    They need not be contiguous: on a torus, the mesh may order a host's devices far
+    apart.
     """
-    index = jax.process_index()
-    return rows_of(mesh, batch)[index]
+    return rows_of(mesh, batch)[jax.process_index()]
 
 
 def rows_of(mesh: Mesh, batch: int) -> dict[int, np.ndarray]:
-    """Returns the rows of a global batch that each process's devices hold, in order."""
-    rows: dict[int, list[np.ndarray]] = {}
-    places = batch_sharding(mesh).devices_indices_map((batch,))
-    for device, (part,) in places.items():
-        rows.setdefault(device.process_index, []).append(np.arange(batch)[part])
-    return {index: np.sort(np.concatenate(parts)) for index, parts in rows.items()}
+    """Returns the indices in a global batch of each process's examples, ascending."""
+    indices: dict[int, list[np.ndarray]] = {}
+    shards = batch_sharding(mesh).devices_indices_map((batch,))
+    for device, (shard,) in shards.items():
+        indices.setdefault(device.process_index, []).append(np.arange(batch)[shard])
+    return {i: np.sort(np.concatenate(parts)) for i, parts in indices.items()}
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """Makes global arrays of the rows that each process has: see `own_rows`.
+    """Returns global arrays from each process's examples: see `own_rows`.
 
-    The copy to the devices goes on while the host continues.
+    The copy to the devices is asynchronous.
     """
     sharding = batch_sharding(mesh)
-    # This is what is meant to cross, whatever guard stands around it.
+    # The training loop disallows every other transfer.
     with jax.transfer_guard_host_to_device("allow"):
         return {
             name: jax.make_array_from_process_local_data(sharding, array)
@@ -161,7 +153,7 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
 
 
 def put_whole(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Puts an array that every process holds whole where a sharding says."""
+    """Shards an array of which every process holds the whole."""
     return jax.make_array_from_callback(
         value.shape, sharding, lambda index: value[index]
     )

@@ -1,4 +1,4 @@
-"""TPU topologies to compile for, without TPUs."""
+"""Compiling for TPU topologies without having TPUs."""
 
 import importlib.util
 import json
@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -17,26 +18,24 @@ import jax
 from vt_flax.errors import UserError, first_line
 from vt_flax.experimental import topologies
 
-# Environment of a process that compiles for TPUs without having one, set before it
-# starts JAX.
+# Environment of a process that compiles for TPUs, to be set before JAX is imported.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
-    # Else libtpu allows a machine one process, which may be training.
+    # Otherwise libtpu serves one process of a machine, which may be training.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     # JAX cannot read such programs back from its cache.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
 }
-# Options of libtpu for some topologies: both cores of a v4 are one device, as on real
-# v4s; and hosts of a single chip.
+# libtpu's options for v4, so that both cores are one device as on real chips, and for
+# hosts with a single chip.
 MEGACORE = {"chip_config_name": "megacore"}
 ONE_CHIP = {"chips_per_host_bounds": (1, 1, 1)}
-# Chips for which older TPU compilers are slow or crash, and the first libtpu that is
-# known to compile for them.
+# Chips for which older compilers are slow or crash, and the first good libtpu.
 NEW_CHIPS = ("v6e", "tpu7x")
 NEW_LIBTPU = "0.0.50"
-# Seconds between two lines of progress.
-TELL_SECONDS = 60
+# Seconds between two progress lines.
+PROGRESS_SECONDS = 60
 
 
 def has_tpu_compiler() -> bool:
@@ -45,7 +44,7 @@ def has_tpu_compiler() -> bool:
 
 
 def libtpu_version() -> str:
-    """Returns the version of libtpu; empty where it is not installed as such."""
+    """Returns the version of libtpu, or an empty string if it is not known."""
     try:
         return metadata.version("libtpu")
     except metadata.PackageNotFoundError:
@@ -53,7 +52,7 @@ def libtpu_version() -> str:
 
 
 def old_compiler(topology: str) -> str:
-    """Returns a line on what to install if libtpu is too old for a chip, or nothing."""
+    """Returns a warning if libtpu is too old for a chip, otherwise an empty string."""
     chip, version = topology.partition(":")[0], libtpu_version()
     numbers, needed = (
         list(map(int, re.findall(r"\d+", text)[:3])) for text in (version, NEW_LIBTPU)
@@ -70,7 +69,7 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
     """Returns the devices of a topology such as `v5e:2x2`, to compile for.
 
     Raises:
-      UserError: if libtpu knows no such topology.
+      UserError: if libtpu does not know the topology.
     """
     chip, _, shape = topology.partition(":")
     options = MEGACORE if chip == "v4" else {}
@@ -86,14 +85,12 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
 
 
 def compile_apart(module: str, request: dict[str, Any], programs: int) -> Any:
-    """Compiles for TPUs in a process of its own, and returns that process's result.
-
-    The compiler needs its own start of JAX, and may crash.
+    """Compiles for TPUs in a process of its own, since the compiler may crash.
 
     Args:
-      module: run as a program that reads the request and prints its result, as JSON.
-      request: what to compile, with a `topology`.
-      programs: number of programs.
+      module: module that calls `read_request` and prints its result as JSON.
+      request: arguments for it, with a `topology`.
+      programs: number of programs to compile, for the progress line.
 
     Raises:
       UserError: if libtpu is missing, or the process fails.
@@ -101,12 +98,11 @@ def compile_apart(module: str, request: dict[str, Any], programs: int) -> Any:
     if not has_tpu_compiler():
         raise UserError('--topology needs libtpu: pip install "jax[tpu]"')
     topology = request["topology"]
-    if advice := old_compiler(topology):
-        _tell(advice)
-    _tell(
-        f"compiling {programs} program{'s' if programs > 1 else ''} for {topology}: "
-        f"{'each ' if programs > 1 else ''}may take minutes"
-    )
+    if warning := old_compiler(topology):
+        _print(warning)
+    number = f"{programs} programs" if programs > 1 else "1 program"
+    each = "each may" if programs > 1 else "may"
+    _print(f"compiling {number} for {topology}: {each} take minutes")
     begin = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", module],
@@ -116,41 +112,54 @@ def compile_apart(module: str, request: dict[str, Any], programs: int) -> Any:
         env=os.environ | ENVIRONMENT,
         text=True,
     )
+    text: str | None = json.dumps(request)
     with process:
-        given = json.dumps(request)
         try:
             while True:
                 try:
-                    answer, complaint = process.communicate(given, TELL_SECONDS)
+                    out, err = process.communicate(text, PROGRESS_SECONDS)
                     break
                 except subprocess.TimeoutExpired:
-                    given = None
-                    _tell(f"{topology}: {time.monotonic() - begin:.0f} s so far")
+                    text = None
+                    _print(f"{topology}: {time.monotonic() - begin:.0f} s so far")
         finally:
-            # An interrupted plan leaves no compiler behind.
+            # After an interruption, too.
             process.kill()
     if process.returncode:
-        # A reason of our own says the place itself.
-        place = f"--topology {topology}: "
-        reason = _reason(process, complaint).removeprefix(place)
-        raise UserError(place + reason)
-    _tell(f"{topology}: {time.monotonic() - begin:.0f} s")
-    return json.loads(answer.splitlines()[-1])
+        prefix = f"--topology {topology}: "
+        reason = _reason(process.returncode, err.strip().splitlines())
+        raise UserError(prefix + reason.removeprefix(prefix))
+    _print(f"{topology}: {time.monotonic() - begin:.0f} s")
+    return json.loads(out.splitlines()[-1])
 
 
-def _reason(process: subprocess.Popen, complaint: str) -> str:
-    """Returns in a line why a compiling process has failed."""
-    lines = complaint.strip().splitlines()
-    if process.returncode >= 0:
-        return lines[-1] if lines else f"status {process.returncode}"
-    name = signal.Signals(-process.returncode).name
-    if name == "SIGKILL":
-        return f"the TPU compiler was killed ({name}): this machine may lack memory"
-    # What libraries say before they abort; the rest is a stack of addresses.
-    said = [line for line in lines if re.match(r"F\d{4} |.*Check failed", line)]
-    told = f": {said[0][:300]}" if said else ""
-    return f"the TPU compiler has crashed ({name}){told}"
+def read_request() -> Any:
+    """Returns the request on stdin, and ends this process when its parent ends.
+
+    A compiler would otherwise go on for minutes after its parent was killed.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return json.load(sys.stdin)
 
 
-def _tell(line: str) -> None:
+def _reason(status: int, lines: list[str]) -> str:
+    """Returns why a compiling process failed, from its status and stderr."""
+    if status >= 0:
+        return lines[-1] if lines else f"status {status}"
+    if status == -signal.SIGKILL:
+        return "the TPU compiler was killed (SIGKILL): this machine may lack memory"
+    # A failed check is printed before the stack trace.
+    failed = [f": {line[:300]}" for line in lines if "Check failed" in line]
+    name = signal.Signals(-status).name
+    return f"the TPU compiler has crashed ({name})" + "".join(failed[:1])
+
+
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

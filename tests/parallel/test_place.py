@@ -6,8 +6,10 @@ import sys
 import pytest
 
 from vt_flax.errors import UserError
-from vt_flax.parallel.agreement import check_shared, versions
-from vt_flax.parallel.processes import Place, find_place, finish, gather, report
+from vt_flax.parallel.agreement import check_shared
+from vt_flax.parallel.place import Place, find_place
+from vt_flax.parallel.processes import finish, gather, report
+from vt_flax.version import versions
 
 SLURM = {
     "SLURM_JOB_ID": "1234",
@@ -32,9 +34,11 @@ def test_a_machine_without_a_cluster_is_alone():
     assert find_place(count=1) == Place()
 
 
-def test_what_is_told_counts():
+def test_options_come_first():
     place = find_place("10.0.0.1:8476", 4, 3, ["a", "b", "c", "d"])
     assert place == Place(3, 4, "10.0.0.1:8476", ("a", "b", "c", "d"))
+    assert place.address == ("10.0.0.1", 8476)
+    assert find_place("10.0.0.1:8476", 2, 1, ["a"]).hosts == ("", "")
 
 
 def test_slurm_is_asked(monkeypatch):
@@ -86,7 +90,7 @@ def test_alone_everything_is_agreed(tmp_path):
 
 def test_the_version_is_that_of_the_sources():
     """Another process finds the same; with a changed file it would not."""
-    program = "from vt_flax.parallel.agreement import versions; print(versions())"
+    program = "from vt_flax.version import versions; print(versions())"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
