@@ -35,7 +35,7 @@ LONG = {
     "eval.every": "60 steps",
     "log.every": "7 steps",
     "log.tensorboard": False,
-    "parallel.silence_seconds": 10.0,
+    "parallel.heartbeat_timeout": 10.0,
 }
 MOMENTS = ("starting", "training", "saving")
 # In a life at most, of 7 steps each.

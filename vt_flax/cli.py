@@ -141,7 +141,9 @@ def agree(command: str, config: ConfigDict) -> None:
     options = {"command": command, **config.to_dict()}
     advice = "start the same command on all"
     check_equal("has another configuration than", options, advice)
-    processes.set_limits(config.parallel.silence_seconds, config.parallel.stall_seconds)
+    processes.set_timeouts(
+        config.parallel.heartbeat_timeout, config.parallel.progress_timeout
+    )
     set_up_devices(config)
 
 

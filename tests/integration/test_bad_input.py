@@ -91,7 +91,10 @@ def test_an_override_is_no_option_s_value():
         ("--config.optimizer.epsilon=0", "optimizer.epsilon 0.0: must be over 0"),
         ("--config.data.mixup=inf", "config.data.mixup inf: must be finite"),
         ("--config.data.std=[1,1,1e999]", "config.data.std[2] inf: must be finite"),
-        ("--config.parallel.stall_seconds=nan", "stall_seconds nan: must be finite"),
+        (
+            "--config.parallel.progress_timeout=nan",
+            "progress_timeout nan: must be finite",
+        ),
         ("--cnfig.seed=1", "--cnfig.seed=1"),
         ("surplus", "surplus"),
     ],

@@ -163,7 +163,7 @@ def test_whatever_happens_to_one_of_two_the_result_is_the_same(
     lost but time."""
 
     def disturbed(step):
-        changes = {**data, "parallel.silence_seconds": 10.0}
+        changes = {**data, "parallel.heartbeat_timeout": 10.0}
         it = stack.enter_context(pod(tmp_path, [changes] * 2, devices=2))
         it[0].wait_for(f"step {step}/")
         return it
@@ -280,7 +280,7 @@ def test_one_that_hangs_is_named(plain, tmp_path):
     """In reading a file that never comes to an end; its link is alive."""
     own, file = make_images(tmp_path / "images")
     # In training or in evaluation, whichever comes upon the file.
-    changes = plain | own | {"parallel.stall_seconds": 25.0}
+    changes = plain | own | {"parallel.progress_timeout": 25.0}
     with pod(tmp_path, [changes] * 2, devices=2) as it:
         it[0].wait_for("step 3/")
         file.unlink()

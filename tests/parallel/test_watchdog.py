@@ -75,20 +75,20 @@ def dogs(monkeypatch):
     hosts = [f"host{i}" for i in range(3)]
     with contextlib.ExitStack() as stack:
 
-        def start(silence=30.0, stall=900.0):
+        def start(heartbeat=30.0, progress=900.0):
             store = Store()
             stack.callback(store.gone.set)
             found = [Dog(Place(i, 3, "127.0.0.1:1"), hosts, store) for i in range(3)]
             for dog in found:
                 stack.callback(dog.closed.set)
-                dog.silence, dog.stall = silence, stall
+                dog.heartbeat_timeout, dog.progress_timeout = heartbeat, progress
             return found
 
         yield start
 
 
 def test_a_process_without_heartbeats_is_named(dogs):
-    them = dogs(silence=1.0)
+    them = dogs(heartbeat=1.0)
     for dog in them:
         dog.report("step 5: computing")
     time.sleep(5 * BEAT)
@@ -106,7 +106,7 @@ def test_a_process_without_heartbeats_is_named(dogs):
 @pytest.mark.parametrize("how", ["gone", "stopped"])
 def test_process_0_is_named(how, dogs):
     """Its connections break if it dies, and do not if it or its machine hangs."""
-    them = dogs(silence=1.0)
+    them = dogs(heartbeat=1.0)
     time.sleep(2 * BEAT)
     store = them[0].store
     them[0].die()
@@ -121,7 +121,7 @@ def test_process_0_is_named(how, dogs):
 
 
 def test_the_process_that_holds_up_the_others_is_named(dogs):
-    them = dogs(stall=1.0)
+    them = dogs(progress=1.0)
     for step in range(15):
         time.sleep(BEAT)
         for dog in them:

@@ -55,10 +55,10 @@ def join(place: Place, start_seconds: float) -> None:
     _watchdog.handle_aborts()
 
 
-def set_limits(silence: float, stall: float) -> None:
+def set_timeouts(heartbeat: float, progress: float) -> None:
     """Sets how many seconds a process may miss its heartbeats, or get no further."""
     if _watchdog is not None:
-        _watchdog.silence, _watchdog.stall = silence, stall
+        _watchdog.heartbeat_timeout, _watchdog.progress_timeout = heartbeat, progress
 
 
 def several() -> bool:
@@ -79,7 +79,7 @@ def gather(name: str, value: Any, seconds: float | None = None) -> list[Any]:
     Args:
       name: for messages. All processes make the same calls in the same order.
       value: this process's, as JSON can write it.
-      seconds: time to wait for the others; `parallel.stall_seconds` by default.
+      seconds: time to wait for the others; `parallel.progress_timeout` by default.
     """
     if _watchdog is None:
         return [value]
@@ -88,7 +88,9 @@ def gather(name: str, value: Any, seconds: float | None = None) -> list[Any]:
     if index:
         store.set(f"{key}/{index}", text)
         return json.loads(_get(key))
-    limit = time.monotonic() + (_watchdog.stall if seconds is None else seconds)
+    limit = time.monotonic() + (
+        _watchdog.progress_timeout if seconds is None else seconds
+    )
     others = range(1, len(_watchdog.hosts))
     texts = [text, *(_get(f"{key}/{i}", limit) for i in others)]
     if missing := [i for i, text in enumerate(texts) if text is None]:

@@ -62,15 +62,15 @@ class Watchdog:
       store: see `coordination.Store`.
 
     Attributes:
-      silence: seconds without a heartbeat after which a process is lost.
-      stall: seconds without progress after which a process is lost.
+      heartbeat_timeout: seconds without a heartbeat after which a process is lost.
+      progress_timeout: seconds without progress after which a process is lost.
       closed: to be set when the run is over.
     """
 
     def __init__(self, place: Place, hosts: Sequence[str], store: Any):
         self.index, self.hosts, self.store = place.index, hosts, store
         self._address = place.address
-        self.silence, self.stall = 30.0, 900.0
+        self.heartbeat_timeout, self.progress_timeout = 30.0, 900.0
         self.closed, self._failed = threading.Event(), threading.Event()
         self._reports, self._doing, self._suspects = 0, "starting", False
         self._answered = now = time.monotonic()
@@ -130,11 +130,11 @@ class Watchdog:
     def wait_for_verdict(self) -> None:
         """Waits for the news that another process is lost, which ends this one.
 
-        Returns after a while if there is none. In between process 0 takes a shorter
-        silence for a loss.
+        Returns after a while if there is none. Until then process 0 applies a shorter
+        timeout.
         """
         self._suspects = True
-        seconds = min(self.silence, SUSPECT_SECONDS) + 3 * BEAT_SECONDS
+        seconds = min(self.heartbeat_timeout, SUSPECT_SECONDS) + 3 * BEAT_SECONDS
         while self._failed.wait(seconds):
             time.sleep(BEAT_SECONDS)
         self._suspects = False
@@ -184,31 +184,33 @@ class Watchdog:
             while not self.closed.wait(BEAT_SECONDS):
                 if self.index == 0:
                     self._judge_all(time.monotonic())
-                elif time.monotonic() - self._answered > self.silence:
-                    self._end(self._silent([0], self.silence), LOST)
+                elif time.monotonic() - self._answered > self.heartbeat_timeout:
+                    self._end(self._no_heartbeat([0], self.heartbeat_timeout), LOST)
 
     def _judge_all(self, now: float) -> None:
         peers = self._peers
         for index, value in self.store.list("progress").items():
             peers[int(index)].update(now, *json.loads(value))
-        silence = self.silence
+        timeout = self.heartbeat_timeout
         if any(p.suspects for p in peers.values()):
-            silence = min(silence, SUSPECT_SECONDS)
-        if silent := [i for i, p in peers.items() if now - p.heard > silence]:
-            last = f" (last at: {peers[silent[0]].doing})"
-            self.fail(self._silent(silent, silence, last))
-        elif all(now - p.since > self.stall for p in peers.values()):
+            timeout = min(timeout, SUSPECT_SECONDS)
+        if lost := [i for i, p in peers.items() if now - p.heard > timeout]:
+            last = f" (last at: {peers[lost[0]].doing})"
+            self.fail(self._no_heartbeat(lost, timeout, last))
+        elif all(now - p.since > self.progress_timeout for p in peers.values()):
             # Processes that are ahead wait for those with the fewest reports.
             least = min(p.reports for p in peers.values())
             behind = [i for i, p in peers.items() if p.reports == least]
             self.fail(
-                f"{names(behind, self.hosts)} got no further for {self.stall:.0f} s, "
-                f"at: {peers[behind[0]].doing}: {ADVICE}"
+                f"{names(behind, self.hosts)} got no further for "
+                f"{self.progress_timeout:.0f} s, at: {peers[behind[0]].doing}: {ADVICE}"
             )
 
-    def _silent(self, indices: Sequence[int], silence: float, last: str = "") -> str:
+    def _no_heartbeat(
+        self, indices: Sequence[int], timeout: float, last: str = ""
+    ) -> str:
         who = names(indices, self.hosts)
-        return f"{who} is gone: no heartbeat for {silence:.0f} s{last}: {ADVICE}"
+        return f"{who} is gone: no heartbeat for {timeout:.0f} s{last}: {ADVICE}"
 
     @contextlib.contextmanager
     def _process_0_lost(self) -> Iterator[None]:

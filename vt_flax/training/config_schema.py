@@ -323,11 +323,11 @@ KEYS = {
     "parallel.fsdp": Key(
         1, "Devices to shard parameters and optimizer state over.", at_least=1
     ),
-    "parallel.silence_seconds": Key(
-        30.0, "Heartbeat timeout, after which a process counts as dead.", at_least=5
+    "parallel.heartbeat_timeout": Key(
+        30.0, "Seconds without a heartbeat after which a process is dead.", at_least=5
     ),
-    "parallel.stall_seconds": Key(
-        900.0, "Timeout after which a process without progress is ended.", at_least=5
+    "parallel.progress_timeout": Key(
+        900.0, "Seconds without progress after which a process hangs.", at_least=5
     ),
     "profile.start": Key(10, "First step of a trace for TensorBoard.", at_least=1),
     "profile.steps": Key(0, "Steps of the trace; 0 disables.", at_least=0),
