@@ -10,9 +10,13 @@ from PIL import Image
 from test_bad_input import refusal
 
 from vt_flax import benchmark
-from vt_flax.analysis import attention_memory, augmentation_share, pillow_loader
-from vt_flax.parallel import topology
-from vt_flax.parallel.topology import has_tpu_compiler
+from vt_flax.analysis import (
+    attention_memory,
+    augmentation_share,
+    pillow_loader,
+    tpu_compiler,
+)
+from vt_flax.analysis.tpu_compiler import has_tpu_compiler
 from vt_flax.training.config import load_config
 
 pytestmark = pytest.mark.slow
@@ -101,7 +105,7 @@ def test_tpu_costs_of_augmentation():
 
 
 def test_without_a_tpu_compiler(monkeypatch, capsys):
-    monkeypatch.setattr(topology, "has_tpu_compiler", lambda: False)
+    monkeypatch.setattr(tpu_compiler, "has_tpu_compiler", lambda: False)
     for what in (["augmentation", "--config", IMAGENET], ["attention"]):
         arguments = [*what, "--topology", "v5e:2x2"]
         line = refusal(benchmark.main, arguments, monkeypatch, capsys)

@@ -14,9 +14,9 @@ from vt_flax.analysis.macs import count
 from vt_flax.analysis.references import beside
 from vt_flax.analysis.step import Step
 from vt_flax.analysis.topology import Chip
+from vt_flax.analysis.tpu_compiler import has_tpu_compiler
 from vt_flax.models import create_model
 from vt_flax.parallel.mesh import make_mesh
-from vt_flax.parallel.topology import has_tpu_compiler
 from vt_flax.training.config import load_config
 
 pytestmark = pytest.mark.slow

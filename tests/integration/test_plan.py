@@ -12,10 +12,16 @@ from PIL import Image
 from test_bad_input import refusal
 
 from vt_flax import plan
-from vt_flax.analysis import compiled_step, machine, peaks, plan_here, planning
+from vt_flax.analysis import (
+    compiled_step,
+    machine,
+    peaks,
+    plan_here,
+    planning,
+    tpu_compiler,
+)
 from vt_flax.analysis.topology import parse_topology
-from vt_flax.parallel import topology
-from vt_flax.parallel.topology import has_tpu_compiler
+from vt_flax.analysis.tpu_compiler import has_tpu_compiler
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +53,7 @@ def compiler(monkeypatch):
         file = folder / "compiler.sh"
         file.write_text(f"#!/bin/sh\n{script}\n")
         file.chmod(0o755)
-        monkeypatch.setattr(topology, "has_tpu_compiler", lambda: True)
+        monkeypatch.setattr(tpu_compiler, "has_tpu_compiler", lambda: True)
         monkeypatch.setattr(sys, "executable", str(file))
 
     return install
@@ -107,7 +113,7 @@ def test_a_compiler_that_fails(
 def test_an_old_compiler(version, name, old, compiler, tmp_path, monkeypatch, capsys):
     """A line says so before it starts."""
     compiler("exit 3", tmp_path)
-    monkeypatch.setattr(topology, "libtpu_version", lambda: version)
+    monkeypatch.setattr(tpu_compiler, "libtpu_version", lambda: version)
     progress, _ = lines_of([*TINY, "--topology", name], monkeypatch, capsys)
     assert len(progress) == 2 + old
     if old:
@@ -120,7 +126,7 @@ def test_an_old_compiler(version, name, old, compiler, tmp_path, monkeypatch, ca
 
 def test_progress(compiler, tmp_path, monkeypatch, capsys):
     compiler("sleep 0.5; exit 1", tmp_path)
-    monkeypatch.setattr(topology, "PROGRESS_SECONDS", 0.1)
+    monkeypatch.setattr(tpu_compiler, "PROGRESS_SECONDS", 0.1)
     progress, _ = lines_of([*TINY, "--topology", "v5e:2x2"], monkeypatch, capsys)
     assert "v5e:2x2: 0 s so far" in progress
 
@@ -284,7 +290,7 @@ def test_devices_of_chips():
     )
     program = (
         "import json\n"
-        "from vt_flax.parallel.topology import tpu_devices\n"
+        "from vt_flax.analysis.tpu_compiler import tpu_devices\n"
         f"found = [tpu_devices(name) for name in {names}]\n"
         "print(json.dumps([\n"
         "  (len(x), x[0].device_kind, len({d.process_index for d in x}))\n"
@@ -293,7 +299,7 @@ def test_devices_of_chips():
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=os.environ | topology.ENVIRONMENT,
+        env=os.environ | tpu_compiler.ENVIRONMENT,
         capture_output=True,
         text=True,
         check=True,
@@ -358,7 +364,7 @@ def test_bad_input(arguments, message, monkeypatch, capsys):
 
 
 def test_without_a_tpu_compiler(monkeypatch, capsys):
-    monkeypatch.setattr(topology, "has_tpu_compiler", lambda: False)
+    monkeypatch.setattr(tpu_compiler, "has_tpu_compiler", lambda: False)
     arguments = [*TINY, "--topology", "v5e:2x2"]
     _, last = lines_of(arguments, monkeypatch, capsys)
     assert last == 'error: --topology needs libtpu: pip install "jax[tpu]"'

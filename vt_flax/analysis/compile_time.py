@@ -17,9 +17,9 @@ import jax
 from ml_collections import ConfigDict
 
 from vt_flax.analysis.steps import STEPS
+from vt_flax.analysis.tpu_compiler import read_request
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import make_mesh
-from vt_flax.parallel.topology import read_request
 from vt_flax.training.config import resolve
 from vt_flax.training.config_rules import check_step
 

@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from vt_flax.analysis.step_costs import read_costs
 from vt_flax.analysis.steps import OURS, STEPS
 from vt_flax.analysis.topology import GIB
+from vt_flax.analysis.tpu_compiler import compile_apart, read_request, tpu_devices
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import make_mesh
-from vt_flax.parallel.topology import compile_apart, read_request, tpu_devices
 from vt_flax.training.config import resolve
 
 MODULE = "vt_flax.analysis.compiled_step"

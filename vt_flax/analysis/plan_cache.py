@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vt_flax.parallel.topology import libtpu_version
+from vt_flax.analysis.tpu_compiler import libtpu_version
 from vt_flax.version import versions
 
 FOLDER = "~/.cache/vt_flax/plan"

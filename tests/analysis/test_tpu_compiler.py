@@ -10,7 +10,7 @@ from waiting import wait_until
 
 CHILD = """
 import os, time
-from vt_flax.parallel.topology import read_request
+from vt_flax.analysis.tpu_compiler import read_request
 with open(read_request()["file"], "x") as file:
     file.write(str(os.getpid()))
 time.sleep(600)
