@@ -42,7 +42,7 @@ from ml_collections import ConfigDict
 
 from vt_flax import cli
 from vt_flax.analysis.topology import parse_topology
-from vt_flax.data.pipeline import check_config
+from vt_flax.data.batches import check_config
 from vt_flax.data.source import RandomAccessSource, Source
 from vt_flax.data.sources import open_configured, open_source
 from vt_flax.errors import UserError

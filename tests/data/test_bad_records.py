@@ -7,7 +7,8 @@ import pytest
 from image_files import encode
 from PIL import Image
 
-from vt_flax.data import order, pipeline
+from vt_flax.data import order
+from vt_flax.data.batches import eval_batches, train_batches
 from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
@@ -69,7 +70,7 @@ def settings(**changes):
 
 def train(source, *, batch=8, first=0, last=6, seed=0, part=0, parts=1, **changes):
     return list(
-        pipeline.train_batches(
+        train_batches(
             source,
             settings(**changes),
             seed=seed,
@@ -83,7 +84,7 @@ def train(source, *, batch=8, first=0, last=6, seed=0, part=0, parts=1, **change
 
 
 def evaluate(source, batch=10, **changes):
-    return list(pipeline.eval_batches(source, settings(**changes), batch=batch))
+    return list(eval_batches(source, settings(**changes), batch=batch))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from image_files import encode
 from pair_trees import draw_image, draw_labels, with_palette
 from PIL import Image
 
-from vt_flax.data import order, pipeline
+from vt_flax.data import order
+from vt_flax.data.batches import eval_batches, train_batches
 from vt_flax.data.pair_decoder import PairDecoder
 from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.errors import UserError
@@ -216,7 +217,7 @@ def settings(on_error):
 def train(source, on_error="raise"):
     decoder = PairDecoder(source, CANVAS, shrink=True)
     return list(
-        pipeline.train_batches(
+        train_batches(
             source,
             settings(on_error),
             seed=3,
@@ -231,7 +232,7 @@ def train(source, on_error="raise"):
 def evaluate(source, on_error="raise"):
     decoder = PairDecoder(source, CANVAS, shrink=False)
     config = settings(on_error)
-    return list(pipeline.eval_batches(source, config, batch=8, decoder=decoder))
+    return list(eval_batches(source, config, batch=8, decoder=decoder))
 
 
 def joined(batches):

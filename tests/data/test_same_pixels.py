@@ -8,7 +8,8 @@ import tensorflow as tf
 from image_files import TURNS, chunk, encode, png, with_orientation
 from PIL import Image, ImageOps, features
 
-from vt_flax.data import images, pipeline
+from vt_flax.data import images
+from vt_flax.data.batches import eval_batches, train_batches
 from vt_flax.data.sources import open_source
 from vt_flax.inference.reading import read_picture
 from vt_flax.training.config import default_config
@@ -192,8 +193,8 @@ def test_all_read_equal_pixels(tmp_path):
     assert len(source) == len(files)
     config = default_config().data
     config.update(image_size=HEIGHT, train_crop="centre", workers=2)
-    (evaluated,) = pipeline.eval_batches(source, config, batch=len(files))
-    (trained,) = pipeline.train_batches(
+    (evaluated,) = eval_batches(source, config, batch=len(files))
+    (trained,) = train_batches(
         source, config, seed=0, batch=len(files), first=0, last=1
     )
     # In an epoch every example comes once, wherever.

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from tiny_networks import CANVAS, MAP, NAMES, RESNET, SIDE, classifier, segmenter
 
 import vt_flax
-from vt_flax.data import pipeline
+from vt_flax.data.batches import eval_batches
 from vt_flax.data.folders import FolderSource
 from vt_flax.errors import UserError
 from vt_flax.inference import predictor
@@ -63,7 +63,7 @@ def test_classifiers_see_what_evaluation_sees(classify, tmp_path):
         Image.fromarray(noise(height, width, seed=i)).save(folder / f"{i}.{ending}")
     source = FolderSource(epath.Path(tmp_path / "all"), "all")
     files = [source.describe(i) for i in range(len(source))]
-    batches = pipeline.eval_batches(source, classify.task.config.data, batch=2)
+    batches = eval_batches(source, classify.task.config.data, batch=2)
     with contextlib.closing(batches):
         expected = np.concatenate([batch["image"] for batch in batches])
     for file, image in zip(files, expected, strict=True):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.data.augment import normalise
-from vt_flax.data.augment.centred import centre_crop
+from vt_flax.data.augment.center_crop import centre_crop
 from vt_flax.data.augment.scaled import eval_canvas
 from vt_flax.data.mask_labels import IGNORE
 from vt_flax.errors import UserError

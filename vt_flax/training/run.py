@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vt_flax.data.pipeline import check_config, check_source
+from vt_flax.data.batches import check_config, check_source
 from vt_flax.data.source import Source
 from vt_flax.errors import UserError, first_names
 from vt_flax.models import create_model

@@ -8,7 +8,8 @@ import pytest
 from image_files import encode
 from PIL import Image
 
-from vt_flax.data import images, order, pipeline
+from vt_flax.data import images, order
+from vt_flax.data.batches import check_config, check_source, eval_batches, train_batches
 from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
@@ -46,7 +47,7 @@ def settings(**changes):
 
 def train(source, config=None, *, seed=0, batch=20, first=0, last=5, **parts):
     return list(
-        pipeline.train_batches(
+        train_batches(
             source,
             config or settings(),
             seed=seed,
@@ -155,7 +156,7 @@ def test_images_and_labels_are_the_source_s_in_the_run_s_order():
 
 def test_a_reader_that_stops_early_leaves_no_threads():
     before = threading.active_count()
-    batches = pipeline.train_batches(
+    batches = train_batches(
         ArraySource(50), settings(workers=3), seed=0, batch=20, first=0, last=10**9
     )
     next(batches)
@@ -168,9 +169,7 @@ def test_a_reader_that_stops_early_leaves_no_threads():
 
 def evaluate(source, batch, part=0, parts=1, **changes):
     return list(
-        pipeline.eval_batches(
-            source, settings(**changes), batch=batch, part=part, parts=parts
-        )
+        eval_batches(source, settings(**changes), batch=batch, part=part, parts=parts)
     )
 
 
@@ -197,7 +196,7 @@ def test_rows_of_an_evaluation_that_are_no_neighbours(count):
     whole = evaluate(source, 20)
     for part, own in enumerate(SCATTERED):
         share = list(
-            pipeline.eval_batches(
+            eval_batches(
                 source,
                 settings(),
                 batch=20,
@@ -310,7 +309,7 @@ def test_a_label_outside_the_classes_is_named(label):
 def test_batches_before_an_error_are_still_given():
     source = ArraySource(9)
     source.labels[8] = 7
-    batches = pipeline.eval_batches(source, settings(), batch=4)
+    batches = eval_batches(source, settings(), batch=4)
     assert next(batches)["mask"].all() and next(batches)["mask"].all()
     with pytest.raises(UserError, match="example 8"):
         next(batches)
@@ -318,9 +317,9 @@ def test_batches_before_an_error_are_still_given():
 
 def test_the_model_must_have_the_classes_of_the_data():
     source = ArraySource(9, classes=3)
-    pipeline.check_source(source, 3)
+    check_source(source, 3)
     with pytest.raises(UserError, match="arrays train has 3 classes, the model 10"):
-        pipeline.check_source(source, 10)
+        check_source(source, 10)
 
 
 @pytest.mark.parametrize(
@@ -339,11 +338,11 @@ def test_the_model_must_have_the_classes_of_the_data():
     ],
 )
 def test_impossible_settings_are_named(key, value):
-    pipeline.check_config(settings())
+    check_config(settings())
     with pytest.raises(UserError, match=f"data.{key} "):
-        pipeline.check_config(settings(**{key: value}))
+        check_config(settings(**{key: value}))
 
 
 def test_a_misspelt_crop_suggests_the_right_one():
     with pytest.raises(UserError, match="'center'.*did you mean centre"):
-        pipeline.check_config(settings(train_crop="center"))
+        check_config(settings(train_crop="center"))

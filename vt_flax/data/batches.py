@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vt_flax.data import images, order
 from vt_flax.data.assembly import assemble
 from vt_flax.data.decoders import ClassDecoder, Decoder, Item
-from vt_flax.data.readers import Reader, StreamReader
+from vt_flax.data.reading import Reader, StreamReader
 from vt_flax.data.source import Source, StreamSource
 from vt_flax.errors import UserError, nearest
 

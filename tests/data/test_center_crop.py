@@ -8,7 +8,7 @@ from jax import export
 from sklearn.datasets import load_sample_images
 
 from vt_flax.data import images
-from vt_flax.data.augment.centred import centre_crop
+from vt_flax.data.augment.center_crop import centre_crop
 from vt_flax.data.host import tensorflow
 
 
