@@ -1,16 +1,15 @@
-"""Batches of examples, read and decoded by tf.data ahead of the devices."""
+"""Batches of one process's examples, for training and for evaluation."""
 
 import contextlib
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from vt_flax.data import images, order
-from vt_flax.data.assembly import assemble
-from vt_flax.data.decoders import ClassDecoder, Decoder, Item
-from vt_flax.data.reading import Reader, StreamReader
+from vt_flax.data import images
+from vt_flax.data.decoders import ClassDecoder, Decoder
+from vt_flax.data.order import Order, own_part
+from vt_flax.data.reading import RandomAccessReader, StreamReader
 from vt_flax.data.source import Source, StreamSource
 from vt_flax.errors import UserError, nearest
 
@@ -47,7 +46,7 @@ def check_config(config: ConfigDict) -> None:
     if config.eval_resize and config.eval_resize < config.image_size:
         raise UserError(
             f"data.eval_resize {config.eval_resize} is less than data.image_size "
-            f"{config.image_size}: the centre crop would not fit"
+            f"{config.image_size}: the center crop would not fit"
         )
     for key in ("mean", "std"):
         if len(config[key]) != 3 or not all(
@@ -84,61 +83,45 @@ def train_batches(
     own: np.ndarray | None = None,
     decoder: Decoder | None = None,
 ) -> Iterator[Batch]:
-    """Yields this process's share of the training batches.
+    """Yields one process's share of the training batches.
 
-    Global batch k is rows k * batch to (k + 1) * batch of the run: see `order.locate`.
-    Every example's crop is drawn from its row in the run, so a batch is the same
-    whatever the number of processes or threads, and after a restart; of a
-    `StreamSource`, that holds for the crops alone.
+    Which examples a batch has, and how each is cropped, depends on `seed` and the step
+    alone (see `order`): not on the number of processes or threads, nor on restarts. A
+    `StreamSource` has only the crops in common.
 
     Args:
       source: the training split.
       config: the section `data`.
-      seed: of the order and the crops.
+      seed: seed of the order and the crops.
       batch: examples in the global batch.
       first: first step.
       last: step before which to end.
-      part: which process.
+      part: index of the process.
       parts: number of processes.
-      own: rows of each batch that this process reads, batch / parts of them in rising
-        order; by default its part-th run of rows.
-      decoder: what is made of an example; by default a crop and its class.
+      own: which examples of each batch this process reads, batch / parts of them,
+        ascending; by default its block of neighbors.
+      decoder: makes arrays of an example; by default a crop and its class.
 
     Yields:
       The decoder's fields, by default `image` (batch / parts, size, size, 3) uint8 and
-      `label` (batch / parts,) int32; and `bad` (batch / parts,) bool, True where an
-      example stands for an unreadable one.
+      `label` (batch / parts,) int32; and `bad` (batch / parts,) bool, True where
+      another example replaces an unreadable one.
 
     Raises:
       UserError: for an example that cannot be read, unless `config.on_error` is skip.
     """
-    own = order.own_part(batch, part, parts) if own is None else own
-    share = len(own)
+    own = own_part(batch, part, parts) if own is None else own
     decoder = decoder or ClassDecoder(source, config, train=True)
-
-    def rows(places: np.ndarray) -> np.ndarray:
-        """Returns the rows of the run that stand at some places of this process's."""
-        steps, within = np.divmod(places, share)
-        return (first + steps) * batch + own[within]
-
+    order = Order(batch, own, first, last, len(source), seed)
     if isinstance(source, StreamSource):
-        # A restart cannot go on within the shuffled stream: it takes another one.
+        # A restart cannot continue within a shuffled stream: it takes another one.
         stream, _ = source.stream(seed + first, part, parts, config.shuffle_buffer)
-        reader = StreamReader(source, config, decoder, seed, stream, rows)
+        reader = StreamReader(stream, source, config, decoder, order, seed)
     else:
-        reader = Reader(
-            source,
-            config,
-            decoder,
-            seed,
-            rows,
-            lambda rows: order.locate(rows, len(source), seed),
-            (last - first) * share,
-        )
-    steps = (step * batch + own for step in range(first, last))
-    with contextlib.closing(reader.pieces(share)) as pieces:
-        for items in assemble(pieces, steps, decoder, reader.mend):
-            yield {key: items[key] for key in (*decoder.fields, "bad")}
+        reader = RandomAccessReader(source, config, decoder, order, seed)
+    with contextlib.closing(reader.batches()) as batches:
+        for examples in batches:
+            yield {key: examples[key] for key in (*decoder.fields, "bad")}
 
 
 def eval_batches(
@@ -151,71 +134,38 @@ def eval_batches(
     own: np.ndarray | None = None,
     decoder: Decoder | None = None,
 ) -> Iterator[Batch]:
-    """Yields this process's share of an evaluation: every example exactly once.
+    """Yields one process's share of an evaluation: every example exactly once.
 
-    The last batch is filled up with zeros, so that all have one shape, and all
-    processes have equally many.
+    All processes have equally many batches, all of one shape: where the split has no
+    more examples, they are padded with zeros.
 
     Args:
       source: the split.
       config: the section `data`.
       batch: examples in the global batch.
-      part: which process.
+      part: index of the process.
       parts: number of processes.
       own: see `train_batches`.
       decoder: see `train_batches`.
 
     Yields:
-      The decoder's fields as in training; `mask` (batch / parts,) bool, False where a
-      place was filled up; and `bad`, where it was because an example is unreadable.
+      The decoder's fields as in training; `mask` (batch / parts,) bool, False for
+      padding and for unreadable examples; and `bad`, True for the latter.
 
     Raises:
       UserError: for an example that cannot be read, unless `config.on_error` is skip.
     """
-    own = order.own_part(batch, part, parts) if own is None else own
-    share = len(own)
+    own = own_part(batch, part, parts) if own is None else own
     decoder = decoder or ClassDecoder(source, config, train=False)
-    count = len(source)
+    steps = -(-len(source) // batch)
     if isinstance(source, StreamSource):
-        stream, size = source.stream(None, part, parts, config.shuffle_buffer)
-        reader = StreamReader(source, config, decoder, 0, stream, lambda places: places)
-        steps = (
-            np.arange(start, max(start, min(start + share, size)))
-            for start in range(0, -(-count // parts), share)
-        )
+        stream, count = source.stream(None, part, parts, config.shuffle_buffer)
+        # Each process reads a part of the split, from its start to its end.
+        order = Order(len(own), np.arange(len(own)), 0, steps, count)
+        reader = StreamReader(stream, source, config, decoder, order, 0)
     else:
-
-        def rows(places: np.ndarray) -> np.ndarray:
-            steps, within = np.divmod(places, share)
-            found = steps * batch + own[within]
-            return found[found < count]
-
-        reader = Reader(
-            source,
-            config,
-            decoder,
-            0,
-            rows,
-            lambda rows: rows,
-            -(-count // batch) * share,
-        )
-        steps = (start + own[start + own < count] for start in range(0, count, batch))
-    mend = functools.partial(reader.mend, replace=False)
-    with contextlib.closing(reader.pieces(share)) as pieces:
-        for items in assemble(pieces, steps, decoder, mend):
-            yield _filled_up(items, share, (*decoder.fields, "bad"))
-
-
-def _filled_up(items: Item, size: int, keys: Sequence[str]) -> Batch:
-    """Adds a mask to an evaluation's examples, and zeros up to a batch's size."""
-    count = len(items["bad"])
-    mask = np.arange(size) < count
-    mask[:count] &= ~items["bad"]
-    batch = {"mask": mask}
-    for key in keys:
-        value = items[key]
-        if count < size:
-            value = np.zeros((size, *value.shape[1:]), value.dtype)
-            value[:count] = items[key]
-        batch[key] = value
-    return batch
+        order = Order(batch, own, 0, steps, len(source))
+        reader = RandomAccessReader(source, config, decoder, order, 0)
+    with contextlib.closing(reader.batches(replace=False)) as batches:
+        for examples in batches:
+            yield {key: examples[key] for key in (*decoder.fields, "mask", "bad")}

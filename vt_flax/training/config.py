@@ -45,10 +45,10 @@ def default_config() -> ConfigDict:
                 "train_split": "train",  # as TFDS has it: train[:90%], train+test, all
                 "eval_split": "test",  # likewise
                 "image_size": 32,  # side in pixels
-                "train_crop": "pad",  # random_resized, pad or centre
+                "train_crop": "pad",  # random_resized, pad or center
                 "crop_min_area": 0.08,  # random_resized: least share of the area
                 "crop_padding": 4,  # pad: pixels on each side
-                "eval_resize": 0,  # short side before the centre crop; 0: image_size
+                "eval_resize": 0,  # short side before the center crop; 0: image_size
                 "flip": True,  # mirror half of the images
                 "augment": "none",  # none, autoaugment (ImageNet's) or randaugment
                 "randaugment_layers": 2,  # operations, one after the other
