@@ -64,7 +64,7 @@ KINDS = {
 def settings(**changes):
     config = default_config().data
     config.image_size = 9
-    config.update({"train_crop": "centre", "workers": 2, **changes})
+    config.update({"train_crop": "center", "workers": 2, **changes})
     return config
 
 

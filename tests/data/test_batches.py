@@ -60,7 +60,7 @@ def train(source, config=None, *, seed=0, batch=20, first=0, last=5, **parts):
 
 
 def assert_near(image, expected):
-    """Within a level, by which two bilinear filters may round apart."""
+    """Within a level: where a sum is exactly a half, Pillow rounds either way."""
     assert np.abs(image.astype(int) - expected).max() <= 1
 
 
@@ -141,9 +141,9 @@ def test_every_epoch_and_example_has_a_crop_of_its_own():
 
 
 def test_images_and_labels_are_the_source_s_in_the_run_s_order():
-    """Centre crops of 8 from images of width 10 are cut by hand, in order."""
+    """Center crops of 8 from images of width 10 are cut by hand, in order."""
     source = ArraySource(7)
-    config = settings(train_crop="centre")
+    config = settings(train_crop="center")
     rows = order.locate(range(10), 7, 3)
     for k, batch in enumerate(train(source, config, seed=3, batch=5, last=2)):
         for i, index in enumerate(rows[5 * k : 5 * k + 5]):
@@ -174,7 +174,7 @@ def evaluate(source, batch, part=0, parts=1, **changes):
 
 
 def index_of(source):
-    """Returns what tells by its centre crop which of 12 x 10 images one is."""
+    """Returns what tells by its center crop which of 12 x 10 images one is."""
     crops = np.stack(
         [
             Image.fromarray(image).resize((8, 10), Image.Resampling.BILINEAR)
@@ -325,7 +325,7 @@ def test_the_model_must_have_the_classes_of_the_data():
 @pytest.mark.parametrize(
     "key,value",
     [
-        ("train_crop", "center"),
+        ("train_crop", "centre"),
         ("image_size", 0),
         ("crop_padding", -1),
         ("crop_min_area", 0.0),
@@ -344,5 +344,5 @@ def test_impossible_settings_are_named(key, value):
 
 
 def test_a_misspelt_crop_suggests_the_right_one():
-    with pytest.raises(UserError, match="'center'.*did you mean centre"):
-        check_config(settings(train_crop="center"))
+    with pytest.raises(UserError, match="'centre'.*did you mean center"):
+        check_config(settings(train_crop="centre"))

@@ -58,7 +58,7 @@ class Pairs(RandomAccessSource):
 
 def decode(example, canvas, *, shrink):
     decoder = PairDecoder(Pairs(), canvas, shrink=shrink)
-    item = decoder.decode_alone(example, 0, 0, "pairs train, example 9")
+    item = decoder.decode_alone(example, (0, 0), "pairs train, example 9")
     assert {k: (v.shape, v.dtype) for k, v in item.items()} == decoder.fields
     return item
 
@@ -308,7 +308,9 @@ def test_too_large_ones_are_refused_or_skipped_in_evaluation_alone():
     source = Pairs()
     source.pairs[BAD] = [x for x in vars(pair(30, 40)[0]).values()]
     assert not joined(train(source))["bad"].any()
-    with pytest.raises(UserError, match="example 4 has 30 x 40 pixels.*eval_canvas"):
+    with pytest.raises(
+        UserError, match="example 4: the image has 30 x 40 pixels.*eval_canvas"
+    ):
         evaluate(source)
     found = joined(evaluate(source, "skip"))
     assert np.flatnonzero(found["bad"]).tolist() == [BAD]

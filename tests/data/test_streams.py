@@ -18,7 +18,7 @@ TEST, TRAIN = 360, 1437
 
 def settings(**changes):
     config = default_config().data
-    config.update({"train_crop": "centre", "workers": 2, "shuffle_buffer": 200})
+    config.update({"train_crop": "center", "workers": 2, "shuffle_buffer": 200})
     config.update(changes)
     return config
 

@@ -275,9 +275,7 @@ def _reduced_part(encoded: Any, orientation: Any, box: Any, ratio: Any) -> np.nd
     """Decodes part of an upright image, averaged down by a ratio."""
     top, left, height, width = map(int, box)
     image = Image.fromarray(_pixels(encoded, orientation))
-    return np.asarray(
-        image.reduce(int(ratio), (left, top, left + width, top + height))
-    )
+    return np.asarray(image.reduce(int(ratio), (left, top, left + width, top + height)))
 
 
 def problem(encoded: bytes) -> str:
