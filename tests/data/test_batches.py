@@ -1,6 +1,9 @@
 """Batches: the same for any number of threads and parts, and each example once."""
 
+import os
 import pathlib
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -162,6 +165,59 @@ def test_a_reader_that_stops_early_leaves_no_threads():
     next(batches)
     batches.close()
     assert threading.active_count() == before
+
+
+PROGRAM = """
+import time
+import jax.numpy as jnp
+import numpy as np
+from image_files import encode
+from vt_flax.data.batches import eval_batches, train_batches
+from vt_flax.data.source import Example, RandomAccessSource
+from vt_flax.training.config import default_config
+jnp.zeros(1) + 1
+
+class Slow(RandomAccessSource):
+    name, class_names = "slow train", ("a",)
+    files = [encode(np.zeros((9, 9, 3), np.uint8), form) for form in ("PNG", "GIF")]
+    files.append(files[1][:30])  # rejected by Pillow, in a thread
+
+    def __len__(self):
+        return 300
+
+    def read(self, indices):
+        time.sleep(0.01 * len(indices))
+        return [Example(self.files[i % 3], 0) for i in indices]
+
+def batches():
+    config = default_config().data
+    config.update(image_size=8, on_error="skip", readers=3)
+    return train_batches(Slow(), config, seed=0, batch=8, first=0, last=10**9)
+
+closed, left, dropped = batches(), batches(), batches()
+for some in (closed, left, dropped):
+    print(next(some)["bad"].sum() > 0)
+closed.close()
+del dropped
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_ends_in_silence_amid_reading():
+    """Batches that are closed, still held and dropped, with unreadable examples."""
+    # The tests' own setting would hide what TensorFlow logs.
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    path = os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=environment | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    expected = (0, "True\nTrue\nTrue\ndone\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == expected
 
 
 # Evaluation.

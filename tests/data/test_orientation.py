@@ -188,7 +188,7 @@ def test_random_crops_are_those_of_the_upright_image(form, size, cropped):
     found = cropped[form, f"random {size}"]
     gap = np.abs(found - found[:1])
     # In a part that is a pixel off levels are two off.
-    assert gap.mean((1, 2, 3, 4)).max() < (0.01 if form == "PNG" else 0.7)
+    assert gap.mean((1, 2, 3, 4)).max() < (0.01 if form == "PNG" else 1.2)
     assert gap.max() <= (1 if form == "PNG" else 8)
     # And the seeds differ.
     assert np.abs(np.diff(found, axis=1)).mean() > 2

@@ -62,9 +62,9 @@ def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
 def _without_keras() -> Iterator[None]:
     """Keeps TensorFlow from importing Keras, which takes half of its own import.
 
-    It would do so for Keras's optimizers in SavedModels. With this variable it looks for
-    the legacy package, and continues where that is not installed. `tf.keras` is imported
-    where it is first used, and is the current version as always.
+    It would do so for Keras's optimizers in SavedModels. With this variable it looks
+    for the legacy package, and continues where that is not installed. `tf.keras` is
+    imported where it is first used, and is the current version as always.
     """
     name = "TF_USE_LEGACY_KERAS"
     if name in os.environ or importlib.util.find_spec("tf_keras"):
@@ -79,7 +79,7 @@ def _without_keras() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drops what TensorFlow's libraries print about GPUs before any log level counts."""
+    """Drops what TensorFlow prints about GPUs before any log level counts."""
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
         yield
         return

@@ -93,7 +93,7 @@ def random_resized_crop(
         box = random_box(shape, min_area, seed)
         branch = tf.searchsorted([2, 4, 8], [tf.reduce_min(box[2:]) // size], "right")
         ratio = tf.bitwise.left_shift(1, branch[0])
-        # In the coordinates of the image that the decoder makes.
+        # In the coordinates of the reduced image.
         window = tf.maximum(box // ratio, [0, 0, 1, 1])
 
         def part(ratio: int) -> Callable[[], Tensor]:
@@ -104,7 +104,7 @@ def random_resized_crop(
             tf.where(is_plain, branch[0], 4),
             [
                 *map(part, (1, 2, 4, 8)),
-                lambda: _in_python(_reduced_part, encoded, orientation, box, ratio),
+                lambda: _in_python(_reduced_part, encoded, orientation, window, ratio),
             ],
         )
 
@@ -271,11 +271,14 @@ def _pixels(encoded: Any, orientation: Any) -> np.ndarray:
     return np.ascontiguousarray(upright(np.asarray(image), int(orientation)))
 
 
-def _reduced_part(encoded: Any, orientation: Any, box: Any, ratio: Any) -> np.ndarray:
-    """Decodes part of an upright image, averaged down by a ratio."""
-    top, left, height, width = map(int, box)
+def _reduced_part(
+    encoded: Any, orientation: Any, window: Any, ratio: Any
+) -> np.ndarray:
+    """Decodes a window of the upright image averaged down by a ratio."""
     image = Image.fromarray(_pixels(encoded, orientation))
-    return np.asarray(image.reduce(int(ratio), (left, top, left + width, top + height)))
+    top, left, height, width = map(int, window * ratio)
+    right, lower = min(left + width, image.width), min(top + height, image.height)
+    return np.asarray(image.reduce(int(ratio), (left, top, right, lower)))
 
 
 def problem(encoded: bytes) -> str:

@@ -1,7 +1,7 @@
 """Which examples a process reads in a step: a function of the seed and the step alone.
 
-A run is one endless sequence of examples, a permutation of the split for each epoch, end
-to end. Step k takes positions k * batch to (k + 1) * batch of it, whatever the number of
+A run is one endless sequence of examples, a permutation of the split for each epoch.
+Step k takes positions k * batch to (k + 1) * batch of it, whatever the number of
 processes, so that a restart needs the step and no state of an iterator.
 """
 
@@ -57,7 +57,7 @@ class Order:
             yield self.positions(start, start + share)
 
     def exist(self, positions: np.ndarray) -> np.ndarray:
-        """Returns which positions have an example: all but those beyond a single pass."""
+        """Returns which positions have an example: not those after a single pass."""
         return (positions < self.count) | (self.seed is not None)
 
     def indices(self, positions: np.ndarray) -> np.ndarray:

@@ -170,7 +170,7 @@ def notes_on_levels(name: str, files: Sequence[epath.Path]) -> list[str]:
         if decoded.note.startswith("32"):
             notes.append(
                 f"{name}: {file}: {decoded.note}; every image of 32 bits is stretched "
-                "by its own levels: save 8 bits to keep the brightness of one to another"
+                "by its own levels: save 8 bits to keep their relative brightness"
             )
             break
     return notes

@@ -62,7 +62,7 @@ class Reader(abc.ABC):
 
     @abc.abstractmethod
     def _candidates(self, position: int) -> Iterable[int]:
-        """Returns keys for `_read_alone`: an example, then those that may replace it."""
+        """Returns keys for `_read_alone`: of an example, then of its replacements."""
 
     @abc.abstractmethod
     def _read_alone(self, key: int) -> tuple[Example, str]:
@@ -98,8 +98,8 @@ class Reader(abc.ABC):
                 count = np.searchsorted(rest.get("position", ()), last, "right")
                 found = {key: values[:count] for key, values in rest.items()}
                 if count == len(positions):
-                    all_ = np.ones(count, bool)
-                    yield found | {"bad": ~all_, "mask": all_}
+                    mask = np.ones(count, bool)
+                    yield found | {"bad": ~mask, "mask": mask}
                 else:
                     yield self._completed(found, positions, replace)
                 more = count < len(rest.get("position", ()))
