@@ -154,7 +154,9 @@ def cropped():
         }
         for size, resize in ((33, 40), (96, 96)):
             name = f"center {size}"
-            found[name] = images.center_crop(encoded, size, resize, orientation)
+            found[name] = images.center_crop(
+                encoded, size, resize, orientation=orientation
+            )
         return found
 
     files = {

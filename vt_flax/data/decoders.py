@@ -106,7 +106,8 @@ class ClassDecoder(Decoder):
         tf = tensorflow()
         # Raises an error for a label that is no class.
         label = tf.gather(tf.range(self._classes), label)
-        return {"image": self._crop(file, orientation, seed), "label": label}
+        image = self._crop(file, seed=seed, orientation=orientation)
+        return {"image": image, "label": label}
 
     def problem(self, example: Example) -> str:
         """Returns what is wrong with the label or the image."""

@@ -1,9 +1,6 @@
-"""From an encoded file to a uint8 image of the size that the network takes.
+"""Decodes and crops images inside tf.data: tensors in, tensors out."""
 
-What is here runs inside tf.data: the functions take and return TensorFlow tensors, and
-draw from no state but a seed, two integers for each example.
-"""
-
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -30,33 +27,30 @@ JPEG_END = b"\xff\xd9"
 CMYK_CHANNELS = 4
 
 Tensor = Any
-Crop = Callable[[Tensor, Tensor, Tensor], Tensor]
+# See `train_crop`.
+Crop = Callable[..., Tensor]
 
 
 def train_crop(config: ConfigDict) -> Crop:
-    """Returns the training crop that the section `data` describes.
+    """Returns `crop(encoded, seed=, orientation=)` as `data` configures training.
 
-    The function takes an encoded file, its orientation (1: as it is stored) and a seed
-    (2,), and returns an upright image (image_size, image_size, 3), uint8.
+    It takes a file, a seed (2,) and an EXIF orientation, and returns an upright image
+    (image_size, image_size, 3), uint8.
     """
     size = config.image_size
     if config.train_crop == "random_resized":
-        return lambda encoded, orientation, seed: random_resized_crop(
-            encoded, size, config.crop_min_area, seed, orientation
+        return functools.partial(
+            random_resized_crop, size=size, min_area=config.crop_min_area
         )
     if config.train_crop == "pad":
-        return lambda encoded, orientation, seed: pad_and_crop(
-            encoded, size, config.crop_padding, seed, orientation
-        )
-    return lambda encoded, orientation, _: center_crop(encoded, size, size, orientation)
+        return functools.partial(pad_and_crop, size=size, padding=config.crop_padding)
+    return functools.partial(center_crop, size=size, resize=size)
 
 
 def eval_crop(config: ConfigDict) -> Crop:
-    """Returns the evaluation's crop, a function like that of `train_crop`."""
-    size, resize = config.image_size, config.eval_resize or config.image_size
-    return lambda encoded, orientation, _: center_crop(
-        encoded, size, resize, orientation
-    )
+    """Returns the crop of evaluation, a function like that of `train_crop`."""
+    size = config.image_size
+    return functools.partial(center_crop, size=size, resize=config.eval_resize or size)
 
 
 def random_resized_crop(
@@ -68,11 +62,9 @@ def random_resized_crop(
 ) -> Tensor:
     """Decodes a random part of an image and resizes it (Szegedy et al., 2014).
 
-    Bilinear, without antialiasing, as is usual where training is fed by TensorFlow; but
-    a JPEG whose part is two times the size or more is decoded at a half, a quarter or
-    an eighth, which is faster and does not alias.
-
-    The part is drawn in the upright image, however that is stored.
+    Bilinear, without antialiasing, as is usual with TensorFlow; but a JPEG whose part
+    is two times the size or more is decoded at a half, a quarter or an eighth, which is
+    faster and does not alias. The part is drawn in the upright image.
 
     Args:
       encoded: a file, scalar string.
@@ -126,10 +118,9 @@ def random_resized_crop(
 
 
 def random_box(shape: Tensor, min_area: float, seed: Tensor) -> Tensor:
-    """Draws a part of random area and aspect ratio.
+    """Draws a part of random area and aspect ratio by TensorFlow's sampler.
 
-    TensorFlow's sampler: the ratio is uniform, then the height is uniform over what the
-    least area and the image allow.
+    The ratio is uniform, then the height over what the least area and the image allow.
 
     Args:
       shape: (3,), height, width and channels of the image.
@@ -172,20 +163,25 @@ def pad_and_crop(
     brought to `size` first, by `center_crop`.
     """
     tf = tensorflow()
-    image = center_crop(encoded, size, size, orientation)
+    image = center_crop(encoded, size, size, orientation=orientation)
     image = tf.pad(image, [[padding, padding], [padding, padding], [0, 0]])
     at = tf.random.stateless_uniform((2,), seed, 0, 2 * padding + 1, tf.int32)
     return tf.slice(image, tf.concat([at, [0]], 0), (size, size, 3))
 
 
 def center_crop(
-    encoded: Tensor, size: int, resize: int, orientation: Tensor | int = UPRIGHT
+    encoded: Tensor,
+    size: int,
+    resize: int,
+    seed: Tensor | None = None,
+    orientation: Tensor | int = UPRIGHT,
 ) -> Tensor:
     """Decodes an image and crops it to (size, size, 3), uint8; see `data.center_crop`.
 
     Pillow resizes, outside Python's lock. Images that need no resizing, as CIFAR's, do
-    not enter Python.
+    not enter Python. Nothing is drawn: `seed` is ignored.
     """
+    del seed
     tf = tensorflow()
     image = decode_upright(encoded, orientation)
     shape = tf.shape(image)[:2]
@@ -217,10 +213,9 @@ def is_whole_jpeg(encoded: Tensor) -> Tensor:
 def decode(encoded: Tensor) -> Tensor:
     """Decodes a whole file to (height, width, 3), uint8, as it is stored.
 
-    The result equals `decode_with_pillow`'s. TensorFlow decodes JPEG and PNG. Pillow,
-    which knows many kinds but holds Python's lock, has the others, which are rare; and
-    JPEGs in CMYK, of which TensorFlow rounds otherwise, and inverts those without
-    Adobe's marker.
+    The result equals `decode_with_pillow`'s, which decodes what is rare: formats other
+    than JPEG and PNG; and JPEGs in CMYK, which TensorFlow rounds differently, and
+    inverts without Adobe's marker.
 
     Raises:
       tf.errors.OpError, ValueError: if the bytes are no image, or a damaged one.

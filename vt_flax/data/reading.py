@@ -47,6 +47,8 @@ class Reader(abc.ABC):
         self._readers = config.readers
         # What ended the reading; raised when the examples before it are used up.
         self._error: Exception | None = None
+        # The last position of the batches that are complete.
+        self._done = -1
 
     @abc.abstractmethod
     def _read(self, positions: list[int]) -> Chunk:
@@ -86,32 +88,33 @@ class Reader(abc.ABC):
         Raises:
           UserError: that names a bad example, unless `config.on_error` is skip.
         """
-        rest: Item = {}  # decoded, for later batches
+        # Decoded examples that are in no batch yet. Bad ones are missing.
+        rest = self._decoder.zeros(0) | {"position": np.zeros(0, np.int64)}
         with contextlib.closing(_iterate(self._dataset())) as decoded:
             for positions in self._order.steps():
                 last = positions[-1]
-                while not rest or rest["position"][-1] < last:
+                while not len(rest["position"]) or rest["position"][-1] < last:
                     piece = next(decoded, None)
                     if piece is None:
                         break
-                    rest = _joined(rest, piece) if rest else piece
-                count = np.searchsorted(rest.get("position", ()), last, "right")
+                    rest = _joined(rest, piece)
+                count = np.searchsorted(rest["position"], last, "right")
                 found = {key: values[:count] for key, values in rest.items()}
+                rest = {key: values[count:] for key, values in rest.items()}
                 if count == len(positions):
                     mask = np.ones(count, bool)
                     yield found | {"bad": ~mask, "mask": mask}
                 else:
                     yield self._completed(found, positions, replace)
-                more = count < len(rest.get("position", ()))
-                rest = {key: v[count:] for key, v in rest.items()} if more else {}
+                self._done = int(last)
 
     def _completed(self, found: Item, positions: np.ndarray, replace: bool) -> Item:
         """Returns a batch of which some examples were not decoded."""
         batch = self._decoder.zeros(len(positions))
-        mask = np.isin(positions, found.get("position", ()))
+        mask = np.isin(positions, found["position"])
         bad = self._order.exist(positions) & ~mask
         for key, values in batch.items():
-            values[mask] = found.get(key, 0)
+            values[mask] = found[key]
         for i in np.flatnonzero(bad):
             bad[i], item = self._decode_alone(int(positions[i]), replace)
             mask[i] = item is not None
@@ -243,27 +246,20 @@ class StreamReader(Reader):
         # Examples that may be needed again: a stream cannot be read twice.
         self._kept: dict[int, tuple[bytes, bytes, int]] = {}
 
-    def batches(self, *, replace: bool = True) -> Iterator[Item]:
-        """Yields the examples of each step; see `Reader`."""
-        with contextlib.closing(super().batches(replace=replace)) as batches:
-            for positions in self._order.steps():
-                yield next(batches)
-                for key in [key for key in list(self._kept) if key <= positions[-1]]:
-                    del self._kept[key]
-
     def _read(self, positions: list[int]) -> Chunk:
         with storage_errors(self._source.place):
-            chunk = next(self._stream, None)
-        if chunk is None:
+            chunk = next(self._stream, ([], [], []))
+        if len(chunk[0]) < len(positions):
             raise UserError(
                 f"{self._source.place}: has fewer examples than its metadata counts: "
                 "prepare it again"
             )
         names, records, labels = (column.tolist() for column in chunk)
-        # The last positions of a run may be fewer than the stream has.
-        examples = list(zip(positions, names, records, labels, strict=False))
-        self._kept |= {position: tuple(rest) for position, *rest in examples}
-        count = len(examples)
+        # In a run's last chunk the stream may have more examples than positions.
+        count = len(positions)
+        new = zip(positions, zip(names, records, labels, strict=True), strict=False)
+        kept = {key: one for key, one in self._kept.items() if key > self._done}
+        self._kept = kept | dict(new)
         # Such datasets are used as they are stored.
         return positions, records[:count], labels[:count], [UPRIGHT] * count
 
@@ -294,4 +290,6 @@ def _iterate(data: Any) -> Iterator[Item]:
 
 
 def _joined(first: Item, second: Item) -> Item:
+    if not len(first["position"]):
+        return second  # without a copy
     return {key: np.concatenate([first[key], second[key]]) for key in first}
