@@ -45,10 +45,11 @@ class Reader(abc.ABC):
         self._source, self._config, self._decoder = source, config, decoder
         self._order, self._seed = order, seed
         self._readers = config.readers
+        self._workers = config.workers or os.cpu_count() or 1
         # What ended the reading; raised when the examples before it are used up.
         self._error: Exception | None = None
         # The last position of the batches that are complete.
-        self._done = -1
+        self._done = order.first * order.batch - 1
 
     @abc.abstractmethod
     def _read(self, positions: list[int]) -> Chunk:
@@ -155,7 +156,6 @@ class Reader(abc.ABC):
         Each has its `position` in the run. Bad examples are left out.
         """
         tf = tensorflow()
-        workers = self._config.workers or os.cpu_count() or 1
 
         def read(number: Any) -> Any:
             kinds = (tf.int64, tf.string, tf.int64, tf.int64)
@@ -170,30 +170,50 @@ class Reader(abc.ABC):
 
         options = tf.data.Options()
         options.autotune.enabled = False
-        options.threading.private_threadpool_size = workers + self._readers
+        options.threading.private_threadpool_size = self._workers + self._readers
         return (
             tf.data.Dataset.range(-(-self._order.length // CHUNK))
             .map(as_written(read), num_parallel_calls=self._readers, deterministic=True)
             .take_while(as_written(lambda positions, *_: tf.reduce_all(positions >= 0)))
             .unbatch()
             # More calls than threads: while one takes long, the others go on.
-            .map(as_written(decode), num_parallel_calls=4 * workers, deterministic=True)
+            .map(
+                as_written(decode),
+                num_parallel_calls=4 * self._workers,
+                deterministic=True,
+            )
             .ignore_errors()
             .batch(len(self._order.own))
             .prefetch(self._config.prefetch)
             .with_options(options)
         )
 
+    @property
+    def _most_steps(self) -> int:
+        """The number of steps that may be read ahead.
+
+        More than tf.data holds are read only if examples are bad, and of nothing but
+        bad ones no batch would ever come. Then decoding one alone names it.
+        """
+        examples = CHUNK * (2 * self._readers + 2) + 4 * self._workers
+        steps = self._config.prefetch + 4 + examples // len(self._order.own)
+        return steps * (5 if self._config.on_error == "skip" else 1)
+
     def _chunk(self, number: np.ndarray) -> tuple[np.ndarray, ...]:
         """Reads a chunk for tf.data, which a position of -1 ends."""
         start = CHUNK * int(number)
         positions = self._order.positions(start, start + CHUNK)
         positions = positions[self._order.exist(positions)].tolist()
+        end = [-1], [b""], [0], [UPRIGHT]
         try:
-            chunk = self._read(positions) if positions else NO_EXAMPLES
+            if not positions:
+                chunk = NO_EXAMPLES
+            elif positions[0] > self._done + self._order.batch * self._most_steps:
+                chunk = end
+            else:
+                chunk = self._read(positions)
         except Exception as error:
-            self._error = error
-            chunk = [-1], [b""], [0], [UPRIGHT]
+            self._error, chunk = error, end
         kinds = (np.int64, object, np.int64, np.int64)
         return tuple(map(np.asarray, chunk, kinds))
 
