@@ -3,6 +3,7 @@
 import abc
 import atexit
 import contextlib
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,6 +21,8 @@ from vt_flax.errors import UserError
 
 # Records that are read by one call into Python: enough to outweigh its cost.
 CHUNK = 32
+# Chunks whose examples are looked up at once, which costs as much as for a single one.
+BLOCK = 32
 # Examples in a row that may be unreadable before single ones are no longer to blame.
 MOST_UNREADABLE = 100
 
@@ -50,10 +53,15 @@ class Reader(abc.ABC):
         self._error: Exception | None = None
         # The last position of the batches that are complete.
         self._done = order.first * order.batch - 1
+        self._block = functools.lru_cache(maxsize=4)(self._locate)
 
     @abc.abstractmethod
-    def _read(self, positions: list[int]) -> Chunk:
+    def _read(self, positions: list[int], indices: list[int]) -> Chunk:
         """Reads the examples at some positions; leaves out those that are unreadable.
+
+        Args:
+          positions: in the run.
+          indices: of the same examples in the split.
 
         Raises:
           UserError: if the storage cannot be read at all.
@@ -201,9 +209,9 @@ class Reader(abc.ABC):
 
     def _chunk(self, number: np.ndarray) -> tuple[np.ndarray, ...]:
         """Reads a chunk for tf.data, which a position of -1 ends."""
-        start = CHUNK * int(number)
-        positions = self._order.positions(start, start + CHUNK)
-        positions = positions[self._order.exist(positions)].tolist()
+        block, within = divmod(int(number), BLOCK)
+        part = np.s_[CHUNK * within : CHUNK * (within + 1)]
+        positions, indices = (column[part].tolist() for column in self._block(block))
         end = [-1], [b""], [0], [UPRIGHT]
         try:
             if not positions:
@@ -211,11 +219,18 @@ class Reader(abc.ABC):
             elif positions[0] > self._done + self._order.batch * self._most_steps:
                 chunk = end
             else:
-                chunk = self._read(positions)
+                chunk = self._read(positions, indices)
         except Exception as error:
             self._error, chunk = error, end
         kinds = (np.int64, object, np.int64, np.int64)
         return tuple(map(np.asarray, chunk, kinds))
+
+    def _locate(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns positions and indices of the examples in a block of chunks."""
+        start = CHUNK * BLOCK * block
+        positions = self._order.positions(start, start + CHUNK * BLOCK)
+        positions = positions[self._order.exist(positions)]
+        return positions, self._order.indices(positions)
 
 
 class RandomAccessReader(Reader):
@@ -223,8 +238,7 @@ class RandomAccessReader(Reader):
 
     _source: RandomAccessSource
 
-    def _read(self, positions: list[int]) -> Chunk:
-        indices = self._order.indices(np.asarray(positions)).tolist()
+    def _read(self, positions: list[int], indices: list[int]) -> Chunk:
         try:
             return positions, *self._source.fetch(indices)
         except UnreachableError:
@@ -233,7 +247,8 @@ class RandomAccessReader(Reader):
             if len(positions) == 1:
                 return NO_EXAMPLES
         # One at a time: only the unreadable ones are left out.
-        chunks = [self._read([position]) for position in positions]
+        pairs = zip(positions, indices, strict=True)
+        chunks = [self._read([position], [index]) for position, index in pairs]
         return tuple(sum(column, []) for column in zip(*chunks, strict=True))
 
     def _parse(self, record: Any, label: Any) -> tuple[Any, Any]:
@@ -266,7 +281,8 @@ class StreamReader(Reader):
         # Examples that may be needed again: a stream cannot be read twice.
         self._kept: dict[int, tuple[bytes, bytes, int]] = {}
 
-    def _read(self, positions: list[int]) -> Chunk:
+    def _read(self, positions: list[int], indices: list[int]) -> Chunk:
+        del indices  # it has none
         with storage_errors(self._source.place):
             chunk = next(self._stream, ([], [], []))
         if len(chunk[0]) < len(positions):
