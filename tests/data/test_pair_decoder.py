@@ -11,7 +11,8 @@ from image_files import encode
 from pair_trees import draw_image, draw_labels, with_palette
 from PIL import Image
 
-from vt_flax.data import order, pipeline
+from vt_flax.data import order
+from vt_flax.data.batches import eval_batches, train_batches
 from vt_flax.data.pair_decoder import PairDecoder
 from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.errors import UserError
@@ -57,7 +58,7 @@ class Pairs(RandomAccessSource):
 
 def decode(example, canvas, *, shrink):
     decoder = PairDecoder(Pairs(), canvas, shrink=shrink)
-    item = decoder.decode_alone(example, 0, 0, "pairs train, example 9")
+    item = decoder.decode_alone(example, (0, 0), "pairs train, example 9")
     assert {k: (v.shape, v.dtype) for k, v in item.items()} == decoder.fields
     return item
 
@@ -216,7 +217,7 @@ def settings(on_error):
 def train(source, on_error="raise"):
     decoder = PairDecoder(source, CANVAS, shrink=True)
     return list(
-        pipeline.train_batches(
+        train_batches(
             source,
             settings(on_error),
             seed=3,
@@ -231,7 +232,7 @@ def train(source, on_error="raise"):
 def evaluate(source, on_error="raise"):
     decoder = PairDecoder(source, CANVAS, shrink=False)
     config = settings(on_error)
-    return list(pipeline.eval_batches(source, config, batch=8, decoder=decoder))
+    return list(eval_batches(source, config, batch=8, decoder=decoder))
 
 
 def joined(batches):
@@ -307,7 +308,9 @@ def test_too_large_ones_are_refused_or_skipped_in_evaluation_alone():
     source = Pairs()
     source.pairs[BAD] = [x for x in vars(pair(30, 40)[0]).values()]
     assert not joined(train(source))["bad"].any()
-    with pytest.raises(UserError, match="example 4 has 30 x 40 pixels.*eval_canvas"):
+    with pytest.raises(
+        UserError, match="example 4: the image has 30 x 40 pixels.*eval_canvas"
+    ):
         evaluate(source)
     found = joined(evaluate(source, "skip"))
     assert np.flatnonzero(found["bad"]).tolist() == [BAD]

@@ -162,7 +162,7 @@ def test_levels_of_32_bits_are_noted(tmp_path):
     levels = np.linspace(0, 1, 24, dtype=np.float32).reshape(4, 6)
     Image.fromarray(levels).save(tmp_path / "bee" / "a.tif")
     (note,) = open_source(f"folder:{tmp_path}", "all").notes
-    assert "bee/a.tif: 32 bits brought to 8: 0 is black, 1 is white" in note
+    assert "bee/a.tif: 32 bits converted to 8: 0 is black, 1 is white" in note
 
 
 def test_a_class_without_images(flat):

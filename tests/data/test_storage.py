@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vt_flax import cli, prepare_data, train
-from vt_flax.data import pipeline, storage
+from vt_flax.data import storage
+from vt_flax.data.batches import train_batches
 from vt_flax.data.sources import open_source
 from vt_flax.data.storage import UnreachableError, is_folder, storage_errors
 from vt_flax.errors import UserError
@@ -246,7 +247,7 @@ def copy(digits, tmp_path):
 
 def train_on(source, **options):
     config = resolve(ConfigDict({"data": {"image_size": 8, **options}})).data
-    batches = pipeline.train_batches(source, config, seed=0, batch=8, first=0, last=2)
+    batches = train_batches(source, config, seed=0, batch=8, first=0, last=2)
     with contextlib.closing(batches):
         return list(batches)
 

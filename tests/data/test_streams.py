@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from vt_flax.data import pipeline
+from vt_flax.data.batches import eval_batches, train_batches
 from vt_flax.data.source import StreamSource, cached
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
@@ -29,7 +29,7 @@ def stored(digits, digits_tfrecord):
     result = {}
     for split in ("train", "test"):
         source = open_source("digits", split, digits)
-        batches = pipeline.eval_batches(source, settings(), batch=500)
+        batches = eval_batches(source, settings(), batch=500)
         result[split] = collections.Counter(
             pair for batch in batches for pair in pairs(batch)
         )
@@ -50,7 +50,7 @@ def stream(folder, split="train"):
 
 def train(source, first=0, last=4, seed=0, batch=60, part=0, parts=1, **changes):
     return list(
-        pipeline.train_batches(
+        train_batches(
             source,
             settings(**changes),
             seed=seed,
@@ -78,9 +78,7 @@ def test_an_evaluation_sees_each_example_once(batch, parts, digits_tfrecord, sto
     steps = set()
     for part in range(parts):
         batches = list(
-            pipeline.eval_batches(
-                source, settings(), batch=batch, part=part, parts=parts
-            )
+            eval_batches(source, settings(), batch=batch, part=part, parts=parts)
         )
         steps.add(len(batches))
         for b in batches:
@@ -94,7 +92,7 @@ def test_an_evaluation_sees_each_example_once(batch, parts, digits_tfrecord, sto
 def test_a_slice_is_a_slice(digits_tfrecord, stored):
     source = stream(digits_tfrecord, "test[:25%]")
     assert len(source) == 90
-    (batch,) = pipeline.eval_batches(source, settings(), batch=100)
+    (batch,) = eval_batches(source, settings(), batch=100)
     assert batch["mask"].sum() == 90
     assert not collections.Counter(pairs(batch)) - stored["test"]
 
@@ -107,7 +105,7 @@ def test_epochs_are_shuffled_and_do_not_end(digits_tfrecord, stored):
     missing = sum(((stored["train"] + stored["train"]) - seen).values())
     assert missing < 200
     # TFDS stored them in a shuffled order; ours is yet another.
-    ordered = next(pipeline.eval_batches(stream(digits_tfrecord), settings(), batch=60))
+    ordered = next(eval_batches(stream(digits_tfrecord), settings(), batch=60))
     assert not np.array_equal(batches[0]["label"], ordered["label"])
 
 
@@ -173,7 +171,7 @@ def test_a_bad_example_is_named(damaged):
     with pytest.raises(UserError, match="damaged train, example file-3: not a readab"):
         train(damaged, batch=10, last=1)
     with pytest.raises(UserError, match="example file-3"):
-        list(pipeline.eval_batches(damaged, settings(), batch=10))
+        list(eval_batches(damaged, settings(), batch=10))
     damaged.files[3] = damaged.files[0]
     with pytest.raises(UserError, match="example file-7: label 9 is outside the 2"):
         train(damaged, batch=10, last=1)
@@ -185,7 +183,7 @@ def test_a_damaged_file_is_told_with_its_folder(digits_tfrecord, tmp_path):
 
     def told():
         with pytest.raises(UserError) as caught:
-            list(pipeline.eval_batches(source, settings(), batch=10))
+            list(eval_batches(source, settings(), batch=10))
         return str(caught.value)
 
     source = stream(tmp_path, "test")
@@ -205,6 +203,6 @@ def test_bad_examples_are_skipped_and_counted(damaged):
         np.testing.assert_array_equal(batch["image"][3], batch["image"][4])
         np.testing.assert_array_equal(batch["image"][7], batch["image"][8])
         assert batch["label"].tolist() == [0, 1, 0, 0, 0, 1, 0, 0, 0, 1]
-    (batch,) = pipeline.eval_batches(damaged, settings(on_error="skip"), batch=12)
+    (batch,) = eval_batches(damaged, settings(on_error="skip"), batch=12)
     assert batch["bad"].tolist() == [i in (3, 7) for i in range(12)]
     assert batch["mask"].tolist() == [i not in (3, 7, 10, 11) for i in range(12)]

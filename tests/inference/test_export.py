@@ -24,7 +24,7 @@ from tpu_programs import needs_tpu_compiler, run_program
 
 from vt_flax import cli, export
 from vt_flax.data.augment import normalise
-from vt_flax.data.augment.centred import centre_crop
+from vt_flax.data.augment.center_crop import center_crop
 from vt_flax.data.host import tensorflow
 from vt_flax.experimental import tensorflow_bridge
 from vt_flax.inference import exporting, loader, program
@@ -277,11 +277,11 @@ def test_a_classifier_takes_images_of_any_size(workdirs, tmp_path, monkeypatch):
     predictor = load(workdirs / "plain")
     for batch, height, width in ((3, 57, 40), (2, 36, 90)):
         images = photographs(batch, height, width)
-        expected = logits_of(predictor, centre_crop(images, 32, 36))
+        expected = logits_of(predictor, center_crop(images, 32, 36))
         # A level at just about a half may be rounded otherwise; a crop that is a pixel
         # off is far beyond it.
         np.testing.assert_allclose(serve(images)["logits"], expected, atol=2e-3)
-        shifted = logits_of(predictor, centre_crop(images[:, :-2, :-2], 32, 36))
+        shifted = logits_of(predictor, center_crop(images[:, :-2, :-2], 32, 36))
         assert np.abs(shifted - expected).max() > 1e-2
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from tiny_networks import CANVAS, MAP, NAMES, RESNET, SIDE, classifier, segmenter
 
 import vt_flax
-from vt_flax.data import pipeline
+from vt_flax.data.batches import eval_batches
 from vt_flax.data.folders import FolderSource
 from vt_flax.errors import UserError
 from vt_flax.inference import predictor
@@ -63,7 +63,7 @@ def test_classifiers_see_what_evaluation_sees(classify, tmp_path):
         Image.fromarray(noise(height, width, seed=i)).save(folder / f"{i}.{ending}")
     source = FolderSource(epath.Path(tmp_path / "all"), "all")
     files = [source.describe(i) for i in range(len(source))]
-    batches = pipeline.eval_batches(source, classify.task.config.data, batch=2)
+    batches = eval_batches(source, classify.task.config.data, batch=2)
     with contextlib.closing(batches):
         expected = np.concatenate([batch["image"] for batch in batches])
     for file, image in zip(files, expected, strict=True):
@@ -363,6 +363,42 @@ def test_what_load_is_given(tmp_path, monkeypatch):
     for batch in (0, 2.5, "8"):
         with pytest.raises(UserError, match="^batch .*: must be at least 1"):
             vt_flax.load("run", batch=batch)
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+sys.modules["tensorflow"] = None  # importing it raises an ImportError
+import numpy as np
+import vt_flax
+network = vt_flax.load("run")
+np.save("seen.npy", np.stack([network.view(file).pixels for file in sys.argv[1:]]))
+from vt_flax import predict
+predict.main(["--workdir", "run", "--out", "out", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+def test_tensorflow_is_not_needed(tmp_path):
+    """And the pixels are those that evaluation sees in a JPEG and a PNG."""
+    model = {"name": "resnet18", **RESNET, "num_classes": 0}
+    data = {"image_size": SIDE, "eval_resize": SIDE + 3}
+    make_workdir(tmp_path / "run", {"model": model, "data": data}, NAMES)
+    (tmp_path / "all" / "left").mkdir(parents=True)
+    for name in ("a.jpg", "b.png"):
+        Image.fromarray(noise(61, 47)).save(tmp_path / "all" / "left" / name)
+    source = FolderSource(epath.Path(tmp_path / "all"), "all")
+    files = [source.describe(i) for i in range(2)]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TENSORFLOW, *files],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(file in done.stdout for file in files) and list(tmp_path.glob("out/*"))
+    config = vt_flax.load(tmp_path / "run").task.config.data
+    (batch,) = eval_batches(source, config, batch=2)
+    np.testing.assert_array_equal(np.load(tmp_path / "seen.npy"), batch["image"])
 
 
 def test_the_package_is_as_quick_to_import_as_without_it():

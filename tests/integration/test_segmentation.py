@@ -13,7 +13,8 @@ from PIL import Image
 from run_states import assert_same, changed, cut_off, last_state
 
 from vt_flax import evaluate, predict
-from vt_flax.data import augment, pipeline
+from vt_flax.data import augment
+from vt_flax.data.batches import eval_batches
 from vt_flax.data.prepare.build import prepare as build
 from vt_flax.errors import UserError
 from vt_flax.inference.predictor import load
@@ -202,7 +203,7 @@ def test_one_device_counts_as_eight_do(trained):
         mesh = make_mesh(jax.devices()[:count])
         step = compile_eval_step(run.model, run.task, mesh)
         weights = jax.device_put(variables, replicated(mesh))
-        (batch,) = pipeline.eval_batches(
+        (batch,) = eval_batches(
             run.eval_source,
             run.config.data,
             batch=8,
@@ -466,7 +467,7 @@ def test_a_split_larger_than_its_canvas_is_refused_before_training(data_dir):
     # Who leaves out what cannot be evaluated is told how many those were.
     config.data.on_error = "skip"
     run = prepare(config)
-    (batch,) = pipeline.eval_batches(
+    (batch,) = eval_batches(
         run.eval_source,
         run.config.data,
         batch=8,
@@ -485,7 +486,7 @@ def test_coarse_logits_are_recounted_too(data_dir):
         jax.device_get(state.params),
     )
     stats = jax.device_get(state.batch_stats)
-    (batch,) = pipeline.eval_batches(
+    (batch,) = eval_batches(
         run.eval_source,
         run.config.data,
         batch=6,

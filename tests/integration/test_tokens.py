@@ -16,8 +16,8 @@ from pair_trees import draw_image, draw_labels, write
 from PIL import Image
 
 from vt_flax import cli, evaluate
-from vt_flax.data import pipeline
 from vt_flax.data.augment.scaled import eval_inputs
+from vt_flax.data.batches import eval_batches
 from vt_flax.data.prepare.build import prepare as build
 from vt_flax.inference import token_report
 from vt_flax.parallel.mesh import make_mesh
@@ -157,7 +157,7 @@ def sown(run, variables, images):
 
 def whole_split(run):
     """All examples in one batch, and nothing else."""
-    (batch,) = pipeline.eval_batches(
+    (batch,) = eval_batches(
         run.eval_source,
         run.config.data,
         batch=len(run.eval_source),

@@ -18,10 +18,11 @@ from pods import measured, pod
 from run_states import assert_same, changed, cut_off, last_state, leaves
 
 from vt_flax import evaluate
-from vt_flax.data import augment, pipeline
+from vt_flax.data import augment
+from vt_flax.data.batches import eval_batches
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
-from vt_flax.training import loop, trainer
+from vt_flax.training import evaluation, loop, trainer
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
 from vt_flax.training.requests import Stopped
@@ -109,7 +110,7 @@ def test_what_comes_before_the_first_step_is_progress(digits, monkeypatch):
 def test_evaluation_equals_a_recount_image_by_image(trained):
     run, workdir, results = trained
     state = last_state(run, workdir)
-    (batch,) = pipeline.eval_batches(run.eval_source, run.config.data, batch=45)
+    (batch,) = eval_batches(run.eval_source, run.config.data, batch=45)
     images = augment.normalise(batch["image"], run.config.data)
     for name, (params, stats) in trainer.weights_of(state).items():
         variables = jax.device_get({"params": params, "batch_stats": stats})
@@ -258,7 +259,7 @@ def test_a_sigterm_loses_no_step(moment, trained, digits, tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_a_sigterm_cuts_off_an_evaluation(trained, digits, tmp_path, monkeypatch):
     run, _, results = trained
-    read = pipeline.eval_batches
+    read = eval_batches
     seen = []
 
     def endless(*args, **options):
@@ -268,7 +269,7 @@ def test_a_sigterm_cuts_off_an_evaluation(trained, digits, tmp_path, monkeypatch
             seen.append(i)
             yield batch
 
-    monkeypatch.setattr(pipeline, "eval_batches", endless)
+    monkeypatch.setattr(evaluation, "eval_batches", endless)
     with pytest.raises(Stopped, match="after step 8 of 8"):
         loop.train(run, tmp_path / "run")
     assert len(seen) < 4

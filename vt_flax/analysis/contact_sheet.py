@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from vt_flax.analysis.figures import literal
-from vt_flax.data import augment, pipeline
+from vt_flax.data import augment
+from vt_flax.data.batches import eval_batches, train_batches
 from vt_flax.data.source import Source
 
 COLUMNS = 8
@@ -34,7 +35,7 @@ def draw_sheet(
       seed: of the run whose first images are shown.
     """
     count = COLUMNS * TRAIN_ROWS
-    batches = pipeline.train_batches(
+    batches = train_batches(
         train_source, config, seed=seed, batch=count, first=0, last=1
     )
     with contextlib.closing(batches):
@@ -44,7 +45,7 @@ def draw_sheet(
     )(batch["image"], batch["label"], jax.random.key(seed))
     pairs = zip(targets.labels.tolist(), targets.weights.tolist(), strict=True)
     captions = [_caption(labels, weights, train_source) for labels, weights in pairs]
-    evaluated = pipeline.eval_batches(eval_source, config, batch=COLUMNS * EVAL_ROWS)
+    evaluated = eval_batches(eval_source, config, batch=COLUMNS * EVAL_ROWS)
     with contextlib.closing(evaluated):
         shown = next(evaluated)
     real = shown["mask"]

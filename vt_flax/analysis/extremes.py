@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vt_flax.analysis.masks import paint, write_page
-from vt_flax.data import pipeline
+from vt_flax.data.batches import eval_batches
 from vt_flax.data.masks import IGNORE
 from vt_flax.training.evaluation import eval_batch_size
 from vt_flax.training.run import Run
@@ -89,7 +89,7 @@ def draw_extremes(
 def _all(run: Run, predict: Callable[[Any, Any], Any]):
     """Yields every readable example with labels."""
     size = eval_batch_size(run.config, run.mesh)
-    batches = pipeline.eval_batches(
+    batches = eval_batches(
         run.eval_source,
         run.config.data,
         batch=size,

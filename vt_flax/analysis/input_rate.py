@@ -12,7 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vt_flax.analysis import pillow_loader
-from vt_flax.data import images, pipeline
+from vt_flax.data import images
+from vt_flax.data.batches import train_batches
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import RandomAccessSource
 from vt_flax.errors import UserError
@@ -106,9 +107,7 @@ def _rate(variant: Callable[[], Images], seconds: float) -> float:
 
 
 def _ours(source: RandomAccessSource, config: ConfigDict) -> Images:
-    batches = pipeline.train_batches(
-        source, config, seed=0, batch=BATCH, first=0, last=10**9
-    )
+    batches = train_batches(source, config, seed=0, batch=BATCH, first=0, last=10**9)
     with contextlib.closing(batches):
         for batch in batches:
             yield len(batch["image"])

@@ -1,4 +1,4 @@
-"""TensorFlow, as the host's reader and decoder of images and nothing else."""
+"""TensorFlow, which only reads and decodes images on the host."""
 
 import contextlib
 import ctypes
@@ -10,8 +10,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# Its libraries log what they do, of no concern to a user; set to 0, everything is told.
-# JAX sets the same, where it is imported first.
+# Hides what TensorFlow's libraries log of their start; 0 shows everything. JAX sets the
+# same, where it is imported first.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 # glibc's mallopt parameters (malloc.h), and a size beyond any image.
@@ -21,23 +21,23 @@ _KEEP = 1 << 30
 
 @functools.cache
 def tensorflow() -> types.ModuleType:
-    """Imports TensorFlow without its messages, and hides all GPUs from it.
+    """Imports TensorFlow without its log messages, and hides all GPUs from it.
 
     It is imported where it is first needed, for it takes seconds.
     """
-    # Its warnings are of its own queues, such as one that is closed while waited for.
+    # Its warnings are about datasets that are closed early, and errors that we catch.
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-    visible = False
+    has_gpu = False
     with _quiet(), _without_keras():
         import tensorflow as tf
 
-        # Else it would take the GPU memory that JAX computes in.
         try:
+            # Else it would take the GPU memory that JAX computes in.
             tf.config.set_visible_devices([], "GPU")
         except RuntimeError:
-            visible = True
-    if visible:
+            has_gpu = True
+    if has_gpu:
         # As in a notebook that has computed with TensorFlow before.
         print(
             "note: TensorFlow has started with a GPU in this process, and keeps memory "
@@ -50,21 +50,21 @@ def tensorflow() -> types.ModuleType:
 
 
 def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps TensorFlow from rewriting a function that it traces.
+    """Keeps TensorFlow from rewriting `if` and `for` of a function that it traces.
 
-    It would turn `if` and `for` over tensors into operations. Ours have none, and to
-    read and rewrite their source takes half a second of each start.
+    Ours have none over tensors, and reading and rewriting their source takes half a
+    second of each start.
     """
     return tensorflow().autograph.experimental.do_not_convert(function)
 
 
 @contextlib.contextmanager
 def _without_keras() -> Iterator[None]:
-    """Keeps TensorFlow from importing Keras at once: half of its own import.
+    """Keeps TensorFlow from importing Keras, which takes half of its own import.
 
-    It would do so for Keras's optimizers in SavedModels. Told to take the legacy
-    package, it looks for that, and goes on where it is not installed. `tf.keras` is
-    imported where it is first used, and is the present one, as ever.
+    It would do so for Keras's optimizers in SavedModels. With this variable it looks
+    for the legacy package, and continues where that is not installed. `tf.keras` is
+    imported where it is first used, and is the current version as always.
     """
     name = "TF_USE_LEGACY_KERAS"
     if name in os.environ or importlib.util.find_spec("tf_keras"):
@@ -79,10 +79,7 @@ def _without_keras() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drops what TensorFlow's libraries print of their start, about GPUs we don't use.
-
-    They do so before any log level counts.
-    """
+    """Drops what TensorFlow prints about GPUs before any log level counts."""
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
         yield
         return
@@ -99,10 +96,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _keep_memory() -> None:
-    """Tells glibc to keep the memory of freed images for the next ones.
+    """Makes glibc keep the memory of freed images for the next ones.
 
-    By default it hands large blocks back to the system at once, and each image is paid
-    for again in page faults: measured, a third of what reading a record costs.
+    By default it returns large blocks to the system at once, and each image pays again
+    in page faults: measured, a third of what reading a record costs.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,71 +1,55 @@
-"""From an encoded file to a uint8 image of the size that the network takes.
+"""Decodes and crops images inside tf.data: tensors in, tensors out."""
 
-What is here runs inside tf.data: the functions take and return TensorFlow tensors, and
-draw from no state but a seed, two integers for each example.
-"""
-
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
+from vt_flax.data import center_crop as central
 from vt_flax.data.host import tensorflow
 from vt_flax.data.orientation import (
+    FIRST_TRANSPOSED,
     JPEG_START,
     PNG_START,
     UPRIGHT,
-    exchanged,
-    stored_box,
     upright,
 )
 from vt_flax.data.pillow_decoder import decode_with_pillow
-from vt_flax.errors import first_line
 
-# Of a random crop: least and most width over height (Szegedy et al., 2014).
+# Least and most width over height of a random crop (Szegedy et al., 2014).
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 
 JPEG_END = b"\xff\xd9"
 CMYK_CHANNELS = 4
 
 Tensor = Any
-Crop = Callable[[Tensor, Tensor, Tensor], Tensor]
+# See `train_crop`.
+Crop = Callable[..., Tensor]
 
 
 def train_crop(config: ConfigDict) -> Crop:
-    """Returns `crop(encoded, orientation, seed)` as `data` wants it in training.
+    """Returns `crop(encoded, seed=, orientation=)` as `data` configures training.
 
-    The function takes an encoded file, its orientation (1: as it is stored) and a seed
-    (2,), and returns an upright image (image_size, image_size, 3), uint8.
+    It takes a file, a seed (2,) and an EXIF orientation, and returns an upright image
+    (image_size, image_size, 3), uint8.
     """
     size = config.image_size
     if config.train_crop == "random_resized":
-        return lambda encoded, orientation, seed: random_resized_crop(
-            encoded, size, config.crop_min_area, seed, orientation
+        return functools.partial(
+            random_resized_crop, size=size, min_area=config.crop_min_area
         )
     if config.train_crop == "pad":
-        return lambda encoded, orientation, seed: pad_and_crop(
-            encoded, size, config.crop_padding, seed, orientation
-        )
-    return lambda encoded, orientation, seed: centre_crop(
-        encoded, size, size, orientation
-    )
+        return functools.partial(pad_and_crop, size=size, padding=config.crop_padding)
+    return functools.partial(center_crop, size=size, resize=size)
 
 
 def eval_crop(config: ConfigDict) -> Crop:
-    """Returns `crop(encoded, orientation, seed)` as `data` wants it in evaluation."""
-    crop = eval_crop_pixels(config)
-    return lambda encoded, orientation, seed: crop(decode_upright(encoded, orientation))
-
-
-def eval_crop_pixels(config: ConfigDict) -> Callable[[Tensor], Tensor]:
-    """Returns what `eval_crop` does with an image once it is decoded.
-
-    The function takes an upright image (height, width, 3) and returns one (image_size,
-    image_size, 3), both uint8.
-    """
+    """Returns the crop of evaluation, a function like that of `train_crop`."""
     size = config.image_size
-    return lambda image: centre_crop_pixels(image, size, config.eval_resize or size)
+    return functools.partial(center_crop, size=size, resize=config.eval_resize or size)
 
 
 def random_resized_crop(
@@ -75,33 +59,54 @@ def random_resized_crop(
     seed: Tensor,
     orientation: Tensor | int = UPRIGHT,
 ) -> Tensor:
-    """Decodes a random part of an image and brings it to `size` (Szegedy et al., 2014).
+    """Decodes a random part of an image and resizes it (Szegedy et al., 2014).
 
-    Bilinear, without antialiasing, as is usual where training is fed by TensorFlow; but
-    of a JPEG whose part is two times the size or more, the decoder makes a half, a
-    quarter or an eighth, which is faster and does not alias.
-
-    The part is drawn in the upright image: it does not depend on how that is stored.
+    Bilinear, without antialiasing, as is usual with TensorFlow; but a JPEG whose part
+    is two times the size or more is decoded at a half, a quarter or an eighth, which is
+    faster and does not alias. The part is drawn in the upright image.
 
     Args:
       encoded: a file, scalar string.
       size: side of the result in pixels.
       min_area: least share of the image's area; the most is 1.
       seed: (2,) integers that decide the part.
-      orientation: of the file, scalar.
+      orientation: EXIF orientation of the file, scalar.
 
     Returns:
       (size, size, 3), uint8.
     """
     tf = tensorflow()
-    image = _by_orientation(
-        lambda encoded, orientation, seed: _random_part(
-            encoded, size, min_area, seed, orientation
-        ),
-        encoded,
-        orientation,
-        seed,
-    )
+
+    def from_jpeg() -> Tensor:
+        stored = tf.io.extract_jpeg_shape(encoded)
+        is_transposed = orientation >= FIRST_TRANSPOSED
+        shape = tf.where(is_transposed, tf.gather(stored, [1, 0, 2]), stored)
+        box = random_box(shape, min_area, seed)
+        branch = tf.searchsorted([2, 4, 8], [tf.reduce_min(box[2:]) // size], "right")
+        ratio = tf.bitwise.left_shift(1, branch[0])
+        # In the coordinates of the reduced image.
+        window = tf.maximum(box // ratio, [0, 0, 1, 1])
+
+        def part(ratio: int) -> Callable[[], Tensor]:
+            return lambda: tf.io.decode_and_crop_jpeg(encoded, window, 3, ratio=ratio)
+
+        is_plain = (stored[2] != CMYK_CHANNELS) & (orientation == UPRIGHT)
+        return tf.switch_case(
+            tf.where(is_plain, branch[0], 4),
+            [
+                *map(part, (1, 2, 4, 8)),
+                lambda: _in_python(_reduced_part, encoded, orientation, window, ratio),
+            ],
+        )
+
+    def from_other() -> Tensor:
+        image = decode_upright(encoded, orientation)
+        top, left, height, width = tf.unstack(
+            random_box(tf.shape(image), min_area, seed)
+        )
+        return image[top : top + height, left : left + width]
+
+    image = tf.cond(is_whole_jpeg(encoded), from_jpeg, from_other)
     # From float: twice as fast as from uint8, with the same result.
     image = tf.raw_ops.ResizeBilinear(
         images=tf.cast(image, tf.float32)[None],
@@ -111,53 +116,10 @@ def random_resized_crop(
     return tf.ensure_shape(to_uint8(image[0]), (size, size, 3))
 
 
-def _random_part(
-    encoded: Tensor, size: int, min_area: float, seed: Tensor, orientation: int
-) -> Tensor:
-    """Decodes the part that `random_resized_crop` resizes, as it is stored."""
-    tf = tensorflow()
-
-    def drawn(stored: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns a part of the upright image, and that image's shape."""
-        shape = exchanged(stored, orientation)
-        return random_box(shape, min_area, seed), shape
-
-    def cut(image: Tensor, window: Tensor) -> Tensor:
-        top, left, height, width = tf.unstack(window)
-        return image[top : top + height, left : left + width]
-
-    def from_jpeg() -> Tensor:
-        stored = tf.io.extract_jpeg_shape(encoded)
-        box, shape = drawn(stored)
-        is_cmyk = stored[2] == CMYK_CHANNELS
-        times = tf.where(is_cmyk, 0, tf.minimum(box[2], box[3]) // size)
-        branch = tf.reduce_sum(tf.cast(times >= [2, 4, 8], tf.int32))
-        # In the coordinates of the image that the decoder makes. Once for all branches:
-        # operations cost time also where they are in a branch that is not taken.
-        ratio = tf.bitwise.left_shift(1, branch)
-        reduced = tf.maximum(box // ratio, [0, 0, 1, 1])
-        window = stored_box(reduced, -(-shape // ratio), orientation)
-
-        def part(ratio: int) -> Callable[[], Tensor]:
-            return lambda: tf.io.decode_and_crop_jpeg(encoded, window, 3, ratio=ratio)
-
-        return tf.switch_case(
-            tf.where(is_cmyk, 4, branch),
-            [*map(part, (1, 2, 4, 8)), lambda: cut(_with_pillow(encoded), window)],
-        )
-
-    def from_other() -> Tensor:
-        image = decode(encoded)
-        return cut(image, stored_box(*drawn(tf.shape(image)), orientation))
-
-    return tf.cond(is_whole_jpeg(encoded), from_jpeg, from_other)
-
-
 def random_box(shape: Tensor, min_area: float, seed: Tensor) -> Tensor:
-    """Draws a part of random area and aspect ratio.
+    """Draws a part of random area and aspect ratio by TensorFlow's sampler.
 
-    TensorFlow's sampler: the ratio is uniform, then the height is uniform over what the
-    least area and the image allow.
+    The ratio is uniform, then the height over what the least area and the image allow.
 
     Args:
       shape: (3,), height, width and channels of the image.
@@ -197,61 +159,44 @@ def pad_and_crop(
     """Pads with black on each side and cuts (size, size, 3) at random, uint8.
 
     The usual augmentation of CIFAR (Lee et al., 2015). Images of other sizes are
-    brought to `size` first, by `centre_crop`.
+    brought to `size` first, by `center_crop`.
     """
     tf = tensorflow()
-    image = centre_crop(encoded, size, size, orientation)
+    image = center_crop(encoded, size, size, orientation=orientation)
     image = tf.pad(image, [[padding, padding], [padding, padding], [0, 0]])
     at = tf.random.stateless_uniform((2,), seed, 0, 2 * padding + 1, tf.int32)
     return tf.slice(image, tf.concat([at, [0]], 0), (size, size, 3))
 
 
-def centre_crop(
-    encoded: Tensor, size: int, resize: int, orientation: Tensor | int = UPRIGHT
+def center_crop(
+    encoded: Tensor,
+    size: int,
+    resize: int,
+    seed: Tensor | None = None,
+    orientation: Tensor | int = UPRIGHT,
 ) -> Tensor:
-    """Decodes an image, and does what `centre_crop_pixels` does."""
-    return centre_crop_pixels(decode_upright(encoded, orientation), size, resize)
+    """Decodes an image and crops it to (size, size, 3), uint8; see `data.center_crop`.
 
-
-def centre_crop_pixels(image: Tensor, size: int, resize: int) -> Tensor:
-    """Brings the short side to `resize` and cuts the central (size, size, 3), uint8.
-
-    Bilinear with antialiasing, as Pillow does it: weights from elsewhere were measured
-    on such images.
-
-    Args:
-      image: (height, width, 3), uint8.
-      size: side of the result in pixels.
-      resize: of the short side in pixels, at least `size`.
+    Pillow resizes, outside Python's lock. Images that need no resizing, as CIFAR's, do
+    not enter Python. Nothing is drawn: `seed` is ignored.
     """
+    del seed
     tf = tensorflow()
+    image = decode_upright(encoded, orientation)
     shape = tf.shape(image)[:2]
-    short = tf.reduce_min(shape)
-    scaled = tf.round(tf.cast(shape * resize, tf.float64) / tf.cast(short, tf.float64))
-    target = tf.maximum(tf.cast(scaled, tf.int32), resize)
-    at = (target - size) // 2
-
-    def cut() -> Tensor:
-        return tf.slice(image, tf.concat([at, [0]], 0), (size, size, 3))
-
-    def resized() -> Tensor:
-        # One operation resizes and cuts: what is cut off is not computed.
-        result = tf.raw_ops.ScaleAndTranslate(
-            images=image[None],
-            size=(size, size),
-            scale=tf.cast(target / shape, tf.float32),
-            translation=-tf.cast(at, tf.float32),
-            kernel_type="triangle",
-            antialias=True,
-        )
-        return to_uint8(result[0])
-
-    crop = tf.cond(tf.equal(short, resize), cut, resized)
+    start = tf.concat([(shape - size) // 2, [0]], 0)
+    crop = tf.cond(
+        tf.reduce_min(shape) == resize,
+        lambda: tf.slice(image, start, (size, size, 3)),
+        lambda: _in_python(
+            lambda image: central.center_crop(image, size, resize), image
+        ),
+    )
     return tf.ensure_shape(crop, (size, size, 3))
 
 
 def is_whole_jpeg(encoded: Tensor) -> Tensor:
-    """Tells whether a file begins and ends as a JPEG; ImageNet has a PNG among them.
+    """Returns whether a file begins and ends as a JPEG; ImageNet has a PNG among them.
 
     A decoder that is asked for a part would not notice that a file is cut off below it.
     One that does not end as it should is decoded in full.
@@ -267,13 +212,12 @@ def is_whole_jpeg(encoded: Tensor) -> Tensor:
 def decode(encoded: Tensor) -> Tensor:
     """Decodes a whole file to (height, width, 3), uint8, as it is stored.
 
-    The result equals `decode_with_pillow`'s. TensorFlow decodes JPEG and PNG. Pillow,
-    which knows many kinds but holds Python's lock, has the others, which are rare; and
-    JPEGs in CMYK, of which TensorFlow rounds otherwise, and inverts those without
-    Adobe's marker.
+    The result equals `decode_with_pillow`'s, which decodes what is rare: formats other
+    than JPEG and PNG; and JPEGs in CMYK, which TensorFlow rounds differently, and
+    inverts without Adobe's marker.
 
     Raises:
-      tf.errors.OpError: if the bytes are no image, or a damaged one.
+      tf.errors.OpError, ValueError: if the bytes are no image, or a damaged one.
     """
     tf = tensorflow()
 
@@ -286,13 +230,13 @@ def decode(encoded: Tensor) -> Tensor:
         tf.strings.substr(start, 0, len(JPEG_START)) == JPEG_START,
         lambda: tf.cond(
             tf.io.extract_jpeg_shape(encoded)[2] == CMYK_CHANNELS,
-            lambda: _with_pillow(encoded),
+            lambda: _in_python(_pixels, encoded, UPRIGHT),
             from_jpeg,
         ),
         lambda: tf.cond(
             start == PNG_START,
             lambda: tf.io.decode_png(encoded, 3),
-            lambda: _with_pillow(encoded),
+            lambda: _in_python(_pixels, encoded, UPRIGHT),
         ),
     )
     return tf.ensure_shape(image, (None, None, 3))
@@ -300,86 +244,50 @@ def decode(encoded: Tensor) -> Tensor:
 
 def decode_upright(encoded: Tensor, orientation: Tensor | int) -> Tensor:
     """Decodes a whole file and turns it upright; see `decode`."""
-    return _by_orientation(lambda encoded, _: decode(encoded), encoded, orientation)
-
-
-def _by_orientation(
-    decode: Callable[..., Tensor],
-    encoded: Tensor,
-    orientation: Tensor | int,
-    *arguments: Tensor,
-) -> Tensor:
-    """Decodes what is upright in TensorFlow's graph, and in Python what is not.
-
-    Most images are upright. Operations cost time also where they are in a branch that
-    is not taken: the dozens that turn an image would take a twentieth of its time.
-
-    Args:
-      decode: takes the file, the orientation as an int, and the further arguments, and
-        returns the image, or a part of it, as it is stored.
-      encoded: a file, scalar string.
-      orientation: of the file, scalar.
-      *arguments: further arguments.
-
-    Returns:
-      (height, width, 3), uint8, upright.
-    """
-    tf = tensorflow()
-
-    def turned(encoded: Any, orientation: Any, *arguments: Any) -> np.ndarray:
-        stored = decode(tf.constant(_as_bytes(encoded)), int(orientation), *arguments)
-        return np.ascontiguousarray(upright(stored.numpy(), int(orientation)))
-
-    return tf.cond(
-        tf.equal(orientation, UPRIGHT),
-        lambda: decode(encoded, UPRIGHT, *arguments),
-        lambda: _in_python(turned, encoded, orientation, *arguments),
+    return tensorflow().cond(
+        tensorflow().equal(orientation, UPRIGHT),
+        lambda: decode(encoded),
+        lambda: _in_python(_pixels, encoded, orientation),
     )
 
 
-def _with_pillow(encoded: Tensor) -> Tensor:
-    """Decodes a whole file with Pillow; see `decode`."""
-    return _in_python(
-        lambda encoded: np.asarray(decode_with_pillow(_as_bytes(encoded))), encoded
-    )
-
-
-def _in_python(decode: Callable[..., np.ndarray], *arguments: Tensor) -> Tensor:
-    """Decodes an image outside TensorFlow's graph, under Python's lock."""
+def _in_python(function: Callable[..., np.ndarray], *arguments: Tensor) -> Tensor:
+    """Calls a function that returns an image (height, width, 3), uint8, of arrays."""
     tf = tensorflow()
-
-    def decoded(*arguments: Any) -> np.ndarray:
-        try:
-            return decode(*arguments)
-        except (ValueError, tf.errors.OpError):
-            # No exception, which TensorFlow would log.
-            return np.zeros((0, 0, 3), np.uint8)
-
-    image = tf.numpy_function(decoded, arguments, tf.uint8)
-    with tf.control_dependencies([tf.debugging.assert_positive(tf.size(image))]):
-        return tf.ensure_shape(image, (None, None, 3))
+    image = tf.numpy_function(function, arguments, tf.uint8)
+    return tf.ensure_shape(image, (None, None, 3))
 
 
-def _as_bytes(encoded: bytes | np.ndarray) -> bytes:
-    """Returns a file; outside a graph TensorFlow passes an array of no dimensions."""
-    return np.asarray(encoded, object).item()
+def _pixels(encoded: Any, orientation: Any) -> np.ndarray:
+    """Decodes an upright image with Pillow."""
+    # Outside a graph TensorFlow passes an array of no dimensions.
+    image = decode_with_pillow(np.asarray(encoded, object).item())
+    return np.ascontiguousarray(upright(np.asarray(image), int(orientation)))
 
 
-def why_unreadable(encoded: bytes, error: Exception) -> str:
-    """Says in a few words why a file could not be decoded.
+def _reduced_part(
+    encoded: Any, orientation: Any, window: Any, ratio: Any
+) -> np.ndarray:
+    """Decodes a window of the upright image averaged down by a ratio."""
+    image = Image.fromarray(_pixels(encoded, orientation))
+    top, left, height, width = map(int, window * ratio)
+    right, lower = min(left + width, image.width), min(top + height, image.height)
+    return np.asarray(image.reduce(int(ratio), (left, top, right, lower)))
 
-    Args:
-      encoded: the file.
-      error: what TensorFlow said of it, which is long.
-    """
+
+def problem(encoded: bytes) -> str:
+    """Returns why Pillow cannot decode a file, in a few words; empty if it can."""
     if not encoded.strip(b"\0"):
-        return f"{len(encoded)} zero bytes" if encoded else "it is empty"
-    try:
-        decode_with_pillow(encoded)
-    except ValueError as reason:
-        # Pillow names an object in memory where it means the file.
-        return str(reason).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
-    return first_line(error)[:200]
+        reason = f"{len(encoded)} zero bytes" if encoded else "it is empty"
+    else:
+        try:
+            decode_with_pillow(encoded)
+        except ValueError as error:
+            # Pillow names an object in memory where it means the file.
+            reason = str(error).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
+        else:
+            return ""
+    return f"not a readable image ({reason})"
 
 
 def to_uint8(image: Tensor) -> Tensor:

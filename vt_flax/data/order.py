@@ -1,41 +1,94 @@
-"""Which example stands where in a run: a function of the seed and the step alone."""
+"""Which examples a process reads in a step: a function of the seed and the step alone.
 
+A run is one endless sequence of examples, a permutation of the split for each epoch.
+Step k takes positions k * batch to (k + 1) * batch of it, whatever the number of
+processes, so that a restart needs the step and no state of an iterator.
+"""
+
+import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-# Of the permutation's Feistel network. Four make one that cannot be told from a random
-# permutation if the round function is random (Luby and Rackoff, 1988); ours is a hash,
-# and small splits have few values to hash. What is left is a parity: of a handful of
-# examples, some orders come up a third more often than others.
+# Rounds of the permutation's Feistel network. Four make one that cannot be told from a
+# random permutation if the round function is random (Luby and Rackoff, 1988); ours is a
+# hash, and small splits have few values to hash. What is left is a parity: of a handful
+# of examples, some orders come up a third more often than others.
 ROUNDS = 12
 
 
-def locate(rows: Sequence[int] | np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Returns the examples that stand at some rows of the run.
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """The examples that one process reads, step by step.
 
-    The run is one endless sequence: a permutation of the split for each epoch, end to
-    end. Nothing is shuffled or stored: the permutation is a Feistel network over
+    Attributes:
+      batch: examples in the global batch.
+      own: (share,), which examples of a batch this process reads, ascending.
+      first: first step.
+      last: step before which to end.
+      count: examples in the split.
+      seed: seed of the shuffled epochs; None for every example once, as it is stored.
+    """
+
+    batch: int
+    own: np.ndarray
+    first: int
+    last: int
+    count: int
+    seed: int | None = None
+
+    @property
+    def length(self) -> int:
+        """The number of examples that this process reads, with those beyond the end."""
+        return (self.last - self.first) * len(self.own)
+
+    def positions(self, start: int, stop: int) -> np.ndarray:
+        """Returns the positions in the run of this process's examples start to stop."""
+        places = np.arange(start, min(stop, self.length))
+        steps, within = np.divmod(places, len(self.own))
+        return (self.first + steps) * self.batch + self.own[within]
+
+    def steps(self) -> Iterator[np.ndarray]:
+        """Yields the positions (share,) of each step."""
+        share = len(self.own)
+        for start in range(0, self.length, share):
+            yield self.positions(start, start + share)
+
+    def exist(self, positions: np.ndarray) -> np.ndarray:
+        """Returns which positions have an example: not those after a single pass."""
+        return (positions < self.count) | (self.seed is not None)
+
+    def indices(self, positions: np.ndarray) -> np.ndarray:
+        """Returns which examples of the split are at some positions of the run."""
+        if self.seed is None:
+            return positions
+        return locate(positions, self.count, self.seed)
+
+
+def locate(positions: Sequence[int] | np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Returns which examples of a split are at some positions of a run.
+
+    Nothing is shuffled or stored: the permutation is a Feistel network over
     side x side >= count values, keyed by seed and epoch, and walked on from values
     that are no example (Black and Rogaway, "Ciphers with Arbitrary Finite Domains",
-    2002). So it costs a process what it reads, at any size of the split.
+    2002). Its cost does not depend on the size of the split.
 
     Args:
-      rows: rows from 0, in any epochs and any order.
+      positions: positions in the run from 0, in any epochs and any order.
       count: examples in the split.
-      seed: the seed of the run's order; any integer.
+      seed: seed of the run's order; any integer.
 
     Returns:
-      (rows,): indices of examples, int64.
+      (positions,): indices of examples, int64.
     """
-    rows = np.asarray(rows, np.int64)
-    epochs, positions = np.divmod(rows, count)
-    indices = np.empty_like(rows)
+    positions = np.asarray(positions, np.int64)
+    epochs, within = np.divmod(positions, count)
+    indices = np.empty_like(positions)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        indices[here] = permute(positions[here], count, seed, int(epoch))
+        indices[here] = permute(within[here], count, seed, int(epoch))
     return indices
 
 
@@ -44,23 +97,23 @@ def permute(positions: np.ndarray, count: int, seed: int, epoch: int) -> np.ndar
     side = np.uint64(math.isqrt(count - 1) + 1)
     keys = _keys(seed, epoch)
     values = np.asarray(positions, np.int64).astype(np.uint64)
-    astray = np.arange(len(values))
-    while len(astray):
-        left, right = np.divmod(values[astray], side)
+    outside = np.arange(len(values))
+    while len(outside):
+        left, right = np.divmod(values[outside], side)
         for key in keys:
             left, right = right, (left + _hash(right + key) % side) % side
-        values[astray] = left * side + right
+        values[outside] = left * side + right
         # At most 2 * side - 1 of the values are no example: few walk on.
-        astray = astray[values[astray] >= count]
+        outside = outside[values[outside] >= count]
     return values.astype(np.int64)
 
 
 def own_part(batch: int, part: int = 0, parts: int = 1) -> np.ndarray:
-    """Returns the rows of a batch that a process reads where it reads neighbours.
+    """Returns which examples of a batch a process reads if each reads a block.
 
     Args:
       batch: examples in the global batch.
-      part: which process.
+      part: index of the process.
       parts: number of processes; divides `batch`.
     """
     share = batch // parts
@@ -75,7 +128,7 @@ def _keys(seed: int, epoch: int) -> np.ndarray:
 
 
 def _hash(values: np.ndarray) -> np.ndarray:
-    """Mixes 64-bit words (the finaliser of splitmix64: Steele et al., 2014)."""
+    """Mixes 64-bit words (the finalizer of splitmix64: Steele et al., 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""What the host makes of an image and its mask: both in a canvas of a fixed size."""
+"""Makes a canvas of a fixed size of an image, and one of its mask."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,6 @@ from vt_flax.data.masks import (
 from vt_flax.data.orientation import PNG_START
 from vt_flax.data.segmentation_sources import TFDSPairs
 from vt_flax.data.source import Example
-from vt_flax.errors import UserError, first_line
 
 
 class PairDecoder(Decoder):
@@ -31,8 +30,8 @@ class PairDecoder(Decoder):
     Args:
       source: the split.
       canvas: H and W in pixels.
-      shrink: whether larger examples are brought to the canvas, the image antialiased,
-        of the mask the nearest pixels; else they are refused.
+      shrink: whether larger examples are shrunk to the canvas, the image antialiased,
+        the mask by its nearest pixels; else they are rejected.
     """
 
     def __init__(self, source: TFDSPairs, canvas: Sequence[int], *, shrink: bool):
@@ -53,19 +52,18 @@ class PairDecoder(Decoder):
         tf = tensorflow()
         del orientation, seed
         image = images.decode(file)
-        # TensorFlow would bring anything else to 8 bits of grey, and labels to others.
-        is_grey = (tf.strings.substr(label, 0, len(PNG_START)) == PNG_START) & (
+        shape = tf.shape(image)[:2]
+        # TensorFlow would convert any other PNG to 8 bits of gray, and change labels.
+        is_gray = (tf.strings.substr(label, 0, len(PNG_START)) == PNG_START) & (
             tf.strings.substr(label, *GRAY_PLACE) == GRAY_8_BITS
         )
-        with tf.control_dependencies([tf.debugging.assert_equal(is_grey, True)]):
-            stored = tf.io.decode_png(label, channels=1)
-        shape = tf.shape(image)[:2]
-        checks = [tf.debugging.assert_equal(tf.shape(stored)[:2], shape)]
-        with tf.control_dependencies(checks):
-            mask = tf.gather(
-                tf.constant(self._source.label_map), tf.cast(stored[..., 0], tf.int32)
-            )
-        checks = [tf.debugging.assert_equal(tf.reduce_any(mask == NO_CLASS), False)]
+        with tf.control_dependencies([tf.debugging.assert_equal(is_gray, True)]):
+            stored = tf.io.decode_png(label, channels=1)[..., 0]
+        mask = tf.gather(tf.constant(self._source.label_map), tf.cast(stored, tf.int32))
+        checks = [
+            tf.debugging.assert_equal(tf.shape(mask), shape),
+            tf.debugging.assert_equal(tf.reduce_any(mask == NO_CLASS), False),
+        ]
         with tf.control_dependencies(checks):
             image = tf.identity(image)
         if self._shrink:
@@ -74,10 +72,10 @@ class PairDecoder(Decoder):
                 lambda: (image, mask, shape),
                 lambda: self._shrunk(image, mask, shape),
             )
-        room = tf.constant(self._canvas) - shape
-        # A negative room is an error, as it should be.
-        image = tf.pad(image, [[0, room[0]], [0, room[1]], [0, 0]])
-        mask = tf.pad(mask, [[0, room[0]], [0, room[1]]], constant_values=IGNORE)
+        # A negative padding is an error, as it should be.
+        padding = [[0, side] for side in tf.unstack(self._canvas - shape)]
+        image = tf.pad(image, [*padding, [0, 0]])
+        mask = tf.pad(mask, padding, constant_values=IGNORE)
         return {
             "image": tf.ensure_shape(image, (*self._canvas, 3)),
             "label": tf.ensure_shape(mask, self._canvas),
@@ -105,46 +103,29 @@ class PairDecoder(Decoder):
         )
         return images.to_uint8(image[0]), mask[0, ..., 0], target
 
-    def check(self, example: Example, name: str) -> None:
-        """Checks that image and mask belong together, and that all labels are classes.
-
-        Raises:
-          UserError: that says what is wrong.
-        """
+    def problem(self, example: Example) -> str:
+        """Returns what is wrong with the image, the mask, or the two together."""
+        problem = images.problem(example.image)
+        if problem:
+            return problem
         try:
-            image = images.decode_with_pillow(example.image)
             mask = decode_mask(example.label)
-        except ValueError:
-            return  # `decode` fails too, and then `why` is asked
-        shape = image.height, image.width
-        if mask.shape != shape:
-            raise UserError(
-                f"{name}: the image has {shape[0]} x {shape[1]} pixels, its mask "
-                f"{mask.shape[0]} x {mask.shape[1]}: mend or remove it"
-            )
-        unknown = [v for v in values_in(mask) if self._source.label_map[v] == NO_CLASS]
-        if unknown:
-            raise UserError(
-                f"{name}: label {unknown[0]} is outside the "
-                f"{len(self._source.class_names)} classes of the dataset: mend it, or "
-                "set segmentation.label_map"
-            )
-        height, width = self._canvas
-        if not self._shrink and (shape[0] > height or shape[1] > width):
-            raise UserError(
-                f"{name} has {shape[0]} x {shape[1]} pixels, more than the {height} x "
-                f"{width} of segmentation.eval_canvas: raise it"
-            )
-
-    def why(self, example: Example, error: Exception) -> str:
-        """Says why the image or the mask could not be decoded."""
-        try:
-            images.decode_with_pillow(example.image)
-        except ValueError:
-            reason = images.why_unreadable(example.image, error)
-            return f"not a readable image ({reason})"
-        try:
-            decode_mask(example.label)
         except ValueError as reason:
             return f"not a readable mask ({reason})"
-        return f"not a readable pair ({first_line(error)[:200]})"
+        image = images.decode_with_pillow(example.image)
+        shape, limit = (image.height, image.width), self._canvas
+        sizes = f"the image has {shape[0]} x {shape[1]} pixels"
+        if mask.shape != shape:
+            return f"{sizes}, its mask {mask.shape[0]} x {mask.shape[1]}"
+        unknown = [v for v in values_in(mask) if self._source.label_map[v] == NO_CLASS]
+        if unknown:
+            return (
+                f"label {unknown[0]} is outside the {len(self._source.class_names)} "
+                "classes of the dataset (see segmentation.label_map)"
+            )
+        if not self._shrink and (shape[0] > limit[0] or shape[1] > limit[1]):
+            return (
+                f"{sizes}, more than the {limit[0]} x {limit[1]} of "
+                "segmentation.eval_canvas, which may be raised"
+            )
+        return ""

@@ -14,8 +14,8 @@ from vt_flax.data.orientation import UPRIGHT, as_stored, orientation_of
 
 # A 16-bit image without a level from here on probably holds data of 14 bits or fewer.
 LEAST_OF_16_BITS = 1 << 14
-# Other files of a split whose headers are read before a run starts, and images of more
-# bits that are decoded then.
+# Files of a split that are opened before a run starts to look for more than 8 bits, and
+# those of more bits that are decoded.
 HEADERS, DECODED = 32, 8
 
 
@@ -26,22 +26,20 @@ class Decoded:
     Attributes:
       image: RGB, as it is stored: not turned by its orientation.
       orientation: 1 to 8; see `orientation`.
-      bits: of a channel in the file; 8 also for fewer.
-      highest: the highest level in the file, if it has 16 bits; as Pillow reads only
-        the upper byte of several channels, up to 255 more there.
-      note: what was done to more than 8 bits, in a few words; else empty.
+      highest: the highest level of a 16-bit file (as Pillow reads only the upper byte
+        of several channels, up to 255 more there); None for other files.
+      note: how more than 8 bits were converted; else empty.
     """
 
     image: Image.Image
     orientation: int = UPRIGHT
-    bits: int = 8
-    highest: int = 255
+    highest: int | None = None
     note: str = ""
 
     @property
     def is_dark(self) -> bool:
         """True for 16 bits of which so few are used that the image is nearly black."""
-        return self.bits == 16 and self.highest < LEAST_OF_16_BITS
+        return self.highest is not None and self.highest < LEAST_OF_16_BITS
 
 
 def decode_with_pillow(encoded: bytes) -> Image.Image:
@@ -82,11 +80,6 @@ def decode_opened(image: Image.Image) -> Decoded:
     )
 
 
-def has_more_than_8_bits(image: Image.Image) -> bool:
-    """Returns whether an opened image, not yet loaded, has more than 8 bits."""
-    return image.mode[0] in "IF" or ";16" in _raw_mode(image)
-
-
 def _raw_mode(image: Image.Image) -> str:
     """Returns Pillow's name for how a file stores pixels, as in `RGB;16B`."""
     tiles = getattr(image, "tile", ())
@@ -95,67 +88,65 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _to_rgb(image: Image.Image, raw_mode: str) -> Decoded:
-    """Brings a loaded image to 8 bits; Pillow would clip 16 and 32 bits at 255."""
+    """Converts a loaded image to 8 bits; Pillow would clip 16 and 32 bits at 255."""
     # Pillow has 16-bit PGMs in 32 bits, and before its version 11 also PNGs.
     if image.mode.startswith("I;16") or (
         image.mode == "I" and image.format in ("PNG", "PPM")
     ):
         levels = np.asarray(image)
-        highest = int(levels.max())
         if raw_mode == "I;12":  # a TIFF that says so
             eight = levels.astype(np.uint32) * 255 // 4095
-            gray = Image.fromarray(eight.astype(np.uint8))
-            note = "12 bits brought to 8: 4,095 is white"
-            return Decoded(gray.convert("RGB"), bits=12, highest=highest, note=note)
+            note = "12 bits converted to 8: 4,095 is white"
+            return Decoded(_gray(eight), note=note)
         # As TensorFlow reads PNGs: libpng drops the lower byte.
         eight = levels >> 8 if image.format == "PNG" else levels // 257
-        gray = Image.fromarray(eight.astype(np.uint8))
-        return _noted(gray.convert("RGB"), highest)
+        return _of_16_bits(_gray(eight), int(levels.max()))
     if image.mode in ("I", "F"):
         levels, note = _stretched(image)
-        gray = Image.fromarray(levels)
-        return Decoded(gray.convert("RGB"), bits=32 if note else 8, note=note)
+        return Decoded(_gray(levels), note=note)
     # A copy of a large image takes half a gigabyte.
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     if ";16" in raw_mode:  # several channels
         highest = max(high for _, high in rgb.getextrema())
-        return _noted(rgb, 256 * highest + 255)
+        return _of_16_bits(rgb, 256 * highest + 255)
     return Decoded(rgb)
 
 
-def _noted(image: Image.Image, highest: int) -> Decoded:
-    """Adds to an image of 16 bits a note on its levels."""
-    decoded = Decoded(image, bits=16, highest=highest)
-    note = "16 bits brought to 8: 65,535 is white"
-    if decoded.is_dark:
+def _gray(levels: np.ndarray) -> Image.Image:
+    return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+
+
+def _of_16_bits(image: Image.Image, highest: int) -> Decoded:
+    note = "16 bits converted to 8: 65,535 is white"
+    if highest < LEAST_OF_16_BITS:
         note += (
             f", but no level is above {highest:,}, so that it is nearly black: if its "
             "data have fewer bits, scale them to 16, or save 8 bits"
         )
-    return dataclasses.replace(decoded, note=note)
+    return Decoded(image, highest=highest, note=note)
 
 
 def _stretched(image: Image.Image) -> tuple[np.ndarray, str]:
-    """Brings 32 bits a pixel, of which no format says the white, to 8."""
+    """Converts 32 bits a pixel, of which no format defines the white, to 8."""
     low, high = image.getextrema()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("it has levels that are no finite numbers")
     levels = np.asarray(image, np.float32)
     if low >= 0 and 1 < high <= 255:
-        return np.round(levels).astype(np.uint8), ""
-    levels = np.round((levels - low) / max(high - low, 1e-30) * 255).astype(np.uint8)
-    return levels, f"32 bits brought to 8: {low:g} is black, {high:g} is white"
+        return np.round(levels), ""
+    levels = np.round((levels - low) / max(high - low, 1e-30) * 255)
+    return levels, f"32 bits converted to 8: {low:g} is black, {high:g} is white"
 
 
 def notes_on_levels(name: str, files: Sequence[epath.Path]) -> list[str]:
     """Returns notes on images of 16 and 32 bits, from a small sample.
 
-    Most formats have 8 bits: of JPEGs, say, no file is read.
+    No file is read of formats that have 8 bits, such as JPEG.
     """
     files = [
         file for file in files if not file.name.lower().endswith(SUFFIXES_OF_8_BITS)
     ]
-    deep: dict[int, list[tuple[epath.Path, Decoded]]] = {12: [], 16: [], 32: []}
+    found: list[tuple[epath.Path, Decoded]] = []
     for file in files[:: -(-len(files) // HEADERS) or 1]:
         # An image that cannot be read is named when its turn comes.
         with (
@@ -163,22 +154,23 @@ def notes_on_levels(name: str, files: Sequence[epath.Path]) -> list[str]:
             file.open("rb") as stream,
             Image.open(stream) as image,
         ):
-            if has_more_than_8_bits(image):
-                decoded = decode_opened(image)
-                deep[decoded.bits].append((file, decoded))
-        if sum(map(len, deep.values())) == DECODED:
+            if image.mode[0] in "IF" or ";16" in _raw_mode(image):
+                found.append((file, decode_opened(image)))
+        if len(found) == DECODED:
             break
     notes = []
-    if deep[16] and all(decoded.is_dark for _, decoded in deep[16]):
-        file, brightest = max(deep[16], key=lambda found: found[1].highest)
+    of_16 = [pair for pair in found if pair[1].highest is not None]
+    if of_16 and all(decoded.is_dark for _, decoded in of_16):
+        file, brightest = max(of_16, key=lambda pair: pair[1].highest)
         notes.append(
-            f"{name}: {file}, the brightest of {len(deep[16])} images of 16 bits that "
-            f"were looked at: {brightest.note}"
+            f"{name}: {file}, the brightest of {len(of_16)} images of 16 bits in a "
+            f"sample: {brightest.note}"
         )
-    if deep[32]:
-        file, decoded = deep[32][0]
-        notes.append(
-            f"{name}: {file}: {decoded.note}; every image of 32 bits is stretched by "
-            "its own levels: save 8 bits to keep the brightness of one to another"
-        )
+    for file, decoded in found:
+        if decoded.note.startswith("32"):
+            notes.append(
+                f"{name}: {file}: {decoded.note}; every image of 32 bits is stretched "
+                "by its own levels: save 8 bits to keep their relative brightness"
+            )
+            break
     return notes

@@ -75,22 +75,6 @@ class Source(abc.ABC):
         """
         return None
 
-    def are_classes(self, labels: np.ndarray) -> np.ndarray:
-        """Returns for each label whether it is a class."""
-        return (labels >= 0) & (labels < len(self.class_names))
-
-    def check_label(self, label: int, example: str) -> None:
-        """Checks that a label is a class.
-
-        Raises:
-          UserError: if it is not; names the example.
-        """
-        if not self.are_classes(np.asarray(label)):
-            raise UserError(
-                f"{example}: label {label} is outside the {len(self.class_names)} "
-                "classes of the dataset"
-            )
-
 
 class RandomAccessSource(Source):
     """A split whose examples are read by their index, in any order."""

@@ -1,7 +1,7 @@
-"""Images as people have them, brought to the pixels that evaluation would see.
+"""Images as people have them, decoded to the pixels that evaluation sees.
 
-Pillow decodes, as it does for training and evaluation where TensorFlow cannot; of JPEG
-and PNG the two give the same pixels.
+Pillow decodes them. TensorFlow, which training and evaluation use, gives the same
+pixels.
 """
 
 import contextlib
@@ -23,20 +23,19 @@ from vt_flax.errors import UserError, first_line
 from vt_flax.inference.files import find_images
 from vt_flax.paths import typed_path
 
-# Beyond this Pillow takes an image for an attack. 540 MB as an array.
+# Pillow raises an error beyond this, against decompression bombs. 540 MB as an array.
 MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
-MOST_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image as a person sees it.
+    """A decoded image.
 
     Attributes:
-      name: what it is called: a file's path, or its number among others.
-      stored: (H, W, 3), uint8, as the file stores them.
-      notes: what had to be done to it that may matter, in a few words each.
-      orientation: by which the stored pixels are turned.
+      name: path of the file, or number among other images.
+      stored: (H, W, 3), uint8, pixels as the file stores them.
+      notes: conversions that may matter, in a few words each.
+      orientation: EXIF orientation of the stored pixels.
     """
 
     name: str
@@ -149,12 +148,13 @@ def _read(image: ImageLike, name: str) -> Picture:
         return _read_file(typed_path(image) if typed else pathlib.Path(image))
     if isinstance(image, Image.Image):
         with _readable(name):
-            if _is_closed(image):
+            try:
+                return _decode(name, image)
+            except (AttributeError, AssertionError) as error:  # of a missing file
                 raise UserError(
                     f"{name}: this PIL image was closed; pass it before its file is "
                     "closed, or pass the path"
-                )
-            return _decode(name, image)
+                ) from error
     if hasattr(image, "read"):
         image = _content(name, image)
     if isinstance(image, (bytes, bytearray, memoryview)):
@@ -172,65 +172,34 @@ def _read(image: ImageLike, name: str) -> Picture:
     raise UserError(f"{name} is of type {type(image).__name__}: {WHAT_TO_PASS}")
 
 
-def _is_closed(image: Image.Image) -> bool:
-    """Returns whether the pixels of a PIL image cannot be read any more."""
-    if getattr(image, "tile", None):  # they are still to be read from its file
-        file = getattr(image, "fp", None)
-        return file is None or getattr(file, "closed", False)
-    try:
-        return image.im is None
-    except ValueError:
-        return True
-    except AssertionError:
-        return False  # some formats read on loading what is in memory
-
-
 def _content(name: str, file: Any) -> bytes:
     """Reads an open file, from its start where it can be rewound, as Pillow does."""
-    if getattr(file, "closed", False):
-        raise UserError(f"{name}: this file was closed; pass it open, or pass the path")
-    with contextlib.suppress(AttributeError, OSError):
-        file.seek(0)
     with _readable(name):
-        try:
-            content = file.read()
-        except UnicodeDecodeError:
-            content = ""
-    if isinstance(content, str):
-        raise UserError(f"{name}: this file was opened as text; open it with 'rb'")
+        with contextlib.suppress(AttributeError, OSError):
+            file.seek(0)
+        content = file.read()
     if not isinstance(content, bytes):
         raise UserError(
             f"{name} is of type {type(file).__name__}, whose read() returns no bytes: "
-            "pass the image's bytes"
+            "open the file with 'rb'"
         )
     return content
 
 
 def _read_bytes(name: str, content: bytes) -> Picture:
-    if not content:
-        raise UserError(f"{name}: not a readable image (it is empty)")
-    if len(content) <= LONGEST_PATH and os.path.lexists(content):
-        raise UserError(f"{name}: bytes of a path; pass text, os.fsdecode(path)")
     with _readable(name), Image.open(io.BytesIO(content)) as image:
         return _decode(name, image)
 
 
 def _read_file(file: pathlib.Path) -> Picture:
-    # A file may be called what is no text.
+    # A file name may not be valid text.
     name = os.fsencode(file).decode("utf-8", "backslashreplace")
     with _readable(name):
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode):  # to open a pipe could take forever
+            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise UserError(f"{name}: {kind}, not an image")
-        if not status.st_size:
-            raise UserError(f"{name}: not a readable image (it is empty)")
-        if status.st_size > MOST_BYTES:
-            raise UserError(
-                f"{name}: {status.st_size / 2**30:.1f} GiB are more than the "
-                f"{MOST_BYTES >> 30} GiB that are read: make it smaller"
-            )
-        # Not by its name: Pillow would map some TIFFs into memory, and get those wrong
+        # Not by its name: Pillow would map some TIFFs into memory, and misread those
         # that are turned by a quarter.
         with file.open("rb") as stream, Image.open(stream) as image:
             return _decode(name, image)
@@ -310,35 +279,16 @@ def _from_array(name: str, array: np.ndarray) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     if not 1 <= array.shape[-1] <= 4:
-        first = 1 <= array.shape[0] <= 4
-        hint = "; move the channels last, np.moveaxis(array, -3, -1)" if first else ""
         raise UserError(
             f"{name} is an array of {shape}: must be (H, W) or (H, W, channels) with 1 "
-            f"to 4 channels{hint}"
+            "to 4 channels, which come last"
         )
     if array.dtype != np.uint8:
-        raise UserError(f"{name} is an array of {array.dtype}{_as_levels(array)}")
+        # Of other types it is not known which value is white.
+        raise UserError(
+            f"{name} is an array of {array.dtype}: levels must be uint8, 0 to 255; if "
+            "they are from 0 to 1, pass np.uint8(np.round(255 * array))"
+        )
     if array.shape[-1] < 3:
         return np.repeat(array[..., :1], 3, axis=-1)
     return np.ascontiguousarray(array[..., :3])
-
-
-def _as_levels(array: np.ndarray) -> str:
-    """Returns how to bring an array of another type to levels, if its values show it.
-
-    Only uint8 is accepted: of other types it is not known which value is white.
-    """
-    rule = ": levels must be uint8, 0 to 255"
-    if array.dtype.kind not in "biuf":
-        return rule
-    low, high = array.min(), array.max()
-    if array.dtype.kind == "b":
-        how = "np.uint8(255 * array)"
-    elif array.dtype.kind == "f" and 0 <= low <= high <= 1:
-        how = "np.uint8(np.round(255 * array))"
-    elif 0 <= low <= high <= 255:
-        how = "np.uint8(np.round(array))" if array.dtype.kind == "f" else ""
-        how = how or "array.astype(np.uint8)"
-    else:
-        return f" from {low:g} to {high:g}{rule}"
-    return f" from {low:g} to {high:g}{rule}, as in {how}"

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from vt_flax.analysis.figures import check_name
 from vt_flax.analysis.token_pictures import render
-from vt_flax.data import augment, pipeline
+from vt_flax.data import augment
+from vt_flax.data.batches import eval_batches
 from vt_flax.data.source import Source
 from vt_flax.errors import UserError
 from vt_flax.inference.pictures import token_picture
@@ -69,9 +70,7 @@ def _pick(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first images of as many classes as there are, at most `count`."""
     found: dict[int, np.ndarray] = {}
-    with contextlib.closing(
-        pipeline.eval_batches(source, config.data, batch=64)
-    ) as batches:
+    with contextlib.closing(eval_batches(source, config.data, batch=64)) as batches:
         for batch in batches:
             for image, label, real in zip(
                 batch["image"], batch["label"], batch["mask"], strict=True

@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image
 
 from vt_flax.data.augment.scaled import eval_canvas
-from vt_flax.data.host import tensorflow
-from vt_flax.data.images import eval_crop_pixels
+from vt_flax.data.center_crop import center_crop
 from vt_flax.inference.reading import Picture
 from vt_flax.training.tasks import Task
 from vt_flax.training.tasks.segmentation import Segmentation
@@ -42,8 +41,8 @@ def view_of(picture: Picture, task: Task) -> View:
     if isinstance(task, Segmentation):
         pixels, lengths = _placed(picture.pixels, eval_canvas(task.config))
     else:
-        crop = eval_crop_pixels(task.config.data)
-        pixels = crop(tensorflow().constant(picture.pixels)).numpy()
+        size, resize = task.config.data.image_size, task.config.data.eval_resize
+        pixels = center_crop(picture.pixels, size, resize or size)
         lengths = pixels.shape[:2]
     return View(picture.name, picture.pixels.shape[:2], pixels, lengths, picture.notes)
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vt_flax.data import pipeline
+from vt_flax.data.batches import eval_batches
 from vt_flax.data.source import Source
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
@@ -125,7 +125,7 @@ def split_totals(
         return stop
 
     size = eval_batch_size(config, mesh)
-    batches = pipeline.eval_batches(
+    batches = eval_batches(
         source,
         config.data,
         batch=size,

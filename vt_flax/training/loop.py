@@ -11,7 +11,8 @@ from typing import TextIO
 import jax
 from ml_collections import ConfigDict
 
-from vt_flax.data import augment, pipeline
+from vt_flax.data import augment
+from vt_flax.data.batches import train_batches
 from vt_flax.data.source import Source, cached
 from vt_flax.data.split_check import check_splits
 from vt_flax.errors import UserError
@@ -187,7 +188,7 @@ def device_batches(
 
     Two, so that a slow read between two fast ones is not waited for.
     """
-    batches = pipeline.train_batches(
+    batches = train_batches(
         source,
         run.config.data,
         seed=run.config.seed,

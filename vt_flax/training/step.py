@@ -218,7 +218,7 @@ def make_eval_step(
 ) -> Callable[[Any, Any, dict], Metrics]:
     """Returns `eval_step(params, batch_stats, batch) -> counts`.
 
-    `batch` is one of `pipeline.eval_batches`, sharded over the mesh, and `request`. The
+    `batch` is one of `batches.eval_batches`, sharded over the mesh, and `request`. The
     counts are the task's, `examples`, `skipped`, the number of unreadable examples, and
     `request`.
     """

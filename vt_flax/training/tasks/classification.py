@@ -32,7 +32,8 @@ class Classification(Task):
         stored = isinstance(source, TFDSSource) and data.on_error == "raise"
         if stored and split == data.eval_split:
             # A split without labels would end the run at its first evaluation only.
-            source.check_label(source.read([0])[0].label, source.describe(0))
+            decoder = ClassDecoder(source, data, train=False)
+            decoder.decode_alone(source.read([0])[0], (0, 0), source.describe(0))
         return source
 
     @staticmethod

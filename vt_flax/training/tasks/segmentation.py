@@ -72,7 +72,7 @@ class Segmentation(Task):
                 (example,) = source.read([index])
                 if split == data.eval_split:
                     # Else it would end the run at its first evaluation.
-                    decoder.check(example, source.describe(index))
+                    decoder.decode_alone(example, (0, 0), source.describe(index))
             except UserError:
                 if data.on_error == "raise":
                     raise
