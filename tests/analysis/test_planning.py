@@ -412,7 +412,7 @@ def test_facts(digits):
 def test_facts_of_masks():
     """Of a dataset that is not there."""
     file = str(CONFIGS / "segmentation.py")
-    with pytest.raises(UserError, match="set their number .model.num_classes"):
+    with pytest.raises(UserError, match="set model.num_classes"):
         find_facts(load_config(f"{file}:lip,fpn"))
     given = ["--config.model.num_classes=20"]
     facts = find_facts(load_config(f"{file}:lip,fpn", given))
