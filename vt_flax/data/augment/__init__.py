@@ -1,4 +1,4 @@
-"""What is done to images on the device, inside the step."""
+"""Augmentation of classification batches on the device, inside the step."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ __all__ = ["Targets", "augment", "check_device", "normalise"]
 
 
 def normalise(images: jax.Array, config: ConfigDict) -> jax.Array:
-    """Brings uint8 images (batch, H, W, 3) to float32 of zero mean and unit deviation.
+    """Normalizes images to zero mean and unit deviation, float32.
 
     Args:
-      images: as the host sends them.
+      images: levels from 0 to 255, (batch, H, W, 3).
       config: the section `data`: `mean` and `std` per channel, of values 0 to 1.
     """
     mean = jnp.asarray(config.mean, jnp.float32)
@@ -31,20 +31,20 @@ def augment(
     key: jax.Array,
     sharding: NamedSharding | None = None,
 ) -> tuple[jax.Array, Targets]:
-    """Augments a training batch: mirroring, a policy, normalisation, erasing, mixing.
+    """Augments a training batch: mirroring, a policy, normalization, erasing, mixing.
 
     Args:
       images: uint8, (batch, H, W, 3).
       labels: int32, (batch,).
       config: the section `data`: `flip` mirrors half of the images; `augment` names a
-        policy; `erasing` is the share that loses a rectangle; `mixup` and `cutmix` mix
-        pairs.
-      key: one key for the batch; every example gets its own from it, so that the
-        result does not depend on how the batch lies on the devices.
-      sharding: how it does lie there; None for a single device.
+        policy; `erasing` is the fraction that loses a rectangle; `mixup` and `cutmix`
+        mix pairs.
+      key: one key for the batch; each example draws from its own, so that the result
+        does not depend on the sharding.
+      sharding: of the batch; None for a single device.
 
     Returns:
-      Images, float32 (batch, H, W, 3), and what they are to be taken for.
+      Normalized images, float32 (batch, H, W, 3), and their targets.
     """
     keys = jax.random.split(key, len(images))
     # A key for each purpose: to switch one on does not change the draws of another.

@@ -9,7 +9,7 @@ from vt_flax.data.masks import IGNORE
 def first_mixed(
     labels: jax.Array, rows: jax.Array, columns: jax.Array, most: float
 ) -> jax.Array:
-    """Returns the first crop without a class of more than a share of what is labelled.
+    """Returns the first crop without a class of more than a share of what is labeled.
 
     Args:
       labels: uint8, (batch, H, W).
@@ -21,9 +21,9 @@ def first_mixed(
       int32, (batch,): an index of the crops; the last where none will do. One without
       a label does not.
     """
-    labelled, largest = count_largest(labels, rows, columns, most)
+    labeled, largest = count_largest(labels, rows, columns, most)
     # Both are whole numbers below 2^24, exact in float32.
-    mixed = (largest <= most * labelled) & (labelled > 0)
+    mixed = (largest <= most * labeled) & (labeled > 0)
     last = rows.shape[1] - 1
     return jnp.where(mixed.any(1), jnp.argmax(mixed, 1), last).astype(jnp.int32)
 
@@ -31,7 +31,7 @@ def first_mixed(
 def count_largest(
     labels: jax.Array, rows: jax.Array, columns: jax.Array, most: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Counts, in each crop, the labelled pixels and those of the class to be judged.
+    """Counts, in each crop, the labeled pixels and those of the class to be judged.
 
     A count of the crop's pixels in which something holds is a product of its rows, a
     plane of the mask that is 1 where it holds, and its columns: 2.6 M multiply-adds for
@@ -41,7 +41,7 @@ def count_largest(
     bit that most pixels have: eight planes name it, and one counts it.
 
     Returns:
-      float32, (batch, crops): labelled pixels; and of the class that has more than
+      float32, (batch, crops): labeled pixels; and of the class that has more than
       `most` of them, if one has. Otherwise of any class, or 0.
     """
 
@@ -56,21 +56,21 @@ def count_largest(
         return (plane * columns).sum(-1)
 
     known = labels != IGNORE
-    labelled = count(known)
+    labeled = count(known)
     if most < 0.5:
         # Several may have more: count all of them.
         def larger(largest: jax.Array, kind: jax.Array) -> tuple[jax.Array, None]:
             return jnp.maximum(largest, count(labels == kind)), None
 
         kinds = jnp.arange(IGNORE, dtype=jnp.uint8)
-        return labelled, jax.lax.scan(larger, jnp.zeros_like(labelled), kinds)[0]
-    kind = jnp.zeros(labelled.shape, jnp.int32)
+        return labeled, jax.lax.scan(larger, jnp.zeros_like(labeled), kinds)[0]
+    kind = jnp.zeros(labeled.shape, jnp.int32)
     for bit in range(8):
         ones = count(known & (labels >> bit & 1 == 1))
-        kind += (2 * ones > labelled).astype(jnp.int32) << bit
+        kind += (2 * ones > labeled).astype(jnp.int32) << bit
     planes = labels[:, None] == kind[:, :, None, None]
     planes = (planes & known[:, None]).astype(jnp.float32)
     largest = jnp.einsum(
         "bky,bkyx->bkx", rows, planes, precision=jax.lax.Precision.HIGHEST
     )
-    return labelled, (largest * columns).sum(-1)
+    return labeled, (largest * columns).sum(-1)

@@ -1,4 +1,4 @@
-"""Where the image operations run as a TPU kernel, and whether it does what they do."""
+"""Image operations as a TPU kernel where it serves, and its check on the device."""
 
 import functools
 from collections.abc import Callable, Collection, Sequence
@@ -22,7 +22,7 @@ from vt_flax.errors import UserError, first_line
 # Larger images take the reference, which TPUs are slow at.
 LARGEST_IN_KERNEL = 640
 
-# What is compared: every operation, those with a direction in both.
+# Operations to compare: all, in both directions where they have one.
 CHECKED = (
     *(("ShearX", 0.26), ("ShearX", -0.26), ("ShearY", 0.26), ("ShearY", -0.26)),
     *(("TranslateX", 9.0), ("TranslateX", -7.5), ("TranslateY", 8.0)),
@@ -41,14 +41,14 @@ def apply_operations(
     config: ConfigDict,
     sharding: NamedSharding | None = None,
 ) -> jax.Array:
-    """Applies to each image its operations, as a kernel on TPUs.
+    """Applies each image's operations, as a kernel on TPUs.
 
     Args:
       images: uint8, (batch, H, W, 3).
       layers: parameters (batch,) of each layer.
       names: the operations that there may be in each.
       config: the section `data`.
-      sharding: how the batch lies on the devices; None for a single one.
+      sharding: of the batch; None for a single device.
 
     Returns:
       uint8, (batch, H, W, 3).
@@ -58,7 +58,7 @@ def apply_operations(
         # Imported here, for only TPUs need it.
         from vt_flax.data.augment.kernel import apply_in_kernel as apply
     if sharding is not None:
-        # No example needs another, and the kernel cannot be spread by the compiler.
+        # Examples are independent, and the compiler cannot shard the kernel.
         apply = jax.shard_map(
             apply,
             mesh=sharding.mesh,
@@ -72,12 +72,12 @@ def apply_operations(
 def takes_kernel(
     config: ConfigDict, size: tuple[int, int], sharding: NamedSharding | None
 ) -> bool:
-    """Tells whether the operations run as a TPU kernel.
+    """Returns whether the operations run as a TPU kernel.
 
     Args:
       config: the section `data`.
       size: height and width of the images in pixels.
-      sharding: how the batch lies on the devices; None for JAX's default.
+      sharding: of the batch; None for JAX's default device.
     """
     fits = max(size) <= LARGEST_IN_KERNEL
     return config.augment_kernel and fits and _on_tpus(sharding)
@@ -92,15 +92,14 @@ def _on_tpus(sharding: NamedSharding | None) -> bool:
 def check_device(config: ConfigDict, sharding: NamedSharding) -> list[str]:
     """Compares the kernel with the reference on this process's first device, if used.
 
-    On noise of the configured size. A kernel is a program of our own for chips of many
-    kinds; what a run learns must not depend on which.
+    On noise of the configured size: what a run learns must not depend on the chip.
 
     Args:
       config: the section `data`.
       sharding: of training batches.
 
     Returns:
-      What a user should know of how the operations will run, a line each.
+      Notes on how the operations will run.
 
     Raises:
       UserError: if the kernel does not run, or a level differs by more than rounding.

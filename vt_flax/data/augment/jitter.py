@@ -1,4 +1,4 @@
-"""Colour jitter: brightness, contrast, saturation and hue of images that have borders.
+"""Color jitter: brightness, contrast, saturation and hue of images that have borders.
 
 Levels stay in floating point: nothing is rounded between one operation and the next, as
 Pillow's, which `operations` repeats to the level for AutoAugment, does.
@@ -10,21 +10,21 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-# Of red, green and blue in grey: ITU-R 601, as Pillow's mode L.
-GREY = (0.299, 0.587, 0.114)
+# Of red, green and blue in gray: ITU-R 601, as Pillow's mode L.
+GRAY = (0.299, 0.587, 0.114)
 
 # In the order in which they are applied, torchvision's without its shuffling.
 FACTORS = ("brightness", "contrast", "saturation")
 
 
 class Jitter(NamedTuple):
-    """What is drawn for each example, float32 (batch,).
+    """Random draws of each example, float32 (batch,).
 
     Attributes:
       brightness: factor; 1 is the image. So are the next two.
       contrast: factor.
       saturation: factor.
-      hue: share of the colour circle, -1/2 to 1/2; 0 is the image.
+      hue: share of the color circle, -1/2 to 1/2; 0 is the image.
     """
 
     brightness: jax.Array
@@ -49,11 +49,11 @@ def draw_jitter(keys: jax.Array, config: ConfigDict) -> Jitter:
 def apply_jitter(
     images: jax.Array, inside: jax.Array, jitter: Jitter, config: ConfigDict
 ) -> jax.Array:
-    """Changes colours as ImageEnhance's Brightness, Contrast and Color, then the hue.
+    """Changes colors as ImageEnhance's Brightness, Contrast and Color, then the hue.
 
     Args:
       images: levels from 0 to 255, float32, (batch, H, W, 3).
-      inside: bool, (batch, H, W): the pixels that the mean grey is taken of.
+      inside: bool, (batch, H, W): the pixels that the mean gray is taken of.
       jitter: what was drawn.
       config: the section `segmentation`; what is 0 there is left out.
     """
@@ -63,11 +63,11 @@ def apply_jitter(
         levels = _blend(0.0, levels, jitter.brightness)
     if config.contrast:
         count = jnp.maximum(inside.sum((1, 2)), 1)
-        mean = jnp.where(inside, _grey(levels), 0).sum((1, 2)) / count
+        mean = jnp.where(inside, _gray(levels), 0).sum((1, 2)) / count
         # In whole levels, as Pillow has it.
         levels = _blend(jnp.floor(mean + 0.5)[:, None, None], levels, jitter.contrast)
     if config.saturation:
-        levels = _blend(_grey(levels), levels, jitter.saturation)
+        levels = _blend(_gray(levels), levels, jitter.saturation)
     if config.hue:
         levels = jnp.stack(_turn_hue(*levels, jitter.hue[:, None, None]))
     return jnp.moveaxis(levels, 0, -1)
@@ -77,8 +77,8 @@ def _blend(start: jax.Array | float, levels: jax.Array, factor: jax.Array) -> ja
     return jnp.clip(start + factor[:, None, None] * (levels - start), 0, 255)
 
 
-def _grey(levels: jax.Array) -> jax.Array:
-    return sum(share * level for share, level in zip(GREY, levels, strict=True))
+def _gray(levels: jax.Array) -> jax.Array:
+    return sum(share * level for share, level in zip(GRAY, levels, strict=True))
 
 
 def _turn_hue(

@@ -1,4 +1,4 @@
-"""Mixup, CutMix and random erasing, each example with an own draw."""
+"""Mixup, CutMix and random erasing, drawn for each example."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 # Of random erasing (Zhong et al., 2017): share of the area, and height over width.
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_RATIO = (0.3, 1 / 0.3)
-# Draws of a rectangle, of which the first that fits is taken.
+# Candidate rectangles, of which the first that fits is taken.
 TRIES = 10
 
 
@@ -28,7 +28,7 @@ class Targets(NamedTuple):
 def mix(
     images: jax.Array, labels: jax.Array, config: ConfigDict, keys: jax.Array
 ) -> tuple[jax.Array, Targets]:
-    """Mixes each example with its neighbour (Zhang et al., 2017; Yun et al., 2019).
+    """Mixes each example with its neighbor (Zhang et al., 2017; Yun et al., 2019).
 
     Examples 2i and 2i + 1 are partners: the order is random already, and no image
     leaves its device as long as a device has an even number. Where both kinds are
@@ -70,11 +70,11 @@ def mix(
 def erase(images: jax.Array, probability: float, keys: jax.Array) -> jax.Array:
     """Erases a rectangle of some images (Zhong et al., 2017).
 
-    What is erased becomes 0, the mean of normalised images; the paper prefers noise by
+    What is erased becomes 0, the mean of normalized images; the paper prefers noise by
     0.1 to 0.2 points.
 
     Args:
-      images: normalised, (batch, H, W, 3).
+      images: normalized, (batch, H, W, 3).
       probability: share of the images that lose a rectangle.
       keys: (batch,) keys.
     """
@@ -105,7 +105,7 @@ def _cut(key: jax.Array, alpha: float, size: tuple[int, int]) -> jax.Array:
     share, place = jax.random.split(key)
     side = jnp.sqrt(1 - jax.random.beta(share, alpha, alpha))
     sizes = jnp.asarray(size, jnp.float32)
-    # Around a centre anywhere in the image, and cut off at its border.
+    # Around a center anywhere in the image, and cut off at its border.
     extent = jnp.floor(sizes * side)
     start = jnp.floor(sizes * jax.random.uniform(place, (2,))) - extent // 2
     return _box(start[0], start[1], extent[0], extent[1], size)
@@ -117,6 +117,6 @@ def _box(top, left, height, width, size: tuple[int, int]) -> jax.Array:
 
 
 def _swap(values: jax.Array) -> jax.Array:
-    """Exchanges each example with its neighbour."""
+    """Exchanges each example with its neighbor."""
     pairs = values.reshape(len(values) // 2, 2, *values.shape[1:])
     return pairs[:, ::-1].reshape(values.shape)

@@ -111,7 +111,7 @@ def _matrix(name: str, value: float, size: tuple[int, int]) -> list[float]:
 
 
 def _fixed(matrix: list[float]) -> np.ndarray:
-    """Rounds a matrix as Pillow does, from pixels' corners to their centres."""
+    """Rounds a matrix as Pillow does, from pixels' corners to their centers."""
     a, b, c, d, e, f = matrix
     moved = np.asarray([a, b, c + (a + b) / 2, d, e, f + (d + e) / 2], np.float64)
     return np.floor(moved * FIXED + 0.5).astype(np.int32)
@@ -147,7 +147,7 @@ def apply_layers(
 
 
 def affine(images: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Maps each image by its matrix: the nearest pixel, and grey where there is none.
+    """Maps each image by its matrix: the nearest pixel, and gray where there is none.
 
     Args:
       images: uint8, (batch, 3, H, W).
@@ -188,7 +188,7 @@ def origin(
 def pointwise(
     images: jax.Array, operations: Operation, names: Collection[str] = OPERATIONS
 ) -> jax.Array:
-    """Applies to each image whatever its operation does to levels and neighbours.
+    """Applies to each image whatever its operation does to levels and neighbors.
 
     Args:
       images: uint8, (batch, 3, H, W).
@@ -238,16 +238,16 @@ def _degenerate(name: str, images: jax.Array) -> jax.Array:
     if name == "Sharpness":
         return _smooth(images)
     if name == "Color":
-        return _grey(levels)
+        return _gray(levels)
     if name == "Contrast":
         count = levels.shape[2] * levels.shape[3]
-        total = _grey(levels).sum((1, 2, 3), keepdims=True)
+        total = _gray(levels).sum((1, 2, 3), keepdims=True)
         # Rounded half up, in whole numbers.
         return (2 * total + count) // (2 * count)
     return jnp.zeros_like(levels[:, :1])
 
 
-def _grey(levels: jax.Array) -> jax.Array:
+def _gray(levels: jax.Array) -> jax.Array:
     """Pillow's conversion to L: (batch, 1, H, W), int32."""
     return luma(*(levels[:, i : i + 1] for i in range(3)))
 

@@ -1,4 +1,4 @@
-"""What is done to images and their masks together, on the device, inside the step."""
+"""Augmentation of images with their masks on the device, inside the step."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,14 +23,14 @@ TRIES = 10
 
 
 class Draw(NamedTuple):
-    """What is drawn for each example.
+    """Random draws of each example.
 
     Attributes:
       resized: int32, (batch, 2): height and width that it is resized to.
       starts: int32, (batch, TRIES, 2): where crops begin in that; negative where the
         crop is larger, and begins before it.
       mirrored: bool, (batch,).
-      jitter: of its colours.
+      jitter: of its colors.
     """
 
     resized: jax.Array
@@ -47,12 +47,12 @@ def augment_pairs(
     key: jax.Array,
     mirrored: Sequence[int] = (),
 ) -> tuple[jax.Array, jax.Array]:
-    """Resizes, crops and mirrors images with their masks, jitters colours, normalises.
+    """Resizes, crops and mirrors images with their masks, jitters colors, normalizes.
 
-    Of the crops that are drawn the first is taken in which something is labelled, and
+    Of the crops that are drawn the first is taken in which something is labeled, and
     no class has more than `max_class_share` of what is; where none is such, the last. A
     crop that is larger than the resized example holds it at a random place, and around
-    it the mean colour and no label.
+    it the mean color and no label.
 
     Args:
       images: uint8, (batch, H, W, 3), each example in the upper left corner.
@@ -104,7 +104,7 @@ def augment_pairs(
 
 
 def draw(keys: jax.Array, sizes: jax.Array, config: ConfigDict) -> Draw:
-    """Draws for each example: its scale, crops, whether it is mirrored, its colours.
+    """Draws for each example: its scale, crops, whether it is mirrored, its colors.
 
     Args:
       keys: (batch,) keys.

@@ -44,7 +44,7 @@ def linear_weights(
 ) -> jax.Array:
     """Returns what resizes an axis bilinearly, and cuts out a piece of it.
 
-    Pixels are centred at halves, and a border continues beyond itself, as Pillow and
+    Pixels are centerd at halves, and a border continues beyond itself, as Pillow and
     PyTorch have it.
 
     Args:
@@ -102,8 +102,8 @@ def map_weights(
 ) -> jax.Array:
     """Returns what brings a network's map of its input to an example's own pixels.
 
-    Bilinear from the centres of the map's cells, of which number j covers the input
-    from j extent / cells on; beyond the outermost centres the map continues. Where the
+    Bilinear from the centers of the map's cells, of which number j covers the input
+    from j extent / cells on; beyond the outermost centers the map continues. Where the
     example fills the input this is PyTorch's `interpolate(..., align_corners=False)`.
 
     Args:
@@ -182,7 +182,7 @@ def _index(start: jax.Array, length: int, mirrored: jax.Array | bool) -> jax.Arr
 def _positions(
     index: jax.Array, resized: jax.Array, size: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns where pixels' centres lie in the source: whole pixels and the fraction.
+    """Returns where pixels' centers lie in the source: whole pixels and the fraction.
 
     (index + 1/2) size / resized, in whole numbers as long as it can be: float32 alone
     would choose another pixel where this is close to a whole number.

@@ -5,7 +5,7 @@ from anywhere one by one: for AutoAugment as much work as a small network's whol
 Here each image is brought to on-chip memory once, all its layers of operations are
 applied there, behind real branches, and it is written back.
 
-A pixel is one 32-bit word, red in the lowest byte, so that moving it moves all colours.
+A pixel is one 32-bit word, red in the lowest byte, so that moving it moves all colors.
 """
 
 import functools

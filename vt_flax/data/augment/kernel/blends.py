@@ -1,4 +1,4 @@
-"""ImageEnhance: an image blended with what it is without colour, contrast and so on."""
+"""ImageEnhance: an image blended with what it is without color, contrast and so on."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from vt_flax.experimental import pallas_tpu as pltpu
 def blend(image, smooth, size, factor, name: str) -> None:
     """Blends the image with what ImageEnhance takes; see `operations`."""
     if name == "Contrast":
-        mean = _mean_grey(image, size)
+        mean = _mean_gray(image, size)
     if name == "Sharpness":
         _smooth(image, smooth, size)
 
@@ -33,13 +33,13 @@ def blend(image, smooth, size, factor, name: str) -> None:
         image[rows, :] = layout.pack(blended)
 
 
-def _mean_grey(image, size) -> jax.Array:
-    """The mean of all pixels in grey, rounded half up, (1, 1)."""
+def _mean_gray(image, size) -> jax.Array:
+    """The mean of all pixels in gray, rounded half up, (1, 1)."""
     shape = (layout.ROWS, image.shape[1])
 
     def add(block, total):
-        grey = luma(*layout.unpack(image[layout.rows(block), :]))
-        return total + jnp.where(layout.inside(shape, size, block), grey, 0)
+        gray = luma(*layout.unpack(image[layout.rows(block), :]))
+        return total + jnp.where(layout.inside(shape, size, block), gray, 0)
 
     total = jax.lax.fori_loop(
         0, layout.blocks(size[0]), add, jnp.zeros(shape, jnp.int32)

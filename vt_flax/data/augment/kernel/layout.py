@@ -57,7 +57,7 @@ def unpack(words: jax.Array) -> list[jax.Array]:
 
 
 def each_level(image, size, function: Callable[[jax.Array], jax.Array]) -> None:
-    """Puts the levels of all pixels and colours through a function."""
+    """Puts the levels of all pixels and colors through a function."""
 
     @pl.loop(0, blocks(size[0]))
     def _(block):

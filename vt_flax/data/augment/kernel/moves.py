@@ -8,10 +8,10 @@ from vt_flax.experimental import pallas as pl
 
 
 def move(image, turned, lines, moved, size, matrix) -> None:
-    """Brings each pixel from where the affine map says: the nearest one, or grey.
+    """Brings each pixel from where the affine map says: the nearest one, or gray.
 
     The pixel at (x, y) comes from column u = (a x + b y + c) >> 16 and row
-    (d x + e y + f) >> 16. At most two neighbouring x of a row y have the same column u,
+    (d x + e y + f) >> 16. At most two neighboring x of a row y have the same column u,
     since 1/2 < a <= 1: call them the 0th and the 1st. So there are two images whose
     pixel (y, u) is the one that the kth x finds in column u. Each takes its pixels
     along columns, and the result takes its own from the two along rows.
@@ -38,7 +38,7 @@ def move(image, turned, lines, moved, size, matrix) -> None:
 
         _turn(lines, moved.at[k])
 
-    grey = layout.pack([FILL] * 3)
+    gray = layout.pack([FILL] * 3)
 
     @pl.loop(0, layout.blocks(size[0]))
     def _(block):
@@ -55,7 +55,7 @@ def move(image, turned, lines, moved, size, matrix) -> None:
             for k in range(2)
         ]
         chosen = jnp.where(x == first(left, y), *found)
-        image[layout.rows(block), :] = jnp.where(inside, chosen, grey)
+        image[layout.rows(block), :] = jnp.where(inside, chosen, gray)
 
 
 def _starts(columns: int) -> range:

@@ -1,4 +1,4 @@
-"""Operations that put the levels of each colour through a table of their own making."""
+"""Operations that put the levels of each color through a table of their own making."""
 
 from collections.abc import Callable
 
@@ -10,14 +10,14 @@ from vt_flax.experimental import pallas as pl
 
 
 def fill(image, tables, size, function: Callable) -> None:
-    """Makes a table of 256 levels for each colour."""
-    for colour in range(3):
+    """Makes a table of 256 levels for each color."""
+    for color in range(3):
 
-        def levels(block, height, shift=8 * colour):
+        def levels(block, height, shift=8 * color):
             rows = pl.ds(pl.multiple_of(block * height, height), height)
             return image[rows, :] >> shift & 255
 
-        tables[colour : colour + 1, :] = function(levels, image.shape[1], size)
+        tables[color : color + 1, :] = function(levels, image.shape[1], size)
 
 
 def stretched(levels: Callable, columns: int, size) -> jax.Array:
@@ -101,14 +101,14 @@ def _one_hot(halves: jax.Array) -> jax.Array:
 
 
 def look_up(image, tables, size) -> None:
-    """Puts each colour through its table."""
+    """Puts each color through its table."""
 
     @pl.loop(0, layout.blocks(size[0]))
     def _(block):
         rows = layout.rows(block)
         levels = []
-        for colour, level in enumerate(layout.unpack(image[rows, :])):
-            table = jnp.broadcast_to(tables[colour : colour + 1, :], (layout.ROWS, 256))
+        for color, level in enumerate(layout.unpack(image[rows, :])):
+            table = jnp.broadcast_to(tables[color : color + 1, :], (layout.ROWS, 256))
             halves = [table[:, : layout.LANES], table[:, layout.LANES :]]
             levels.append(layout.take(halves, level))
         image[rows, :] = layout.pack(levels)
