@@ -1,7 +1,5 @@
 """Initial weights from another run, of the same network or of its backbone."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +13,6 @@ from vt_flax.training.weights import PARTS, find_checkpoint, read_weights
 # Initialized afresh where the classes differ.
 HEAD = "head"
 
-Path = tuple[str, ...]
-
 
 def initialize(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
     """Loads the weights of a checkpoint into a state at step 0.
@@ -29,7 +25,7 @@ def initialize(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
       place: see `find_checkpoint`.
 
     Returns:
-      The state, and lines about the loaded, missing and unexpected parts.
+      The state, and lines about the loaded, missing and unexpected modules.
 
     Raises:
       UserError: if there is no checkpoint, no array fits, or one outside the head has
@@ -39,24 +35,30 @@ def initialize(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
     weights, name = read_weights("init_from", folder)
     loaded, missing, unexpected, changed = 0, set(), set(), {}
     for part in PARTS:
-        own = traverse_util.flatten_dict(getattr(state, part))
-        there = traverse_util.flatten_dict(weights[part])
-        others = _other_heads(own, there)
-        for path, array in own.items():
-            if path not in there or path[:-1] in others:
+        arrays = traverse_util.flatten_dict(getattr(state, part))
+        saved = traverse_util.flatten_dict(weights[part])
+        others = {
+            path
+            for path, array in arrays.items()
+            if path in saved and saved[path].shape != array.shape
+        }
+        # A bias that fits belongs to a kernel that may not, so neither is loaded.
+        other_heads = {path[:-1] for path in others if path[0] == HEAD}
+        for path, array in arrays.items():
+            if path not in saved or path[:-1] in other_heads:
                 missing.add(path[0])
                 continue
-            if there[path].shape != array.shape:
+            if path in others:
                 raise UserError(
                     f"init_from {place}: {'/'.join(path)} has shape "
-                    f"{there[path].shape} there, {array.shape} here: choose the same "
+                    f"{saved[path].shape} there, {array.shape} here: choose the same "
                     "options of the model"
                 )
-            value = np.asarray(there[path], array.dtype)
-            own[path] = put_whole(value, array.sharding)
+            value = np.asarray(saved[path], array.dtype)
+            arrays[path] = put_whole(value, array.sharding)
             loaded += 1
-        unexpected |= {path[0] for path in there if path not in own}
-        changed[part] = traverse_util.unflatten_dict(own)
+        unexpected |= {path[0] for path in saved if path not in arrays}
+        changed[part] = traverse_util.unflatten_dict(arrays)
     if not loaded:
         raise UserError(
             f"init_from {place}: no array fits; it holds "
@@ -72,15 +74,3 @@ def initialize(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
     if unexpected:
         lines.append(f"unexpected, so not used: {', '.join(sorted(unexpected))}")
     return state.replace(**changed), lines
-
-
-def _other_heads(own: dict[Path, Any], there: dict[Path, Any]) -> set[Path]:
-    """Returns the layers of the head whose kernel or bias has another shape there.
-
-    A bias that fits belongs to the kernel that does not, so neither is loaded.
-    """
-    return {
-        path[:-1]
-        for path, array in own.items()
-        if path[0] == HEAD and path in there and array.shape != there[path].shape
-    }

@@ -18,7 +18,7 @@ def find_checkpoint(option: str, place: str) -> pathlib.Path:
     """Returns the folder of a checkpoint.
 
     Args:
-      option: by which the place was named, for messages.
+      option: option that named the place, for messages.
       place: a workdir, of which the newest is taken; or a checkpoint's own folder, such
         as WORKDIR/best/1000.
 
@@ -42,7 +42,7 @@ def read_weights(option: str, folder: pathlib.Path) -> tuple[dict[str, Any], str
     """Returns the EMA weights of a checkpoint, or the raw ones if no EMA was kept.
 
     Args:
-      option: by which the place was named, for messages.
+      option: option that named the place, for messages.
       folder: see `find_checkpoint`.
 
     Returns:
@@ -54,7 +54,14 @@ def read_weights(option: str, folder: pathlib.Path) -> tuple[dict[str, Any], str
     found, problem = attempt(lambda: read_on_host(folder))
     if not problem:
         state, record = found
-        problem = _changed_weights(state, record["fingerprint"])
+        # Paths there are those of a `TrainState`.
+        now = {
+            f".{part}{path}": checksum
+            for part in state
+            if part.removeprefix("ema_") in PARTS
+            for path, checksum in host_fingerprint(state[part]).items()
+        }
+        problem = changed_arrays(now, record["fingerprint"])
     if problem:
         raise UserError(f"{option} {folder}: cannot be read ({problem})")
     name, prefix = ("ema", "ema_") if state.get("ema_params") else ("raw", "")
@@ -70,14 +77,3 @@ def differing_array(weights: Any, shapes: Any) -> str:
     paths = sorted(found.keys() | wanted.keys())
     different = (path for path in paths if found.get(path) != wanted.get(path))
     return "/".join(next(different, ()))
-
-
-def _changed_weights(state: dict[str, Any], saved: dict[str, int]) -> str:
-    """Returns an error about the weights that have changed since they were saved."""
-    kept = {k: state[k] for k in state if k.removeprefix("ema_") in PARTS and state[k]}
-    found = {}
-    for path, checksum in host_fingerprint(kept).items():
-        # The path in a dict, `['params']['stem']`, is `.params['stem']` in a state.
-        part, _, rest = path.removeprefix("['").partition("']")
-        found[f".{part}{rest}"] = checksum
-    return changed_arrays(found, saved)
