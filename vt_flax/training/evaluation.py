@@ -15,8 +15,11 @@ from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import own_rows, to_global
 from vt_flax.training.moments import Moments, merge
-from vt_flax.training.requests import STOP, Requests
+from vt_flax.training.requests import NONE, STOP, Requests
 from vt_flax.training.tasks import Task
+
+# Sums over a split, by the name of the weights.
+Totals = dict[str, dict[str, Any]]
 
 
 def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
@@ -31,7 +34,7 @@ class Evaluation(NamedTuple):
     Attributes:
       results: for each set of weights `examples`, `skipped` (number of unreadable ones,
         which are not counted), and the task's results.
-      notes: on the split, for the reader of the results.
+      notes: on the split, to print beside the results.
     """
 
     results: dict[str, dict[str, float | None]]
@@ -46,23 +49,12 @@ def evaluate(
     config: ConfigDict,
     requests: Requests,
 ) -> Evaluation | None:
-    """Evaluates one or more sets of weights in one pass over the images.
+    """Evaluates one or more sets of weights in one pass over a split.
 
-    Args:
-      eval_step: see `step.compile_eval_step`.
-      weights: parameters and batch statistics, by a name such as `raw` or `ema`.
-      task: see `tasks.Task`.
-      source: the split.
-      config: the whole configuration.
-      requests: a request to stop ends the evaluation, on all processes after the same
-        batch.
+    Arguments and errors are those of `split_totals`.
 
     Returns:
-      The results, or None if it was stopped.
-
-    Raises:
-      UserError: for an unreadable example, unless `config.data.on_error` is skip.
-      RuntimeError: if another number of examples was counted than the split has.
+      The results, or None if the evaluation was stopped.
     """
     totals = split_totals(eval_step, weights, task, source, config, requests)
     if totals is None:
@@ -86,18 +78,19 @@ def split_totals(
     source: Source,
     config: ConfigDict,
     requests: Requests,
-) -> dict[str, dict[str, Any]] | None:
-    """Sums a step's counts over a split, every example exactly once.
+) -> Totals | None:
+    """Sums the counts of a step over a split, every example exactly once.
 
     Args:
       eval_step: maps parameters, batch statistics and a batch to `examples`, `skipped`,
         `request`, and any other counts, which are the same on every process: arrays,
         which are summed, and `Moments`, which are merged.
-      weights: parameters and batch statistics, by name.
+      weights: parameters and batch statistics, by a name such as `raw` or `ema`.
       task: see `tasks.Task`.
       source: the split.
       config: the whole configuration.
-      requests: see `evaluate`.
+      requests: a request to stop ends the evaluation, on all processes after the same
+        batch.
 
     Returns:
       None if it was stopped. Otherwise for each name `examples` and `skipped`, int,
@@ -109,22 +102,9 @@ def split_totals(
       RuntimeError: if another number of examples was counted than the split has.
     """
     mesh = requests.mesh
-    totals: dict[str, dict[str, Any]] = {name: {} for name in weights}
-    pending: list[tuple[str, dict]] = []
-
-    def add_pending() -> bool:
-        """Fetches counts a batch late, so that the devices never wait for the sum."""
-        stop = False
-        while pending:
-            name, counts = pending.pop()
-            counts = jax.device_get(counts)
-            stop |= counts.pop("request").item() == STOP
-            total = totals[name]
-            for key, value in counts.items():
-                total[key] = _add(total.get(key), value)
-        return stop
-
     size = eval_batch_size(config, mesh)
+    totals: Totals = {name: {} for name in weights}
+    pending: dict[str, dict] = {}
     batches = pipeline.eval_batches(
         source,
         config.data,
@@ -139,15 +119,16 @@ def split_totals(
         for i, batch in enumerate(batches, 1):
             processes.report(f"evaluating, batch {i:,}: waiting for the devices")
             images = to_global(batch, mesh) | requests.batch()
-            new = [
-                (name, eval_step(params, batch_stats, images))
+            counts = {
+                name: eval_step(params, batch_stats, images)
                 for name, (params, batch_stats) in weights.items()
-            ]
-            if add_pending():
+            }
+            # A batch late, so that the devices never wait for the sum.
+            if _add_counts(totals, pending) == STOP:
                 return None
-            pending.extend(new)
+            pending = counts
             processes.report(f"evaluating, batch {i + 1:,}: waiting for its examples")
-        if add_pending():
+        if _add_counts(totals, pending) == STOP:
             return None
 
     for total in totals.values():
@@ -161,6 +142,16 @@ def split_totals(
             raise UserError(f"{source.name}: not one example is readable")
         total |= {"examples": examples, "skipped": skipped}
     return totals
+
+
+def _add_counts(totals: Totals, counts: dict[str, dict]) -> int:
+    """Fetches the counts of a batch and adds them; returns the batch's request."""
+    request = NONE
+    for name, values in jax.device_get(counts).items():
+        request = values.pop("request").item()
+        for key, value in values.items():
+            totals[name][key] = _add(totals[name].get(key), value)
+    return request
 
 
 def _add(total: Any, value: Any) -> Any:
