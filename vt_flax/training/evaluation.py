@@ -10,13 +10,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vt_flax.data import pipeline
-from vt_flax.data.source import Source
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import own_rows, to_global
 from vt_flax.training.moments import Moments, merge
 from vt_flax.training.requests import NONE, STOP, Requests
-from vt_flax.training.tasks import Task
+from vt_flax.training.run import Run
 
 # Sums over a split, by the name of the weights.
 Totals = dict[str, dict[str, Any]]
@@ -42,21 +41,19 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
+    run: Run,
     eval_step: Callable[[Any, Any, dict], dict],
     weights: dict[str, tuple[Any, Any]],
-    task: Task,
-    source: Source,
-    config: ConfigDict,
     requests: Requests,
 ) -> Evaluation | None:
-    """Evaluates one or more sets of weights in one pass over a split.
+    """Evaluates one or more sets of weights in one pass over the evaluation split.
 
     Arguments and errors are those of `split_totals`.
 
     Returns:
       The results, or None if the evaluation was stopped.
     """
-    totals = split_totals(eval_step, weights, task, source, config, requests)
+    task, totals = run.task, split_totals(run, eval_step, weights, requests)
     if totals is None:
         return None
     results = {
@@ -72,23 +69,19 @@ def evaluate(
 
 
 def split_totals(
+    run: Run,
     eval_step: Callable[[Any, Any, dict], dict],
     weights: dict[str, tuple[Any, Any]],
-    task: Task,
-    source: Source,
-    config: ConfigDict,
     requests: Requests,
 ) -> Totals | None:
-    """Sums the counts of a step over a split, every example exactly once.
+    """Sums the counts of a step over the evaluation split, every example exactly once.
 
     Args:
+      run: see `run.prepare`.
       eval_step: maps parameters, batch statistics and a batch to `examples`, `skipped`,
         `request`, and any other counts, which are the same on every process: arrays,
         which are summed, and `Moments`, which are merged.
       weights: parameters and batch statistics, by a name such as `raw` or `ema`.
-      task: see `tasks.Task`.
-      source: the split.
-      config: the whole configuration.
       requests: a request to stop ends the evaluation, on all processes after the same
         batch.
 
@@ -97,22 +90,21 @@ def split_totals(
       and the totals of all other counts, 64-bit NumPy.
 
     Raises:
-      UserError: for an unreadable example, unless `config.data.on_error` is skip, and
-        if none is readable.
-      RuntimeError: if another number of examples was counted than the split has.
+      UserError: for an unreadable example, unless `data.on_error` is skip, and if none
+        is readable.
     """
-    mesh = requests.mesh
-    size = eval_batch_size(config, mesh)
+    mesh, source = run.mesh, run.eval_source
+    size = eval_batch_size(run.config, mesh)
     totals: Totals = {name: {} for name in weights}
     pending: dict[str, dict] = {}
     batches = pipeline.eval_batches(
         source,
-        config.data,
+        run.config.data,
         batch=size,
         part=jax.process_index(),
         parts=jax.process_count(),
         own=own_rows(mesh, size),
-        decoder=task.decoder(source, train=False),
+        decoder=run.task.decoder(source, train=False),
     )
     with contextlib.closing(batches):
         processes.report("evaluating: waiting for its examples")
@@ -133,11 +125,7 @@ def split_totals(
 
     for total in totals.values():
         examples, skipped = (total[key].item() for key in ("examples", "skipped"))
-        if examples + skipped != len(source):
-            raise RuntimeError(
-                f"evaluated {examples} and skipped {skipped} of the {len(source)} "
-                f"examples of {source.name}"
-            )
+        assert examples + skipped == len(source), (examples, skipped, len(source))
         if not examples:
             raise UserError(f"{source.name}: not one example is readable")
         total |= {"examples": examples, "skipped": skipped}

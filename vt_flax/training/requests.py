@@ -48,7 +48,6 @@ class Requests:
     """
 
     def __init__(self, mesh: Mesh):
-        self.mesh = mesh
         self._stop = self._save = False
         devices = len(mesh.local_devices)
         requests = {
