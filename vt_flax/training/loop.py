@@ -19,12 +19,12 @@ from vt_flax.parallel.agreement import check_shared
 from vt_flax.parallel.mesh import batch_sharding, describe, own_rows, to_global
 from vt_flax.training.checkpoint import Checkpoints, Restored
 from vt_flax.training.formulation import Choice, choose_formulation
-from vt_flax.training.initial import initialize
 from vt_flax.training.logging import RunLogger
 from vt_flax.training.profiling import Profile
 from vt_flax.training.run import Run
 from vt_flax.training.teacher import find_teacher
 from vt_flax.training.trainer import Trainer
+from vt_flax.training.weights import initialize
 from vt_flax.training.workdir import (
     Results,
     RunRecord,
