@@ -194,14 +194,14 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> pathlib.Path:
         """Moves a checkpoint to the folder DAMAGED; returns its path there."""
-        folder = self.workdir / DAMAGED
-        names = (f"{step}{f'.{i}' if i else ''}" for i in itertools.count())
-        target = next(folder / n for n in names if not (folder / n).exists())
-        processes.gather("damaged", str(target))
+        target = None
         if jax.process_index() == 0:
+            folder = self.workdir / DAMAGED
             folder.mkdir(exist_ok=True)
+            names = (f"{step}{f'.{i}' if i else ''}" for i in itertools.count())
+            target = next(folder / n for n in names if not (folder / n).exists())
             (self.folder / str(step)).rename(target)
-        processes.gather("set aside", str(target))
+        target = pathlib.Path(processes.gather("set aside", str(target))[0])
         self._manager.reload()
         return target
 
