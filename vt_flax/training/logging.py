@@ -5,7 +5,7 @@ import datetime
 import json
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 import jax
@@ -110,26 +110,24 @@ def memory() -> dict[str, int]:
 class Clock:
     """Measures training speed, without compilation, evaluation and saves."""
 
-    def __init__(self, batch: int):
-        self._batch = batch
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        # Time and step of the last lap.
         self._mark: tuple[float, int] | None = None
-        self._pause: float | None = None
         self._step_seconds: float | None = None
 
     def start(self, step: int) -> None:
         """Starts measuring after the first step, which includes compilation."""
         self._mark = (time.monotonic(), step)
 
-    def pause(self) -> None:
-        """Stops the clock for an evaluation or a save."""
-        self._pause = time.monotonic()
-
-    def resume(self) -> None:
-        """Continues after `pause`."""
-        if self._pause is not None and self._mark is not None:
-            paused = time.monotonic() - self._pause
-            self._mark = (self._mark[0] + paused, self._mark[1])
-        self._pause = None
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time of an evaluation or a save."""
+        begin = time.monotonic()
+        yield
+        if self._mark:
+            at, step = self._mark
+            self._mark = (at + time.monotonic() - begin, step)
 
     def lap(self, step: int) -> float | None:
         """Returns images per second since the last lap; None without a step."""
@@ -138,7 +136,7 @@ class Clock:
         now = time.monotonic()
         self._step_seconds = (now - self._mark[0]) / (step - self._mark[1])
         self._mark = (now, step)
-        return self._batch / self._step_seconds
+        return self._batch_size / self._step_seconds
 
     def remaining(self, steps: int) -> str:
         """Returns the time that more steps take, h:mm:ss, without evaluation."""

@@ -140,15 +140,14 @@ class Trainer:
         # Only a state that is known to be finite is saved. Its metrics may also bring a
         # new request.
         self._fetch_metrics()
-        self._clock.pause()
-        if self._is_due("checkpoint") or self._request == SAVE:
-            self._save()
-        if self._is_due("eval") and self._request != STOP and not self._evaluate():
-            self._request = STOP
-        if self._request == STOP:
-            self._stop()
+        with self._clock.paused():
+            if self._is_due("checkpoint") or self._request == SAVE:
+                self._save()
+            if self._is_due("eval") and self._request != STOP and not self._evaluate():
+                self._request = STOP
+            if self._request == STOP:
+                self._stop()
         self._request = NONE
-        self._clock.resume()
 
     def _save(self) -> None:
         processes.report(f"step {self.step:,}: saving")
@@ -229,10 +228,7 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluates the state; returns False if a stop request ended it early."""
         run, source = self._run, self._run.eval_source
-        weights = weights_of(self.state)
-        found = evaluate(
-            self._eval_step, weights, run.task, source, run.config, self.requests
-        )
+        found = evaluate(run, self._eval_step, weights_of(self.state), self.requests)
         if found is None:
             return False
         self.results = results = found.results
