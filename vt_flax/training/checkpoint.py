@@ -279,9 +279,7 @@ def read_on_host(
         ),
         multiprocessing_options=alone,
     ) as checkpointer:
-        tree = like
-        if like is None:
-            tree = handlers["state"].metadata(folder.absolute() / "state").tree
+        tree = like or handlers["state"].metadata(folder.absolute() / "state").tree
         items = checkpointer.restore(
             folder.absolute(), args=_restore_args(tree, _as_numpy)
         )

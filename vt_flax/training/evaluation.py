@@ -53,19 +53,19 @@ def evaluate(
     Returns:
       The results, or None if the evaluation was stopped.
     """
-    task, totals = run.task, split_totals(run, eval_step, weights, requests)
+    totals = split_totals(run, eval_step, weights, requests)
     if totals is None:
         return None
     results = {
         name: {
             "examples": total["examples"],
             "skipped": total["skipped"],
-            **task.results(total),
+            **run.task.results(total),
         }
         for name, total in totals.items()
     }
     # Notes are on the labels, which are the same for all weights.
-    return Evaluation(results, task.notes(next(iter(totals.values()))))
+    return Evaluation(results, run.task.notes(next(iter(totals.values()))))
 
 
 def split_totals(
