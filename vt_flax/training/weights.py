@@ -109,18 +109,18 @@ def initialize(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
     for part in PARTS:
         arrays = traverse_util.flatten_dict(getattr(state, part))
         saved = traverse_util.flatten_dict(weights[part])
-        others = {
+        mismatched = {
             path
             for path, array in arrays.items()
             if path in saved and saved[path].shape != array.shape
         }
-        # A bias that fits belongs to a kernel that may not, so neither is loaded.
-        other_heads = {path[:-1] for path in others if path[0] == HEAD}
+        # A layer of the head is loaded whole or not at all.
+        other_heads = {path[:-1] for path in mismatched if path[0] == HEAD}
         for path, array in arrays.items():
             if path not in saved or path[:-1] in other_heads:
                 missing.add(path[0])
                 continue
-            if path in others:
+            if path in mismatched:
                 raise UserError(
                     f"init_from {place}: {'/'.join(path)} has shape "
                     f"{saved[path].shape} there, {array.shape} here: choose the same "
