@@ -3,12 +3,9 @@
 import contextlib
 import dataclasses
 import errno
-import gc
 import itertools
-import logging
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -322,30 +319,12 @@ def _check_unchanged(now: dict[str, int], record: dict[str, Any]) -> None:
 
 def attempt(read: Callable[[], Any]) -> tuple[Any, str]:
     """Returns the result of a read and an empty string, or None and the error."""
-    with _quiet():
-        try:
-            return read(), ""
-        # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
-        except Exception as error:
-            processes.raise_if_lost()
-            reason = _reason(error)
-        # Ends the reads of the other arrays, which the error kept alive.
-        gc.collect()
-    return None, reason
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses the tracebacks of Orbax's concurrent reads after one has failed."""
-    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
-    level = logger.level
-    sys.unraisablehook = lambda _: None
-    logger.setLevel(logging.CRITICAL + 1)
     try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        logger.setLevel(level)
+        return read(), ""
+    # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
+    except Exception as error:
+        processes.raise_if_lost()
+        return None, _reason(error)
 
 
 def _reason(error: BaseException | None) -> str:
