@@ -131,10 +131,7 @@ def main(argv: Sequence[str]) -> None:
         _report_tokens(run, weights[name], modules, folder, origin, args.format)
     else:
         eval_step = compile_eval_step(run.model, run.task, run.mesh)
-        requests = Requests(run.mesh)
-        found = evaluate(
-            eval_step, weights, run.task, run.eval_source, config, requests
-        )
+        found = evaluate(run, eval_step, weights, Requests(run.mesh))
         if jax.process_index() == 0:
             where = f"{run.eval_source.name}, step {step:,} of {workdir}"
             cli.print_results(found.results, args.format, where)

@@ -68,11 +68,10 @@ def main(argv: Sequence[str]) -> None:
     from vt_flax.training.imported import import_weights
 
     file = typed_path(args.file)
-    found = import_weights(
+    rows, notes = import_weights(
         file, args.model, out, args.num_classes or 0, options, args.section
     )
-    title = f"{args.model} from {args.file}"
-    cli.print_rows(found.rows, args.format, title, found.notes)
+    cli.print_rows(rows, args.format, f"{args.model} from {args.file}", notes)
 
 
 if __name__ == "__main__":

@@ -189,9 +189,12 @@ def test_programs_are_the_networks_where_only_jax_is(workdirs, tmp_path, monkeyp
         )
 
     predictor = load(workdirs / "segmenter")
-    classes, logits = jax.jit(
-        lambda v, x, sizes: predictor.task.predict_with_logits(
-            lambda x: predictor.model.apply(v, x, train=False), x, sizes
+    classes, *_, logits = jax.jit(
+        lambda v, x, sizes: predictor.task.predict(
+            lambda x: predictor.model.apply(v, x, train=False),
+            x,
+            sizes,
+            with_logits=True,
         )
     )(weights_of(predictor), scenes, sizes)
     assert len(np.unique(classes)) > 2
@@ -298,7 +301,7 @@ def test_masks_are_of_the_images_own_size(workdirs, tmp_path, monkeypatch):
     predictor = load(workdirs / "segmenter")
     canvas = np.zeros((2, 32, 48, 3), np.uint8)
     canvas[:, :24, :40] = images
-    expected, _ = jax.jit(
+    expected, *_ = jax.jit(
         lambda v, x, sizes: predictor.task.predict(
             lambda x: predictor.model.apply(v, x, train=False), x, sizes
         )

@@ -233,7 +233,7 @@ def test_a_workdir_that_is_none(tmp_path, monkeypatch, capsys):
     file.write_text("")
     words = ["--workdir", str(file)]
     line = refusal(evaluate.main, words, monkeypatch, capsys)
-    assert line == f"error: {file} is a file: name a run's folder"
+    assert line == f"error: {file}/config.json cannot be read: Not a directory"
     for content in ("[]", "{}", "{"):
         (tmp_path / "config.json").write_text(content)
         words = ["--workdir", str(tmp_path)]

@@ -23,9 +23,8 @@ from vt_flax.errors import UserError
 from vt_flax.inference.predictor import load
 from vt_flax.models import create_model
 from vt_flax.training.imported import import_weights as import_file
-from vt_flax.training.initial import initialize
 from vt_flax.training.state import create_state
-from vt_flax.training.weights import find_checkpoint, read_weights
+from vt_flax.training.weights import find_checkpoint, initialize, read_weights
 
 TINY = {"stage_sizes": [1, 1, 1, 1], "width": 4}
 SET_TINY = ["--set", "stage_sizes=[1,1,1,1]", "--set", "width=4"]

@@ -174,9 +174,9 @@ def test_what_cannot_teach_is_one_line(teacher, digits, tmp_path):
     line = refused(taught(digits, tmp_path / "none"), run)
     assert line.startswith(f"distillation.teacher {tmp_path}/none: no checkpoint")
     line = refused(made("hundred", tiny(digits), ["x"] * 100), run)
-    assert "it has 100 classes, the dataset 10" in line
+    assert "its classes are not the dataset's (classes: 100 -> 10)" in line
     line = refused(made("turned", tiny(digits), names[::-1]), run)
-    assert "its class 0 is '9', the dataset's '0'" in line
+    assert "its classes are not the dataset's (class 0: '9' -> '0'; class 1" in line
     masks = resolve(ConfigDict({"model": {"name": "fpn_resnet18"}}))
     assert "fpn_resnet18 does not classify" in refused(made("fpn", masks, names), run)
     wide = made("wide", tiny(digits, **{"model.width": 12}), names)

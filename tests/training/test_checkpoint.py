@@ -82,7 +82,6 @@ def flip(file):
     file.write_bytes(content)
 
 
-@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [truncate, zero, flip, pathlib.Path.unlink])
 def test_whatever_is_damaged_nothing_wrong_is_restored(damage, written, tmp_path):
     """Each file of the newest: it is restored as it was, or the one before it is."""

@@ -210,7 +210,7 @@ def test_logits_of_a_prediction_are_logarithms_of_its_probabilities():
     images, _, sizes = scene(SIZES)
     images_, sizes_ = jnp.asarray(images), jnp.asarray(sizes)
     it = task()
-    classes, logits = it.predict_with_logits(network, images_, sizes_)
+    classes, *_, logits = it.predict(network, images_, sizes_, with_logits=True)
     np.testing.assert_array_equal(classes, it.predict(network, images_, sizes_)[0])
     expected = expected_probabilities(images, sizes, it.config)
     for i, (height, width) in enumerate(sizes):
@@ -219,7 +219,7 @@ def test_logits_of_a_prediction_are_logarithms_of_its_probabilities():
         )
     # Of probabilities that are averaged, those of the average.
     it = task(eval_scales=[1.0, 0.5], eval_flip=True)
-    classes, logits = it.predict_with_logits(network, images_, sizes_)
+    classes, *_, logits = it.predict(network, images_, sizes_, with_logits=True)
     np.testing.assert_allclose(np.exp(logits).sum(-1), 1, rtol=1e-5)
     np.testing.assert_array_equal(classes, it.predict(network, images_, sizes_)[0])
 

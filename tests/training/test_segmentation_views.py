@@ -153,7 +153,7 @@ def test_predictions_and_their_counts(scales, flip, mirrored):
         inputs = (batch[key] for key in ("image", "size", "label"))
         return task.counts(network, batch), *task.predict(network, *inputs)
 
-    counts, predicted, likely, losses = jax.device_get(run(batch))
+    counts, predicted, likely, losses, _ = jax.device_get(run(batch))
     expected_losses, all_sure = [], []
     for k, (h, w) in enumerate(SIZES):
         views = [

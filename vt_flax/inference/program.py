@@ -143,11 +143,10 @@ def _segmentation(predictor: Predictor, size: Size, logits: bool) -> Program:
             sides = [jnp.asarray(side, jnp.int32) for side in (height, width)]
             sizes = jnp.broadcast_to(jnp.stack(sides), (batch, 2))
         apply = functools.partial(predictor.model.apply, variables, train=False)
+        found = task.predict(apply, images, sizes, with_logits=logits)
+        outputs = {"classes": found.classes}
         if logits:
-            classes, found = task.predict_with_logits(apply, images, sizes)
-            outputs = {"classes": classes, "logits": found}
-        else:
-            outputs = {"classes": task.predict(apply, images, sizes)[0]}
+            outputs["logits"] = found.logits
         return {name: maps[:, :height, :width] for name, maps in outputs.items()}
 
     shape = ("batch", *(size or canvas))

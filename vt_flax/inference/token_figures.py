@@ -64,8 +64,8 @@ def make_token_step(
 
     The counts are `Moments` over the examples by names such as `module2/entropy`: see
     `map_figures`, and for segmentation `class_figures`; and `examples`, `skipped` and
-    `request` as in `step.make_eval_step`. Segmentation's input is that at a scale of 1,
-    not mirrored, whatever its evaluation averages.
+    `request` as in `step.compile_eval_step`. Segmentation's input is that at a scale of
+    1, not mirrored, whatever its evaluation averages.
 
     Args:
       model: a network with token coefficients.

@@ -83,14 +83,7 @@ def measure(run: Run, weights: tuple[Any, Any], shapes: Shapes) -> Report:
         make_token_step(run.model, run.task, run.mesh),
         out_shardings=replicated(run.mesh),
     )
-    totals = split_totals(
-        step,
-        {"": weights},
-        run.task,
-        run.eval_source,
-        run.config,
-        Requests(run.mesh),
-    )[""]
+    totals = split_totals(run, step, {"": weights}, Requests(run.mesh))[""]
     options = run.model.vt
     names = run.task.class_names if "classes" in totals else None
     moves = move_records(totals, shapes, options.tokens)

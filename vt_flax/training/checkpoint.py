@@ -3,12 +3,9 @@
 import contextlib
 import dataclasses
 import errno
-import gc
 import itertools
-import logging
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,18 +15,15 @@ import orbax.checkpoint as ocp
 
 from vt_flax.errors import UserError, first_line
 from vt_flax.parallel import processes
-from vt_flax.training.fingerprint import (
-    changed_arrays,
-    fingerprint,
-    host_fingerprint,
-)
+from vt_flax.training.fingerprint import changed_arrays, fingerprint, host_fingerprint
 from vt_flax.training.state import TrainState
+from vt_flax.training.workdir import writing
 
 # Folder of the workdir for checkpoints that cannot be restored.
 DAMAGED = "damaged"
 # Name of the metric that selects the best checkpoints.
 METRIC = "metric"
-# Errors of a file system for which the system's own words are the clearest.
+# Errors that are reported in the system's words instead of Orbax's.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 # Metrics by name, of each step since the last report.
@@ -43,7 +37,7 @@ class Restored:
     Attributes:
       state: the state.
       window: metrics of the steps that were not reported yet.
-      damaged: errors of the newer checkpoints that were passed over, by step.
+      damaged: errors of newer checkpoints that were skipped, by step.
     """
 
     state: TrainState
@@ -54,18 +48,15 @@ class Restored:
 class Checkpoints:
     """Checkpoints of a workdir, written in the background, each whole or not at all.
 
-    Of several processes each makes one, and all call the same methods in order. Every
-    method raises `UserError` if a checkpoint could not be written.
+    All processes call the same methods in the same order. Every method raises
+    `UserError` if a checkpoint could not be written.
 
     Args:
       workdir: folder of the run; made where it is missing.
       keep: number of checkpoints to keep.
       read_only: write and remove nothing.
-      best: keep those with the highest metric, in a folder of their own, instead of the
-        newest.
-
-    Raises:
-      UserError: if the folder cannot be made.
+      best: keep those with the highest metric instead of the newest, in a folder of
+        their own.
     """
 
     def __init__(
@@ -78,21 +69,18 @@ class Checkpoints:
     ):
         self.workdir, self._keep, self._best = workdir, keep, best
         self.folder = workdir / ("best" if best else "checkpoints")
-        try:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            best_fn=(lambda metrics: metrics[METRIC]) if best else None,
+            create=not read_only,
+            read_only=read_only,
+            # What a killed process has left half written.
+            cleanup_tmp_directories=not read_only,
+        )
+        with writing(self.folder):
             self._manager = ocp.CheckpointManager(
-                self.folder.absolute(),
-                item_handlers=_handlers(),
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep,
-                    best_fn=(lambda metrics: metrics[METRIC]) if best else None,
-                    create=not read_only,
-                    read_only=read_only,
-                    # What a killed process has left half written.
-                    cleanup_tmp_directories=not read_only,
-                ),
+                self.folder.absolute(), item_handlers=_handlers(), options=options
             )
-        except OSError as error:
-            raise UserError(f"{self.folder}: {error.strerror or error}") from error
 
     def steps(self) -> list[int]:
         """Returns the steps of the whole checkpoints, in order."""
@@ -104,11 +92,7 @@ class Checkpoints:
         return max(metrics, key=lambda step: (metrics[step], -step), default=None)
 
     def choose(self, step: int | None) -> int:
-        """Returns `step`, or without one the best or the newest.
-
-        Raises:
-          UserError: if there is no such checkpoint.
-        """
+        """Returns `step` if it is saved; for None the best or the newest."""
         steps = self.steps()
         if not steps:
             raise UserError(f"{self.folder} holds no checkpoint yet")
@@ -124,10 +108,10 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, window: Window = (), metric: float = 0.0
     ) -> None:
-        """Starts to write a state; a step that is already saved is left as it is.
+        """Starts to write a state, unless its step is saved already.
 
         Args:
-          step: the state's.
+          step: step of the state.
           state: copied before this returns, so that its arrays may be donated after.
           window: see `Restored`.
           metric: selects the best.
@@ -138,18 +122,17 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record)
         )
-        # Orbax fetches arrays implicitly, which the guard around the training steps
-        # rejects on accelerators.
+        # Orbax's implicit transfers are errors within the training loop's guard.
         with self._clear_errors(), jax.transfer_guard_device_to_host("allow"):
-            # Without `force` Orbax skips a step before the newest, which a run has that
-            # went back to an older checkpoint.
+            # Without `force` Orbax skips steps before the newest, as after a run has
+            # resumed from an older checkpoint.
             self._manager.save(step, args=items, metrics={METRIC: metric}, force=True)
 
     def save_if_best(self, step: int, state: TrainState, metric: float) -> bool:
         """Writes a state if it is among the best so far; returns whether it is."""
         metrics = self._metrics()
         if step in metrics:
-            # A run that went back to an older checkpoint has been here before.
+            # The run has resumed from an older checkpoint.
             if metric <= metrics[step]:
                 return False
             with self._clear_errors():
@@ -168,13 +151,13 @@ class Checkpoints:
           step: one of `steps()`.
 
         Raises:
-          UserError: if it cannot be read, holds another kind of state, or has changed
-            since it was saved.
+          UserError: if it cannot be read, does not fit `like`, or has changed since it
+            was saved.
         """
         problem, found = "", None
         if jax.process_count() > 1:
             # A process that cannot read its shards would leave the others waiting, so
-            # process 0 reads all of it by itself first.
+            # process 0 reads the whole checkpoint alone first.
             if jax.process_index() == 0:
                 _, problem = attempt(
                     lambda: read_on_host(self.folder / str(step), like)
@@ -190,7 +173,7 @@ class Checkpoints:
         return found
 
     def restore_newest(self, like: TrainState) -> Restored:
-        """Returns the newest checkpoint that can be restored; see `restore`.
+        """Returns the newest checkpoint that can be restored.
 
         Raises:
           UserError: if none can be.
@@ -207,20 +190,20 @@ class Checkpoints:
         )
 
     def set_aside(self, step: int) -> pathlib.Path:
-        """Moves a checkpoint to the workdir's folder DAMAGED; returns its new place."""
-        folder = self.workdir / DAMAGED
-        names = (f"{step}{f'.{i}' if i else ''}" for i in itertools.count())
-        target = next(folder / n for n in names if not (folder / n).exists())
-        processes.gather("damaged", str(target))
+        """Moves a checkpoint to the folder DAMAGED; returns its path there."""
+        target = None
         if jax.process_index() == 0:
+            folder = self.workdir / DAMAGED
             folder.mkdir(exist_ok=True)
+            names = (f"{step}{f'.{i}' if i else ''}" for i in itertools.count())
+            target = next(folder / n for n in names if not (folder / n).exists())
             (self.folder / str(step)).rename(target)
-        processes.gather("set aside", str(target))
+        target = pathlib.Path(processes.gather("set aside", str(target))[0])
         self._manager.reload()
         return target
 
     def check(self) -> None:
-        """Raises the error of a write in the background, if there was one."""
+        """Raises the error of a failed write in the background."""
         with self._clear_errors():
             self._manager.check_for_errors()
 
@@ -246,7 +229,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _clear_errors(self) -> Iterator[None]:
-        """Turns the error of a write into one line."""
+        """Turns an error of writing into one line."""
         try:
             yield
         except UserError:
@@ -265,19 +248,19 @@ class Checkpoints:
 def read_on_host(
     folder: pathlib.Path, like: Any = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads a checkpoint into NumPy arrays, by this process alone.
+    """Reads a checkpoint into NumPy arrays, in this process alone.
 
     Args:
-      folder: of the checkpoint.
-      like: the tree that it must have; by default the one that was saved, in which
-        tuples and dataclasses are lists and dicts.
+      folder: folder of the checkpoint.
+      like: tree of the state, whose content is checked then; by default the saved one,
+        in which tuples and dataclasses are lists and dicts, unchecked.
 
     Returns:
       The state, and the record beside it: `fingerprint` and `window`.
 
     Raises:
-      Exception: of any kind, if it cannot be read; ValueError if it has changed since
-        it was saved, which is checked with `like` alone.
+      Exception: of any kind, if it cannot be read.
+      ValueError: if it has changed since it was saved.
     """
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -293,9 +276,7 @@ def read_on_host(
         ),
         multiprocessing_options=alone,
     ) as checkpointer:
-        tree = like
-        if like is None:
-            tree = handlers["state"].metadata(folder.absolute() / "state").tree
+        tree = like or handlers["state"].metadata(folder.absolute() / "state").tree
         items = checkpointer.restore(
             folder.absolute(), args=_restore_args(tree, _as_numpy)
         )
@@ -305,11 +286,10 @@ def read_on_host(
 
 
 def _handlers(**options: Any) -> dict[str, Any]:
-    """Returns Orbax's handlers of the parts of a checkpoint.
+    """Returns Orbax's handlers of the items of a checkpoint.
 
     Each array is written by the first device that holds it. By default all devices with
-    a copy write a slice each, for which Orbax cuts every array on each of them while
-    the loop waits: four times as long with 8 devices.
+    a copy write a slice each, which blocks the loop four times as long with 8 devices.
     """
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     registry = ocp.type_handlers.create_type_handler_registry(
@@ -338,39 +318,17 @@ def _check_unchanged(now: dict[str, int], record: dict[str, Any]) -> None:
 
 
 def attempt(read: Callable[[], Any]) -> tuple[Any, str]:
-    """Returns the result of a read, and an empty reason; or None, and why it failed."""
-    with _quiet():
-        try:
-            return read(), ""
-        # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
-        except Exception as error:
-            processes.raise_if_lost()
-            reason = _reason(error)
-        # The error kept the other arrays' reads alive; they end here.
-        gc.collect()
-    return None, reason
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Drops the tracebacks of reads in the background after one of them has failed.
-
-    Orbax reads arrays concurrently. When one fails, which is raised, each of the others
-    prints a page to stderr.
-    """
-    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
-    level = logger.level
-    sys.unraisablehook = lambda _: None
-    logger.setLevel(logging.CRITICAL + 1)
+    """Returns the result of a read and an empty string, or None and the error."""
     try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        logger.setLevel(level)
+        return read(), ""
+    # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
+    except Exception as error:
+        processes.raise_if_lost()
+        return None, _reason(error)
 
 
 def _reason(error: BaseException | None) -> str:
-    """Returns one line of the pages that Orbax and TensorStore raise."""
+    """Returns one line about an error of Orbax or TensorStore."""
     line = first_line(error) or type(error).__name__
     while error is not None:
         for number in DISK_ERRORS:

@@ -10,13 +10,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vt_flax.data.batches import eval_batches
-from vt_flax.data.source import Source
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import own_rows, to_global
 from vt_flax.training.moments import Moments, merge
-from vt_flax.training.requests import STOP, Requests
-from vt_flax.training.tasks import Task
+from vt_flax.training.requests import NONE, STOP, Requests
+from vt_flax.training.run import Run
+
+# Sums over a split, by the name of the weights.
+Totals = dict[str, dict[str, Any]]
 
 
 def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
@@ -31,7 +33,7 @@ class Evaluation(NamedTuple):
     Attributes:
       results: for each set of weights `examples`, `skipped` (number of unreadable ones,
         which are not counted), and the task's results.
-      notes: on the split, for the reader of the results.
+      notes: on the split, to print beside the results.
     """
 
     results: dict[str, dict[str, float | None]]
@@ -39,128 +41,105 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
+    run: Run,
     eval_step: Callable[[Any, Any, dict], dict],
     weights: dict[str, tuple[Any, Any]],
-    task: Task,
-    source: Source,
-    config: ConfigDict,
     requests: Requests,
 ) -> Evaluation | None:
-    """Evaluates one or more sets of weights in one pass over the images.
+    """Evaluates one or more sets of weights in one pass over the evaluation split.
 
-    Args:
-      eval_step: see `step.compile_eval_step`.
-      weights: parameters and batch statistics, by a name such as `raw` or `ema`.
-      task: see `tasks.Task`.
-      source: the split.
-      config: the whole configuration.
-      requests: a request to stop ends the evaluation, on all processes after the same
-        batch.
+    Arguments and errors are those of `split_totals`.
 
     Returns:
-      The results, or None if it was stopped.
-
-    Raises:
-      UserError: for an unreadable example, unless `config.data.on_error` is skip.
-      RuntimeError: if another number of examples was counted than the split has.
+      The results, or None if the evaluation was stopped.
     """
-    totals = split_totals(eval_step, weights, task, source, config, requests)
+    totals = split_totals(run, eval_step, weights, requests)
     if totals is None:
         return None
     results = {
         name: {
             "examples": total["examples"],
             "skipped": total["skipped"],
-            **task.results(total),
+            **run.task.results(total),
         }
         for name, total in totals.items()
     }
     # Notes are on the labels, which are the same for all weights.
-    return Evaluation(results, task.notes(next(iter(totals.values()))))
+    return Evaluation(results, run.task.notes(next(iter(totals.values()))))
 
 
 def split_totals(
+    run: Run,
     eval_step: Callable[[Any, Any, dict], dict],
     weights: dict[str, tuple[Any, Any]],
-    task: Task,
-    source: Source,
-    config: ConfigDict,
     requests: Requests,
-) -> dict[str, dict[str, Any]] | None:
-    """Sums a step's counts over a split, every example exactly once.
+) -> Totals | None:
+    """Sums the counts of a step over the evaluation split, every example exactly once.
 
     Args:
+      run: see `run.prepare`.
       eval_step: maps parameters, batch statistics and a batch to `examples`, `skipped`,
         `request`, and any other counts, which are the same on every process: arrays,
         which are summed, and `Moments`, which are merged.
-      weights: parameters and batch statistics, by name.
-      task: see `tasks.Task`.
-      source: the split.
-      config: the whole configuration.
-      requests: see `evaluate`.
+      weights: parameters and batch statistics, by a name such as `raw` or `ema`.
+      requests: a request to stop ends the evaluation, on all processes after the same
+        batch.
 
     Returns:
       None if it was stopped. Otherwise for each name `examples` and `skipped`, int,
       and the totals of all other counts, 64-bit NumPy.
 
     Raises:
-      UserError: for an unreadable example, unless `config.data.on_error` is skip, and
-        if none is readable.
-      RuntimeError: if another number of examples was counted than the split has.
+      UserError: for an unreadable example, unless `data.on_error` is skip, and if none
+        is readable.
     """
-    mesh = requests.mesh
-    totals: dict[str, dict[str, Any]] = {name: {} for name in weights}
-    pending: list[tuple[str, dict]] = []
-
-    def add_pending() -> bool:
-        """Fetches counts a batch late, so that the devices never wait for the sum."""
-        stop = False
-        while pending:
-            name, counts = pending.pop()
-            counts = jax.device_get(counts)
-            stop |= counts.pop("request").item() == STOP
-            total = totals[name]
-            for key, value in counts.items():
-                total[key] = _add(total.get(key), value)
-        return stop
-
-    size = eval_batch_size(config, mesh)
+    mesh, source = run.mesh, run.eval_source
+    size = eval_batch_size(run.config, mesh)
+    totals: Totals = {name: {} for name in weights}
+    pending: dict[str, dict] = {}
     batches = eval_batches(
         source,
-        config.data,
+        run.config.data,
         batch=size,
         part=jax.process_index(),
         parts=jax.process_count(),
         own=own_rows(mesh, size),
-        decoder=task.decoder(source, train=False),
+        decoder=run.task.decoder(source, train=False),
     )
     with contextlib.closing(batches):
         processes.report("evaluating: waiting for its examples")
         for i, batch in enumerate(batches, 1):
             processes.report(f"evaluating, batch {i:,}: waiting for the devices")
             images = to_global(batch, mesh) | requests.batch()
-            new = [
-                (name, eval_step(params, batch_stats, images))
+            counts = {
+                name: eval_step(params, batch_stats, images)
                 for name, (params, batch_stats) in weights.items()
-            ]
-            if add_pending():
+            }
+            # A batch late, so that the devices never wait for the sum.
+            if _add_counts(totals, pending) == STOP:
                 return None
-            pending.extend(new)
+            pending = counts
             processes.report(f"evaluating, batch {i + 1:,}: waiting for its examples")
-        if add_pending():
+        if _add_counts(totals, pending) == STOP:
             return None
 
     for total in totals.values():
         examples, skipped = (total[key].item() for key in ("examples", "skipped"))
-        if examples + skipped != len(source):
-            raise RuntimeError(
-                f"evaluated {examples} and skipped {skipped} of the {len(source)} "
-                f"examples of {source.name}"
-            )
+        assert examples + skipped == len(source), (examples, skipped, len(source))
         if not examples:
             raise UserError(f"{source.name}: not one example is readable")
         total |= {"examples": examples, "skipped": skipped}
     return totals
+
+
+def _add_counts(totals: Totals, counts: dict[str, dict]) -> int:
+    """Fetches the counts of a batch and adds them; returns the batch's request."""
+    request = NONE
+    for name, values in jax.device_get(counts).items():
+        request = values.pop("request").item()
+        for key, value in values.items():
+            totals[name][key] = _add(totals[name].get(key), value)
+    return request
 
 
 def _add(total: Any, value: Any) -> Any:

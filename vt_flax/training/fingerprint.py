@@ -1,7 +1,4 @@
-"""Fingerprints of a state's arrays, which reveal a bit that has changed on the disk.
-
-Checkpoint files hold no checksum of the arrays' content.
-"""
+"""Checksums of a state's arrays, which checkpoint files lack."""
 
 from typing import Any
 

@@ -21,12 +21,12 @@ FILE = "formulation.json"
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The network as it is trained.
+    """The network in the formulation that is trained.
 
     Attributes:
-      model: the network, in the chosen formulation.
-      line: what to print about an automatic choice; empty for none.
-      record: the same for the workdir; empty if it is there or there is none.
+      model: the network.
+      line: progress line about an automatic choice; empty for none.
+      record: content of FILE still to be written; empty for none.
     """
 
     model: nn.Module
@@ -34,7 +34,7 @@ class Choice:
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def write(self, workdir: pathlib.Path) -> None:
-        """Records an automatic choice in the workdir, for when the run is resumed."""
+        """Records an automatic choice in the workdir, for a resumed run."""
         if self.record:
             write_whole(workdir / FILE, json.dumps(self.record, indent=2) + "\n")
 
@@ -71,10 +71,10 @@ def choose_formulation(
 
     if configured == "auto":
         # All take what process 0 has read: a file system may show others less.
-        found = _read(workdir, device.device_kind) if _is_first() else None
+        found = _read(workdir, device.device_kind)
         kept = processes.gather("kept formulation", found)[0]
-        if record := kept:
-            details = f": kept from {FILE}"
+        if kept:
+            record, details = kept, f": kept from {FILE}"
         elif device.platform == "cpu":
             record = _record(model.computed_by(), device, {})
             details = ": fastest by BENCHMARKS.md"
@@ -111,15 +111,11 @@ def _measure(
     trials = try_formulations(make, size, device, examples, names[1:])
     found = {}
     for name in names:
-        # A gather for each, since the others wait at a gather for a limited time.
+        # A gather for each, since its wait has a timeout.
         processes.report(f"timing formulation {name}")
-        own = dataclasses.asdict(next(trials)) if _is_first() else None
+        own = dataclasses.asdict(next(trials)) if jax.process_index() == 0 else None
         found[name] = Trial(**processes.gather(f"formulation {name}", own)[0])
     return found
-
-
-def _is_first() -> bool:
-    return jax.process_index() == 0
 
 
 def _describe(name: str, trial: Trial) -> str:
@@ -133,13 +129,15 @@ def _describe(name: str, trial: Trial) -> str:
 def _record(
     choice: str, device: jax.Device, trials: dict[str, Trial]
 ) -> dict[str, Any]:
-    times = {name: trial.milliseconds for name, trial in trials.items()}
-    problems = {name: trial.problem for name, trial in trials.items()}
     return {
         "formulation": choice,
         "device": device.device_kind,
-        "milliseconds": {name: round(ms, 3) for name, ms in times.items() if ms},
-        "left_out": {name: problem for name, problem in problems.items() if problem},
+        "milliseconds": {
+            name: round(t.milliseconds, 3)
+            for name, t in trials.items()
+            if t.milliseconds
+        },
+        "left_out": {name: t.problem for name, t in trials.items() if t.problem},
     }
 
 

@@ -1,16 +1,14 @@
 """Weights that others have trained, as a workdir that training starts from."""
 
-import dataclasses
 import json
 import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -26,28 +24,16 @@ from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.state import TrainState, create_state
 from vt_flax.training.tasks import task_of
 from vt_flax.training.weights import PARTS
-from vt_flax.training.workdir import RunRecord
+from vt_flax.training.workdir import RunRecord, writing
 from vt_flax.weights.files import Array, check_sum, read_arrays
 from vt_flax.weights.finding import Found, find_resnet
 from vt_flax.weights.fitting import LoadReport, Path, check_function, fit
 from vt_flax.weights.names import COUNTER
 
-# Beside the checkpoint: from what it was made.
+# File in the workdir that says what its checkpoint was made from.
 RECORD = "imported.json"
 
-
-@dataclasses.dataclass(frozen=True)
-class Imported:
-    """Result of an import.
-
-    Attributes:
-      rows: a record for each part of the model, and for each part of the file that is
-        not used: `name`, `arrays`, `numbers`, `from`.
-      notes: lines for people.
-    """
-
-    rows: list[dict[str, Any]]
-    notes: list[str]
+Rows = list[dict[str, Any]]
 
 
 def import_weights(
@@ -57,26 +43,36 @@ def import_weights(
     num_classes: int = 0,
     options: dict[str, Any] | None = None,
     section: str = "",
-) -> Imported:
+) -> tuple[Rows, list[str]]:
     """Reads PyTorch weights of a ResNet or an SE-ResNet into a new workdir.
 
     Args:
       file: see `weights.files.read_arrays`.
-      name: of the model: `resnet50`, `se_resnet50` and so on.
-      out: the workdir. With the file's own head it is a run's like any other, on
-        ImageNet, for `evaluate` and `predict`; with a fresh one it holds a checkpoint
-        for `init_from` alone.
-      num_classes: of the model; 0: as many as the file's head has. With any other
-        number the head is initialized afresh.
-      options: of the model.
+      name: name of the model: `resnet50`, `se_resnet50` and so on.
+      out: the workdir. With the file's own head it is that of a run on ImageNet, for
+        `evaluate` and `predict` too; with a fresh one it is for `init_from` alone.
+      num_classes: number of classes of the model; 0 takes the file's head. With another
+        number than the file's the head is initialized afresh.
+      options: options of the model.
       section: which ResNet of the file, if there are several: see `find_resnet`.
+
+    Returns:
+      A row for each part of the model, and for each part of the file that is not used:
+      `name`, `arrays`, `numbers`, `from`; and lines to print below them.
 
     Raises:
       UserError: for whatever does not fit; nothing is written then.
     """
     options = options or {}
-    _check_model(name)
-    _check_out(out)
+    model_task(name)
+    if not re.fullmatch(r"(se_)?resnet\d+", name):
+        raise UserError(
+            f"--model {name}: files are of ResNets and SE-ResNets; import one, and "
+            f"start {name} from it by --config.init_from"
+        )
+    with writing(f"--out {out}"):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"--out {out}: something is there; choose a new folder")
     digest = check_sum(file)
     arrays = read_arrays(file)
     found = find_resnet(file, arrays, section, num_classes)
@@ -88,12 +84,15 @@ def import_weights(
             "--num_classes N, for a fresh one"
         )
     model = create_model(name, num_classes=classes, **options)
-    differences = check_function(file, found.names.values(), model.variant)
     config = _config(name, classes, options)
-    create = _creation(config, model)
-    shapes = {
-        path: array.shape for path, array in _flat(jax.eval_shape(create)).items()
-    }
+
+    def create() -> TrainState:
+        optimizer = make_optimizer(config.optimizer, optax.constant_schedule(0.0))
+        size = task_of(config).input_size(config)
+        return create_state(model, optimizer, size, config.seed, ema=False)
+
+    differences = check_function(file, found.names.values(), model.variant)
+    shapes = {path: x.shape for path, x in _flat(jax.eval_shape(create)).items()}
     report = fit(file, arrays, found.names, name, shapes, head=bool(found.head))
     rows = _rows(report, shapes, found, arrays)
     record = {
@@ -106,26 +105,14 @@ def import_weights(
         "options": options,
         "arrays": rows,
     }
-    names = _class_names(classes) if found.head else ()
-    _write(out, _state(create, report), config, names, record)
-    return Imported(rows, [_summary(found), *differences, *_notes(out, found)])
+    run = None
+    if found.head:
+        names = class_names() if classes == CLASSES else map(str, range(classes))
+        run = RunRecord(config.to_dict(), list(names))
+    with writing(f"--out {out}"):
+        _write(out.resolve(), _state(create, report), run, record)
 
-
-def _check_model(name: str) -> None:
-    model_task(name)
-    if not re.fullmatch(r"(se_)?resnet\d+", name):
-        raise UserError(
-            f"--model {name}: files are of ResNets and SE-ResNets; import one, and "
-            f"start {name} from it by --config.init_from"
-        )
-
-
-def _check_out(out: pathlib.Path) -> None:
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"--out {out}: something is there; choose a new folder")
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}") from error
+    return rows, [_summary(found), *differences, *_next_steps(out, found)]
 
 
 def _config(name: str, classes: int, options: dict[str, Any]) -> ConfigDict:
@@ -141,7 +128,7 @@ def _config(name: str, classes: int, options: dict[str, Any]) -> ConfigDict:
                     "eval_resize": 256,
                     "train_crop": "random_resized",
                 },
-                # Without momentum and averages nothing is there beside the weights.
+                # The state holds nothing but the weights.
                 "optimizer": {"name": "sgd", "momentum": 0.0},
                 "ema": {"decay": 0.0},
             }
@@ -149,20 +136,13 @@ def _config(name: str, classes: int, options: dict[str, Any]) -> ConfigDict:
     )
 
 
-def _creation(config: ConfigDict, model: nn.Module) -> Callable[[], TrainState]:
-    optimizer = make_optimizer(config.optimizer, optax.constant_schedule(0.0))
-    size = task_of(config).input_size(config)
-    return lambda: create_state(model, optimizer, size, config.seed, ema=False)
-
-
 def _flat(state: TrainState) -> dict[Path, Any]:
-    """Returns parameters and statistics by path."""
-    parts = {part: getattr(state, part) for part in PARTS}
-    return traverse_util.flatten_dict(parts)
+    """Returns parameters and batch statistics by path."""
+    return traverse_util.flatten_dict({part: getattr(state, part) for part in PARTS})
 
 
 def _state(create: Callable[[], TrainState], report: LoadReport) -> TrainState:
-    """Returns the state at step 0. Of a fresh one only what is used is computed."""
+    """Returns the state at step 0, of whose weights only fresh ones are computed."""
 
     @jax.jit
     def rest() -> tuple[TrainState, dict[Path, jax.Array]]:
@@ -175,40 +155,39 @@ def _state(create: Callable[[], TrainState], report: LoadReport) -> TrainState:
     return state.replace(**traverse_util.unflatten_dict({**arrays, **fresh}))
 
 
-def _class_names(classes: int) -> Sequence[str]:
-    if classes == CLASSES:
-        return class_names()
-    return [str(i) for i in range(classes)]
-
-
 def _rows(
     report: LoadReport,
     shapes: dict[Path, tuple[int, ...]],
     found: Found,
     arrays: dict[str, Array],
-) -> list[dict[str, Any]]:
-    def row(name: str, group: Sequence[tuple[int, ...]], source: str) -> dict[str, Any]:
-        numbers = sum(math.prod(shape) for shape in group)
-        return {"name": name, "arrays": len(group), "numbers": numbers, "from": source}
+) -> Rows:
+    groups: dict[tuple[str, str], list[tuple[int, ...]]] = {}
 
-    rows = []
-    for part in dict.fromkeys(path[1] for path in shapes):
-        taken = [p for p in report.arrays if p[1] == part and p not in report.zeros]
-        if taken:
-            rows.append(row(part, [shapes[path] for path in taken], "the file"))
+    def add(name: str, source: str, shape: tuple[int, ...]) -> None:
+        groups.setdefault((name, source), []).append(shape)
+
     order = ("stem", "stage2", "stage3", "stage4", "stage5", "head")
-    rows.sort(key=lambda row: order.index(row["name"]))
-    if report.fresh:
-        rows.append(row("head", [shapes[path] for path in report.fresh], "fresh"))
+    for path in sorted(report.arrays, key=lambda path: order.index(path[1])):
+        if path not in report.zeros:
+            add(path[1], "the file", shapes[path])
+    for path in report.fresh:
+        add("head", "fresh", shapes[path])
     for path in report.zeros:
-        name = "/".join(path[1:])
-        rows.append(row(name, [shapes[path]], "zeros: missing in the file"))
+        add("/".join(path[1:]), "zeros: missing in the file", shapes[path])
     for name, keys in found.left.items():
-        left = [arrays[key].shape for key in keys]
-        rows.append(row(keys[0] if len(keys) == 1 else name, left, "not used"))
-    if report.counters:
-        rows.append(row(COUNTER, [()] * report.counters, "not used"))
-    return rows
+        for key in keys:
+            add(name if len(keys) > 1 else key, "not used", arrays[key].shape)
+    for _ in range(report.counters):
+        add(COUNTER, "not used", ())
+    return [
+        {
+            "name": name,
+            "arrays": len(group),
+            "numbers": sum(map(math.prod, group)),
+            "from": source,
+        }
+        for (name, source), group in groups.items()
+    ]
 
 
 def _summary(found: Found) -> str:
@@ -222,33 +201,26 @@ def _summary(found: Found) -> str:
     return line
 
 
-def _notes(out: pathlib.Path, found: Found) -> list[str]:
-    notes = [f"Wrote {out}; training starts from it by --config.init_from={out}"]
+def _next_steps(out: pathlib.Path, found: Found) -> list[str]:
+    lines = [f"Wrote {out}; training starts from it by --config.init_from={out}"]
     if found.head:
-        notes.append(f"As it is: python -m vt_flax.predict --workdir {out} IMAGE...")
-    return notes
+        lines.append(f"As it is: python -m vt_flax.predict --workdir {out} IMAGE...")
+    return lines
 
 
 def _write(
-    out: pathlib.Path,
-    state: TrainState,
-    config: ConfigDict,
-    names: Sequence[str],
-    record: dict[str, Any],
+    out: pathlib.Path, state: TrainState, run: RunRecord | None, record: dict[str, Any]
 ) -> None:
     """Writes a workdir, whole or not at all."""
-    place = out.resolve()
-    partial = place.with_name(f".{place.name}.{os.getpid()}")
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         partial.mkdir(parents=True)
         checkpoints = Checkpoints(partial)
         checkpoints.save(0, state)
         checkpoints.close()
-        if names:
-            RunRecord(config.to_dict(), names).write(partial)
+        if run:
+            run.write(partial)
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        partial.replace(place)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}") from error
+        partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -11,18 +11,17 @@ from typing import Any, TextIO
 import jax
 import psutil
 
-from vt_flax.errors import UserError
-from vt_flax.training.workdir import METRICS_FILE
+from vt_flax.training.workdir import METRICS_FILE, writing
 
 
 class RunLogger:
-    """Writes the metrics of a run. On any process but the first it writes nothing.
+    """Writes the metrics and progress lines of a run, on process 0 alone.
 
     Args:
       workdir: folder of the run.
       tensorboard: whether to write TensorBoard events too.
-      stream: where the progress lines go.
-      step: the run goes on from; what TensorBoard shows of later ones is repeated.
+      stream: destination of the progress lines.
+      step: step that the run resumes from; TensorBoard drops later ones.
 
     Raises:
       UserError: if the workdir cannot be written to.
@@ -47,7 +46,7 @@ class RunLogger:
 
         Args:
           step: updates made so far.
-          metrics: numbers by name; None where there is none, as of an absent class.
+          metrics: numbers by name; None where undefined, as for an absent class.
           kind: `train`, `eval` or `checkpoint`.
 
         Raises:
@@ -55,7 +54,7 @@ class RunLogger:
         """
         if self._file is not None:
             record = {"kind": kind, "step": step, **metrics}
-            with _clear_errors(self._file.name):
+            with writing(self._file.name):
                 self._file.write(json.dumps(record) + "\n")
                 self._file.flush()
         if self._writer is not None:
@@ -64,19 +63,19 @@ class RunLogger:
                     self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def say(self, line: str) -> None:
-        """Prints a line for the person who watches."""
+        """Prints a progress line."""
         if self._stream is not None:
             print(line, file=self._stream, flush=True)
 
     def say_all(self, lines: Iterable[str]) -> None:
-        """Prints lines; see `say`."""
+        """Prints progress lines."""
         for line in lines:
             self.say(line)
 
     def close(self) -> None:
         """Writes out what is buffered."""
         if self._file is not None:
-            # What a full disk has refused is tried, and refused, again.
+            # A full disk has raised before, in `write`.
             with contextlib.suppress(OSError):
                 self._file.close()
         if self._writer is not None:
@@ -84,9 +83,8 @@ class RunLogger:
 
 
 def _open_to_append(file: pathlib.Path) -> TextIO:
-    with _clear_errors(file):
-        # A run that was killed may have left half a line, which is not to swallow the
-        # next one.
+    with writing(file):
+        # A killed run may have left half a line: the next one starts on its own.
         half = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")
         stream = file.open("a")
         if half:
@@ -94,19 +92,11 @@ def _open_to_append(file: pathlib.Path) -> TextIO:
         return stream
 
 
-@contextlib.contextmanager
-def _clear_errors(file: pathlib.Path | str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror or error}") from error
-
-
 def memory() -> dict[str, int]:
-    """Returns the memory in use, in bytes: the host process's, and a device's.
+    """Returns the memory in use in bytes: `host_memory`, of this process.
 
-    `device_memory` is of this process's fullest device, and `device_memory_peak` the
-    most that it has had; absent where devices do not tell, as CPUs.
+    And, where devices report it, `device_memory` and `device_memory_peak` of this
+    process's fullest device.
     """
     found = {"host_memory": psutil.Process().memory_info().rss}
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -118,44 +108,38 @@ def memory() -> dict[str, int]:
 
 
 class Clock:
-    """Measures the rate of training, evaluation and compilation left out.
+    """Measures training speed, without compilation, evaluation and saves."""
 
-    Args:
-      batch: images in a step.
-    """
-
-    def __init__(self, batch: int):
-        self._batch = batch
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        # Time and step of the last lap.
         self._mark: tuple[float, int] | None = None
-        self._pause: float | None = None
         self._step_seconds: float | None = None
 
     def start(self, step: int) -> None:
-        """Starts measuring after the first step, which compiled the program."""
+        """Starts measuring after the first step, which includes compilation."""
         self._mark = (time.monotonic(), step)
 
-    def pause(self) -> None:
-        """Stops the clock, for an evaluation or a save."""
-        self._pause = time.monotonic()
-
-    def resume(self) -> None:
-        """Lets the clock go on."""
-        if self._pause is not None and self._mark is not None:
-            paused = time.monotonic() - self._pause
-            self._mark = (self._mark[0] + paused, self._mark[1])
-        self._pause = None
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time of an evaluation or a save."""
+        begin = time.monotonic()
+        yield
+        if self._mark:
+            at, step = self._mark
+            self._mark = (at + time.monotonic() - begin, step)
 
     def lap(self, step: int) -> float | None:
-        """Returns images a second since the last lap, if any step was measured."""
+        """Returns images per second since the last lap; None without a step."""
         if self._mark is None or step <= self._mark[1]:
             return None
         now = time.monotonic()
         self._step_seconds = (now - self._mark[0]) / (step - self._mark[1])
         self._mark = (now, step)
-        return self._batch / self._step_seconds
+        return self._batch_size / self._step_seconds
 
     def remaining(self, steps: int) -> str:
-        """Returns the time that more steps will take, h:mm:ss, evaluation left out."""
+        """Returns the time that more steps take, h:mm:ss, without evaluation."""
         if self._step_seconds is None:
             return "-"
         return str(datetime.timedelta(seconds=round(steps * self._step_seconds)))

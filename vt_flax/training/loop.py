@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import TextIO
 
 import jax
-from ml_collections import ConfigDict
 
 from vt_flax.data import augment
 from vt_flax.data.batches import train_batches
@@ -21,12 +20,12 @@ from vt_flax.parallel.agreement import check_shared
 from vt_flax.parallel.mesh import batch_sharding, describe, own_rows, to_global
 from vt_flax.training.checkpoint import Checkpoints, Restored
 from vt_flax.training.formulation import Choice, choose_formulation
-from vt_flax.training.initial import initialize
 from vt_flax.training.logging import RunLogger
 from vt_flax.training.profiling import Profile
 from vt_flax.training.run import Run
 from vt_flax.training.teacher import find_teacher
 from vt_flax.training.trainer import Trainer
+from vt_flax.training.weights import initialize
 from vt_flax.training.workdir import (
     Results,
     RunRecord,
@@ -43,10 +42,10 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
       run: see `run.prepare`.
       workdir: folder of checkpoints, metrics and configuration; the same folder for all
         processes.
-      stream: for process 0's progress lines; standard output by default.
+      stream: of process 0's progress lines; standard output by default.
 
     Returns:
-      The last evaluation: see `evaluation.evaluate`.
+      The results of the last evaluation.
 
     Raises:
       UserError: if the workdir holds another run, is in use, or is not shared by all
@@ -59,7 +58,7 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
     with (
         contextlib.ExitStack() as stack,
         processes.failing_together(),
-        # A run computes the same whatever the program around it has enabled.
+        # The calling program may have enabled it.
         jax.enable_x64(False),
     ):
         # Setup: everything that can be rejected before the workdir changes.
@@ -86,7 +85,7 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
         if config.checkpoint.keep_best:
             best = Checkpoints(workdir, config.checkpoint.keep_best, best=True)
             stack.callback(best.close)
-        with writing(workdir):
+        with writing(f"--workdir {workdir}"):
             if jax.process_index() == 0:
                 record.write(workdir)
                 choice.write(workdir)
@@ -114,9 +113,12 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
         if not trainer.evaluate_resumed():
             return trainer.results
         source = cached(run.train_source) if config.data.cache else run.train_source
+        microbatches = config.grad_accum_steps
+        split = f" in {microbatches} microbatches" if microbatches > 1 else ""
         logger.say(
             f"training steps {trainer.step:,} to {run.total_steps:,}: "
-            f"{len(source):,} examples, {describe_batch(config)}, {describe(run.mesh)}"
+            f"{len(source):,} examples, batch {config.batch_size}{split}, "
+            f"{describe(run.mesh)}"
         )
         notes = [*device_notes, *source.notes, *run.eval_source.notes, *notes]
         # Two slices of one folder may have the same notes.
@@ -133,18 +135,11 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
         return trainer.results
 
 
-def describe_batch(config: ConfigDict) -> str:
-    """Returns `batch 256`, and in how many microbatches if there are several."""
-    microbatches = config.grad_accum_steps
-    split = f" in {microbatches} microbatches" if microbatches > 1 else ""
-    return f"batch {config.batch_size}{split}"
-
-
 def check_devices(run: Run, workdir: pathlib.Path) -> tuple[Run, Choice, list[str]]:
     """Chooses the formulation, and checks what the devices compute.
 
     Returns:
-      The run with the chosen formulation, the choice, and notes for the user.
+      The run with the chosen formulation, the choice, and notes to print.
     """
     config, mesh = run.config, run.mesh
     processes.report("checking what the devices compute")
@@ -184,10 +179,7 @@ def first_state(run: Run, checkpoints: Checkpoints) -> tuple[Restored, list[str]
 def device_batches(
     run: Run, source: Source, first: int
 ) -> Iterator[dict[str, jax.Array]]:
-    """Yields global training batches, each on its way to the devices two steps early.
-
-    Two, so that a slow read between two fast ones is not waited for.
-    """
+    """Yields global training batches, each sent to the devices two steps early."""
     batches = train_batches(
         source,
         run.config.data,
@@ -198,7 +190,7 @@ def device_batches(
         part=jax.process_index(),
         parts=jax.process_count(),
         own=own_rows(run.mesh, run.config.batch_size),
-        # Of the split itself, which may be kept in memory by now.
+        # `source` may be a copy of this split in memory.
         decoder=run.task.decoder(run.train_source, train=True),
     )
     ahead: collections.deque = collections.deque()

@@ -1,4 +1,4 @@
-"""Means and standard deviations over a split, from each batch's own on the devices.
+"""Means and standard deviations over a split, merged from those of its batches.
 
 Sums of squares would cancel in float32 where the deviation is small beside the mean. So
 a batch returns its mean and the squares about it, and batches are merged in float64
@@ -27,20 +27,16 @@ class Moments(NamedTuple):
 
     @property
     def std(self) -> np.ndarray:
-        """Standard deviation of the values themselves (population)."""
+        """Standard deviation of the population."""
         return np.sqrt(self.squares / np.maximum(self.count, 1))
 
 
 def take_moments(values: jax.Array, valid: jax.Array) -> Moments:
-    """Takes the moments of a batch, inside the step.
+    """Returns the moments over a batch: (...) int32, float32 and float32.
 
     Args:
       values: (batch, ...).
-      valid: bool, (batch, ...) or as many first axes of it as there are; False where a
-        value is not counted.
-
-    Returns:
-      Arrays (...): int32, float32, float32.
+      valid: bool, of the first axes of `values`; False where one is not counted.
     """
     valid = valid.reshape(valid.shape + (1,) * (values.ndim - valid.ndim))
     valid = jnp.broadcast_to(valid, values.shape)
@@ -52,7 +48,7 @@ def take_moments(values: jax.Array, valid: jax.Array) -> Moments:
 
 
 def merge(one: Moments, other: Moments) -> Moments:
-    """Returns the moments of two sets of values together, NumPy in float64."""
+    """Returns the moments of the union of two sets of values, NumPy in float64."""
     count = one.count.astype(np.int64) + other.count
     share = other.count / np.maximum(count, 1)
     apart = other.mean.astype(np.float64) - one.mean

@@ -7,13 +7,13 @@ from ml_collections import ConfigDict
 
 
 class Profile:
-    """Traces what host and devices do in some steps, to `profile` in the workdir.
+    """Traces some steps to `profile` in the workdir, each process to its own file.
 
-    A context manager, for the trace is to be ended whatever ends the run.
+    A context manager, which ends a trace that is under way.
 
     Args:
       config: the section `profile`: `start`, the first step, and `steps`, how many.
-      workdir: folder of the run. Every process writes a file of its own.
+      workdir: folder of the run.
     """
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path):
@@ -28,13 +28,13 @@ class Profile:
         self._end()
 
     def before(self, step: int) -> None:
-        """To be called before each step."""
+        """Starts the trace before its first step."""
         if self._steps and step == self._first:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
 
     def after(self, step: int, result: jax.Array) -> None:
-        """To be called after each step, with something that it computes."""
+        """Ends the trace after its last step, once `result` is computed."""
         if self._tracing and step >= self._first + self._steps - 1:
             jax.block_until_ready(result)
             self._end()

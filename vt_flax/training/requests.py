@@ -1,9 +1,8 @@
-"""Requests of one process to all: to save, or to stop.
+"""Requests of one process that all save, or stop, after the same step.
 
-A signal reaches one process at any moment, but all must save or stop after the same
-step, or they would wait for each other forever. So a request travels with the next
-batch: each device holds its process's, the step returns the maximum, and every process
-reads the same value a step later. This needs no barrier.
+A request travels with the next batch: each device holds that of its process, the step
+returns the maximum, and every process reads the same value a step later. This needs no
+barrier.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ from vt_flax.parallel.mesh import to_global
 
 NONE, SAVE, STOP = 0, 1, 2
 
-# Google Cloud's preemption and maintenance notices.
+# Preemption and maintenance notices of Google Cloud.
 # https://cloud.google.com/compute/docs/instances/create-use-spot#detect-preemption
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance"
 NOTICES = {
@@ -43,19 +42,18 @@ class Stopped(UserError):
 
 
 class Requests:
-    """Requests of this process; a context manager in which SIGTERM is one to stop.
+    """Requests of this process; a context manager in which SIGTERM requests a stop.
 
-    Schedulers send SIGTERM, and so do machines that shut down. Outside the main thread,
-    where Python handles no signals, it keeps its default.
-
-    Args:
-      mesh: the devices.
+    Outside the main thread, where Python handles no signals, SIGTERM keeps its default.
     """
 
     def __init__(self, mesh: Mesh):
-        self.mesh = mesh
         self._stop = self._save = False
-        self._arrays = {kind: self._array(kind) for kind in (NONE, SAVE, STOP)}
+        devices = len(mesh.local_devices)
+        requests = {
+            kind: np.full(devices, kind, np.int32) for kind in (NONE, SAVE, STOP)
+        }
+        self._arrays = to_global(requests, mesh)
 
     def __enter__(self) -> "Requests":
         with contextlib.suppress(ValueError):
@@ -76,10 +74,6 @@ class Requests:
         self._save = False
         return {"request": self._arrays[kind]}
 
-    def _array(self, kind: int) -> jax.Array:
-        devices = len(self.mesh.local_devices)
-        return to_global({"": np.full(devices, kind, np.int32)}, self.mesh)[""]
-
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         self._stop = True
 
@@ -87,12 +81,11 @@ class Requests:
 def watch_for_preemption(metadata: str = METADATA, seconds: float = 5.0) -> None:
     """Sends this process SIGTERM when Google Cloud announces preemption or maintenance.
 
-    The notice comes before the shutdown, which may send no SIGTERM itself. Elsewhere
-    there is no metadata server, and nothing happens.
+    Elsewhere there is no metadata server, and nothing happens.
 
     Args:
-      metadata: address of the machine's metadata.
-      seconds: interval between two requests.
+      metadata: URL of the machine's metadata.
+      seconds: interval between two queries.
     """
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Everything that a training step changes, in one immutable value."""
+"""State of a run: everything that a training step changes."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of a run.
+    """State of a run.
 
     Attributes:
-      step: updates made, int32.
+      step: number of updates, int32.
       params: parameters, float32.
       batch_stats: running statistics of BatchNorm, float32.
-      opt_state: the optimizer's.
+      opt_state: state of the optimizer.
       ema_params: EMA of `params`; empty if none is kept.
       ema_batch_stats: EMA of `batch_stats`; empty if none is kept.
       key: raw PRNG key, uint32. Every step folds its number into it.
@@ -33,7 +33,7 @@ class TrainState:
 
 
 def abstract_like(state: Any, shardings: Any) -> Any:
-    """Returns the shapes of a state, with a sharding for each of its arrays."""
+    """Returns the shapes of a state, each with its sharding."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         state,
@@ -52,10 +52,10 @@ def create_state(
     """Returns the state at step 0.
 
     Args:
-      model: called as `model(images, train=False)`.
-      optimizer: whose state to start.
+      model: the network.
+      optimizer: the optimizer.
       image_size: height and width in pixels.
-      seed: of the parameters and of the run's noise.
+      seed: seed of the parameters and of the run's randomness.
       ema: whether an EMA is kept.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))

@@ -25,7 +25,7 @@ Metrics = dict[str, jax.Array]
 # Maps the teacher's variables and images normalized for the student to logits.
 Teacher = Callable[[Any, jax.Array], jax.Array]
 
-# Fields of a batch that the model's inputs do not depend on.
+# Fields of a batch that are not split into microbatches.
 BOOKKEEPING = ("bad", "request")
 
 
@@ -40,36 +40,29 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns `train_step(state, batch, teacher_variables=None) -> state, metrics`.
 
-    `batch` is sharded over the mesh and holds the fields of the task's decoder, (batch,
-    ...) each, `bad`, bool (batch,), True where an example replaces an unreadable one,
+    `batch` is sharded over the mesh. It holds the fields of the task's decoder, (batch,
+    ...) each; `bad`, bool (batch,), True where an example replaces an unreadable one;
     and `request`, int32 (devices,): see `requests`. The metrics are scalars of this
     batch: `loss`, the task's own, `learning_rate`, `grad_norm`, `skipped` (number of
     unreadable examples), `request`, and `finite`, False if the loss, a gradient or a
-    batch statistic is not a finite number.
-    All noise comes from the state's key and step.
+    batch statistic is not a finite number. All randomness comes from the state's key
+    and step.
 
     With `config.grad_accum_steps` of n > 1 the batch is computed in n microbatches, one
     after the other, and updates once, by the mean of their gradients. Microbatch i
     takes examples i, i + n, i + 2n, ... of the batch, equally many on every device.
-    BatchNorm sees a microbatch: its statistics are those of batch / n examples, and the
-    running statistics are updated n times.
+    BatchNorm's statistics are those of a microbatch, and the running statistics are
+    updated n times.
 
     With an `fsdp` axis the parameters are gathered where they are used, and gradients
-    sharded as the parameters are.
-
-    A teacher's logits are those of the augmented images, microbatch by microbatch, and
-    no gradient flows through them; `teacher_variables` are sharded as a state is.
+    sharded as the parameters are. `teacher_variables` are sharded as a state is; the
+    teacher's logits are those of the augmented images, without a gradient.
     """
     microbatches = config.grad_accum_steps
     sharded = mesh.shape["fsdp"] > 1
 
-    def gradients(
-        params: Any,
-        batch_stats: Any,
-        batch: dict,
-        key: jax.Array,
-        teacher_variables: Any,
-    ) -> tuple[Any, Any, Metrics]:
+    def gradients(params, batch_stats, batch, key, teacher_variables):
+        """Returns gradients, new batch statistics and metrics of a (micro)batch."""
         augment_key, model_key = jax.random.split(key)
         images, targets = task.train_inputs(batch, augment_key, batch_sharding(mesh))
         with on_devices_of(mesh):
@@ -94,32 +87,23 @@ def make_train_step(
             grads = jax.lax.with_sharding_constraint(grads, state_sharding(mesh, grads))
         return grads, new_stats, {"loss": loss, **found}
 
-    def accumulated(
-        params: Any,
-        batch_stats: Any,
-        batch: dict,
-        key: jax.Array,
-        teacher_variables: Any,
-    ) -> tuple[Any, Any, Metrics]:
-        def one(carry, microbatch):
+    def accumulated(params, batch_stats, batch, key, teacher_variables):
+        """Returns the mean of `gradients` over the microbatches."""
+
+        def one(carry, inputs):
             total, stats = carry
-            grads, stats, found = gradients(
-                params, stats, *microbatch, teacher_variables
-            )
+            grads, stats, found = gradients(params, stats, *inputs, teacher_variables)
             return (jax.tree.map(jnp.add, total, grads), stats), found
 
         examples = {name: x for name, x in batch.items() if name not in BOOKKEEPING}
         zeros = jax.tree.map(jnp.zeros_like, params)
         if sharded:
             zeros = jax.lax.with_sharding_constraint(zeros, state_sharding(mesh, zeros))
-        (total, batch_stats), found = jax.lax.scan(
-            one,
-            (zeros, batch_stats),
-            (
-                _split_batch(examples, microbatches, mesh),
-                jax.random.split(key, microbatches),
-            ),
+        inputs = (
+            _split_batch(examples, microbatches, mesh),
+            jax.random.split(key, microbatches),
         )
+        (total, batch_stats), found = jax.lax.scan(one, (zeros, batch_stats), inputs)
         mean = jax.tree.map(lambda x: x / microbatches, total)
         return mean, batch_stats, jax.tree.map(jnp.mean, found)
 
@@ -139,12 +123,9 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
-        ema_params, ema_batch_stats = state.ema_params, state.ema_batch_stats
+        ema = state.ema_params, state.ema_batch_stats
         if config.ema.decay:
-            ema_params = update_ema(ema_params, params, state.step, config.ema)
-            ema_batch_stats = update_ema(
-                ema_batch_stats, batch_stats, state.step, config.ema
-            )
+            ema = update_ema(ema, (params, batch_stats), state.step, config.ema)
 
         grad_norm = optax.tree.norm(grads)
         stats_norm = optax.tree.norm(batch_stats)
@@ -156,14 +137,13 @@ def make_train_step(
             "request": jnp.max(batch["request"]),
             "finite": jnp.isfinite(found["loss"] + grad_norm + stats_norm),
         }
-        state = TrainState(
+        state = state.replace(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            ema_params=ema_params,
-            ema_batch_stats=ema_batch_stats,
-            key=state.key,
+            ema_params=ema[0],
+            ema_batch_stats=ema[1],
         )
         return state, metrics
 
@@ -171,11 +151,11 @@ def make_train_step(
 
 
 def _split_batch(batch: dict, count: int, mesh: Mesh) -> dict:
-    """Reshapes (batch, ...) to (count, batch / count, ...); none changes its device."""
+    """Reshapes (batch, ...) to (count, batch / count, ...), each on its device."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
     def split(x: jax.Array) -> jax.Array:
         x = x.reshape(len(x) // count, count, *x.shape[1:]).swapaxes(0, 1)
-        sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
         return jax.lax.with_sharding_constraint(x, sharding)
 
     return jax.tree.map(split, batch)
@@ -191,20 +171,9 @@ def compile_train_step(
     state: TrainState,
     teacher: Teacher | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Returns `make_train_step`, jitted as it is trained with and measured.
+    """Returns `make_train_step`, jitted; `state` gives the shardings of the next one.
 
-    The state is donated: the one that was passed in is gone after the call. The
-    teacher's variables are not.
-
-    Args:
-      model: the network, as in all that follow see `make_train_step`.
-      task: what it is trained for.
-      optimizer: the optimizer.
-      schedule: learning rate by step.
-      config: the whole configuration.
-      mesh: the devices.
-      state: a state, or its shapes, from which the shardings of the next one follow.
-      teacher: see `make_train_step`.
+    The state that is passed in is donated: it is gone after the call.
     """
     return jax.jit(
         make_train_step(model, task, optimizer, schedule, config, mesh, teacher),
@@ -213,13 +182,13 @@ def compile_train_step(
     )
 
 
-def make_eval_step(
+def compile_eval_step(
     model: nn.Module, task: Task, mesh: Mesh
 ) -> Callable[[Any, Any, dict], Metrics]:
-    """Returns `eval_step(params, batch_stats, batch) -> counts`.
+    """Returns `eval_step(params, batch_stats, batch) -> counts`, jitted.
 
     `batch` is one of `batches.eval_batches`, sharded over the mesh, and `request`. The
-    counts are the task's, `examples`, `skipped`, the number of unreadable examples, and
+    counts are the task's, `examples`, `skipped` (number of unreadable examples), and
     `request`.
     """
 
@@ -236,11 +205,4 @@ def make_eval_step(
             "request": jnp.max(batch["request"]),
         }
 
-    return eval_step
-
-
-def compile_eval_step(
-    model: nn.Module, task: Task, mesh: Mesh
-) -> Callable[[Any, Any, dict], Metrics]:
-    """Returns `make_eval_step`, jitted as it is evaluated with."""
-    return jax.jit(make_eval_step(model, task, mesh))
+    return jax.jit(eval_step)

@@ -1,7 +1,7 @@
 """Knowledge distillation from a frozen teacher.
 
-The teacher's weights are no part of a run's state: nothing trains them, no checkpoint
-holds them, and the step takes them as an argument of its own.
+The teacher's weights are not in the state or its checkpoints: the step takes them as an
+argument of its own.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_few
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import put_whole, state_sharding
 from vt_flax.training.config import resolve
@@ -27,32 +27,31 @@ from vt_flax.training.weights import (
     find_checkpoint,
     read_weights,
 )
-from vt_flax.training.workdir import CONFIG_FILE, read_run
+from vt_flax.training.workdir import CONFIG_FILE, different_classes, read_run
 
 OPTION = "distillation.teacher"
 
 
 class Teacher:
-    """Network of another run's workdir, as that run's configuration describes it.
+    """Network of another run, as the configuration in its workdir describes it.
 
     Args:
       config: the whole configuration of the student's run.
 
     Attributes:
       model: the network.
-      folder: the checkpoint's.
+      folder: folder of its checkpoint.
       class_names: of the dataset that the teacher was trained on.
 
     Raises:
-      UserError: if there is no checkpoint, no configuration beside it, or the network
-        is no classifier.
+      UserError: if there is no checkpoint of a classifier, or no configuration with it.
     """
 
     def __init__(self, config: ConfigDict):
         self._place = place = config.distillation.teacher
         self.folder = find_checkpoint(OPTION, place)
         try:
-            # The run of WORKDIR/checkpoints/STEP or WORKDIR/best/STEP.
+            # The folder is WORKDIR/checkpoints/STEP or WORKDIR/best/STEP.
             record = read_run(self.folder.absolute().parent.parent)
             own = resolve(ConfigDict(record.config))
         except UserError as error:
@@ -102,7 +101,11 @@ class Teacher:
           UserError: if the teacher has other classes, or in another order; if the
             weights cannot be read, are another network's, or differ between processes.
         """
-        self._check_classes(task.class_names)
+        if lines := different_classes(self.class_names, task.class_names):
+            raise UserError(
+                f"{OPTION} {self._place}: its classes are not the dataset's "
+                f"({first_few(lines)}): name a network trained on the same classes"
+            )
         weights, name = read_weights(OPTION, self.folder)
         shapes = self.shapes(task.input_size(task.config))
         path = differing_array(weights, shapes)
@@ -121,20 +124,6 @@ class Teacher:
                 )
         weights = jax.tree.map(lambda x: np.asarray(x, np.float32), weights)
         return jax.tree.map(put_whole, weights, state_sharding(mesh, shapes)), own
-
-    def _check_classes(self, names: tuple[str, ...]) -> None:
-        own = self.class_names
-        if own == names:
-            return
-        if len(own) != len(names):
-            problem = f"it has {len(own)} classes, the dataset {len(names)}"
-        else:
-            i = next(i for i, name in enumerate(names) if name != own[i])
-            problem = f"its class {i} is {own[i]!r}, the dataset's {names[i]!r}"
-        raise UserError(
-            f"{OPTION} {self._place}: {problem}: name a network that was trained on "
-            "the same classes"
-        )
 
 
 def find_teacher(config: ConfigDict) -> Teacher | None:

@@ -53,16 +53,16 @@ class Trainer:
         self.requests = Requests(run.mesh)
         # Metrics of the steps since the last report.
         self._window = start.window
-        # Metrics that the devices may still be computing, and their step.
+        # The newest step and its metrics, which the devices may still be computing.
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        # The highest request of any process that has arrived and is not yet served.
+        # The highest request of any process that is not yet served.
         self._request = NONE
         self._clock = Clock(run.config.batch_size)
         self._saved_at = time.monotonic()
         self._evaluation_notes: set[str] = set()
 
     def compile(self, teacher: Any, teacher_variables: Any) -> None:
-        """Makes the programs of a training step and of an evaluation step."""
+        """Compiles the training step and the evaluation step on their first calls."""
         run = self._run
         self._teacher_variables = teacher_variables
         self._train_step = compile_train_step(
@@ -78,7 +78,7 @@ class Trainer:
         self._eval_step = compile_eval_step(run.model, run.task, run.mesh)
 
     def evaluate_resumed(self) -> bool:
-        """Evaluates a resumed state that was saved and perhaps not evaluated.
+        """Evaluates a resumed state if that is due and missing in metrics.jsonl.
 
         Returns:
           Whether there are steps left.
@@ -93,13 +93,12 @@ class Trainer:
             self.results = processes.gather("evaluated", recorded)[0]
             if not self.results:
                 with self.requests:
-                    completed = self._evaluate()
-                if not completed:
-                    self._stop()
+                    if not self._evaluate():
+                        self._stop()
         return self.step < total
 
     def train(self, batches: Iterator[dict[str, jax.Array]], profile: Profile) -> None:
-        """Makes the steps that are left."""
+        """Trains until the last step."""
         total = self._run.total_steps
         first, begin = self.step, time.monotonic()
         self._saved_at = begin
@@ -121,7 +120,7 @@ class Trainer:
             self._ask_for_timed_save()
 
     def _make_step(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Starts a step, and fetches the metrics of the one before meanwhile."""
+        """Starts a step, and fetches the metrics of the previous one meanwhile."""
         self.state, metrics = self._train_step(
             self.state, batch | self.requests.batch(), self._teacher_variables
         )
@@ -131,25 +130,24 @@ class Trainer:
         return metrics
 
     def _is_due(self, *sections: str) -> bool:
-        """Returns whether one of some intervals, or the run, ends with this step."""
+        """Returns whether an interval of a section, or the run, ends at this step."""
         every = self._run.every
         return self.step == self._run.total_steps or any(
             self.step % every[section] == 0 for section in sections
         )
 
     def _save_and_evaluate(self) -> None:
-        # Only a state that is known to be finite is saved. Its own metrics may bring
-        # the request that the metrics before them did not.
+        # Only a state that is known to be finite is saved. Its metrics may also bring a
+        # new request.
         self._fetch_metrics()
-        self._clock.pause()
-        if self._is_due("checkpoint") or self._request == SAVE:
-            self._save()
-        if self._is_due("eval") and self._request != STOP and not self._evaluate():
-            self._request = STOP
-        if self._request == STOP:
-            self._stop()
+        with self._clock.paused():
+            if self._is_due("checkpoint") or self._request == SAVE:
+                self._save()
+            if self._is_due("eval") and self._request != STOP and not self._evaluate():
+                self._request = STOP
+            if self._request == STOP:
+                self._stop()
         self._request = NONE
-        self._clock.resume()
 
     def _save(self) -> None:
         processes.report(f"step {self.step:,}: saving")
@@ -168,7 +166,7 @@ class Trainer:
         )
 
     def _ask_for_timed_save(self) -> None:
-        """Asks all processes to save after `checkpoint.minutes`, by one clock."""
+        """Requests a save after `checkpoint.minutes` by the clock of process 0."""
         minutes = (time.monotonic() - self._saved_at) / 60
         limit = self._run.config.checkpoint.minutes
         if jax.process_index() == 0 and 0 < limit <= minutes:
@@ -176,7 +174,7 @@ class Trainer:
             self._saved_at = time.monotonic()
 
     def _fetch_metrics(self) -> None:
-        """Fetches pending metrics, and reports where the log interval ends.
+        """Fetches pending metrics, checks them, and reports at a log interval's end.
 
         Raises:
           Diverged: if the step is not finite.
@@ -187,9 +185,8 @@ class Trainer:
         values = {k: v.item() for k, v in jax.device_get(metrics).items()}
         self._request = max(self._request, values.pop("request"))
         if not values.pop("finite"):
-            steps = self._checkpoints.steps()
             kept = "nothing had been saved yet"
-            if steps:
+            if steps := self._checkpoints.steps():
                 kept = f"the checkpoint of step {steps[-1]:,} is kept"
             raise Diverged(
                 f"step {step:,} is not finite (loss {values['loss']}, gradient norm "
@@ -229,17 +226,14 @@ class Trainer:
         self._logger.say(", ".join(parts))
 
     def _evaluate(self) -> bool:
-        """Evaluates the state; returns False if a request to stop cut it off."""
+        """Evaluates the state; returns False if a stop request ended it early."""
         run, source = self._run, self._run.eval_source
-        weights = weights_of(self.state)
-        found = evaluate(
-            self._eval_step, weights, run.task, source, run.config, self.requests
-        )
+        found = evaluate(run, self._eval_step, weights_of(self.state), self.requests)
         if found is None:
             return False
         self.results = results = found.results
-        # The EMA, if there is one. Saved before the evaluation is on record, after
-        # which a restart has nothing left to do.
+        # Of the EMA, if there is one. Saved before the evaluation is recorded: a
+        # resumed run does not repeat a recorded one.
         metric = list(results.values())[-1][run.task.metric]
         if self._best and metric is not None:
             self._best.save_if_best(self.step, self.state, metric)

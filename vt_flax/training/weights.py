@@ -1,24 +1,31 @@
-"""Weights of a checkpoint, read on the host without the run that made them."""
+"""Weights of another run's checkpoint, read on the host or loaded into a state."""
 
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from vt_flax.errors import UserError
+from vt_flax.parallel.mesh import put_whole
 from vt_flax.paths import typed_path
 from vt_flax.training.checkpoint import attempt, read_on_host
 from vt_flax.training.fingerprint import changed_arrays, host_fingerprint
+from vt_flax.training.state import TrainState
 
 # Parts of a state that a network is applied with.
 PARTS = ("params", "batch_stats")
+# Module that is initialized afresh where the classes differ.
+HEAD = "head"
 
 
 def find_checkpoint(option: str, place: str) -> pathlib.Path:
     """Returns the folder of a checkpoint.
 
     Args:
-      option: by which the place was named, for messages.
+      option: option that named the place, for messages.
       place: a workdir, of which the newest is taken; or a checkpoint's own folder, such
         as WORKDIR/best/1000.
 
@@ -42,7 +49,7 @@ def read_weights(option: str, folder: pathlib.Path) -> tuple[dict[str, Any], str
     """Returns the EMA weights of a checkpoint, or the raw ones if no EMA was kept.
 
     Args:
-      option: by which the place was named, for messages.
+      option: option that named the place, for messages.
       folder: see `find_checkpoint`.
 
     Returns:
@@ -54,7 +61,14 @@ def read_weights(option: str, folder: pathlib.Path) -> tuple[dict[str, Any], str
     found, problem = attempt(lambda: read_on_host(folder))
     if not problem:
         state, record = found
-        problem = _changed_weights(state, record["fingerprint"])
+        # Paths there are those of a `TrainState`.
+        now = {
+            f".{part}{path}": checksum
+            for part in state
+            if part.removeprefix("ema_") in PARTS
+            for path, checksum in host_fingerprint(state[part]).items()
+        }
+        problem = changed_arrays(now, record["fingerprint"])
     if problem:
         raise UserError(f"{option} {folder}: cannot be read ({problem})")
     name, prefix = ("ema", "ema_") if state.get("ema_params") else ("raw", "")
@@ -72,12 +86,63 @@ def differing_array(weights: Any, shapes: Any) -> str:
     return "/".join(next(different, ()))
 
 
-def _changed_weights(state: dict[str, Any], saved: dict[str, int]) -> str:
-    """Returns an error about the weights that have changed since they were saved."""
-    kept = {k: state[k] for k in state if k.removeprefix("ema_") in PARTS and state[k]}
-    found = {}
-    for path, checksum in host_fingerprint(kept).items():
-        # The path in a dict, `['params']['stem']`, is `.params['stem']` in a state.
-        part, _, rest = path.removeprefix("['").partition("']")
-        found[f".{part}{rest}"] = checksum
-    return changed_arrays(found, saved)
+def initialize(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
+    """Loads the weights of a checkpoint into a state at step 0.
+
+    Every array is loaded where the model has one of its name and shape: of a ResNet all
+    but the head into the backbone of a segmentation network. The EMA starts from them.
+
+    Args:
+      state: the state, where it is trained.
+      place: see `find_checkpoint`.
+
+    Returns:
+      The state, and lines about the loaded, missing and unexpected modules.
+
+    Raises:
+      UserError: if there is no checkpoint, no array fits, or one outside the head has
+        another shape.
+    """
+    folder = find_checkpoint("init_from", place)
+    weights, name = read_weights("init_from", folder)
+    loaded, missing, unexpected, changed = 0, set(), set(), {}
+    for part in PARTS:
+        arrays = traverse_util.flatten_dict(getattr(state, part))
+        saved = traverse_util.flatten_dict(weights[part])
+        mismatched = {
+            path
+            for path, array in arrays.items()
+            if path in saved and saved[path].shape != array.shape
+        }
+        # A layer of the head is loaded whole or not at all.
+        other_heads = {path[:-1] for path in mismatched if path[0] == HEAD}
+        for path, array in arrays.items():
+            if path not in saved or path[:-1] in other_heads:
+                missing.add(path[0])
+                continue
+            if path in mismatched:
+                raise UserError(
+                    f"init_from {place}: {'/'.join(path)} has shape "
+                    f"{saved[path].shape} there, {array.shape} here: choose the same "
+                    "options of the model"
+                )
+            value = np.asarray(saved[path], array.dtype)
+            arrays[path] = put_whole(value, array.sharding)
+            loaded += 1
+        unexpected |= {path[0] for path in saved if path not in arrays}
+        changed[part] = traverse_util.unflatten_dict(arrays)
+    if not loaded:
+        raise UserError(
+            f"init_from {place}: no array fits; it holds "
+            f"{', '.join(sorted(unexpected))}, the model {', '.join(sorted(missing))}"
+        )
+    for part in PARTS:
+        if getattr(state, f"ema_{part}"):
+            # A donated state must not hold one buffer twice.
+            changed[f"ema_{part}"] = jax.tree.map(jnp.copy, changed[part])
+    lines = [f"loaded {loaded} arrays from {folder} ({name} weights)"]
+    if missing:
+        lines.append(f"missing, so initialized afresh: {', '.join(sorted(missing))}")
+    if unexpected:
+        lines.append(f"unexpected, so not used: {', '.join(sorted(unexpected))}")
+    return state.replace(**changed), lines

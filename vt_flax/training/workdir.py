@@ -1,4 +1,4 @@
-"""Workdir of a run: its lock, its identity in config.json, and its metrics."""
+"""Workdir of a run: lock, identity in config.json, and metrics."""
 
 import contextlib
 import dataclasses
@@ -17,15 +17,13 @@ from vt_flax.parallel.agreement import digest
 from vt_flax.paths import write_whole
 from vt_flax.version import __version__
 
-# 2: a fingerprint beside the state, another order of the examples. 3: metrics that are
-# not reported yet beside both. 4: the best by any metric; the classes in config.json.
-# 5: keys of the configuration have other names.
+# Of config.json and checkpoints. Increase it where older ones cannot be read.
 FORMAT = 5
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
 
-# Keys by which a checkpoint's arrays, or the order of the examples, would differ.
+# Keys that fix the arrays of a checkpoint, or the order of the examples.
 FIXED_KEYS = (
     "model.",
     "optimizer.name:",
@@ -47,7 +45,7 @@ class RunRecord:
     Attributes:
       config: the resolved configuration, as nested dicts.
       class_names: of the dataset; empty if unknown.
-      mirrored: class of each class in a mirrored image; see `Source`.
+      mirrored: see `Source`.
       teacher: description of the teacher's weights; empty without a teacher.
       data: number and digest of the training examples; None if unknown.
     """
@@ -71,11 +69,8 @@ class RunRecord:
 
     def write(self, workdir: pathlib.Path) -> None:
         """Writes the record to a workdir."""
-        content = {
-            "format": FORMAT,
-            "vt_flax": __version__,
-            **dataclasses.asdict(self),
-        }
+        fields = dataclasses.asdict(self)
+        content = {"format": FORMAT, "vt_flax": __version__, **fields}
         write_whole(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
 
 
@@ -97,18 +92,10 @@ def read_run(workdir: pathlib.Path) -> RunRecord:
             )
         return RunRecord(**content)
     except FileNotFoundError:
-        # The folder of a checkpoint may have been named.
-        inside = [
-            folder.parent
-            for folder in (workdir, *workdir.parents)
-            if folder.name in ("checkpoints", "best")
-        ]
-        hint = f": name the run's folder, {inside[0]}" if inside else ""
         raise UserError(
-            f"{workdir} holds no run ({CONFIG_FILE} is missing){hint}"
+            f"{workdir} holds no run ({CONFIG_FILE} is missing): name the folder that "
+            "was given to train as --workdir"
         ) from None
-    except NotADirectoryError:
-        raise UserError(f"{workdir} is a file: name a run's folder") from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -125,24 +112,20 @@ def check_resumable(workdir: pathlib.Path, record: RunRecord) -> list[str]:
       A line for each difference that a resumed run may have; empty for a new run.
 
     Raises:
-      UserError: if the model or the optimizer differ, so that the checkpoints would not
-        fit; or the dataset, the seed or the batch size, which fix the order of the
-        examples; or the classes.
+      UserError: if the checkpoints would not fit the model or the optimizer, or the
+        examples, their order or their classes differ.
     """
-    try:
+    with writing(f"--workdir {workdir}"):
         if workdir.is_file():
             raise UserError(f"--workdir {workdir} is a file: name a folder")
-        new = not (workdir / CONFIG_FILE).exists()
-        checkpoints = workdir / "checkpoints"
-        if new and checkpoints.is_dir() and any(checkpoints.iterdir()):
-            raise UserError(
-                f"{workdir} has checkpoints but no {CONFIG_FILE}: choose another "
-                "workdir"
-            )
-    except OSError as error:
-        raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
-    if new:
-        return []
+        if not (workdir / CONFIG_FILE).exists():
+            checkpoints = workdir / "checkpoints"
+            if checkpoints.is_dir() and any(checkpoints.iterdir()):
+                raise UserError(
+                    f"{workdir} has checkpoints but no {CONFIG_FILE}: choose another "
+                    "workdir"
+                )
+            return []
     saved = read_run(workdir)
     lines = differences(saved.config, record.config)
     clashes = [
@@ -156,7 +139,7 @@ def check_resumable(workdir: pathlib.Path, record: RunRecord) -> list[str]:
         if bool(saved.config[section][key]) != bool(record.config[section][key]):
             clashes += [line for line in lines if line.startswith(f"{section}.{key}:")]
     if record.class_names:
-        clashes += _different_classes(saved.class_names, record.class_names)
+        clashes += different_classes(saved.class_names, record.class_names)
     if saved.data and record.data:
         clashes += _different_data(saved.data, record.data)
     if clashes:
@@ -177,18 +160,18 @@ def check_classes(
 
     Args:
       run: the record of the run.
-      workdir: the run's, for the message.
+      workdir: folder of the run, for the message.
       config: the present configuration.
       source: a split of its dataset.
 
     Returns:
-      The first differences, where only the names differ and the dataset is another than
-      the run's: there other names may mean the same. Empty if there are none.
+      A note if another dataset has as many classes with other names, which may mean the
+      same; empty if the names are the same.
 
     Raises:
       UserError: if the run's own dataset differs, or the number of classes does.
     """
-    lines = _different_classes(run.class_names, source.class_names)
+    lines = different_classes(run.class_names, source.class_names)
     if not lines:
         return ""
     message = (
@@ -200,7 +183,8 @@ def check_classes(
     return message
 
 
-def _different_classes(old: Sequence[str], new: Sequence[str]) -> list[str]:
+def different_classes(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    """Returns a line for each difference; none if the old classes are unknown."""
     if len(old) != len(new):
         return [f"classes: {len(old)} -> {len(new)}"] if old else []
     pairs = enumerate(zip(old, new, strict=True))
@@ -217,15 +201,13 @@ def _different_data(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes a workdir, and keeps other runs out of it; process 0 holds the lock.
-
-    On a file system without locks nothing is held.
+    """Makes a workdir and locks it against other runs, where the file system can.
 
     Raises:
-      UserError: if another run holds it, or it cannot be written to.
+      UserError: if another run holds the lock, or the workdir cannot be written to.
     """
     with contextlib.ExitStack() as stack:
-        with writing(workdir):
+        with writing(f"--workdir {workdir}"):
             workdir.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
                 try:
@@ -238,12 +220,12 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns the system's errors into one line that names the workdir."""
+def writing(place: str | pathlib.Path) -> Iterator[None]:
+    """Turns an OSError into a `UserError` that names a file or an option's folder."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
+        raise UserError(f"{place}: {error.strerror or error}") from error
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:

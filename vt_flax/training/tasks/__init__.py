@@ -1,4 +1,4 @@
-"""What networks are trained for; the model decides which task it is."""
+"""Tasks of networks: classification and segmentation."""
 
 from ml_collections import ConfigDict
 

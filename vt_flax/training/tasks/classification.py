@@ -20,7 +20,7 @@ from vt_flax.training.tasks.task import Apply, Batch, Task
 
 
 class Classification(Task):
-    """One class for each image."""
+    """Predicts one class for each image."""
 
     metric = train_metric = "top1"
     titles = {"top1": "top-1", "top5": "top-5"}
@@ -31,7 +31,7 @@ class Classification(Task):
         data, source = config.data, open_configured(config.data, split)
         stored = isinstance(source, TFDSSource) and data.on_error == "raise"
         if stored and split == data.eval_split:
-            # A split without labels would end the run at its first evaluation only.
+            # Otherwise a split without labels fails at the first evaluation only.
             decoder = ClassDecoder(source, data, train=False)
             decoder.decode_alone(source.read([0])[0], (0, 0), source.describe(0))
         return source
@@ -70,22 +70,31 @@ class Classification(Task):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the mean loss and `top1`, with a teacher also its metrics.
 
-        Of mixed examples `top1` is the weight of the label that is predicted. With a
-        teacher the loss of an example is `distillation.weight` times
-        `distillation_loss` plus the rest times the loss of its labels, mixed and
-        smoothed as they are: this reads the paper's "0.8 teacher + 0.2 labels" (v4; its
-        temperature is unstated, and 1 here). `teacher_top1` is the teacher's `top1`,
+        Of mixed examples `top1` is the weight of the predicted label. With a teacher
+        the loss is `distillation.weight` times `distillation_loss` plus the rest times
+        the labels' loss: the paper's "0.8 teacher + 0.2 labels" (v4; its temperature is
+        unstated, and 1 here). `teacher_top1` is the teacher's `top1`,
         `teacher_agreement` the fraction of examples on which both predict one class.
         """
-        losses = mixed_loss(logits, targets, self.config.loss)
-        found = {"top1": jnp.mean(mixed_top1(logits, targets))}
+
+        def top1(logits: jax.Array) -> jax.Array:
+            right = _weighted(targets, lambda labels: label_rank(logits, labels) < 1)
+            return jnp.mean(right)
+
+        # Cross-entropy is linear in its target: the loss of a mixture is that of its
+        # labels.
+        losses = _weighted(
+            targets,
+            lambda labels: classification_loss(logits, labels, self.config.loss),
+        )
+        found = {"top1": top1(logits)}
         if teacher_logits is not None:
             weight = self.config.distillation.weight
             temperature = self.config.distillation.temperature
             distilled = distillation_loss(logits, teacher_logits, temperature)
             losses = weight * distilled + (1 - weight) * losses
             same = jnp.argmax(logits, -1) == jnp.argmax(teacher_logits, -1)
-            found["teacher_top1"] = jnp.mean(mixed_top1(teacher_logits, targets))
+            found["teacher_top1"] = top1(teacher_logits)
             found["teacher_agreement"] = jnp.mean(same, dtype=jnp.float32)
         return jnp.mean(losses), found
 
@@ -107,15 +116,12 @@ class Classification(Task):
 def classification_loss(
     logits: jax.Array, labels: jax.Array, config: ConfigDict
 ) -> jax.Array:
-    """Cross-entropy with label smoothing (Szegedy et al., 2015).
+    """Returns cross-entropy with label smoothing (Szegedy et al., 2015), (batch,).
 
     Args:
       logits: (batch, classes), float32.
       labels: (batch,), class indices.
       config: the section `loss`.
-
-    Returns:
-      (batch,): the loss of each example.
     """
     targets = optax.smooth_labels(
         jax.nn.one_hot(labels, logits.shape[-1]), config.label_smoothing
@@ -126,18 +132,10 @@ def classification_loss(
 def distillation_loss(
     logits: jax.Array, teacher_logits: jax.Array, temperature: float
 ) -> jax.Array:
-    """Kullback-Leibler divergence from the teacher, T^2 KL(teacher || student).
+    """Returns T^2 KL(teacher || student) of softmax(logits / T), (batch,).
 
-    Both are softmax(logits / T). The factor keeps the size of the gradient when T
-    changes (Hinton et al., 2015, section 2).
-
-    Args:
-      logits: of the student, (batch, classes), float32.
-      teacher_logits: of the teacher, likewise.
-      temperature: T.
-
-    Returns:
-      (batch,): the loss of each example.
+    The factor keeps the size of the gradient when T changes (Hinton et al., 2015,
+    section 2). Both logits are (batch, classes), float32; T is the temperature.
     """
     student, teacher = (
         jax.nn.log_softmax(x / temperature) for x in (logits, teacher_logits)
@@ -145,21 +143,6 @@ def distillation_loss(
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(
         student, teacher
     )
-
-
-def mixed_loss(logits: jax.Array, targets: Targets, config: ConfigDict) -> jax.Array:
-    """Returns the loss of examples with several weighted labels, (batch,).
-
-    Cross-entropy is linear in its target: the loss of a mixture is that of its parts.
-    """
-    return _weighted(
-        targets, lambda labels: classification_loss(logits, labels, config)
-    )
-
-
-def mixed_top1(logits: jax.Array, targets: Targets) -> jax.Array:
-    """Returns the weight of the predicted labels, (batch,), float32."""
-    return _weighted(targets, lambda labels: label_rank(logits, labels) < 1)
 
 
 def _weighted(
@@ -186,12 +169,12 @@ def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def classification_counts(
     logits: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """Sums over a batch from which the metrics of a whole split are made.
+    """Sums a batch's metrics, over the examples where `mask` is True.
 
     Args:
       logits: (batch, classes), float32.
       labels: (batch,), class indices.
-      mask: (batch,), False for places that hold no example.
+      mask: (batch,), False for padding.
 
     Returns:
       `top1`, `top5`: counts, int32; `loss`: summed cross-entropy, without label

@@ -1,6 +1,5 @@
 """Semantic segmentation: cross-entropy and mIoU, each pixel a class."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,28 +19,31 @@ from vt_flax.nn.layers import resize
 from vt_flax.training.tasks.pixels import exact_product, on_images, row_blocks
 from vt_flax.training.tasks.task import Apply, Batch, Task
 
-# Pairs of a split, about, that are checked before anything is trained.
+# Approximate number of a split's masks that are checked before training.
 SAMPLE = 100
 # Results that are means over classes.
 OVER_CLASSES = ("miou", "miou_labeled", "fwiou", "mean_accuracy")
 
 
 class Prediction(NamedTuple):
-    """Classes of the pixels of some images.
+    """Classes of the pixels of a batch of images.
 
     Attributes:
       classes: uint8, (batch, H, W), IGNORE beyond an image.
       probs: their probabilities, float32, (batch, H, W), 0 beyond an image.
       losses: sum of the labeled pixels' losses, (batch,); 0 without labels.
+      logits: log-probabilities of all classes, float32, (batch, H, W, classes),
+        undefined beyond an image; None unless requested.
     """
 
     classes: jax.Array
     probs: jax.Array
     losses: jax.Array
+    logits: jax.Array | None = None
 
 
 class Segmentation(Task):
-    """A class for each pixel; those that are labeled IGNORE count for nothing."""
+    """Predicts a class for each pixel; those labeled IGNORE are not counted."""
 
     metric = "miou"
     train_metric = "pixel_accuracy"
@@ -88,13 +90,13 @@ class Segmentation(Task):
         return height, width
 
     def decoder(self, source: TFDSPairs, *, train: bool) -> PairDecoder:
-        """Returns what makes examples of a source."""
+        """Returns the decoder of a source's images and masks."""
         settings = self.config.segmentation
         canvas = settings.canvas if train else eval_canvas(self.config)
         return PairDecoder(source, canvas, shrink=train)
 
     def noise(self, batch: int) -> dict[str, np.ndarray]:
-        """Returns examples without a meaning."""
+        """Returns random images and masks; see `Task`."""
         canvas = tuple(self.config.segmentation.canvas)
         generator = np.random.default_rng(0)
         classes = len(self.class_names)
@@ -108,7 +110,7 @@ class Segmentation(Task):
         self, batch: Batch, key: jax.Array, sharding: NamedSharding | None
     ) -> tuple[jax.Array, jax.Array]:
         """Augments a training batch; see `pairs.augment_pairs`."""
-        del sharding  # whose examples it leaves where they are
+        del sharding  # every example stays on its device
         return pairs.augment_pairs(
             batch["image"],
             batch["label"],
@@ -142,7 +144,7 @@ class Segmentation(Task):
         }
 
     def counts(self, apply: Apply, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the confusion matrix of a batch, and the sum of its losses.
+        """Returns sums over a batch.
 
         Returns:
           `confusion`: int32 (classes, classes), pixels by label (row) and prediction;
@@ -159,6 +161,8 @@ class Segmentation(Task):
         images: jax.Array,
         sizes: jax.Array,
         labels: jax.Array | None = None,
+        *,
+        with_logits: bool = False,
     ) -> Prediction:
         """Predicts the class of each pixel, at each image's own size.
 
@@ -170,59 +174,42 @@ class Segmentation(Task):
           images: uint8, (batch, H, W, 3), each in the upper left corner of its canvas.
           sizes: int32, (batch, 2): height and width of each.
           labels: uint8, (batch, H, W); None without labels.
+          with_logits: whether to return those of all pixels, in gigabytes of memory.
         """
         height, width = images.shape[1:3]
         if labels is None:
             labels = jnp.full(images.shape[:3], IGNORE, jnp.uint8)
         rows, columns = self._views(apply, images, sizes)
 
-        def one(total: jax.Array, block: tuple) -> tuple[jax.Array, jax.Array]:
+        def one(total: jax.Array, block: tuple) -> tuple[jax.Array, tuple]:
             *downs, labels = block
             probs = sum(
                 jax.nn.softmax(exact_product("byn,bnxc->byxc", down, wide))
                 for down, wide in zip(downs, columns, strict=True)
             ) / len(downs)
-            known = labels != IGNORE
             # A probability that is rounded to 0 has no logarithm.
             logs = jnp.log(jnp.maximum(probs, 1e-30))
-            losses = jnp.where(known, -_own(logs, labels), 0.0)
+            losses = -jnp.sum(_own(logs, labels), (1, 2))
             classes = jnp.argmax(probs, -1).astype(jnp.uint8)
-            return total + jnp.sum(losses, (1, 2)), (classes, jnp.max(probs, -1))
+            maps = classes, jnp.max(probs, -1), logs if with_logits else None
+            return total + losses, maps
+
+        def whole(x: jax.Array) -> jax.Array:
+            """Joins blocks of rows to maps of the canvas's height."""
+            x = x.swapaxes(0, 1)
+            return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :height]
 
         blocks = [row_blocks(x, 0) for x in rows] + [row_blocks(labels, IGNORE)]
         losses, maps = jax.lax.scan(one, jnp.zeros(images.shape[0]), blocks)
-        classes, probs = (
-            x.swapaxes(0, 1).reshape(x.shape[1], -1, width)[:, :height] for x in maps
+        classes, probs, logits = jax.tree.map(whole, maps)
+        return Prediction(
+            _within(classes, sizes), _within(probs, sizes, 0), losses, logits
         )
-        return Prediction(_within(classes, sizes), _within(probs, sizes, 0), losses)
-
-    def predict_with_logits(
-        self, apply: Apply, images: jax.Array, sizes: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Predicts classes as `predict` does, with all log-probabilities.
-
-        Args:
-          apply: see `predict`.
-          images: see `predict`.
-          sizes: see `predict`.
-
-        Returns:
-          The classes, and the log-probabilities that they are chosen by, float32
-          (batch, H, W, classes), undefined beyond an image. Those of all pixels are
-          held at once, which `predict` avoids.
-        """
-        views = zip(*self._views(apply, images, sizes), strict=True)
-        logs = [
-            jax.nn.log_softmax(exact_product("byn,bnxc->byxc", down, wide))
-            for down, wide in views
-        ]
-        mean = jax.nn.logsumexp(jnp.stack(logs), 0) - math.log(len(logs))
-        return _within(jnp.argmax(mean, -1).astype(jnp.uint8), sizes), mean
 
     def _views(
         self, apply: Apply, images: jax.Array, sizes: jax.Array
     ) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Returns the logits of each scale and mirroring, brought to the image's width.
+        """Returns the logits of each scale and flip, brought to the image's width.
 
         Returns:
           Matrices (batch, H, h) that bring the rows to the image's height, and logits
@@ -249,8 +236,8 @@ class Segmentation(Task):
     def results(self, totals: dict[str, Any]) -> dict[str, float | None]:
         """Returns `scores`, and the mean `loss` of the labeled pixels.
 
-        Means over classes are None where only one class is labeled: a network that
-        predicts it everywhere would reach 100 %.
+        Means over classes are None where only one class is labeled: a constant
+        prediction would reach 100 %.
         """
         confusion = totals["confusion"]
         pixels = confusion.sum()
@@ -262,7 +249,7 @@ class Segmentation(Task):
         return {**found, "loss": totals["loss"].item() / pixels.item()}
 
     def notes(self, totals: dict[str, Any]) -> list[str]:
-        """Returns a note on the classes that have no labeled pixel; see `Task`."""
+        """Returns a note on the classes without a labeled pixel."""
         names = self.class_names
         labeled = totals["confusion"].sum(1)
         absent = [name for name, count in zip(names, labeled, strict=True) if not count]
@@ -276,7 +263,7 @@ class Segmentation(Task):
         return [note]
 
     def summary(self, results: dict[str, float | None]) -> str:
-        """Returns results as a person reads them, and over how many classes."""
+        """Returns results as one line, with the number of classes that they cover."""
         classes, labeled = len(self.class_names), results["labeled_classes"]
         if results["miou"] is None:
             miou = f"mIoU - ({labeled} of {classes} classes labeled)"
@@ -295,15 +282,12 @@ class Segmentation(Task):
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
 ) -> jax.Array:
-    """Returns the cross-entropy of each pixel with label smoothing.
+    """Returns the cross-entropy of each pixel with label smoothing, (...) float32.
 
     Args:
       logits: (..., classes), float32.
-      labels: (...); of a pixel without a class the loss means nothing.
-      smoothing: share of the target that all classes have alike.
-
-    Returns:
-      (...), float32.
+      labels: (...); where one is no class the loss is undefined.
+      smoothing: fraction of the target that is uniform over the classes.
     """
     logs = jax.nn.log_softmax(logits)
     return -(1 - smoothing) * _own(logs, labels) - smoothing * jnp.mean(logs, -1)
@@ -315,7 +299,7 @@ def _within(maps: jax.Array, sizes: jax.Array, beyond: int = IGNORE) -> jax.Arra
 
 
 def _own(values: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns each pixel's value of its label; 0 where that is no class.
+    """Returns the value at each pixel's label; 0 where that is no class.
 
     A sum that the compiler fuses: TPUs gather slowly.
     """
@@ -359,14 +343,13 @@ def scores(confusion: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any
       class_names: of its rows.
 
     Returns:
-      `miou`: the mean intersection over union of the classes that are labeled or
-      predicted anywhere, so that one that is predicted and never labeled counts as 0
-      [choice];
-      `miou_labeled`: the mean over the labeled classes alone, as in Detectron2;
-      `labeled_classes`: the number of these; `fwiou`: the mean weighted by labeled
-      pixels; `pixel_accuracy`; `mean_accuracy`: the mean share of a labeled class's
-      pixels that are predicted right; and `iou/CLASS` of each class, None if it is
-      neither labeled nor predicted.
+      `miou`: mean intersection over union of the classes that are labeled or predicted
+      anywhere: one that is only predicted counts as 0 [choice];
+      `miou_labeled`: mean over the labeled classes alone, as in Detectron2;
+      `labeled_classes`: the number of these;
+      `fwiou`: mean weighted by labeled pixels; `pixel_accuracy`;
+      `mean_accuracy`: mean recall of the labeled classes;
+      `iou/CLASS`: of each class, None if it is neither labeled nor predicted.
 
     Source: Long et al., 2015, section 5.
     """

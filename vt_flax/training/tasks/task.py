@@ -22,11 +22,11 @@ class Task(abc.ABC):
     Args:
       config: the whole configuration.
       class_names: of the dataset.
-      mirrored: the class that each becomes in a mirrored image; empty: itself.
+      mirrored: class of each class in a mirrored image; empty if none changes.
 
     Attributes:
-      metric: the result by which the best checkpoint is kept; the greater the better.
-      train_metric: the metric of `loss` that progress lines show.
+      metric: result that selects the best checkpoint; higher is better.
+      train_metric: metric of `loss` that progress lines show.
       titles: titles of the results that are in percent, by name.
     """
 
@@ -94,7 +94,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def counts(self, apply: Apply, batch: Batch) -> dict[str, jax.Array]:
-        """Returns sums over a batch, from which `results` makes those of a split.
+        """Returns sums over a batch, which `results` takes summed over a split.
 
         Args:
           apply: maps normalized images to logits.
@@ -103,19 +103,15 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def results(self, totals: dict[str, Any]) -> dict[str, float | None]:
-        """Returns the results of a split.
-
-        Args:
-          totals: the sums of `counts` over the split, NumPy, and `examples`.
-        """
+        """Returns the results of a split from its NumPy sums, `examples` included."""
 
     def notes(self, totals: dict[str, Any]) -> list[str]:
-        """Returns notes on the split for the reader of its results."""
+        """Returns notes on the split, to print beside its results."""
         return []
 
     def summary(self, results: dict[str, float]) -> str:
         """Returns results as one line of text."""
-        shares = " ".join(
+        percentages = " ".join(
             f"{title} {results[name]:.2f} %" for name, title in self.titles.items()
         )
-        return f"{shares} loss {results['loss']:.4f}"
+        return f"{percentages} loss {results['loss']:.4f}"

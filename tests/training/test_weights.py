@@ -11,8 +11,8 @@ from flax import traverse_util
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.training.checkpoint import Checkpoints
-from vt_flax.training.initial import initialize
 from vt_flax.training.state import create_state
+from vt_flax.training.weights import initialize
 
 pytestmark = pytest.mark.slow
 
