@@ -6,7 +6,7 @@ ARG is a model, vt_resnet18 by default: `vt_resnet{18,34,50,101}`,
 `resnet{18,34,50,101}`; `vt_resnet18,v4` takes the second version of the modules.
 
 What the paper says: 400 epochs of RMSProp at batch 2048; the rate rises from 0.01 to
-0.16 in 5 epochs, then falls by 0.9875 an epoch; synchronised batch normalisation; label
+0.16 in 5 epochs, then falls by 0.9875 an epoch; synchronised batch normalization; label
 smoothing; AutoAugment; stochastic depth with survival 0.9; dropout 0.2; an average of
 the weights of 0.99985. What it does not say is marked [choice].
 

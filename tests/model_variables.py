@@ -1,4 +1,4 @@
-"""Variables for whole networks without their initialisers, which compile slowly."""
+"""Variables for whole networks without their initializers, which compile slowly."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ def images_of(batch, height, width, seed=0):
 
 
 def randomized(model, images, seed=0):
-    """Variables unlike those of any initialiser, with signals that stay near one."""
+    """Variables unlike those of any initializer, with signals that stay near one."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     rng, filled = np.random.default_rng(seed), {}
     for path, leaf in traverse_util.flatten_dict(shapes).items():

@@ -34,7 +34,7 @@ def build(name="vt_resnet18", **options):
 
 
 def variables_of(model):
-    """Draws kernels for their inputs; quicker than the model's initialisation."""
+    """Draws kernels for their inputs; quicker than the model's initialization."""
     images = jnp.zeros((1, SIDE, SIDE, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     rng = np.random.default_rng(0)

@@ -33,7 +33,7 @@ def test_colours_are_distinct(count):
     np.testing.assert_array_equal(found, colours(254)[:count])
 
 
-def test_neighbouring_colours_differ_much():
+def test_neighboring_colours_differ_much():
     found = colours(254)
     assert np.abs(np.diff(found, axis=0)).max(1).min() > 0.25
 

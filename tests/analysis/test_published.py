@@ -191,7 +191,7 @@ def test_determined_rows_are_reproduced(rows, label):
     ],
 )
 def test_counts_of_the_blocks_to_the_digit(rows, label, mmacs, mparams):
-    """The analysis counts the modules without normalisation."""
+    """The analysis counts the modules without normalization."""
     (row,) = [row for row in PUBLISHED if row.row == label]
     model = create_model(row.model, norm_placement="none", **row.overrides)
     digits = len(mparams.partition(".")[2])
@@ -247,7 +247,7 @@ def test_a_model_s_parts_as_json(capsys):
     for key in ("macs", "params"):
         *parts, total = (record[key] for record in records)
         assert sum(parts) == total
-    # 7 x 7 of stride 2 on 32 x 32 pixels, and its normalisation.
+    # 7 x 7 of stride 2 on 32 x 32 pixels, and its normalization.
     assert records[0]["macs"] == 16 * 16 * 64 * 3 * 49
     assert records[0]["params"] == 64 * 3 * 49 + 2 * 64
     assert records[0]["mmacs"] == round(records[0]["macs"] / 1e6, 2)

@@ -1,11 +1,11 @@
-"""Normalisation and mirroring on the device."""
+"""Normalization and mirroring on the device."""
 
 import jax
 import numpy as np
 import pytest
 
 from vt_flax.data import augment as module
-from vt_flax.data.augment import normalise
+from vt_flax.data.augment import normalize
 from vt_flax.parallel.mesh import batch_sharding, make_mesh
 from vt_flax.training.config import default_config
 
@@ -36,25 +36,25 @@ def noise(*shape):
 
 
 def expected(images):
-    """Normalised in float64."""
+    """Normalized in float64."""
     return (images.astype(np.float64) / 255 - np.asarray(MEAN)) / np.asarray(STD)
 
 
-def test_normalise():
+def test_normalize():
     images = noise(3, 4, 5, 3)
-    out = normalise(images, config())
+    out = normalize(images, config())
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, expected(images), atol=1e-5)
 
 
-def test_normalise_by_hand():
+def test_normalize_by_hand():
     images = np.array([0, 255, 51], np.uint8).reshape(1, 1, 1, 3)
-    out = normalise(images, config()).ravel()
+    out = normalize(images, config()).ravel()
     # (0 - 0.5) / 0.2, (1 - 0.4) / 0.25, (0.2 - 0.3) / 0.3
     np.testing.assert_allclose(out, [-2.5, 2.4, -1 / 3], rtol=1e-5)
 
 
-def test_no_flip_is_normalisation_alone():
+def test_no_flip_is_normalization_alone():
     images = noise(16, 4, 5, 3)
     out = augment(images, config(flip=False), jax.random.key(0))
     np.testing.assert_allclose(out, expected(images), atol=1e-5)

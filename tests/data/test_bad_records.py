@@ -109,7 +109,7 @@ def test_by_default_it_is_named_and_ends_the_run(kind, index):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_skipping_replaces_and_marks(kind):
-    """Neighbours in storage, the last one and a whole batch are bad."""
+    """Neighbors in storage, the last one and a whole batch are bad."""
     source = Files()
     bad = {4, 5, 6, COUNT - 1}
     for index in bad:

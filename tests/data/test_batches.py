@@ -112,7 +112,7 @@ def test_parts_make_up_the_global_batch(crop, parts):
 SCATTERED = ([0, 1, 2, 9, 10, 11, 16], [3, 4, 5, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19])
 
 
-def test_rows_that_are_no_neighbours_make_up_the_global_batch():
+def test_rows_that_are_no_neighbors_make_up_the_global_batch():
     source, config = ArraySource(50), settings(train_crop="random_resized")
     whole = train(source, config)
     for part, own in enumerate(SCATTERED):
@@ -247,7 +247,7 @@ def index_of(source):
 
 
 @pytest.mark.parametrize("count", [20, 33])
-def test_rows_of_an_evaluation_that_are_no_neighbours(count):
+def test_rows_of_an_evaluation_that_are_no_neighbors(count):
     source = ArraySource(count)
     whole = evaluate(source, 20)
     for part, own in enumerate(SCATTERED):

@@ -36,10 +36,10 @@ def test_counts_are_exact(most):
     columns = rng.choice([0, 1, 3], (6, 4, 30)).astype(np.float32)
     rows[0, 0] = 0
     count = jax.jit(functools.partial(crops.count_largest, most=most))
-    labelled, largest = jax.device_get(count(labels, rows, columns))
+    labeled, largest = jax.device_get(count(labels, rows, columns))
     expected = counted(labels, rows, columns, most)
-    np.testing.assert_array_equal(labelled, expected[0])
+    np.testing.assert_array_equal(labeled, expected[0])
     over = expected[1] >= 0
     assert 0 < over.sum() < over.size
     np.testing.assert_array_equal(largest[over], expected[1][over])
-    assert (largest <= most * labelled)[~over].all()
+    assert (largest <= most * labeled)[~over].all()

@@ -51,7 +51,7 @@ def test_every_example_is_everywhere_equally_often(count):
     assert abs(value - freedom) < 5 * (2 * freedom) ** 0.5 + 1
 
 
-def test_neighbours_in_an_epoch_are_any_two_examples():
+def test_neighbors_in_an_epoch_are_any_two_examples():
     """All pairs (first, next) of 7 examples, over epochs of one seed."""
     count, epochs = 7, 3000
     rows = order.locate(range(count * epochs), count, 0).reshape(epochs, count)

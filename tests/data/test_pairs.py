@@ -170,7 +170,7 @@ def test_what_is_beyond_an_example_is_the_mean_and_no_label():
     np.testing.assert_array_equal((~beyond).sum((1, 2)), visible)
 
 
-def test_normalised():
+def test_normalized():
     settings = config(scale_min=1.0, data__flip=False, data__mean=[0.5, 0.4, 0.3])
     settings.data.std = [0.2, 0.25, 0.3]
     settings.segmentation.update({"scale_max": 1.0, "crop": list(CANVAS)})

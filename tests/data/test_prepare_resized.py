@@ -66,7 +66,7 @@ def test_images_labels_and_order(prepared_imagenet, copy, split, count):
             continue
         expected = independently_resized(large, image.size)
         error = np.asarray(image, np.float64) - expected
-        # What JPEG loses; nearest neighbour or no antialiasing lose 4 times as much.
+        # What JPEG loses; nearest neighbor or no antialiasing lose 4 times as much.
         assert 10 * np.log10(255**2 / np.mean(error**2)) > 30
         assert abs(error.mean()) < 0.5
     assert kept < count

@@ -139,7 +139,7 @@ def test_it_cannot_be_cached(digits_tfrecord):
 
 
 class Damaged(StreamSource):
-    """Ten files in order, of which the fourth is damaged and the eighth mislabelled."""
+    """Ten files in order, of which the fourth is damaged and the eighth mislabeled."""
 
     name = place = "damaged train"
     class_names = ("a", "b")

@@ -23,7 +23,7 @@ from sklearn.datasets import load_sample_images
 from tpu_programs import needs_tpu_compiler, run_program
 
 from vt_flax import cli, export
-from vt_flax.data.augment import normalise
+from vt_flax.data.augment import normalize
 from vt_flax.data.augment.center_crop import center_crop
 from vt_flax.data.host import tensorflow
 from vt_flax.experimental import tensorflow_bridge
@@ -88,7 +88,7 @@ def weights_of(predictor):
 def logits_of(predictor, images):
     """What the network itself says of images."""
     config = predictor.task.config.data
-    apply = jax.jit(lambda v, x: predictor.model.apply(v, normalise(x, config)))
+    apply = jax.jit(lambda v, x: predictor.model.apply(v, normalize(x, config)))
     return np.asarray(apply(weights_of(predictor), images))
 
 

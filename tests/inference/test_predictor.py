@@ -49,7 +49,7 @@ def segment():
 SIZES = [(40, 30), (16, 50), (1, 1), (1, 2000), (300, 20), (20, 20)]
 
 
-def normalised(network, pixels):
+def normalized(network, pixels):
     data = network.task.config.data
     return (pixels / 255 - np.asarray(data.mean)) / np.asarray(data.std)
 
@@ -101,7 +101,7 @@ def test_probabilities(classify):
     images = [noise(*size, seed=i) for i, size in enumerate(SIZES)]
     found = classify.predict(images)
     crops = np.stack([classify.view(image).pixels for image in images])
-    inputs = normalised(classify, crops).astype(np.float32)
+    inputs = normalized(classify, crops).astype(np.float32)
     logits = jax.jit(classify.model.apply)(classify.variables, inputs)
     logits = np.asarray(logits, np.float64)
     powers = np.exp(logits - logits.max(1, keepdims=True))
@@ -207,7 +207,7 @@ def test_masks(segment):
     for image, prediction in zip(images, found, strict=False):
         height, width = image.shape[:2]
         canvas = np.zeros((1, *CANVAS, 3))
-        canvas[0, :height, :width] = normalised(segment, image)
+        canvas[0, :height, :width] = normalized(segment, image)
         logits = np.asarray(network(segment.variables, canvas.astype(np.float32)))[0]
         wide = np.stack(
             [

@@ -112,7 +112,7 @@ def test_where_tokens_come_from():
 
 
 def draw_masks(seed=3):
-    """Images of other sizes than their part of the input, with pixels unlabelled."""
+    """Images of other sizes than their part of the input, with pixels unlabeled."""
     rng = np.random.default_rng(seed)
     sizes = np.asarray([[20, 36], [9, 16], [36, 9], [5, 11], [0, 0]], np.int32)
     labels = np.full((len(sizes), 36, 36), 255, np.uint8)

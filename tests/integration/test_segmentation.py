@@ -214,10 +214,10 @@ def test_one_device_counts_as_eight_do(trained):
     one, eight = found[1], found[8]
     np.testing.assert_array_equal(one["confusion"], eight["confusion"])
     assert one["examples"] == eight["examples"] == 6
-    labelled = sum((make_pair(n)[1] != 255).sum() for n in TESTED)
-    assert one["confusion"].sum() == labelled
+    labeled = sum((make_pair(n)[1] != 255).sum() for n in TESTED)
+    assert one["confusion"].sum() == labeled
     np.testing.assert_allclose(one["loss"], eight["loss"], rtol=1e-5)
-    assert eight["loss"] / labelled == pytest.approx(results["ema"]["loss"], rel=1e-4)
+    assert eight["loss"] / labeled == pytest.approx(results["ema"]["loss"], rel=1e-4)
 
 
 def test_evaluate_prints_two_tables_json_and_a_page(trained, tmp_path, capsys):
@@ -529,7 +529,7 @@ def test_parts_of_a_batch_may_be_computed_one_after_the_other(data_dir):
     assert shapes[0] == shapes[1]
 
 
-def test_normalised_images_reach_the_network(trained):
+def test_normalized_images_reach_the_network(trained):
     """What is around an image is 0, as in training."""
     run, _, _ = trained
     seen = []
@@ -542,7 +542,7 @@ def test_normalised_images_reach_the_network(trained):
     with jax.disable_jit():
         run.task.predict(network, image, np.asarray([[10, 20]], np.int32))
     (inputs,) = seen
-    white = np.asarray(augment.normalise(image, run.config.data))[0, 0, 0]
+    white = np.asarray(augment.normalize(image, run.config.data))[0, 0, 0]
     np.testing.assert_allclose(inputs[0, :10, :20] - white, 0, atol=1e-5)
     inputs[0, :10, :20] = 0
     assert np.abs(inputs).max() < 1e-5

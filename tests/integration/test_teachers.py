@@ -71,7 +71,7 @@ def taught(digits: str, teacher: pathlib.Path, **changes) -> ConfigDict:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory, digits) -> pathlib.Path:
-    """The workdir of a wider network with another normalisation, of two checkpoints."""
+    """The workdir of a wider network with another normalization, of two checkpoints."""
     workdir = tmp_path_factory.mktemp("teacher") / "run"
     changes = {"model.width": WIDTH, **{f"data.{k}": v for k, v in OTHER.items()}}
     run = prepare(tiny(digits, **changes))
@@ -125,7 +125,7 @@ def test_a_teacher_sees_the_images_as_it_was_trained_to(teacher, digits):
     variables, told = it.load(task, make_mesh(fsdp=4))
     assert told.startswith("resnet18, step 6, ema weights (")
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
-    found = jax.jit(it.__call__)(variables, augment.normalise(images, config.data))
+    found = jax.jit(it.__call__)(variables, augment.normalize(images, config.data))
     pixels = (images / 255 - OTHER["mean"]) / OTHER["std"]
     own = jax.jit(it.model.apply)
     expected = own(jax.device_get(variables), np.float32(pixels))

@@ -297,12 +297,12 @@ def test_a_segmenters_report_equals_a_recount(segmenter, capsys):
     outside = [module["outside"] for module in report["modules"]]
     assert min(outside) > 0.05
 
-    *area, unlabelled = expected["classes"][0]
+    *area, unlabeled = expected["classes"][0]
     classes = report["classes"]
     assert classes["foreground"] == ["green", "blue"]
     near(classes["foreground_area"], expected["foreground"])
     assert list(classes["area"].values()) == pytest.approx(area, rel=1e-4)
-    assert classes["unlabelled"] == pytest.approx(unlabelled, rel=1e-4)
+    assert classes["unlabeled"] == pytest.approx(unlabeled, rel=1e-4)
     for module in report["modules"]:
         found = expected[f"{module['module']}/classes"][0]
         nats, share = reference.information(found[:, :-1])
@@ -311,7 +311,7 @@ def test_a_segmenters_report_equals_a_recount(segmenter, capsys):
         for row, token in enumerate(module["tokens"]):
             near(token["foreground"], expected[f"{module['module']}/foreground"], row)
             assert list(token["classes"]) == list(NAMES)
-            shares = [*token["classes"].values(), token["unlabelled"]]
+            shares = [*token["classes"].values(), token["unlabeled"]]
             assert shares == pytest.approx(found[row], rel=1e-3)
             times = found[row, :-1] / area
             assert token["likes"]["class"] == NAMES[times.argmax()]

@@ -111,7 +111,7 @@ def test_evaluation_equals_a_recount_image_by_image(trained):
     run, workdir, results = trained
     state = last_state(run, workdir)
     (batch,) = eval_batches(run.eval_source, run.config.data, batch=45)
-    images = augment.normalise(batch["image"], run.config.data)
+    images = augment.normalize(batch["image"], run.config.data)
     for name, (params, stats) in trainer.weights_of(state).items():
         variables = jax.device_get({"params": params, "batch_stats": stats})
         logits = np.asarray(run.model.apply(variables, images), np.float64)

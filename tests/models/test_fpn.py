@@ -205,7 +205,7 @@ def test_laterals_and_head_are_alike_in_both():
     }
 
 
-# ------------------------------------------------------------------------- behaviour
+# ------------------------------------------------------------------------- behavior
 
 
 @pytest.mark.parametrize("kind", KINDS)

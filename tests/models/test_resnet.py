@@ -273,7 +273,7 @@ def test_convolutions_start_with_the_variance_of_their_fan_out():
             ), path
 
 
-# ------------------------------------------------------------------------- behaviour
+# ------------------------------------------------------------------------- behavior
 
 
 def test_survival_follows_the_linear_rule_over_all_blocks():

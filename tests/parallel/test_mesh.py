@@ -106,7 +106,7 @@ def test_slices_are_joined_along_data_alone():
 
 @pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:2x2x4", "tpu7x:4x4x1"])
 def test_hosts_of_a_torus_share_out_every_batch(topology):
-    """A group's devices are neighbours; each row has one host, not always a run."""
+    """A group's devices are neighbors; each row has one host, not always a run."""
     if not has_tpu_compiler():
         pytest.skip("needs libtpu (pip install 'jax[tpu]')")
     program = f"""

@@ -175,7 +175,7 @@ def params():
 
 
 @pytest.mark.parametrize("name", ["rmsprop_tf", "rmsprop_torch", "sgd"])
-def test_normalisation_and_biases_do_not_decay(params, name):
+def test_normalization_and_biases_do_not_decay(params, name):
     """They are the vectors of the model; everything with an input axis decays."""
     config = settings(name=name, weight_decay=0.1)
     optimizer = make_optimizer(config, lambda step: 0.5)

@@ -53,7 +53,7 @@ def log_softmax(logits):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_of_labelled_pixels(smoothing):
+def test_cross_entropy_of_labeled_pixels(smoothing):
     logits, labels = draw((2, 5, 7))
     logs, known = log_softmax(logits), labels != 255
     own = np.take_along_axis(logs, np.where(known, labels, 0)[..., None], -1)[..., 0]
@@ -81,7 +81,7 @@ def test_a_loss_at_the_labels_size_is_pytorchs(torch):
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_without_a_labelled_pixel_the_loss_is_0():
+def test_without_a_labeled_pixel_the_loss_is_0():
     logits = jnp.asarray(draw((1, 4, 4))[0])
     labels = jnp.full((1, 4, 4), 255, jnp.uint8)
     loss, gradient = jax.value_and_grad(lambda x: task().loss(x, labels)[0])(logits)

@@ -68,7 +68,7 @@ def test_counts_are_exact_and_of_classes_alone():
 
 
 def test_scores_by_hand():
-    # Class 2 is predicted and never labelled; class 3 is nowhere.
+    # Class 2 is predicted and never labeled; class 3 is nowhere.
     confusion = np.asarray([[6, 1, 1, 0], [2, 4, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     found = scores(confusion, NAMES)
     shares = {
@@ -238,7 +238,7 @@ def test_classes_without_a_pixel_in_a_split(confusion, labeled, told, notes):
     assert task.notes(totals) == notes
 
 
-def test_no_labelled_pixel_in_a_split():
+def test_no_labeled_pixel_in_a_split():
     totals = {"confusion": np.zeros((CLASSES, CLASSES), int), "loss": np.zeros(())}
     with pytest.raises(UserError, match="no pixel of the evaluation split is labeled"):
         make_task().results(totals)

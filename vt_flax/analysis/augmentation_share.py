@@ -39,7 +39,7 @@ def measured_rows(config: ConfigDict, batch: int, rounds: int) -> list[dict[str,
         step.start()
     times = np.asarray([[step.seconds() for step in steps] for _ in range(rounds)])
     on, off = np.median(times, 0)
-    # The median of the ratios of neighbours in time, not the ratio of medians.
+    # The median of the ratios of neighbors in time, not the ratio of medians.
     ratio = statistics.median(times[:, 0] / times[:, 1])
     device = jax.devices()[0].device_kind
     return [_row(f"seconds a step of {batch}, {device}", on, off, ratio)]

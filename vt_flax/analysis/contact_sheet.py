@@ -81,7 +81,7 @@ def _grid(
 
 
 def _visible(images: jax.Array, config: ConfigDict) -> np.ndarray:
-    """Undoes the normalisation."""
+    """Undoes the normalization."""
     levels = np.asarray(images) * np.asarray(config.std) + np.asarray(config.mean)
     return np.clip(levels, 0, 1)
 

@@ -2,7 +2,7 @@
 
 Nothing is run: the model is traced over shapes, and every matrix product and
 convolution of the program is counted. That is the paper's rule: convolutions, linear
-maps and attention products; not normalisation, bias, activation or softmax, nor the
+maps and attention products; not normalization, bias, activation or softmax, nor the
 fixed weights of an interpolation. Attention products that are not written as matrix
 products are marked by a scope.
 """

@@ -22,7 +22,7 @@ MOST_NAMED = 24
 def colours(count: int) -> np.ndarray:
     """Returns a colour for each class, (count, 3) from 0 to 1.
 
-    Neighbours differ most: the hue goes on by the golden section, and lightness
+    Neighbors differ most: the hue goes on by the golden section, and lightness
     alternates.
     """
     number = np.arange(count)

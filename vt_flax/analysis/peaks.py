@@ -57,7 +57,7 @@ def utilisation(macs: int, images_per_second: float, peak: float) -> float:
 
     Counted is what the network asks for, whatever is computed to get there: two
     operations a multiply-add, forward and, twice, backward (Chowdhery et al., 2022,
-    appendix B). Augmentation, normalisation and the optimizer are not.
+    appendix B). Augmentation, normalization and the optimizer are not.
 
     Args:
       macs: multiply-adds for an image, forward.

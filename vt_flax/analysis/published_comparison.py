@@ -113,7 +113,7 @@ def _san(
         checked,
         own,
         label=f"SAN{size} {kind}",
-        explained=f"{more} G as its authors count, normalisation and ReLU among them",
+        explained=f"{more} G as its authors count, normalization and ReLU among them",
     )
 
 

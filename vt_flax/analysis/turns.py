@@ -39,6 +39,6 @@ def ratios(times: Sequence[float], others: Sequence[float]) -> Spread:
     """Returns how many times as long others took, round by round.
 
     The median of the rounds' ratios, not the ratio of medians: the two of a round are
-    neighbours in time.
+    neighbors in time.
     """
     return spread([b / a for a, b in zip(times, others, strict=True)])

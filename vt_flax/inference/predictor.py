@@ -245,7 +245,7 @@ class Predictor:
             yield some, jax.tree.map(lambda x, n=count: x[:n], found)
 
     def _classify(self, variables: Any, images: jax.Array, _: jax.Array):
-        logits = self._apply(variables, augment.normalise(images, self._data))
+        logits = self._apply(variables, augment.normalize(images, self._data))
         return (jax.nn.softmax(logits),)
 
     def _segment(self, variables: Any, images: jax.Array, lengths: jax.Array):
@@ -256,14 +256,14 @@ class Predictor:
         self, variables: Any, images: jax.Array, lengths: jax.Array
     ) -> dict[str, jax.Array]:
         levels, _ = self._inputs(images, lengths)
-        inputs = augment.normalise(levels, self._data)
+        inputs = augment.normalize(levels, self._data)
         return self._apply(variables, inputs, features=True)
 
     def _compute_maps(
         self, variables: Any, images: jax.Array, lengths: jax.Array
     ) -> tuple[token_maps.Sown, jax.Array, jax.Array]:
         levels, lengths = self._inputs(images, lengths)
-        inputs = augment.normalise(levels, self._data)
+        inputs = augment.normalize(levels, self._data)
         return token_maps.sown_maps(self.model, variables, inputs), levels, lengths
 
     def _inputs(

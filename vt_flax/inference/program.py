@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vt_flax.data.augment import normalise
+from vt_flax.data.augment import normalize
 from vt_flax.data.augment.center_crop import center_crop
 from vt_flax.data.augment.scaled import eval_canvas
 from vt_flax.data.masks import IGNORE
@@ -99,7 +99,7 @@ def _classification(predictor: Predictor, size: Size) -> Program:
     def function(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
         if size:
             images = center_crop(images, side, resize)
-        found = model.apply(variables, normalise(images, data), train=False)
+        found = model.apply(variables, normalize(images, data), train=False)
         found = found.astype(jnp.float32)
         return {"logits": found, "probabilities": jax.nn.softmax(found)}
 

@@ -49,7 +49,7 @@ def draw_tokens(
     if set(kinds.values()) <= {"pooling"}:
         raise UserError("--token_picture: this model has no token coefficients")
     found = jax.jit(functools.partial(sown_maps, model))(
-        variables, augment.normalise(images, config.data)
+        variables, augment.normalize(images, config.data)
     )
     looks = Looks(images, [(1.0, 1.0)] * len(images), by_module(found, kinds))
     pictures = [

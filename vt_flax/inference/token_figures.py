@@ -80,7 +80,7 @@ def make_token_step(
         lengths = jnp.tile(jnp.asarray(images.shape[1:3]), (len(images), 1))
         if segments:
             images, lengths = eval_inputs(images, batch["size"], task.config)
-        inputs = augment.normalise(images, task.config.data)
+        inputs = augment.normalize(images, task.config.data)
         with on_devices_of(mesh):
             variables = {"params": params, "batch_stats": batch_stats}
             maps = module_coefficients(model, variables, inputs)

@@ -58,7 +58,7 @@ def module_coefficients(
     Args:
       model: a network of VT modules.
       variables: its parameters and batch statistics.
-      images: (batch, H, W, 3), normalised.
+      images: (batch, H, W, 3), normalized.
 
     Returns:
       By module, in order, (batch, heads, L, h, w) float32; of a tokenizer without heads
@@ -120,7 +120,7 @@ def sown_maps(model: nn.Module, variables: dict[str, Any], images: jax.Array) ->
     Args:
       model: any network.
       variables: its parameters and batch statistics.
-      images: (batch, H, W, 3), normalised.
+      images: (batch, H, W, 3), normalized.
     """
     _, sown = model.apply(variables, images, train=False, mutable=["intermediates"])
     flat = traverse_util.flatten_dict(sown.get("intermediates", {}))

@@ -28,7 +28,7 @@ def information(shares: np.ndarray) -> tuple[float, float]:
     where all tokens look at the same classes alike.
 
     Args:
-      shares: (tokens, classes), means over the examples, without those unlabelled.
+      shares: (tokens, classes), means over the examples, without those unlabeled.
 
     Returns:
       It in nats, and as a share of the entropy of the class, which is the most that it
@@ -58,12 +58,12 @@ def _mean(moments: Moments) -> float | None:
 
 def class_record(totals: Mapping[str, Any], names: tuple[str, ...]) -> Report:
     """Returns what all pixels have of each class."""
-    *area, unlabelled = totals["classes"].mean.tolist()
+    *area, unlabeled = totals["classes"].mean.tolist()
     return {
         "foreground": [names[i] for i in foreground_of(names)],
         "foreground_area": _figure(totals["foreground"]),
         "area": dict(zip(names, area, strict=True)),
-        "unlabelled": unlabelled,
+        "unlabeled": unlabeled,
     }
 
 
@@ -97,8 +97,8 @@ def module_record(
     }
     if names:
         report["foreground"] = _mean(mine["foreground"])
-        labelled = mine["classes"].mean[:, :-1]
-        nats, share = information(labelled) if labelled.any() else (None, None)
+        labeled = mine["classes"].mean[:, :-1]
+        nats, share = information(labeled) if labeled.any() else (None, None)
         report |= {"information": nats, "information_share": share}
     report["tokens"] = [
         # Half replacement puts its new tokens behind the kept ones.
@@ -119,14 +119,14 @@ def _token(
         key: _figure(mine[key], row) for key in ("entropy", "entropy_share", "outside")
     }
     if names:
-        *shares, unlabelled = mine["classes"].mean[row].tolist()
+        *shares, unlabeled = mine["classes"].mean[row].tolist()
         area = totals["classes"].mean[:-1]
         times = np.where(area > 0, shares / np.maximum(area, 1e-12), 0.0)
         likes = int(times.argmax())
         report |= {
             "foreground": _figure(mine["foreground"], row),
             "classes": dict(zip(names, shares, strict=True)),
-            "unlabelled": unlabelled,
+            "unlabeled": unlabeled,
             "likes": {"class": names[likes], "times_its_area": float(times[likes])},
         }
     if heads > 1:

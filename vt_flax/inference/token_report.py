@@ -91,7 +91,7 @@ def measure(run: Run, weights: tuple[Any, Any], shapes: Shapes) -> Report:
     if not names:
         notes.append(f"{run.eval_source.name} has no masks: nothing on foreground")
     elif len(foreground_of(names)) == len(names):
-        notes.append("no class is called background: foreground is what is labelled")
+        notes.append("no class is called background: foreground is what is labeled")
     if moves and options.tokenizer not in LOOK_BACK:
         notes.append(
             f"{options.tokenizer} tokenizers do not look at earlier tokens: only the "

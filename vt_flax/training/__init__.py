@@ -1,1 +1,1 @@
-"""Optimisation, the training step and the loop around it."""
+"""Optimization, the training step and the loop around it."""

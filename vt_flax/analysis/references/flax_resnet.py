@@ -125,7 +125,7 @@ def _decayed(params: Any) -> Any:
 
 
 class FlaxResNetStep(MeshStep):
-    """Its training step: normalisation, both passes, optimizer; averages if configured.
+    """Its training step: normalization, both passes, optimizer; averages if configured.
 
     Not in it: augmentation, dropout, stochastic depth, distillation and accumulation.
 

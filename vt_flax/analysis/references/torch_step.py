@@ -75,7 +75,7 @@ def make_optimizer(network: nn.Module, config: dict[str, Any]) -> torch.optim.Op
 
 
 class TorchStep:
-    """A training step on noise: normalisation, both passes, optimizer, averages.
+    """A training step on noise: normalization, both passes, optimizer, averages.
 
     Channels last; where `dtype` is not float32, with automatic mixed precision;
     compiled where that works.

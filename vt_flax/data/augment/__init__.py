@@ -9,10 +9,10 @@ from vt_flax.data.augment import mixing, policies
 from vt_flax.data.augment.formulations import check_device
 from vt_flax.data.augment.mixing import Targets
 
-__all__ = ["Targets", "augment", "check_device", "normalise"]
+__all__ = ["Targets", "augment", "check_device", "normalize"]
 
 
-def normalise(images: jax.Array, config: ConfigDict) -> jax.Array:
+def normalize(images: jax.Array, config: ConfigDict) -> jax.Array:
     """Normalizes images to zero mean and unit deviation, float32.
 
     Args:
@@ -54,7 +54,7 @@ def augment(
     if config.flip:
         flipped = jax.vmap(jax.random.bernoulli)(flip)
         images = jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
-    images = normalise(policies.apply_policy(images, config, policy, sharding), config)
+    images = normalize(policies.apply_policy(images, config, policy, sharding), config)
     if config.erasing:
         images = mixing.erase(images, config.erasing, erasing)
     if config.mixup or config.cutmix:

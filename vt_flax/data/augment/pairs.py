@@ -98,7 +98,7 @@ def augment_pairs(
     inside = rows.any(-1)[:, :, None] & columns.any(-1)[:, None, :]
 
     images = apply_jitter(images, inside, drawn.jitter, settings)
-    images = augment.normalise(images, config.data)
+    images = augment.normalize(images, config.data)
     images = jnp.where(inside[..., None], images, 0)
     return images, _exchange(labels, drawn.mirrored, mirrored)
 

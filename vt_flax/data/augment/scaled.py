@@ -20,7 +20,7 @@ class Scaled(NamedTuple):
 
     Attributes:
       images: levels from 0 to 255, float32, (batch, h, w, 3), each example in the upper
-        left corner, and around it the mean color: what `normalise` makes 0 of.
+        left corner, and around it the mean color: what `normalize` makes 0 of.
       lengths: int32, (batch, 2): height and width of each example in it.
     """
 

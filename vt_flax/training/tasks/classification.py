@@ -100,7 +100,7 @@ class Classification(Task):
 
     def counts(self, apply: Apply, batch: Batch) -> dict[str, jax.Array]:
         """Returns sums over a batch; see `classification_counts`."""
-        logits = apply(augment.normalise(batch["image"], self.config.data))
+        logits = apply(augment.normalize(batch["image"], self.config.data))
         return classification_counts(logits, batch["label"], batch["mask"])
 
     def results(self, totals: dict[str, Any]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from vt_flax.data.augment import normalise, pairs
+from vt_flax.data.augment import normalize, pairs
 from vt_flax.data.augment.scaled import eval_canvas, eval_inputs, eval_weights
 from vt_flax.data.masks import IGNORE
 from vt_flax.data.pair_decoder import PairDecoder
@@ -221,7 +221,7 @@ class Segmentation(Task):
         for scale in settings.eval_scales:
             for flip in (False, True) if settings.eval_flip else (False,):
                 view = eval_inputs(images, sizes, self.config, scale, flip)
-                logits = apply(normalise(view.images, self.config.data))
+                logits = apply(normalize(view.images, self.config.data))
                 logits = logits.astype(jnp.float32)
                 down, across = eval_weights(
                     view, sizes, logits.shape[1:3], canvas, flip
