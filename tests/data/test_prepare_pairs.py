@@ -8,7 +8,6 @@ import zipfile
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from etils import epath
 from image_files import with_orientation
 from pair_trees import (
     SPLITS,
@@ -386,54 +385,16 @@ def test_folder_classes_are_counted_over_all_splits(tmp_path):
     )
 
 
-def test_folder_that_is_another_one(tmp_path):
+def test_a_prepared_folder_stays_as_it_is(tmp_path, capfd):
+    """A note says that neither other files nor other options are looked at."""
     data = str(tmp_path / "data")
     make_folder(tmp_path / "one")
     make_folder(tmp_path / "two", count=3)
     build.prepare("image_mask_folder", data, str(tmp_path / "one"))
-    build.prepare("image_mask_folder", data, str(tmp_path / "one") + "/")
-    build.prepare("image_mask_folder", data)
-    with pytest.raises(
-        UserError, match="two is not .*/one, or has changed .*--data_dir"
-    ):
-        build.prepare("image_mask_folder", data, str(tmp_path / "two"))
-
-
-def test_folder_that_has_changed(tmp_path):
-    """What was made of it is not taken for what it is now."""
-    manual, data = tmp_path / "manual", str(tmp_path / "data")
-    make_folder(manual)
-    build.prepare("image_mask_folder", data, str(manual))
-
-    def refused():
-        with pytest.raises(
-            UserError, match="manual is not .*, or has changed .*: move the da"
-        ):
-            build.prepare("image_mask_folder", data, str(manual))
-
-    classes = manual / "classes.txt"
-    classes.write_text("sky\ngrass\ncow\nfar away\n")
-    refused()
-    classes.unlink()
-    build.prepare("image_mask_folder", data, str(manual))
-    mask = manual / "masks" / "train" / "0.png"
-    whole = mask.read_bytes()
-    mask.write_bytes(whole[:-9])
-    refused()
-    mask.write_bytes(whole)
-    (manual / "images" / "val" / "1.png").unlink()
-    refused()
-    build.prepare("image_mask_folder", data)
-
-
-def test_the_estimate_of_disk(tmp_path, capfd):
-    make_folder(tmp_path)
-    build.prepare("image_mask_folder", str(tmp_path / "d"), str(tmp_path))
-    assert "an unknown amount" not in capfd.readouterr().err
-    files = list((tmp_path / "d").rglob("*array_record*"))
-    size = sum(file.stat().st_size for file in files)
-    builder = build.tfds_builder("image_mask_folder", str(tmp_path / "e"))
-    builder.manual = epath.Path(tmp_path)
-    estimate = builder.expected_bytes()
-    # Two files of 64 kB blocks; the estimate allows for three.
-    assert size < estimate < 8 * size
+    capfd.readouterr()
+    builder = build.prepare(
+        "image_mask_folder", data, str(tmp_path / "two"), ignore_label="none"
+    )
+    assert builder.info.splits["train"].num_examples == 4
+    assert "is already prepared in" in (error := capfd.readouterr().err)
+    assert "stays as it is; to make it anew, move it away first" in error

@@ -15,10 +15,8 @@ from vt_flax.data.masks import (
 from vt_flax.errors import UserError
 
 # Metadata of the TFDS datasets that this package makes: the classes' names; the class
-# that each becomes in a mirrored image; the dataset that one is a smaller copy of; the
-# number of pixels of each stored value, by split.
+# that each becomes in a mirrored image; the dataset that one is a smaller copy of.
 CLASS_NAMES, MIRRORED, RESIZED_FROM = "class_names", "mirrored", "resized_from"
-MASK_PIXELS = "mask_pixels"
 
 
 class KnownMasks(NamedTuple):

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from vt_flax.data.orientation import PNG_START
+from vt_flax.errors import first_names
 
 # Label of a pixel without a label.
 IGNORE = 255
@@ -55,6 +56,25 @@ def histogram(mask: np.ndarray) -> np.ndarray:
 def values_in(mask: np.ndarray) -> np.ndarray:
     """Returns the values that occur in a uint8 mask, ascending."""
     return np.flatnonzero(histogram(mask))
+
+
+def describe_pixels(pixels: np.ndarray) -> str:
+    """Returns the values that occur with their numbers of pixels, of a histogram."""
+    return first_names(f"{v} ({pixels[v]:,} pixels)" for v in np.flatnonzero(pixels))
+
+
+def absent_classes(
+    pixels: np.ndarray, table: np.ndarray, names: Sequence[str]
+) -> list[str]:
+    """Returns the names of the classes without a pixel.
+
+    Args:
+      pixels: (256,), histogram of stored values.
+      table: (256,), class of each stored value, or 254 or 255.
+      names: of the classes.
+    """
+    present = {*table[np.flatnonzero(pixels)].tolist()}
+    return [name for i, name in enumerate(names) if i not in present]
 
 
 def is_gray_png(encoded: bytes) -> bool:

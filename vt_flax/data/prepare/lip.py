@@ -64,7 +64,7 @@ class Lip(pairs.PairsBuilder):
             for folder in level:
                 if (folder / name).exists():
                     return folder / name
-            level = [one / sub for one in level for sub in list_folder(one).folders]
+            level = [one / sub for one in level for sub in list_folder(one)[0]]
         return self.manual / name
 
 

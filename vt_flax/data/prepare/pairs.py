@@ -20,7 +20,7 @@ from vt_flax.data.masks import (
 from vt_flax.data.orientation import UPRIGHT, orientation_in
 from vt_flax.data.pillow_decoder import decode_with_pillow
 from vt_flax.data.prepare.pair_files import Pair
-from vt_flax.data.prepare.workspace import estimate_bytes, in_threads
+from vt_flax.data.prepare.workspace import in_threads
 from vt_flax.errors import UserError
 
 IMAGE, MASK = "image", "segmentation_label"
@@ -67,13 +67,6 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           ValueError: if it cannot be read.
         """
         return decode_mask(encoded, self.PALETTES, any_gray=True)
-
-    def expected_bytes(self) -> int:
-        """Returns the expected size of the result."""
-        return sum(
-            estimate_bytes(lambda p: p.image.stat().length + p.mask.stat().length, some)
-            for some in self.listing.splits.values()
-        )
 
     def _info(self) -> tfds.core.DatasetInfo:
         return pairs_info(self, homepage=self.HOMEPAGE or None)
