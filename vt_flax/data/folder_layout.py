@@ -46,7 +46,7 @@ class FolderLayout:
         splits = names if self._is_split(ALL) else names - {ALL}
         for name in sorted(splits):
             if not self._is_split(name):
-                raise self._no_split(name, split)
+                raise self._no_split(name)
         self.has_splits = bool(splits)
         self.roots = {name: [path / name] for name in splits}
         if splits != names:
@@ -89,24 +89,17 @@ class FolderLayout:
     def _splits(self) -> list[str]:
         return [folder for folder in self._folders if self._is_split(folder)]
 
-    def _no_split(self, name: str, split: str) -> UserError:
+    def _no_split(self, name: str) -> UserError:
         path, splits = self._path, self._splits()
         named = any(map(SPLIT_NAME.fullmatch, splits))
-        if name in self._folders and (splits or SPLIT_NAME.fullmatch(name)):
-            return UserError(
-                f"split {name!r}: {path / name} has no class folders: expected "
-                f"{path / name}/CLASS/IMAGE, or {path / list_name(name)} with a line "
-                "FILE,CLASS for each image"
-            )
         if len(self._folders) == len(splits) == 1 and not named:
             return self._only_class(splits[0])
-        if splits:
-            classes = "" if named else f"; {ALL!r} reads all folders as classes"
-            hint = classes + nearest(name, splits)
-            return UserError(f"folder:{path} has no split {name!r}{hint}")
+        choice = nearest(name, splits)
+        if not named:
+            choice += f"; {ALL!r}, or a slice such as 'all[:80%]', reads all folders"
         return UserError(
-            f"folder:{path} has no split folders, so its only split is 'all': "
-            f"write 'all', or a slice such as 'all[:80%]', instead of {split!r}"
+            f"folder:{path} has no split {name!r}: expected {path / name}/CLASS/IMAGE, "
+            f"or {path / list_name(name)} with a line FILE,CLASS for each image{choice}"
         )
 
     def _only_class(self, folder: str) -> UserError:

@@ -154,8 +154,8 @@ def _add_root(
     Returns:
       The class names, and notes on files that are left out.
     """
-    classes, others = list_folder(root)
-    loose = list(filter(is_image, others))
+    classes, names = list_folder(root)
+    loose = list(filter(is_image, names))
     if loose and not classes:
         classes, labels, notes = read_labels(root, loose)
         files.add(root, list(labels), labels.values())
@@ -168,16 +168,14 @@ def _add_root(
             f"{root}/CLASS/IMAGE, or {root}/SPLIT/CLASS/IMAGE under the name "
             f"folder:{root}"
         )
-    start, empty = len(files), []
-    left_out, suffixes = 0, set()
+    start, empty, others = len(files), [], []
     for label, name in enumerate(classes):
         before = len(files)
         for folder, names in walk(root / name):
             images = list(filter(is_image, names))
             files.add(folder, images, [label] * len(images))
             if len(images) < len(names):
-                left_out += len(names) - len(images)
-                suffixes |= {_suffix(file) for file in set(names).difference(images)}
+                others += [file for file in names if not is_image(file)]
         if len(files) == before:
             empty.append(name)
     if len(files) == start:
@@ -196,13 +194,10 @@ def _add_root(
         notes.append(
             f"{root}: images left out beside the class folders: {len(loose):,}"
         )
-    if left_out:
+    if others:
+        suffixes = {os.path.splitext(name)[1].lower() or "none" for name in others}
         notes.append(
-            f"{root}: files left out that have no suffix of an image: {left_out:,} "
+            f"{root}: files left out that have no suffix of an image: {len(others):,} "
             f"({first_names(sorted(suffixes))})"
         )
     return tuple(classes), notes
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower() or "none"

@@ -89,8 +89,8 @@ def tfds_builder(name: str, data_dir: str = "") -> Any:
     """Returns the builder of a TFDS dataset, prepared or not.
 
     Args:
-      name: a TFDS dataset, as in `cifar10` or `imagenet2012:5.*.*`.
-      data_dir: folder of the TFDS datasets; empty for TFDS's default.
+      name: of the dataset, as for `open_source`.
+      data_dir: folder or bucket of the TFDS datasets; empty for TFDS's default.
 
     Raises:
       UserError: if TFDS knows no such dataset, version or configuration, or the folder
@@ -162,14 +162,13 @@ def _unknown(name: str, where: str, error: Exception) -> UserError:
     """Returns the error for a dataset that TFDS cannot open, with a hint."""
     import tensorflow_datasets as tfds
 
-    if in_bucket(name) or name.startswith(("/", ".", "~")) or os.path.isdir(name):
-        hint = f"; for images in class folders write folder:{name}"
-    elif isinstance(error, tfds.core.registered.DatasetNotFoundError):
-        hint = nearest(name, tfds.list_builders(with_community_datasets=False))
-        if "did you mean" not in hint:
-            hint = "; for images in class folders write folder:PATH"
-    else:
+    is_path = in_bucket(name) or name.startswith(("/", ".", "~")) or os.path.isdir(name)
+    if not is_path and not isinstance(error, tfds.core.registered.DatasetNotFoundError):
         return UserError(f"dataset {name!r}{where}: {first_line(error)}")
+    hint = nearest(name, tfds.list_builders(with_community_datasets=False))
+    if is_path or "did you mean" not in hint:
+        path = name if is_path else "PATH"
+        hint = f"; for images in class folders write folder:{path}"
     return UserError(
         f"dataset {name!r} is not known to TFDS, nor prepared{where}{hint}"
     )

@@ -134,11 +134,6 @@ def _user_error(
     again = errors.UnavailableError, errors.AbortedError, errors.DeadlineExceededError
     if isinstance(error, again) or "libcurl" in message:
         return _unreachable(path, message)
-    if isinstance(error, (errors.PermissionDeniedError, errors.UnauthenticatedError)):
-        return UserError(
-            f"{path}: no permission to read it; log in by `gcloud auth "
-            f"application-default login` ({message})"
-        )
     return UserError(f"{path}: cannot be read ({message})")
 
 
