@@ -147,7 +147,7 @@ def test_features_of_segmentation(folder):
         images = [one.image for one in source.read(range(len(source)))]
         assert sorted(images) == sorted(filled(i, green, 0) for i in range(COUNT + 4))
     assert opened(image_feature="closeup").identity() != opened().identity()
-    with pytest.raises(UserError, match="'clos': .*no images of three.*mean closeup"):
+    with pytest.raises(UserError, match="image_feature 'clos' must name .*closeup"):
         opened(image_feature="clos")
 
 

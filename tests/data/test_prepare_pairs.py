@@ -77,7 +77,7 @@ def test_ade20k_names_that_are_not_150(tmp_path):
     with pytest.raises(UserError, match="objectInfo150.txt: expected .* 150 lines"):
         build.prepare("ade20k", str(tmp_path / "data"), str(tmp_path))
     path.unlink()
-    with pytest.raises(UserError, match="objectInfo150.txt: cannot be read"):
+    with pytest.raises(UserError, match="objectInfo150.txt is not there; wanted"):
         build.prepare("ade20k", str(tmp_path / "data"), str(tmp_path))
 
 

@@ -242,7 +242,7 @@ def test_a_number_of_classes(plain):
 
 
 def test_a_number_of_classes_is_needed(plain):
-    with pytest.raises(UserError, match="'roads' does not say how many classes"):
+    with pytest.raises(UserError, match="'roads' has an unknown number of classes"):
         TFDSPairs(plain[0], "roads", "train")
 
 

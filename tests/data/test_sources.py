@@ -238,7 +238,7 @@ def test_an_unknown_split_of_a_split_folder(split):
 
 
 def test_a_flat_folder_has_one_split(flat):
-    with pytest.raises(UserError, match=r"only split is 'all'.*'train\[:9\]'"):
+    with pytest.raises(UserError, match=r"no split 'train': .*or 'all\[:80%\]'"):
         open_source(f"folder:{flat}", "train[:9]")
 
 

@@ -5,11 +5,9 @@ gives for the answers of a server.
 """
 
 import contextlib
-import http.server
 import os
 import shutil
 import sys
-import threading
 
 import pytest
 import tensorflow as tf
@@ -66,7 +64,6 @@ def bucket(monkeypatch):
         def fail(*_, **__):
             raise error
 
-        monkeypatch.setattr(storage, "_check_connection", lambda path: None)
         for name in ("stat", "exists", "listdir", "glob", "GFile"):
             monkeypatch.setattr(tf.io.gfile, name, fail)
 
@@ -132,7 +129,6 @@ def test_a_folder_that_is_not_in_a_bucket(bucket):
 @pytest.mark.parametrize("name", ["mnist", "digits"])
 def test_a_dataset_in_a_bucket_is_prepared_elsewhere(name, monkeypatch):
     """`prepare_data` refuses buckets, so it is not advised for one."""
-    monkeypatch.setattr(storage, "_check_connection", lambda path: None)
     folder = type("Status", (), {"is_directory": True})
     monkeypatch.setattr(tf.io.gfile, "stat", lambda _: folder)
     for method, found in (("exists", False), ("isdir", False), ("glob", [])):
@@ -153,31 +149,6 @@ def test_another_kind_of_storage():
         for name in (f"folder:{place}", "mnist"):
             with pytest.raises(UserError, match=f"^{place}: data is read from local"):
                 open_source(name, "train", place)
-
-
-class Refusing(http.server.BaseHTTPRequestHandler):
-    """A proxy that lets nobody through."""
-
-    def do_CONNECT(self):  # noqa: N802
-        self.send_error(403, "Not allowed")
-
-    def log_message(self, *_):
-        pass
-
-
-def test_without_a_network_a_start_ends_at_once(monkeypatch):
-    """Before TensorFlow's client tries ten times, for minutes."""
-    monkeypatch.setattr(tf.io.gfile, "stat", lambda _: pytest.fail("asked TensorFlow"))
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
-        threading.Thread(target=server.handle_request).start()
-        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(UnreachableError, match="^gs://b/x: .*403 Not allowed"):
-            is_folder("gs://b/x")
-    # Nobody listens there any more.
-    with pytest.raises(UnreachableError, match="^gs://b/x: .*refused"):
-        is_folder("gs://b/x")
 
 
 def test_local_places(tmp_path):

@@ -21,12 +21,11 @@ COLOR_TYPES = {0: "gray", 2: "RGB", 3: "palette", 4: "gray+alpha", 6: "RGBA"}
 GRAY, RGB, PALETTE = 0, 2, 3
 
 EXPECTED = "a mask must be a gray PNG of class indices in 8 bits"
-PALETTE_ADVICE = (
-    "if the indices into its palette are the labels, "
-    "`Image.fromarray(np.asarray(Image.open(f))).save(f)` (Pillow) makes it gray; "
-    "otherwise give each color its class index first"
+ADVICE = (
+    "give each color its class index and save that as a gray PNG; where the indices "
+    "into a palette are the labels, `Image.fromarray(np.asarray(Image.open(f)))"
+    ".save(f)` (Pillow) does it"
 )
-ADVICE = "give each color its class index and save that as a gray PNG"
 
 
 def label_table(label_map: Sequence[int]) -> np.ndarray:
@@ -109,8 +108,7 @@ def decode_mask(
     accepted = any_gray and (color == GRAY or color != PALETTE and depth == 8)
     if not (is_gray_png(encoded) or accepted or palettes and color == PALETTE):
         raise ValueError(
-            f"{EXPECTED}, this one is {COLOR_TYPES.get(color)}, {depth} bits: "
-            f"{PALETTE_ADVICE if color == PALETTE else ADVICE}"
+            f"{EXPECTED}, this one is {COLOR_TYPES.get(color)}, {depth} bits: {ADVICE}"
         )
     try:
         with Image.open(io.BytesIO(encoded)) as image:

@@ -107,8 +107,7 @@ class RandomAccessSource(Source):
         """Returns a name of an example for messages."""
         return f"{self.name}, example {index}"
 
-    # The pipeline reads by these two. Records go from the storage to TensorFlow as they
-    # are, where that is faster than to parse them in Python.
+    # The pipeline reads by these two: TensorFlow parses records faster than Python.
 
     def fetch(self, indices: Sequence[int]) -> Records:
         """Returns records, classes where these are apart, and orientations."""

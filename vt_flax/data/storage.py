@@ -6,9 +6,6 @@ TensorFlow reads buckets, and raises errors of its own, which are no `OSError`.
 import contextlib
 import os
 import re
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 
 from etils import epath
@@ -16,9 +13,6 @@ from etils import epath
 from vt_flax.data.host import tensorflow
 from vt_flax.errors import UserError, first_line
 from vt_flax.paths import in_bucket, typed_path
-
-CLOUD = "https://storage.googleapis.com"
-CONNECT_SECONDS = 20
 
 
 class UnreachableError(UserError):
@@ -53,7 +47,6 @@ def is_folder(path: str | os.PathLike) -> bool:
             except FileNotFoundError:
                 return False
             return True
-        _check_connection(path)
         tf = tensorflow()
         try:
             status = tf.io.gfile.stat(path)
@@ -64,20 +57,6 @@ def is_folder(path: str | os.PathLike) -> bool:
         if not status.is_directory:
             raise NotADirectoryError(20, "Not a directory", path)
         return True
-
-
-def _check_connection(path: str) -> None:
-    """Checks that buckets are in reach, for which TensorFlow would try for minutes."""
-    request = urllib.request.Request(CLOUD, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
-    except urllib.error.HTTPError:
-        pass  # a response all the same
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        # TensorFlow may know other certificates.
-        if not isinstance(reason, ssl.SSLError):
-            raise _unreachable(path, str(reason)) from error
 
 
 def read_file(path: str) -> bytes:
@@ -133,14 +112,10 @@ def _user_error(
     message = " ".join(message.split())[:300]
     again = errors.UnavailableError, errors.AbortedError, errors.DeadlineExceededError
     if isinstance(error, again) or "libcurl" in message:
-        return _unreachable(path, message)
+        return UnreachableError(
+            f"{path}: the network or the storage cannot be reached ({message})"
+        )
     return UserError(f"{path}: cannot be read ({message})")
-
-
-def _unreachable(path: str | os.PathLike, reason: str) -> UnreachableError:
-    return UnreachableError(
-        f"{path}: the network or the storage cannot be reached ({reason})"
-    )
 
 
 def how_to_prepare(name: str, data_dir: str | os.PathLike) -> str:

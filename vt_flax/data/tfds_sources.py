@@ -78,7 +78,7 @@ class _TFDSSplit(Source):
     Args:
       builder: of a prepared dataset, from `sources.prepared_builder`.
       name: of the dataset, as the user wrote it.
-      split: of the dataset, in the syntax of TFDS.
+      split: in the syntax of TFDS.
       keys: the features that hold image and label.
 
     Raises:
@@ -96,7 +96,7 @@ class _TFDSSplit(Source):
             raise UserError(f"split {split!r} of dataset {name!r}: {error}") from error
         if not len(self):
             raise UserError(f"split {split!r} of dataset {name!r} is empty")
-        # Which examples of which file, in order.
+        # In order, each with its number of examples.
         self._files = builder.info.splits[split].file_instructions
         folder = epath.Path(builder.data_path)
         with storage_errors(folder):

@@ -11,7 +11,6 @@ from tensorflow_datasets.core.file_adapters import FileFormat
 from vt_flax.data.mask_classes import CLASS_NAMES
 from vt_flax.data.prepare.archives import check_archives
 from vt_flax.data.prepare.image_mask_folder import ImageMaskFolder
-from vt_flax.data.prepare.pairs import PairsBuilder
 from vt_flax.data.prepare.resize import Resized
 from vt_flax.data.prepare.workspace import (
     errors_in_one_line,
@@ -20,7 +19,7 @@ from vt_flax.data.prepare.workspace import (
     say,
 )
 from vt_flax.data.sources import FOLDER_PREFIX, tfds_builder
-from vt_flax.data.storage import is_folder, storage_path
+from vt_flax.data.storage import storage_path
 from vt_flax.data.tfds_sources import data_dir_of
 from vt_flax.errors import UserError
 
@@ -58,18 +57,9 @@ def prepare(
         raise UserError(
             f"--ignore_label {ignore_label} is for image_mask_folder, not for {name}"
         )
-    manual = storage_path(manual_dir or pathlib.Path(data_dir, "downloads", "manual"))
-    if is_ready(builder, name):
-        return builder
-    wanted = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
-    if (manual_dir or wanted) and not (is_folder(manual) and any(manual.iterdir())):
-        raise UserError(
-            f"--manual_dir {manual} is not there, or empty"
-            + (f"; {builder.name} needs it: {wanted}" if wanted else "")
-        )
-    if isinstance(builder, PairsBuilder):
-        builder.manual = manual
-    _build(builder, manual, checksums)
+    if not is_ready(builder, name):
+        manual = manual_dir or pathlib.Path(data_dir, "downloads", "manual")
+        _build(builder, storage_path(manual), checksums)
     return builder
 
 

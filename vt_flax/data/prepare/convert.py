@@ -21,7 +21,7 @@ from vt_flax.data.prepare.workspace import (
     remove_leftovers,
     say,
 )
-from vt_flax.data.sources import tfds_builder
+from vt_flax.data.sources import prepared_builder, tfds_builder
 from vt_flax.data.tfds_sources import data_dir_of
 from vt_flax.errors import UserError
 
@@ -41,17 +41,10 @@ def convert(name: str, data_dir: str, out_dir: str = "") -> DatasetBuilder:
     Raises:
       UserError: if the dataset is not there or is damaged.
     """
-    source = tfds_builder(name, data_dir)
-    if not source.is_prepared():
-        raise UserError(
-            f"dataset {name!r} is not in {source.data_path}: there is nothing to "
-            f"convert; `python -m vt_flax.prepare_data {name} --data_dir "
-            f"{data_dir_of(source)}` builds it"
-        )
+    source = prepared_builder(name, data_dir)
     folder = pathlib.Path(source.data_path)
-    target = pathlib.Path(out_dir or data_dir_of(source), source.info.full_name)
-    if target.resolve() == folder.resolve():
-        out_dir, target = data_dir, folder
+    out_dir = out_dir or str(data_dir_of(source))
+    target = pathlib.Path(out_dir, source.info.full_name)
     if (target / DATASET_INFO_FILENAME).exists():
         done = tfds_builder(name, out_dir)
         if FORMAT in done.info.available_file_formats():
@@ -106,7 +99,7 @@ def _convert_file(
 def _write_description(folder: pathlib.Path, target: pathlib.Path) -> None:
     """Lists the converted files in the dataset's description."""
     proto = dataset_info.read_proto_from_builder_dir(folder)
-    if target == folder:
+    if target.samefile(folder):
         proto.alternative_file_formats.append(FORMAT.value)
     else:
         proto.file_format = FORMAT.value

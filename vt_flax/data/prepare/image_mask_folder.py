@@ -1,6 +1,5 @@
 """A user's own images and masks, in two folders, as a TFDS dataset."""
 
-import functools
 import re
 from collections.abc import Sequence
 
@@ -58,14 +57,11 @@ class ImageMaskFolder(pairs.PairsBuilder):
 
     ignore_label = ""
 
-    @functools.cached_property
-    def listing(self) -> pairs.Listing:
-        """The images and masks, with the class of each value that occurs."""
-        images, masks = (
-            self.folder(self.manual / kind) for kind in ("images", "masks")
-        )
+    def list_pairs(self, manual: epath.Path) -> pairs.Listing:
+        """Returns the images and masks, with the class of each value that occurs."""
+        images, masks = manual / "images", manual / "masks"
         splits = split_up(images, pair_files.pair_up(images, masks))
-        path = self.manual / "classes.txt"
+        path = manual / "classes.txt"
         given = pair_files.read_lines(path) if path.exists() else []
         if given and ("" in given or len({*given}) < len(given)):
             raise UserError(f"{path}: a name is empty or there twice; write one a line")

@@ -1,6 +1,5 @@
 """Look into Person, single persons parsed into 20 classes, as a TFDS dataset."""
 
-import functools
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
@@ -42,30 +41,30 @@ class Lip(pairs.PairsBuilder):
     lists may lie elsewhere in the manual folder, up to four folders down
     """
 
-    @functools.cached_property
-    def listing(self) -> pairs.Listing:
-        """The images and masks of the unpacked archives, wherever their folders lie."""
+    def list_pairs(self, manual: epath.Path) -> pairs.Listing:
+        """Returns the content of the unpacked archives, wherever their folders lie."""
         splits = {}
         for split, short in SPLITS.items():
             splits[split] = pair_files.pair_up(
-                self.folder(self._find(f"{short}_images")),
-                self.folder(self._find(f"{short}_segmentations")),
+                find(manual, f"{short}_images"),
+                find(manual, f"{short}_segmentations"),
             )
-            names = self._find(f"{short}_id.txt")
+            names = find(manual, f"{short}_id.txt")
             if names.exists():
                 splits[split] = listed(splits[split], names)
         mirrored = [*range(14), 15, 14, 17, 16, 19, 18]
         return pairs.Listing(splits, CLASS_NAMES, metadata={MIRRORED: mirrored})
 
-    def _find(self, name: str) -> epath.Path:
-        """Returns the highest file or folder of a name, or where it should be."""
-        level = [self.manual]
-        for _ in range(MAX_DEPTH):
-            for folder in level:
-                if (folder / name).exists():
-                    return folder / name
-            level = [one / sub for one in level for sub in list_folder(one)[0]]
-        return self.manual / name
+
+def find(manual: epath.Path, name: str) -> epath.Path:
+    """Returns the highest file or folder of a name, or where it should be."""
+    level = [manual]
+    for _ in range(MAX_DEPTH):
+        for folder in level:
+            if (folder / name).exists():
+                return folder / name
+        level = [folder / inner for folder in level for inner in list_folder(folder)[0]]
+    return manual / name
 
 
 def listed(found: Sequence[pair_files.Pair], path: epath.Path) -> list[pair_files.Pair]:

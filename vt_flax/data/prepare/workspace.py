@@ -62,5 +62,5 @@ def errors_in_one_line(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:500]
+        reason = " ".join(str(error).split())[:1500]
         raise UserError(f"{what}: {type(error).__name__}: {reason}") from error
