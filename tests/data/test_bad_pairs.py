@@ -293,7 +293,7 @@ def test_a_list_of_classes_that_is_no_text(tree):
     [
         ("image_mask_folder", "images is not there; wanted is: images/SPLIT/NAME.jpg"),
         ("lip", "train_images is not there; wanted is: what TrainVal_images.zip"),
-        ("ade20k", "ADEChallengeData2016 is not there; wanted is: the folder ADE"),
+        ("ade20k", "training is not there; wanted is: the folder ADE"),
         ("coco_stuff", "train2017 is not there; wanted is: train2017"),
         ("coco_stuff/stuff171", "train2017 is not there; wanted is: train2017"),
     ],

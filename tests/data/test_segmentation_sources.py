@@ -242,7 +242,7 @@ def test_a_number_of_classes(plain):
 
 
 def test_a_number_of_classes_is_needed(plain):
-    with pytest.raises(UserError, match="'roads' has an unknown number of classes"):
+    with pytest.raises(UserError, match="'roads' has no known classes"):
         TFDSPairs(plain[0], "roads", "train")
 
 
@@ -295,7 +295,7 @@ def test_label_maps(plain):
         ((0, 1, 3), 0, "no value becomes class 2"),
         ((0, 1, 2), 2, "below 2. or 255 for no label, not 2"),
         ((0, 0), 0, "has 1 classes; possible are 2"),
-        ((255, 255), 0, "has 0 classes; possible are 2"),
+        ((255, 255), 0, "has no known classes; possible are 2"),
         ((0, 1) * 129, 0, "at most 256 entries, .*, not 258 entries"),
     ],
 )

@@ -93,7 +93,7 @@ def test_measured_figures_are_those_of_the_benchmarks():
 
 def test_the_room_for_imagenet_is_what_is_asked_for():
     """By the help and by the page; the smaller copy takes alike in both."""
-    # array_record adds at most 2 % to the archives, which round each image up to 512 bytes.
+    # Archives round each image up to 512 bytes; array_record adds at most 2 %.
     asked = sum(size for size, _ in ARCHIVES.values()) * 1.02
     page = re.sub(r"\s+", " ", (ROOT / "docs" / "data.md").read_text())
     (built,) = re.findall(r"about (\d+) GB beside the archives", page)

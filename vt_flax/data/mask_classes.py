@@ -153,9 +153,9 @@ def find_classes(
     count = len(classes.names)
     if num_classes not in (0, count) or not 2 <= count <= MAX_CLASSES:
         raise UserError(
-            f"dataset {name!r} has {count or 'an unknown number of'} classes; possible "
-            f"are 2 to {MAX_CLASSES}, and model.num_classes ({num_classes}) must be "
-            "that, or 0 where it is known: a segmentation.label_map changes the classes"
+            f"dataset {name!r} has {count or 'no known'} classes; possible are 2 to "
+            f"{MAX_CLASSES}, and model.num_classes ({num_classes}) must be that, or 0 "
+            "where it is known: a segmentation.label_map changes the classes"
         )
     return classes
 

@@ -133,29 +133,36 @@ def prepared_builder(name: str, data_dir: str = "") -> Any:
       UserError: if the dataset is not known, or not prepared.
     """
     builder = tfds_builder(name, data_dir)
-    with storage_errors(builder.data_path):
-        if not builder.is_prepared():
-            _prepare_embedded(builder, name)
-    return builder
-
-
-def _prepare_embedded(builder: Any, name: str) -> None:
-    import tensorflow_datasets as tfds
-
+    if is_prepared(builder):
+        return builder
     if builder.name not in EMBEDDED or in_bucket(builder.data_path):
         raise UserError(
             f"dataset {name!r} is not prepared in {builder.data_path}: "
             f"{how_to_prepare(name, data_dir_of(builder))}, or set data_dir"
         )
-    if builder.data_path.exists():
-        raise UserError(
-            f"{builder.data_path} is there but holds no finished dataset: move it "
-            "away and run again"
-        )
+    import tensorflow_datasets as tfds
+
     tfds.disable_progress_bar()
     # A command's standard output is its result alone.
-    with contextlib.redirect_stdout(sys.stderr):
+    with storage_errors(builder.data_path), contextlib.redirect_stdout(sys.stderr):
         builder.download_and_prepare(file_format="array_record")
+    return builder
+
+
+def is_prepared(builder: Any) -> bool:
+    """Returns whether a TFDS dataset is there, in any format.
+
+    Raises:
+      UserError: if it is there in part, or something else is in its folder.
+    """
+    with storage_errors(builder.data_path):
+        prepared = builder.is_prepared()
+        if not prepared and builder.data_path.exists():
+            raise UserError(
+                f"{builder.data_path} is there but holds no finished dataset: move it "
+                "away and run again"
+            )
+        return prepared
 
 
 def _unknown(name: str, where: str, error: Exception) -> UserError:

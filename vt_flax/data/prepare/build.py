@@ -18,7 +18,7 @@ from vt_flax.data.prepare.workspace import (
     remove_leftovers,
     say,
 )
-from vt_flax.data.sources import FOLDER_PREFIX, tfds_builder
+from vt_flax.data.sources import FOLDER_PREFIX, is_prepared, tfds_builder
 from vt_flax.data.storage import storage_path
 from vt_flax.data.tfds_sources import data_dir_of
 from vt_flax.errors import UserError
@@ -97,12 +97,7 @@ def is_ready(builder: DatasetBuilder, name: str) -> bool:
     Raises:
       UserError: if it is there in another format or in part.
     """
-    if not builder.is_prepared():
-        if builder.data_path.exists():
-            raise UserError(
-                f"{builder.data_path} is there but holds no finished dataset: move it "
-                "away and run again"
-            )
+    if not is_prepared(builder):
         return False
     if FORMAT not in builder.info.available_file_formats():
         raise UserError(
