@@ -155,6 +155,15 @@ def test_a_note_names_values_with_counts_and_classes_without_a_pixel(folder):
     assert note == f"note: train: 3 classes; the masks have {counts}"
 
 
+def test_notes_name_the_split_without_a_class(folder):
+    folder.write([0, 1, 2], "abc", split="train").write([0, 2], split="val")
+    _, (train, val) = folder.prepare()
+    assert train.startswith("note: train: 3 classes;") and "no pixel" not in train
+    assert val.startswith("note: val: 3 classes;") and val.endswith(
+        ", and no pixel of b"
+    )
+
+
 def as_rgb(labels):
     return Image.merge("RGB", [Image.fromarray(labels)] * 3)
 

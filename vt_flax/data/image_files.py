@@ -45,12 +45,7 @@ def is_hidden(name: str) -> bool:
 
 
 def list_folder(folder: epath.PathLike) -> tuple[list[str], list[str]]:
-    """Returns the names of the folders and of the files in a folder, sorted.
-
-    Raises:
-      OSError: if the folder cannot be read.
-      tf.errors.OpError: likewise, in a bucket.
-    """
+    """Returns the names of the folders and of the files in a folder, sorted."""
     entries = sorted(scan_folder(folder))
     return (
         [name for name, is_folder in entries if is_folder],

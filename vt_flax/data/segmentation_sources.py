@@ -24,15 +24,9 @@ class TFDSPairs(TFDSSource):
     """A split of a TFDS dataset of images and masks, in array_record.
 
     Args:
-      builder: of a prepared dataset, from `sources.prepared_builder`.
-      name: of the dataset, as the user wrote it.
-      split: of the dataset, in the syntax of TFDS.
-      mask_feature: the feature that holds the masks; empty for the only one.
-      label_map: class of each stored value, or 255, which means no label; empty for
-        what is known of the dataset.
-      num_classes: number of classes; 0 for what is known.
-      image_feature: the feature that holds the images; empty for `image`, or the only
-        one.
+      builder, name, split: see `TFDSSource`.
+      mask_feature, image_feature: see `mask_classes.find_features`.
+      label_map, num_classes: see `mask_classes.find_classes`.
 
     Attributes:
       label_map: (256,), uint8: class of each stored value, 255 for no label, 254 for

@@ -19,17 +19,11 @@ Records = tuple[list[bytes], list[int], list[int]]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One stored example.
+    """One stored example."""
 
-    Attributes:
-      image: the encoded file.
-      label: class index from 0, or an encoded mask.
-      orientation: EXIF orientation by which the stored image is to be turned.
-    """
-
-    image: bytes
-    label: int | bytes
-    orientation: int = UPRIGHT
+    image: bytes  # the encoded file
+    label: int | bytes  # class index from 0, or an encoded mask
+    orientation: int = UPRIGHT  # EXIF orientation by which the image is to be turned
 
 
 class Source(abc.ABC):
@@ -80,11 +74,7 @@ class Source(abc.ABC):
         return (labels >= 0) & (labels < len(self.class_names))
 
     def check_label(self, label: int, example: str) -> None:
-        """Checks that a label is a class.
-
-        Raises:
-          UserError: if it is not; names the example.
-        """
+        """Raises `UserError`, which names the example, if a label is no class."""
         if not self.are_classes(np.asarray(label)):
             raise UserError(
                 f"{example}: label {label} is outside the {len(self.class_names)} "

@@ -39,11 +39,7 @@ def class_features(
 ) -> tuple[str, str]:
     """Returns the features of a TFDS dataset that hold images and class labels.
 
-    Args:
-      builder: of the dataset, prepared or not.
-      name: of the dataset, as the user wrote it.
-      image_feature: the user's choice; empty for the dataset's default.
-      label_feature: likewise.
+    They are those given or, if empty, the dataset's default.
 
     Raises:
       UserError: if there is no such feature, or it is of another kind.
@@ -78,7 +74,7 @@ class _TFDSSplit(Source):
     Args:
       builder: of a prepared dataset, from `sources.prepared_builder`.
       name: of the dataset, as the user wrote it.
-      split: in the syntax of TFDS.
+      split: as for `sources.open_source`.
       keys: the features that hold image and label.
 
     Raises:
