@@ -79,16 +79,14 @@ def _build(
     builder: DatasetBuilder, manual: epath.Path | None = None, checksums: bool = False
 ) -> None:
     folder = pathlib.Path(builder.data_path)
-    with (
-        errors_in_one_line(f"building {builder.info.full_name}"),
-        exclusive(folder.parent),
-    ):
-        remove_leftovers(folder.parent, f"??????_{folder.name}")
+    with errors_in_one_line(f"building {builder.info.full_name}"):
         if builder.name == IMAGENET:
             check_archives(manual, checksums)
-        builder.download_and_prepare(
-            file_format=FORMAT, download_config=DownloadConfig(manual_dir=manual)
-        )
+        with exclusive(folder.parent):
+            remove_leftovers(folder.parent, f"??????_{folder.name}")
+            builder.download_and_prepare(
+                file_format=FORMAT, download_config=DownloadConfig(manual_dir=manual)
+            )
 
 
 def is_ready(builder: DatasetBuilder, name: str) -> bool:
