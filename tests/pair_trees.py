@@ -76,23 +76,17 @@ def assert_same(
         np.testing.assert_array_equal(found[image], labels)
 
 
-def make_lip(
-    root: pathlib.Path,
-    images: str = "TrainVal_images",
-    masks: str = "TrainVal_parsing_annotations",
-) -> dict[str, dict[bytes, np.ndarray]]:
+def make_lip(root: pathlib.Path) -> dict[str, dict[bytes, np.ndarray]]:
     """Writes LIP's folders; returns each split's labels by the image's file."""
     expected = {split: {} for split in SPLITS}
     for split, count in SPLITS.items():
         short = {"train": "train", "validation": "val"}[split]
-        names = [f"{i}_{1000 + i}" for i in range(count)]
-        for i, name in enumerate(names):
-            file = root / images / f"{short}_images" / f"{name}.jpg"
+        for i in range(count):
+            name = f"{i}_{1000 + i}"
+            file = root / f"TrainVal_images/{short}_images/{name}.jpg"
             image = write(file, draw_image(10 * count + i, 20, 45))
             labels = draw_labels(i, 20, 45, [*range(20), 255] if i else [0, 14, 15])
-            file = root / masks / f"{short}_segmentations" / f"{name}.png"
-            write(file, with_palette(labels) if i % 2 else labels)
+            folder = root / "TrainVal_parsing_annotations" / f"{short}_segmentations"
+            write(folder / f"{name}.png", with_palette(labels) if i % 2 else labels)
             expected[split][image] = labels
-        listed = "".join(f"{name}\n" for name in names)
-        (root / images / f"{short}_id.txt").write_text(listed)
     return expected

@@ -6,9 +6,9 @@ import types
 import pytest
 from PIL import Image
 
-from vt_flax.data import storage
 from vt_flax.data.folders import FolderSource
 from vt_flax.data.sources import open_source
+from vt_flax.data.split_check import check_splits, split_notes
 from vt_flax.errors import UserError
 
 
@@ -56,7 +56,7 @@ def test_any_folder_of_class_folders_is_a_split_if_named(tmp_path, names):
     assert [*opened(tmp_path)] == [one, other]
     (note,) = notes(tmp_path)
     assert f"{one}, {other} are read as classes" in note and f"such as '{one}'" in note
-    with pytest.raises(UserError, match=f"no split 'tr'; 'all' reads all fold.*{one}"):
+    with pytest.raises(UserError, match=f"no split 'tr': .*{one}.*; .* write 'all'"):
         opened(tmp_path, "tr")
 
 
@@ -126,24 +126,19 @@ def test_a_resumed_run_notices_another_order(tmp_path):
         (
             "train/1.jpg test/2.jpg",
             "train",
-            "train has no class folders: expected .*/tr",
+            "no split 'train': expected .*/train/CLASS/IMAGE, or .*/train.csv with",
         ),
-        ("train/a/1.jpg train/b/1.jpg test/2.jpg", "test", "test has no class folders"),
+        (
+            "train/a/1.jpg train/b/1.jpg test/2.jpg",
+            "test",
+            "no split 'test': expected .*/test/CLASS/IMAGE",
+        ),
         (
             "train/a/1.jpg train/b/1.jpg test/2.jpg",
             "all",
             "look like splits .train. are beside .*.test.: name",
         ),
         ("data/train/1.jpg data/val/2.jpg", "data", "data: train, val are no names of"),
-        # One folder around all.
-        *(
-            (files, split, f"holds one folder, {folder}.*: write folder:.*/{folder} if")
-            for files, folder, split in (
-                ("data/train/a/1.jpg data/val/a/2.jpg", "data", "train"),
-                ("photos/a/1.jpg photos/b/1.jpg", "photos", "train"),
-                ("photos/a/1.jpg photos/b/1.jpg", "photos", "all"),
-            )
-        ),
         # Images that no class folder holds.
         ("1.jpg 2.jpg", "all", "no images in class folders of .*, but 2 beside them"),
         (
@@ -151,10 +146,9 @@ def test_a_resumed_run_notices_another_order(tmp_path):
             "train",
             "no images in class folders of .*/train, but 1 bes",
         ),
-        ("a/1.jpg b/1.heic", "all", "no images in .*b, which would be a class"),
         # Class folders with folders are no splits where images lie beside these.
-        ("a/1.jpg a/more/2.jpg b/1.jpg", "train", "only split is 'all'"),
-        ("a/1.jpg a/more/2.jpg b/1.jpg", "a", "only split is 'all'"),
+        ("a/1.jpg a/more/2.jpg b/1.jpg", "train", "no split '.*write 'all' or 'all"),
+        ("a/1.jpg a/more/2.jpg b/1.jpg", "a", "no split '.*write 'all' or 'all"),
         ("train/a/1.jpg val/b/1.jpg", "train+val", "different classes .a, b.: give"),
     ],
 )
@@ -168,6 +162,20 @@ def test_one_nested_folder_makes_no_splits(tmp_path):
     make(tmp_path, "cat/more/1.jpg", "cat/most/2.jpg", "dog/3.jpg", "eel/4.jpg")
     assert [*map(len, opened(tmp_path).values())] == [2, 1, 1]
     assert notes(tmp_path) == []
+
+
+def test_a_class_without_images_and_one_folder_around_all_are_noted(tmp_path):
+    make(tmp_path / "one", "a/1.jpg", "b/1.heic", "c/2.jpg")
+    source = open_source(f"folder:{tmp_path}/one", "all")
+    assert source.class_names == ("a", "b", "c")
+    assert split_notes(source) == [
+        f"{source.name} has no images of 1 of the 3 classes: b"
+    ]
+    make(tmp_path / "two", "photos/a/1.jpg", "photos/b/1.jpg")
+    source = open_source(f"folder:{tmp_path}/two", "all")
+    assert "photos are read as classes" in source.notes[0]
+    with pytest.raises(UserError, match="has one class, 'photos'"):
+        check_splits(source, source)
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path):
@@ -283,7 +291,6 @@ def test_a_bucket_is_listed_without_a_request_for_each_file(monkeypatch):
         folder = any(p.startswith(f"{path.rstrip('/')}/") for p in paths)
         return types.SimpleNamespace(is_directory=folder)
 
-    monkeypatch.setattr(storage, "_check_connection", lambda path: None)
     monkeypatch.setattr(tf.io.gfile, "listdir", listdir)
     monkeypatch.setattr(tf.io.gfile, "stat", stat)
     source = open_source("folder:gs://b/d", "train")

@@ -82,7 +82,7 @@ def test_what_a_list_and_its_folder_lack_is_noted(tmp_path):
         (b"1,a\n2,b\n1,b\n", "val.csv, line 3: 1 has two classes"),
         (b"1,a\n2,\xff\n", "val.csv: not a list in CSV "),
         (b'1,a\n2,"\n' + b"x" * 200_000, "val.csv: not a list in CSV "),
-        (None, "val has no class folders: expected .*, or .*/val.csv with a line FILE"),
+        (None, "no split 'val': expected .*, or .*/val.csv with a line FILE"),
     ],
 )
 def test_lists_that_are_refused(tmp_path, text, message):

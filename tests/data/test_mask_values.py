@@ -95,15 +95,9 @@ def test_classes_of_values(folder, values, names, ignore_label, classes):
         stored("image_mask_folder", str(folder.root / "data"), "train"), expected
     )
     count = len(names) or len({*classes.values()} - {255})
-    metadata = builder.info.metadata
-    assert metadata["class_names"] == (
+    assert builder.info.metadata["class_names"] == (
         list(names) or [f"class {i}" for i in range(count)]
     )
-    labels = np.concatenate([mask.ravel() for mask in expected.values()])
-    found, pixels = np.unique(labels, return_counts=True)
-    counts = {str(v): n for v, n in zip(found.tolist(), pixels.tolist(), strict=True)}
-    assert metadata["mask_pixels"] == {"train": counts}
-    assert metadata["ignore_label"] == (ignore_label or "255")
 
 
 @pytest.mark.parametrize(
@@ -152,13 +146,22 @@ def test_a_note_names_values_with_counts_and_classes_without_a_pixel(folder):
     _, (note,) = folder.prepare()
     counts = f"{folder.occurrences(0)}, {folder.occurrences(128)}"
     assert note == (
-        f"note: 129 classes; the masks have {counts}, and no pixel of class 1, "
+        f"note: train: 129 classes; the masks have {counts}, and no pixel of class 1, "
         "class 2, class 3, class 4, class 5 and 122 more"
     )
     folder.write([0, 1, 2, 255], "abc")
     counts = ", ".join(map(folder.occurrences, [0, 1, 2, 255]))
     _, (note,) = folder.prepare(data="named")
-    assert note == f"note: 3 classes; the masks have {counts}"
+    assert note == f"note: train: 3 classes; the masks have {counts}"
+
+
+def test_notes_name_the_split_without_a_class(folder):
+    folder.write([0, 1, 2], "abc", split="train").write([0, 2], split="val")
+    _, (train, val) = folder.prepare()
+    assert train.startswith("note: train: 3 classes;") and "no pixel" not in train
+    assert val.startswith("note: val: 3 classes;") and val.endswith(
+        ", and no pixel of b"
+    )
 
 
 def as_rgb(labels):
@@ -182,12 +185,7 @@ def test_gray_masks_of_other_modes_are_read_as_stored(folder, save):
     assert_same(found, folder.masks)
 
 
-def test_another_meaning_of_255_needs_another_dataset(folder):
-    folder.write([0, 255], "ab").prepare("none")
-    folder.prepare("none")
-    folder.prepare()
-    with pytest.raises(UserError, match="made with --ignore_label none, not 255: move"):
-        folder.prepare("255")
+def test_only_folders_of_masks_take_a_meaning_of_255(folder):
     with pytest.raises(UserError, match="--ignore_label none is for image_mask_folder"):
         build.prepare("digits", str(folder.root / "digits"), ignore_label="none")
 

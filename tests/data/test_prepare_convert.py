@@ -12,7 +12,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 from tensorflow_datasets.core.file_adapters import FileFormat
 
-from vt_flax.data.prepare import build, workspace
+from vt_flax.data.prepare import build
 from vt_flax.data.prepare import convert as module
 from vt_flax.data.prepare.convert import convert
 from vt_flax.data.sources import open_source, tfds_builder
@@ -159,30 +159,11 @@ def test_what_is_array_record_already(digits, capfd):
 
 
 def test_a_dataset_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="'cifar10' is not in .* nothing to convert"):
+    with pytest.raises(UserError, match="'cifar10' is not prepared in"):
         convert("cifar10", str(tmp_path))
     with pytest.raises(UserError, match="did you mean cifar10"):
         convert("cifar1O", str(tmp_path))
     assert not list(tmp_path.iterdir())
-
-
-def test_too_little_disk(stored, monkeypatch):
-    before = contents(stored)
-    usage = shutil.disk_usage(stored)
-    monkeypatch.setattr(
-        workspace.shutil, "disk_usage", lambda _: usage._replace(free=100_000)
-    )
-    with pytest.raises(UserError, match="100.0 kB free, about 3.6 MB are needed"):
-        convert("digits", str(stored))
-    assert contents(stored) == before
-
-
-def test_the_estimate_of_disk_is_enough(stored, tmp_path, monkeypatch):
-    estimates = []
-    monkeypatch.setattr(module, "check_space", lambda _, size: estimates.append(size))
-    convert("digits", str(stored), str(tmp_path / "out"))
-    files = (tmp_path / "out" / FOLDER).glob("*array_record*")
-    assert 0.5 < sum(file.stat().st_size for file in files) / estimates[0] < 1
 
 
 def test_a_missing_or_damaged_file(stored):
@@ -196,7 +177,7 @@ def test_a_missing_or_damaged_file(stored):
         convert("digits", str(stored))
     assert not list((stored / FOLDER).glob("incomplete*"))
     file.unlink()
-    with pytest.raises(UserError, match="lacks 1 of the 3 tfrecord files of split"):
+    with pytest.raises(UserError, match=f"converting {file}: NotFoundError"):
         convert("digits", str(stored))
     file.write_bytes(whole)
     convert("digits", str(stored))

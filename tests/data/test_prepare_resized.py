@@ -2,8 +2,6 @@
 
 import io
 import math
-import pathlib
-import shutil
 from fractions import Fraction
 
 import jax
@@ -100,7 +98,6 @@ def test_several_files_and_the_same_result_after_a_stop(
             raise KeyboardInterrupt
         return shrink(encoded, side)
 
-    monkeypatch.setattr(workspace, "SAMPLE", 1)
     monkeypatch.setattr(resized, "shrink", stop)
     with pytest.raises(KeyboardInterrupt):
         resize(source, SIDE, str(tmp_path))
@@ -164,19 +161,6 @@ def test_images_that_are_small_enough_stay_to_the_byte(mode):
 def test_long_images_keep_their_short_side():
     encoded = encode(Image.new("RGB", (3, 1000)), "PNG")
     assert Image.open(io.BytesIO(shrink(encoded, 2))).size == (2, 667)
-
-
-def test_the_estimate_of_disk(prepared_imagenet, copy, tmp_path, monkeypatch):
-    source = tfds_builder("imagenet2012", prepared_imagenet)
-    estimate = resized.Resized(source, SIDE, str(tmp_path)).expected_bytes()
-    files = pathlib.Path(copy, f"imagenet2012_{SIDE}", "5.1.0").glob("*array_record*")
-    assert 0.6 < sum(file.stat().st_size for file in files) / estimate < 1
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(
-        workspace.shutil, "disk_usage", lambda _: usage._replace(free=estimate // 2)
-    )
-    with pytest.raises(UserError, match="make room"):
-        resize(source, SIDE, str(tmp_path))
 
 
 def test_a_damaged_image_is_named(prepared_imagenet, tmp_path, monkeypatch):

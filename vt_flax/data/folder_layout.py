@@ -28,7 +28,6 @@ class FolderLayout:
       parts: name and slice of each summand of the split.
       roots: for each of these names, the folders that hold class folders or, if there
         is a list of their classes, images.
-      has_splits: whether they are split folders.
       notes: how the folder was read, where that is not certain.
 
     Raises:
@@ -46,13 +45,12 @@ class FolderLayout:
         splits = names if self._is_split(ALL) else names - {ALL}
         for name in sorted(splits):
             if not self._is_split(name):
-                raise self._no_split(name, split)
-        self.has_splits = bool(splits)
+                raise self._no_split(name)
         self.roots = {name: [path / name] for name in splits}
         if splits != names:
-            self.roots[ALL] = self._roots_of_all()
+            self.roots[ALL] = self._roots_of_all(bool(splits))
         loose = sum(map(is_image, self._files))
-        if self.has_splits and loose:
+        if loose and [path] not in self.roots.values():
             self.notes.append(
                 f"{path}: images left out beside the split folders: {loose:,}"
             )
@@ -89,34 +87,18 @@ class FolderLayout:
     def _splits(self) -> list[str]:
         return [folder for folder in self._folders if self._is_split(folder)]
 
-    def _no_split(self, name: str, split: str) -> UserError:
+    def _no_split(self, name: str) -> UserError:
         path, splits = self._path, self._splits()
         named = any(map(SPLIT_NAME.fullmatch, splits))
-        if name in self._folders and (splits or SPLIT_NAME.fullmatch(name)):
-            return UserError(
-                f"split {name!r}: {path / name} has no class folders: expected "
-                f"{path / name}/CLASS/IMAGE, or {path / list_name(name)} with a line "
-                "FILE,CLASS for each image"
-            )
-        if len(self._folders) == len(splits) == 1 and not named:
-            return self._only_class(splits[0])
-        if splits:
-            classes = "" if named else f"; {ALL!r} reads all folders as classes"
-            hint = classes + nearest(name, splits)
-            return UserError(f"folder:{path} has no split {name!r}{hint}")
+        choice = nearest(name, splits)
+        if not named:
+            choice += f"; without split folders, write {ALL!r} or 'all[:80%]'"
         return UserError(
-            f"folder:{path} has no split folders, so its only split is 'all': "
-            f"write 'all', or a slice such as 'all[:80%]', instead of {split!r}"
+            f"folder:{path} has no split {name!r}: expected {path / name}/CLASS/IMAGE, "
+            f"or {path / list_name(name)} with a line FILE,CLASS for each image{choice}"
         )
 
-    def _only_class(self, folder: str) -> UserError:
-        path = self._path
-        return UserError(
-            f"folder:{path} holds one folder, {folder}, which would be the only class: "
-            f"write folder:{path / folder} if classes or splits are in it"
-        )
-
-    def _roots_of_all(self) -> list[epath.Path]:
+    def _roots_of_all(self, has_splits: bool) -> list[epath.Path]:
         path, splits = self._path, self._splits()
         named = [folder for folder in splits if SPLIT_NAME.fullmatch(folder)]
         rest = [f for f in self._folders if f not in splits and self._contains(f)[1]]
@@ -126,11 +108,8 @@ class FolderLayout:
                 f"are beside folders of images ({first_names(rest)}): name a split, "
                 f"such as {named[0]!r}, or move one kind away"
             )
-        if self.has_splits or named:
-            self.has_splits = True
+        if has_splits or named:
             return [path / folder for folder in splits]
-        if len(splits) == len(self._folders) == 1:
-            raise self._only_class(splits[0])
         # Where other folders hold images directly, there is no doubt.
         if splits and not rest:
             self.notes.append(

@@ -79,7 +79,7 @@ class FolderSource(RandomAccessSource):
         classes, ranges, notes = {}, {}, []
         for root in dict.fromkeys(itertools.chain(*layout.roots.values())):
             begin = len(self._files)
-            classes[root], more = _add_root(self._files, root, layout.has_splits)
+            classes[root], more = _add_root(self._files, root)
             ranges[root] = np.arange(begin, len(self._files), dtype=np.int32)
             notes += more
         first, *others = classes
@@ -141,21 +141,18 @@ class FolderSource(RandomAccessSource):
         return self._files.path(self._order[index])
 
 
-def _add_root(
-    files: FileTable, root: epath.Path, has_splits: bool
-) -> tuple[tuple[str, ...], list[str]]:
+def _add_root(files: FileTable, root: epath.Path) -> tuple[tuple[str, ...], list[str]]:
     """Adds the images of a split's folder, or of a folder without splits, to a table.
 
     Args:
       files: the table.
       root: holds class folders or, if there is a list of their classes, images.
-      has_splits: whether a class may be empty, having images in other splits.
 
     Returns:
       The class names, and notes on files that are left out.
     """
-    classes, others = list_folder(root)
-    loose = list(filter(is_image, others))
+    classes, names = list_folder(root)
+    loose = list(filter(is_image, names))
     if loose and not classes:
         classes, labels, notes = read_labels(root, loose)
         files.add(root, list(labels), labels.values())
@@ -168,41 +165,28 @@ def _add_root(
             f"{root}/CLASS/IMAGE, or {root}/SPLIT/CLASS/IMAGE under the name "
             f"folder:{root}"
         )
-    start, empty = len(files), []
-    left_out, suffixes = 0, set()
+    start, others = len(files), []
     for label, name in enumerate(classes):
-        before = len(files)
         for folder, names in walk(root / name):
             images = list(filter(is_image, names))
             files.add(folder, images, [label] * len(images))
             if len(images) < len(names):
-                left_out += len(names) - len(images)
-                suffixes |= {_suffix(file) for file in set(names).difference(images)}
-        if len(files) == before:
-            empty.append(name)
+                others += [file for file in names if not is_image(file)]
     if len(files) == start:
         beside = f", but {len(loose):,} beside them" if loose else ""
         raise UserError(
             f"no images in class folders of {root}{beside}: expected "
             f"{root}/CLASS/IMAGE, with files {', '.join(IMAGE_SUFFIXES)}"
         )
-    if empty and not has_splits:
-        raise UserError(
-            f"no images in {root / empty[0]}, which would be a class: expected files "
-            f"{', '.join(IMAGE_SUFFIXES)}; remove the folder, or convert its files"
-        )
     notes = []
     if loose:
         notes.append(
             f"{root}: images left out beside the class folders: {len(loose):,}"
         )
-    if left_out:
+    if others:
+        suffixes = {os.path.splitext(name)[1].lower() or "none" for name in others}
         notes.append(
-            f"{root}: files left out that have no suffix of an image: {left_out:,} "
+            f"{root}: files left out that have no suffix of an image: {len(others):,} "
             f"({first_names(sorted(suffixes))})"
         )
     return tuple(classes), notes
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower() or "none"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from etils import epath
 from PIL import features
@@ -34,13 +34,6 @@ LITTER = {
 Folder = TypeVar("Folder", bound=epath.PathLike)
 
 
-class Entries(NamedTuple):
-    """Names of the folders and files in a folder, sorted, without hidden ones."""
-
-    folders: list[str]
-    files: list[str]
-
-
 def is_image(name: str) -> bool:
     """Returns whether a file is an image, by its suffix."""
     return name.lower().endswith(IMAGE_SUFFIXES)
@@ -51,19 +44,13 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in LITTER
 
 
-def list_folder(folder: epath.PathLike) -> Entries:
-    """Lists a folder, which may be in a bucket.
-
-    Raises:
-      OSError: if the folder cannot be read.
-      tf.errors.OpError: likewise, in a bucket.
-    """
-    entries = Entries([], [])
-    for name, is_folder in scan_folder(folder):
-        (entries.folders if is_folder else entries.files).append(name)
-    entries.folders.sort()
-    entries.files.sort()
-    return entries
+def list_folder(folder: epath.PathLike) -> tuple[list[str], list[str]]:
+    """Returns the names of the folders and of the files in a folder, sorted."""
+    entries = sorted(scan_folder(folder))
+    return (
+        [name for name, is_folder in entries if is_folder],
+        [name for name, is_folder in entries if not is_folder],
+    )
 
 
 def scan_folder(folder: epath.PathLike) -> Iterator[tuple[str, bool]]:
@@ -112,17 +99,17 @@ def walk(
       leave_out: a folder below it that is skipped.
     """
     try:
-        entries = list_folder(folder)
+        folders, files = list_folder(folder)
     except OSError as error:
         if on_error is None:
             raise
         on_error(error)
         return
-    yield folder, entries.files
-    if not entries.folders:
+    yield folder, files
+    if not folders:
         return
     parents = (*_parents, os.path.realpath(folder))
-    for name in entries.folders:
+    for name in folders:
         inner = folder / name
         if os.path.islink(inner) and any(_contains(inner, one) for one in parents):
             continue

@@ -58,11 +58,10 @@ def read_labels(
             found[image] = indices[label]
     if not found:
         raise UserError(f"{file} lists none of the {len(images):,} images in {folder}")
-    if len(found) < len(images):
-        unlisted = len(images) - len(found)
+    unlisted, absent = len(images) - len(found), len(labels) - len(found)
+    if unlisted:
         notes.append(f"{folder}: images left out that have no class: {unlisted:,}")
-    if len(found) < len(labels):
-        absent = len(labels) - len(found)
+    if absent > 0:
         notes.append(f"{folder}: images that have a class but are missing: {absent:,}")
     return classes, found, notes
 

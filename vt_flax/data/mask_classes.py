@@ -15,10 +15,8 @@ from vt_flax.data.masks import (
 from vt_flax.errors import UserError
 
 # Metadata of the TFDS datasets that this package makes: the classes' names; the class
-# that each becomes in a mirrored image; the dataset that one is a smaller copy of; the
-# number of pixels of each stored value, by split.
+# that each becomes in a mirrored image; the dataset that one is a smaller copy of.
 CLASS_NAMES, MIRRORED, RESIZED_FROM = "class_names", "mirrored", "resized_from"
-MASK_PIXELS = "mask_pixels"
 
 
 class KnownMasks(NamedTuple):
@@ -100,10 +98,7 @@ def image_features(builder: Any, channels: int) -> list[str]:
 def find_features(
     builder: Any, mask_feature: str = "", image_feature: str = ""
 ) -> tuple[str, str]:
-    """Returns the features that hold images and masks.
-
-    Without a name given, masks are in the only feature that can hold them, and images
-    in `image` or in the only one.
+    """Returns the features that hold images and masks: those given or, if empty, known.
 
     Raises:
       UserError: if there is none, or several to choose from.
@@ -155,17 +150,12 @@ def find_classes(
     else:
         names = stored or numbered_names(num_classes)
         classes = Classes(names, mirrored, label_table(range(len(names))[:MAX_CLASSES]))
-        if not names:
-            raise UserError(
-                f"dataset {name!r} does not say how many classes its masks have: set "
-                "model.num_classes, or segmentation.label_map"
-            )
     count = len(classes.names)
     if num_classes not in (0, count) or not 2 <= count <= MAX_CLASSES:
         raise UserError(
-            f"dataset {name!r} has {count} classes; possible are 2 to {MAX_CLASSES}, "
-            f"and model.num_classes ({num_classes}) must be 0 or the same: give a "
-            "segmentation.label_map to change the classes"
+            f"dataset {name!r} has {count or 'no known'} classes; possible are 2 to "
+            f"{MAX_CLASSES}, and model.num_classes ({num_classes}) must be that, or 0 "
+            "where it is known: a segmentation.label_map changes the classes"
         )
     return classes
 

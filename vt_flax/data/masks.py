@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from vt_flax.data.orientation import PNG_START
+from vt_flax.errors import first_names
 
 # Label of a pixel without a label.
 IGNORE = 255
@@ -20,12 +21,11 @@ COLOR_TYPES = {0: "gray", 2: "RGB", 3: "palette", 4: "gray+alpha", 6: "RGBA"}
 GRAY, RGB, PALETTE = 0, 2, 3
 
 EXPECTED = "a mask must be a gray PNG of class indices in 8 bits"
-PALETTE_ADVICE = (
-    "if the indices into its palette are the labels, "
-    "`Image.fromarray(np.asarray(Image.open(f))).save(f)` (Pillow) makes it gray; "
-    "otherwise give each color its class index first"
+ADVICE = (
+    "give each color its class index and save that as a gray PNG; where the indices "
+    "into a palette are the labels, `Image.fromarray(np.asarray(Image.open(f)))"
+    ".save(f)` (Pillow) does it"
 )
-ADVICE = "give each color its class index and save that as a gray PNG"
 
 
 def label_table(label_map: Sequence[int]) -> np.ndarray:
@@ -55,6 +55,25 @@ def histogram(mask: np.ndarray) -> np.ndarray:
 def values_in(mask: np.ndarray) -> np.ndarray:
     """Returns the values that occur in a uint8 mask, ascending."""
     return np.flatnonzero(histogram(mask))
+
+
+def describe_pixels(pixels: np.ndarray) -> str:
+    """Returns the values that occur with their numbers of pixels, of a histogram."""
+    return first_names(f"{v} ({pixels[v]:,} pixels)" for v in np.flatnonzero(pixels))
+
+
+def absent_classes(
+    pixels: np.ndarray, table: np.ndarray, names: Sequence[str]
+) -> list[str]:
+    """Returns the names of the classes without a pixel.
+
+    Args:
+      pixels: (256,), histogram of stored values.
+      table: (256,), class of each stored value, or 254 or 255.
+      names: of the classes.
+    """
+    present = {*table[np.flatnonzero(pixels)].tolist()}
+    return [name for i, name in enumerate(names) if i not in present]
 
 
 def is_gray_png(encoded: bytes) -> bool:
@@ -89,8 +108,7 @@ def decode_mask(
     accepted = any_gray and (color == GRAY or color != PALETTE and depth == 8)
     if not (is_gray_png(encoded) or accepted or palettes and color == PALETTE):
         raise ValueError(
-            f"{EXPECTED}, this one is {COLOR_TYPES.get(color)}, {depth} bits: "
-            f"{PALETTE_ADVICE if color == PALETTE else ADVICE}"
+            f"{EXPECTED}, this one is {COLOR_TYPES.get(color)}, {depth} bits: {ADVICE}"
         )
     try:
         with Image.open(io.BytesIO(encoded)) as image:

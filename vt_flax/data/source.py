@@ -19,17 +19,11 @@ Records = tuple[list[bytes], list[int], list[int]]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One stored example.
+    """One stored example."""
 
-    Attributes:
-      image: the encoded file.
-      label: class index from 0, or an encoded mask.
-      orientation: EXIF orientation by which the stored image is to be turned.
-    """
-
-    image: bytes
-    label: int | bytes
-    orientation: int = UPRIGHT
+    image: bytes  # the encoded file
+    label: int | bytes  # class index from 0, or an encoded mask
+    orientation: int = UPRIGHT  # EXIF orientation by which the image is to be turned
 
 
 class Source(abc.ABC):
@@ -91,8 +85,7 @@ class RandomAccessSource(Source):
         """Returns a name of an example for messages."""
         return f"{self.name}, example {index}"
 
-    # The pipeline reads by these two. Records go from the storage to TensorFlow as they
-    # are, where that is faster than to parse them in Python.
+    # The pipeline reads by these two: TensorFlow parses records faster than Python.
 
     def fetch(self, indices: Sequence[int]) -> Records:
         """Returns records, classes where these are apart, and orientations."""

@@ -89,8 +89,8 @@ def tfds_builder(name: str, data_dir: str = "") -> Any:
     """Returns the builder of a TFDS dataset, prepared or not.
 
     Args:
-      name: a TFDS dataset, as in `cifar10` or `imagenet2012:5.*.*`.
-      data_dir: folder of the TFDS datasets; empty for TFDS's default.
+      name: of the dataset, as for `open_source`.
+      data_dir: folder or bucket of the TFDS datasets; empty for TFDS's default.
 
     Raises:
       UserError: if TFDS knows no such dataset, version or configuration, or the folder
@@ -133,43 +133,49 @@ def prepared_builder(name: str, data_dir: str = "") -> Any:
       UserError: if the dataset is not known, or not prepared.
     """
     builder = tfds_builder(name, data_dir)
-    with storage_errors(builder.data_path):
-        if not builder.is_prepared():
-            _prepare_embedded(builder, name)
-    return builder
-
-
-def _prepare_embedded(builder: Any, name: str) -> None:
-    import tensorflow_datasets as tfds
-
+    if is_prepared(builder):
+        return builder
     if builder.name not in EMBEDDED or in_bucket(builder.data_path):
         raise UserError(
             f"dataset {name!r} is not prepared in {builder.data_path}: "
             f"{how_to_prepare(name, data_dir_of(builder))}, or set data_dir"
         )
-    if builder.data_path.exists():
-        raise UserError(
-            f"{builder.data_path} is there but holds no finished dataset: move it "
-            "away and run again"
-        )
+    import tensorflow_datasets as tfds
+
     tfds.disable_progress_bar()
     # A command's standard output is its result alone.
-    with contextlib.redirect_stdout(sys.stderr):
+    with storage_errors(builder.data_path), contextlib.redirect_stdout(sys.stderr):
         builder.download_and_prepare(file_format="array_record")
+    return builder
+
+
+def is_prepared(builder: Any) -> bool:
+    """Returns whether a TFDS dataset is there, in any format.
+
+    Raises:
+      UserError: if it is there in part, or something else is in its folder.
+    """
+    with storage_errors(builder.data_path):
+        prepared = builder.is_prepared()
+        if not prepared and builder.data_path.exists():
+            raise UserError(
+                f"{builder.data_path} is there but holds no finished dataset: move it "
+                "away and run again"
+            )
+        return prepared
 
 
 def _unknown(name: str, where: str, error: Exception) -> UserError:
     """Returns the error for a dataset that TFDS cannot open, with a hint."""
     import tensorflow_datasets as tfds
 
-    if in_bucket(name) or name.startswith(("/", ".", "~")) or os.path.isdir(name):
-        hint = f"; for images in class folders write folder:{name}"
-    elif isinstance(error, tfds.core.registered.DatasetNotFoundError):
-        hint = nearest(name, tfds.list_builders(with_community_datasets=False))
-        if "did you mean" not in hint:
-            hint = "; for images in class folders write folder:PATH"
-    else:
+    is_path = in_bucket(name) or name.startswith(("/", ".", "~")) or os.path.isdir(name)
+    if not is_path and not isinstance(error, tfds.core.registered.DatasetNotFoundError):
         return UserError(f"dataset {name!r}{where}: {first_line(error)}")
+    hint = nearest(name, tfds.list_builders(with_community_datasets=False))
+    if is_path or "did you mean" not in hint:
+        path = name if is_path else "PATH"
+        hint = f"; for images in class folders write folder:{path}"
     return UserError(
         f"dataset {name!r} is not known to TFDS, nor prepared{where}{hint}"
     )

@@ -21,16 +21,26 @@ def check_splits(train: Source, evaluation: Source) -> list[str]:
       UserError: if there are fewer than two classes to learn, or none of those that are
         learned is evaluated.
     """
-    if len(train.class_names) < 2:
+    names = train.class_names
+    if len(names) < 2:
         raise UserError(
-            f"{train.name} has one class, {train.class_names[0]!r}: a classifier needs "
-            "two or more"
+            f"{train.name} has one class, {names[0]!r}: a classifier needs two or more"
         )
     learned, evaluated = train.class_counts(), evaluation.class_counts()
-    if learned is not None and evaluated is not None:
-        _check_classes(train, learned, evaluation, evaluated)
+    if learned is not None and np.count_nonzero(learned) < 2:
+        raise UserError(
+            f"{train.name}: all {len(train):,} images are of class "
+            f"{names[learned.argmax()]!r}: a classifier needs images of two or more"
+        )
+    if learned is not None and evaluated is not None and not learned @ evaluated:
+        others = [names[i] for i in np.flatnonzero(evaluated)]
+        raise UserError(
+            f"{evaluation.name} has images of classes {first_names(others)} alone, "
+            f"and {train.name} has none of them: put images of each class into both, "
+            "or slice one split, as in train[:80%] and train[80%:]"
+        )
+    notes = split_notes(train) + split_notes(evaluation)
     first, second = train.members(), evaluation.members()
-    notes = _notes(train, learned, first) + _notes(evaluation, evaluated, second)
     if first is not None and second is not None:
         common = np.isin(second, first).sum()
         if common:
@@ -43,38 +53,15 @@ def check_splits(train: Source, evaluation: Source) -> list[str]:
 
 def split_notes(source: Source) -> list[str]:
     """Returns notes on classes without images and repeated examples in one split."""
-    return _notes(source, source.class_counts(), source.members())
-
-
-def _check_classes(
-    train: Source, learned: np.ndarray, evaluation: Source, evaluated: np.ndarray
-) -> None:
-    names = train.class_names
-    if np.count_nonzero(learned) < 2:
-        raise UserError(
-            f"{train.name}: all {len(train):,} images are of class "
-            f"{names[learned.argmax()]!r}: a classifier needs images of two or more"
-        )
-    if not learned[evaluated > 0].any():
-        others = [names[i] for i in np.flatnonzero(evaluated)]
-        raise UserError(
-            f"{evaluation.name} has images of classes {first_names(others)} alone, "
-            f"and {train.name} has none of them: put images of each class into both, "
-            "or slice one split, as in train[:80%] and train[80%:]"
-        )
-
-
-def _notes(
-    source: Source, counts: np.ndarray | None, members: np.ndarray | None
-) -> list[str]:
     notes = []
+    counts, members = source.class_counts(), source.members()
     if counts is not None and not counts.all():
         absent = [source.class_names[i] for i in np.flatnonzero(counts == 0)]
         notes.append(
             f"{source.name} has no images of {len(absent):,} of the {len(counts):,} "
             f"classes: {first_names(absent)}"
         )
-    repeated = 0 if members is None else np.sum(np.diff(np.sort(members)) == 0)
+    repeated = 0 if members is None else len(members) - len(np.unique(members))
     if repeated:  # as in `a+a[:5]`
         notes.append(f"{source.name} has {repeated:,} examples more than once")
     return notes

@@ -39,31 +39,27 @@ def class_features(
 ) -> tuple[str, str]:
     """Returns the features of a TFDS dataset that hold images and class labels.
 
-    Args:
-      builder: of the dataset, prepared or not.
-      name: of the dataset, as the user wrote it.
-      image_feature: the one with the images; empty for the dataset's default.
-      label_feature: the one with the labels; empty for the dataset's default.
+    They are those given or, if empty, the dataset's default.
 
     Raises:
       UserError: if there is no such feature, or it is of another kind.
     """
     import tensorflow_datasets as tfds
 
+    features = builder.info.features
     image, label = _default_features(builder)
     image, label = image_feature or image, label_feature or label
     for option, key, kind in (
         ("image_feature", image, tfds.features.Image),
         ("label_feature", label, tfds.features.ClassLabel),
     ):
-        features = builder.info.features
         known = sorted(one for one in features if isinstance(features[one], kind))
         if key not in known:
             raise UserError(
                 f"dataset {name!r} has no {kind.__name__} feature {key!r} (data."
                 f"{option}); it has {', '.join(known) or 'none'}"
             )
-    if not builder.info.features[label].num_classes:
+    if not features[label].num_classes:
         raise UserError(f"dataset {name!r} does not tell the classes of {label!r}")
     return image, label
 
@@ -78,7 +74,7 @@ class _TFDSSplit(Source):
     Args:
       builder: of a prepared dataset, from `sources.prepared_builder`.
       name: of the dataset, as the user wrote it.
-      split: of the dataset, in the syntax of TFDS.
+      split: as for `sources.open_source`.
       keys: the features that hold image and label.
 
     Raises:
@@ -96,9 +92,18 @@ class _TFDSSplit(Source):
             raise UserError(f"split {split!r} of dataset {name!r}: {error}") from error
         if not len(self):
             raise UserError(f"split {split!r} of dataset {name!r} is empty")
-        # Which examples of which file, in order.
+        # In order, each with its number of examples.
         self._files = builder.info.splits[split].file_instructions
-        self._check_files()
+        folder = epath.Path(builder.data_path)
+        with storage_errors(folder):
+            existing = {path.name for path in folder.iterdir()}
+        missing = [file for file in self._files if file.basename() not in existing]
+        if missing:
+            raise UserError(
+                f"{missing[0].filename} is missing ({len(missing)} of the "
+                f"{len(self._files)} files of split {split!r} are): copy the dataset "
+                "again, or move its folder away and prepare it anew"
+            )
         label = builder.info.features[keys[1]]
         self._has_masks = isinstance(label, tfds.features.Image)
         if not self._has_masks:
@@ -111,18 +116,6 @@ class _TFDSSplit(Source):
             self.notes = (
                 f"dataset {name!r} is stored in the order in which it was generated, "
                 f"without shuffling: classes may be missing in {split}",
-            )
-
-    def _check_files(self) -> None:
-        folder = epath.Path(self._builder.data_path)
-        with storage_errors(folder):
-            existing = {path.name for path in folder.iterdir()}
-        files = [file for file in self._files if file.basename() not in existing]
-        if files:
-            raise UserError(
-                f"{files[0].filename} is missing ({len(files)} of the "
-                f"{len(self._files)} files of split {self._split!r} are): copy the "
-                "dataset again, or move its folder away and prepare it anew"
             )
 
     def __len__(self) -> int:
@@ -139,12 +132,8 @@ class _TFDSSplit(Source):
         first, total = {}, 0
         for name, info in self._builder.info.splits.items():
             first[name], total = total, total + info.num_examples
-        return np.concatenate(
-            [
-                np.arange(first[name] + begin, first[name] + end, dtype=np.int64)
-                for name, begin, end in self._slices
-            ]
-        )
+        slices = [first[name] + np.arange(b, e) for name, b, e in self._slices]
+        return np.concatenate(slices)
 
 
 class TFDSSource(_TFDSSplit, RandomAccessSource):
@@ -160,23 +149,17 @@ class TFDSSource(_TFDSSplit, RandomAccessSource):
         import tensorflow_datasets as tfds
 
         super().__init__(builder, name, split, keys)
-        images = [
-            key
+        decoders = {
+            key: tfds.decode.SkipDecoding()
             for key, feature in builder.info.features.items()
             if isinstance(feature, tfds.features.Image)
-        ]
-        self._data = builder.as_data_source(
-            split, decoders={key: tfds.decode.SkipDecoding() for key in images}
-        )
+        }
+        self._data = builder.as_data_source(split, decoders=decoders)
         # Threads hide a network's latency; on a disk they cost more than they bring.
         self._remote = in_bucket(builder.data_path)
 
     def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some indices, still encoded.
-
-        Raises:
-          UserError: for one that cannot be read.
-        """
+        """Returns the examples at some indices: see `RandomAccessSource.read`."""
         examples = []
         for index in indices:
             try:
@@ -185,7 +168,7 @@ class TFDSSource(_TFDSSplit, RandomAccessSource):
             except Exception as error:
                 raise self._unreadable(index, first_line(error)) from error
             image, label = (record[key] for key in self._keys)
-            # Of a file that was cut off since it was opened, empty records are read.
+            # As array_record reads a file that was cut off since it was opened.
             if image is None or label is None:
                 raise self._unreadable(index, "it is empty")
             label = label if isinstance(label, bytes) else int(label)
@@ -222,14 +205,9 @@ class TFDSSource(_TFDSSplit, RandomAccessSource):
         del label  # it is in the record
         tf = tensorflow()
         image, label = self._keys
-        kind = tf.string if self._has_masks else tf.int64
-        parsed = tf.io.parse_single_example(
-            record,
-            {
-                image: tf.io.FixedLenFeature((), tf.string),
-                label: tf.io.FixedLenFeature((), kind),
-            },
-        )
+        kinds = {image: tf.string, label: tf.string if self._has_masks else tf.int64}
+        features = {key: tf.io.FixedLenFeature((), kinds[key]) for key in self._keys}
+        parsed = tf.io.parse_single_example(record, features)
         return parsed[image], parsed[label]
 
 

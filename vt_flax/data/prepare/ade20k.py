@@ -1,7 +1,5 @@
 """ADE20K's 150 classes (MIT scene parsing benchmark) as a TFDS dataset."""
 
-import functools
-
 import tensorflow_datasets as tfds
 from etils import epath
 
@@ -30,14 +28,12 @@ class Ade20k(pairs.PairsBuilder):
     and objectInfo150.txt
     """
 
-    @functools.cached_property
-    def listing(self) -> pairs.Listing:
-        """The images, masks and names of the folder that the archive unpacks to."""
-        root = self.folder(self.manual / "ADEChallengeData2016")
+    def list_pairs(self, manual: epath.Path) -> pairs.Listing:
+        """Returns the content of the folder that the archive unpacks to."""
+        root = manual / "ADEChallengeData2016"
         splits = {
             split: pair_files.pair_up(
-                self.folder(root / "images" / name),
-                self.folder(root / "annotations" / name),
+                root / "images" / name, root / "annotations" / name
             )
             for split, name in FOLDERS.items()
         }

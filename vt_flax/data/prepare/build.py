@@ -9,19 +9,17 @@ from tensorflow_datasets.core.download import DownloadConfig
 from tensorflow_datasets.core.file_adapters import FileFormat
 
 from vt_flax.data.mask_classes import CLASS_NAMES
-from vt_flax.data.prepare import archives
+from vt_flax.data.prepare.archives import check_archives
 from vt_flax.data.prepare.image_mask_folder import ImageMaskFolder
-from vt_flax.data.prepare.pairs import PairsBuilder
 from vt_flax.data.prepare.resize import Resized
 from vt_flax.data.prepare.workspace import (
-    check_space,
     errors_in_one_line,
     exclusive,
     remove_leftovers,
     say,
 )
-from vt_flax.data.sources import FOLDER_PREFIX, tfds_builder
-from vt_flax.data.storage import is_folder, storage_path
+from vt_flax.data.sources import FOLDER_PREFIX, is_prepared, tfds_builder
+from vt_flax.data.storage import storage_path
 from vt_flax.data.tfds_sources import data_dir_of
 from vt_flax.errors import UserError
 
@@ -53,27 +51,15 @@ def prepare(
     if name.startswith(FOLDER_PREFIX):
         raise UserError(f"{name}: class folders need no preparing")
     builder = tfds_builder(name, data_dir)
-    own = isinstance(builder, ImageMaskFolder)
-    if own:
+    if isinstance(builder, ImageMaskFolder):
         builder.ignore_label = ignore_label
     elif ignore_label:
         raise UserError(
             f"--ignore_label {ignore_label} is for image_mask_folder, not for {name}"
         )
-    manual = storage_path(manual_dir or pathlib.Path(data_dir, "downloads", "manual"))
-    if is_ready(builder, name):
-        if own:
-            builder.check_made_of(manual if manual_dir else None)
-        return builder
-    wanted = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
-    if (manual_dir or wanted) and not (is_folder(manual) and any(manual.iterdir())):
-        raise UserError(
-            f"--manual_dir {manual} is not there, or empty"
-            + (f"; {builder.name} needs it: {wanted}" if wanted else "")
-        )
-    if isinstance(builder, PairsBuilder):
-        builder.manual = manual
-    _build(builder, manual, checksums)
+    if not is_ready(builder, name):
+        manual = manual_dir or pathlib.Path(data_dir, "downloads", "manual")
+        _build(builder, storage_path(manual), checksums)
     return builder
 
 
@@ -93,22 +79,14 @@ def _build(
     builder: DatasetBuilder, manual: epath.Path | None = None, checksums: bool = False
 ) -> None:
     folder = pathlib.Path(builder.data_path)
-    with (
-        errors_in_one_line(f"building {builder.info.full_name}"),
-        exclusive(folder.parent),
-    ):
-        needed = None
+    with errors_in_one_line(f"building {builder.info.full_name}"):
         if builder.name == IMAGENET:
-            needed = archives.expected_bytes(manual, checksums)
-        elif isinstance(builder, (PairsBuilder, Resized)):
-            needed = builder.expected_bytes()
-        remove_leftovers(folder.parent, f"??????_{folder.name}")
-        check_space(folder.parent, needed)
-        if builder.name == IMAGENET and checksums:
-            archives.verify(manual)
-        builder.download_and_prepare(
-            file_format=FORMAT, download_config=DownloadConfig(manual_dir=manual)
-        )
+            check_archives(manual, checksums)
+        with exclusive(folder.parent):
+            remove_leftovers(folder.parent, f"??????_{folder.name}")
+            builder.download_and_prepare(
+                file_format=FORMAT, download_config=DownloadConfig(manual_dir=manual)
+            )
 
 
 def is_ready(builder: DatasetBuilder, name: str) -> bool:
@@ -117,12 +95,7 @@ def is_ready(builder: DatasetBuilder, name: str) -> bool:
     Raises:
       UserError: if it is there in another format or in part.
     """
-    if not builder.is_prepared():
-        if builder.data_path.exists():
-            raise UserError(
-                f"{builder.data_path} is there but holds no finished dataset: move it "
-                "away and run again"
-            )
+    if not is_prepared(builder):
         return False
     if FORMAT not in builder.info.available_file_formats():
         raise UserError(
@@ -130,30 +103,11 @@ def is_ready(builder: DatasetBuilder, name: str) -> bool:
             f"{builder.info.file_format.value}: make array_record of it by `python -m "
             f"vt_flax.prepare_data convert {name} --data_dir {data_dir_of(builder)}`"
         )
-    check_complete(builder)
-    say(f"{builder.info.full_name} is already prepared in {builder.data_path}")
+    say(
+        f"{builder.info.full_name} is already prepared in {builder.data_path} and "
+        "stays as it is; to make it anew, move it away first"
+    )
     return True
-
-
-def check_complete(
-    builder: DatasetBuilder, file_format: FileFormat = FORMAT
-) -> list[pathlib.Path]:
-    """Returns all files of a dataset's splits.
-
-    Raises:
-      UserError: if some are missing.
-    """
-    files = []
-    for name, split in builder.info.splits.items():
-        shards = split.get_available_shards(file_format=file_format)
-        if len(shards) < split.num_shards:
-            raise UserError(
-                f"{builder.data_path} lacks {split.num_shards - len(shards)} of the "
-                f"{split.num_shards} {file_format.value} files of split {name!r}: "
-                "restore them, or move the folder away and run again"
-            )
-        files += [pathlib.Path(shard) for shard in shards]
-    return files
 
 
 def describe(builder: DatasetBuilder, name: str) -> str:
@@ -162,12 +116,11 @@ def describe(builder: DatasetBuilder, name: str) -> str:
         f"{split} {found.num_examples:,}"
         for split, found in builder.info.splits.items()
     )
-    size = sum(file.stat().st_size for file in check_complete(builder))
     names = (builder.info.metadata or {}).get(CLASS_NAMES)
     classes = f"{len(names)} classes, " if names else ""
     return (
         f"{builder.info.full_name} in {builder.data_path}: {splits} examples, "
-        f"{classes}{decimal(size)} of array_record\n"
+        f"{classes}{decimal(builder.info.dataset_size)}\n"
         f"use it by --config.data.name={name} "
         f"--config.data.data_dir={data_dir_of(builder)}"
     )

@@ -1,8 +1,7 @@
 """COCO 2017 with stuff labels as a TFDS dataset: 54 classes, or 171."""
 
-import functools
 import json
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -31,11 +30,8 @@ LABEL_MAP = [
 ]
 
 
-class Segments(NamedTuple):
-    """The segments of a panoptic mask."""
-
-    ids: np.ndarray  # (n,), uint32, as the mask stores them
-    classes: np.ndarray  # (n,), uint8
+# Ids of a panoptic mask's segments, as it stores them, and their classes.
+Segments = Sequence[tuple[int, int]]
 
 
 class CocoStuff(pairs.PairsBuilder):
@@ -74,21 +70,17 @@ class CocoStuff(pairs.PairsBuilder):
     names of the classes, labels.txt from there
     """
 
-    @functools.cached_property
-    def listing(self) -> pairs.Listing:
-        """The photographs and their panoptic masks, or the maps of 171 classes."""
+    def list_pairs(self, manual: epath.Path) -> pairs.Listing:
+        """Returns the photographs and panoptic masks, or the maps of 171 classes."""
         masks = "annotations/panoptic_" if self._panoptic else STUFF_THINGS
         splits = {
-            split: pair_files.pair_up(
-                self.folder(self.manual / name),
-                self.folder(self.manual / f"{masks}{name}"),
-            )
+            split: pair_files.pair_up(manual / name, manual / f"{masks}{name}")
             for split, name in FOLDERS.items()
         }
         if not self._panoptic:
-            return pairs.Listing(splits, category_names(self.manual), LABEL_MAP)
+            return pairs.Listing(splits, category_names(manual), LABEL_MAP)
         for split, found in splits.items():
-            path = self.manual / f"{masks}{FOLDERS[split]}.json"
+            path = manual / f"{masks}{FOLDERS[split]}.json"
             names, segments = read_panoptic(path)
             splits[split] = [p._replace(extra=segments.get(p.name)) for p in found]
         return pairs.Listing(splits, names)
@@ -118,14 +110,14 @@ def read_panoptic(path: epath.Path) -> tuple[list[str], dict[str, Segments]]:
         stuff = [c for c in content["categories"] if not c["isthing"]]
         classes = {c["id"]: 0 for c in content["categories"]}
         classes |= {c["id"]: i for i, c in enumerate(stuff, 1)}
-        segments = {}
-        for annotation in content["annotations"]:
-            found = annotation["segments_info"]
-            segments[annotation["file_name"].removesuffix(".png")] = Segments(
-                np.asarray([segment["id"] for segment in found], np.uint32),
-                np.asarray([classes[s["category_id"]] for s in found], np.uint8),
-            )
-    except (OSError, ValueError, TypeError, LookupError) as error:
+        segments = {
+            annotation["file_name"].removesuffix(".png"): [
+                (segment["id"], classes[segment["category_id"]])
+                for segment in annotation["segments_info"]
+            ]
+            for annotation in content["annotations"]
+        }
+    except (ValueError, TypeError, LookupError) as error:
         raise UserError(
             f"{path}: not COCO's panoptic annotations ({type(error).__name__}: {error})"
         ) from error
@@ -149,7 +141,7 @@ def panoptic_labels(encoded: bytes, segments: Segments | None) -> np.ndarray:
     pixels = np.asarray(decode_with_pillow(encoded), np.uint32)
     ids = pixels @ np.asarray([1, 1 << 8, 1 << 16], np.uint32)
     labels = np.full(ids.shape, IGNORE, np.uint8)
-    for number, label in zip(segments.ids, segments.classes, strict=True):
+    for number, label in segments:
         labels[ids == number] = label
     return labels
 

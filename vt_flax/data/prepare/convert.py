@@ -1,8 +1,7 @@
 """Turns datasets that TFDS stored as TFRecord, or another format, into array_record.
 
-TFDS's own command, `tfds convert_format`, needs Apache Beam even where it does not use
-it, loses the class names when it writes to another folder, and leaves the metadata out
-when it is stopped after the last file.
+TFDS's own command, `tfds convert_format`, needs Apache Beam, and loses the class names
+when it writes to another folder.
 """
 
 import pathlib
@@ -15,17 +14,14 @@ from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT, FileForma
 from tensorflow_datasets.core.utils import py_utils
 from tqdm import tqdm
 
-from vt_flax.data.prepare.build import FORMAT, check_complete
+from vt_flax.data.prepare.build import FORMAT
 from vt_flax.data.prepare.workspace import (
-    EXAMPLE_OVERHEAD,
-    FILE_OVERHEAD,
-    check_space,
     errors_in_one_line,
     exclusive,
     remove_leftovers,
     say,
 )
-from vt_flax.data.sources import tfds_builder
+from vt_flax.data.sources import prepared_builder, tfds_builder
 from vt_flax.data.tfds_sources import data_dir_of
 from vt_flax.errors import UserError
 
@@ -43,36 +39,22 @@ def convert(name: str, data_dir: str, out_dir: str = "") -> DatasetBuilder:
         the old ones, where the dataset then has both formats.
 
     Raises:
-      UserError: if the dataset is not there, is damaged or does not fit.
+      UserError: if the dataset is not there or is damaged.
     """
-    source = tfds_builder(name, data_dir)
-    if not source.is_prepared():
-        raise UserError(
-            f"dataset {name!r} is not in {source.data_path}: there is nothing to "
-            f"convert; `python -m vt_flax.prepare_data {name} --data_dir "
-            f"{data_dir_of(source)}` builds it"
-        )
+    source = prepared_builder(name, data_dir)
     folder = pathlib.Path(source.data_path)
-    target = pathlib.Path(out_dir or data_dir_of(source), source.info.full_name)
-    if target.resolve() == folder.resolve():
-        out_dir, target = data_dir, folder
+    out_dir = out_dir or str(data_dir_of(source))
+    target = pathlib.Path(out_dir, source.info.full_name)
     if (target / DATASET_INFO_FILENAME).exists():
         done = tfds_builder(name, out_dir)
         if FORMAT in done.info.available_file_formats():
-            check_complete(done)
             say(f"{done.info.full_name} has array_record already in {target}")
             return done
     stored = source.info.file_format
-    check_complete(source, stored)
     with errors_in_one_line(f"converting {name}"), exclusive(target.parent):
         target.mkdir(exist_ok=True)
         remove_leftovers(target, "*")
         shards = _missing_shards(source, target)
-        needed = (
-            file.stat().st_size + EXAMPLE_OVERHEAD * count + FILE_OVERHEAD
-            for file, _, count in shards
-        )
-        check_space(target, sum(needed))
         for file, output, count in tqdm(shards, "Converting files", leave=False):
             with errors_in_one_line(f"converting {file}"):
                 _convert_file(file, output, count, stored)
@@ -117,7 +99,7 @@ def _convert_file(
 def _write_description(folder: pathlib.Path, target: pathlib.Path) -> None:
     """Lists the converted files in the dataset's description."""
     proto = dataset_info.read_proto_from_builder_dir(folder)
-    if target == folder:
+    if target.samefile(folder):
         proto.alternative_file_formats.append(FORMAT.value)
     else:
         proto.file_format = FORMAT.value

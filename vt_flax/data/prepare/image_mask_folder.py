@@ -1,8 +1,5 @@
 """A user's own images and masks, in two folders, as a TFDS dataset."""
 
-import functools
-import hashlib
-import os
 import re
 from collections.abc import Sequence
 
@@ -10,12 +7,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vt_flax.data.mask_classes import MASK_PIXELS
-from vt_flax.data.mask_counts import MaskCounts
 from vt_flax.data.masks import (
     IGNORE,
     MAX_CLASSES,
     NO_CLASS,
+    absent_classes,
+    describe_pixels,
     histogram,
     label_table,
     numbered_names,
@@ -24,12 +21,8 @@ from vt_flax.data.prepare import pair_files, pairs
 from vt_flax.data.prepare.workspace import in_threads, say
 from vt_flax.errors import UserError, first_names
 
-# Entries of the metadata: the folder that the dataset was made of, its files, and the
-# meaning of 255 in its masks: no label, or a class like every other value.
-MADE_OF, MADE_OF_FILES, IGNORE_LABEL = "made_of", "made_of_files", "ignore_label"
+# Meanings of 255 in masks: no label, or a class like every other value.
 NO_LABEL, A_CLASS = "255", "none"
-# The classes' names, one a line.
-CLASSES = "classes.txt"
 
 
 class ImageMaskFolder(pairs.PairsBuilder):
@@ -64,58 +57,28 @@ class ImageMaskFolder(pairs.PairsBuilder):
 
     ignore_label = ""
 
-    def check_made_of(self, manual: epath.Path | None) -> None:
-        """Checks that the prepared dataset was made of a folder as it is now, if any.
-
-        Raises:
-          UserError: if not, or if 255 had another meaning.
-        """
-        made, path = self.info.metadata, self.data_path
-        files, used = made.get(MADE_OF_FILES), made.get(IGNORE_LABEL, NO_LABEL)
-        if manual and files and files != digest_of_files(manual):
-            raise UserError(
-                f"{manual} is not {made.get(MADE_OF)}, or has changed since {path} was "
-                "made of that: move the dataset away to make it anew, name another "
-                "--data_dir, or leave out --manual_dir to keep it"
-            )
-        if self.ignore_label not in ("", used):
-            raise UserError(
-                f"{path} was made with --ignore_label {used}, not {self.ignore_label}: "
-                "move it away to make it anew"
-            )
-
-    @functools.cached_property
-    def listing(self) -> pairs.Listing:
-        """The images and masks, with the class of each value that occurs."""
-        images, masks = (
-            self.folder(self.manual / kind) for kind in ("images", "masks")
-        )
+    def list_pairs(self, manual: epath.Path) -> pairs.Listing:
+        """Returns the images and masks, with the class of each value that occurs."""
+        images, masks = manual / "images", manual / "masks"
         splits = split_up(images, pair_files.pair_up(images, masks))
-        path = self.manual / CLASSES
+        path = manual / "classes.txt"
         given = pair_files.read_lines(path) if path.exists() else []
         if given and ("" in given or len({*given}) < len(given)):
             raise UserError(f"{path}: a name is empty or there twice; write one a line")
-        counts = {
-            split: MaskCounts(sum(in_threads(self._histogram, some)))
+        pixels = {
+            split: sum(in_threads(self._histogram, some))
             for split, some in splits.items()
         }
-        total = MaskCounts(sum(found.pixels for found in counts.values()))
+        total = sum(pixels.values())
         names, table = assign_classes(masks, total, given, self.ignore_label)
-        absent = total.absent(table, names)
-        say(
-            f"note: {len(names)} classes; the masks have {total.describe()}"
-            + (f", and no pixel of {first_names(absent)}" if absent else "")
-        )
-        metadata = {
-            MASK_PIXELS: {
-                split: {str(table[v]): int(found.pixels[v]) for v in found.values()}
-                for split, found in counts.items()
-            },
-            IGNORE_LABEL: self.ignore_label or NO_LABEL,
-            MADE_OF: os.fspath(self.manual.expanduser().resolve()),
-            MADE_OF_FILES: digest_of_files(self.manual),
-        }
-        return pairs.Listing(splits, names, table.tolist(), metadata)
+        for split, counts in pixels.items():
+            absent = first_names(absent_classes(counts, table, names))
+            say(
+                f"note: {split}: {len(names)} classes; the masks have "
+                f"{describe_pixels(counts)}"
+                + (f", and no pixel of {absent}" if absent else "")
+            )
+        return pairs.Listing(splits, names, table.tolist())
 
     def _histogram(self, pair: pair_files.Pair) -> np.ndarray:
         return histogram(self.read_mask(pair)[1])
@@ -149,22 +112,8 @@ def split_up(
     return splits
 
 
-def digest_of_files(manual: epath.Path) -> str:
-    """Returns a digest of a folder's images and masks, names and sizes, and classes."""
-    digest = hashlib.sha256()
-    for kind in ("images", "masks"):
-        folder = manual / kind
-        files = pair_files.images_in(folder) if folder.is_dir() else {}
-        for name, file in sorted(files.items()):
-            line = f"{kind}/{name}{file.suffix} {file.stat().length}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
-    classes = manual / CLASSES
-    digest.update(classes.read_bytes() if classes.exists() else b"")
-    return digest.hexdigest()
-
-
 def assign_classes(
-    folder: epath.Path, counts: MaskCounts, given: Sequence[str], ignore_label: str
+    folder: epath.Path, pixels: np.ndarray, given: Sequence[str], ignore_label: str
 ) -> tuple[Sequence[str], np.ndarray]:
     """Returns the names of the classes and a table (256,) of what each value becomes.
 
@@ -174,7 +123,7 @@ def assign_classes(
 
     Args:
       folder: of the masks, for messages.
-      counts: of all masks.
+      pixels: (256,), histogram of all masks.
       given: names of the classes; empty if there is no list of them.
       ignore_label: `255`, `none`, or empty if the user has not said.
 
@@ -182,7 +131,8 @@ def assign_classes(
       UserError: if it is in doubt whether 255 is a class, or there are fewer than two
         classes or too many.
     """
-    values, found = counts.values(), f"the masks have {counts.describe()}"
+    values = np.flatnonzero(pixels).tolist()
+    found = f"the masks have {describe_pixels(pixels)}"
     every = ignore_label == A_CLASS
     labels = [v for v in values if every or v != IGNORE]
     names = given or numbered_names(max(labels, default=0) + 1)

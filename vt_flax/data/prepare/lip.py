@@ -1,25 +1,17 @@
 """Look into Person, single persons parsed into 20 classes, as a TFDS dataset."""
 
-import functools
-from collections.abc import Sequence
-
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vt_flax.data.image_files import list_folder
 from vt_flax.data.mask_classes import MIRRORED
 from vt_flax.data.prepare import pair_files, pairs
-from vt_flax.data.prepare.workspace import say
-from vt_flax.errors import UserError
 
 CLASS_NAMES = (
     "Background Hat Hair Glove Sunglasses Upper-clothes Dress Coat Socks Pants "
     "Jumpsuits Scarf Skirt Face Left-arm Right-arm Left-leg Right-leg Left-shoe "
     "Right-shoe"
 ).split()
-SPLITS = {"train": "train", "validation": "val"}
-# Levels below the manual folder that are searched.
-MAX_DEPTH = 4
+FOLDERS = {"train": "train", "validation": "val"}
 
 
 class Lip(pairs.PairsBuilder):
@@ -36,51 +28,18 @@ class Lip(pairs.PairsBuilder):
     what TrainVal_images.zip and TrainVal_parsing_annotations.zip of
     http://sysu-hcp.net/lip (single person) unpack to:
     TrainVal_images/train_images/*.jpg, TrainVal_images/val_images/*.jpg,
-    TrainVal_images/train_id.txt, TrainVal_images/val_id.txt,
     TrainVal_parsing_annotations/train_segmentations/*.png and
-    TrainVal_parsing_annotations/val_segmentations/*.png; the innermost folders and the
-    lists may lie elsewhere in the manual folder, up to four folders down
+    TrainVal_parsing_annotations/val_segmentations/*.png
     """
 
-    @functools.cached_property
-    def listing(self) -> pairs.Listing:
-        """The images and masks of the unpacked archives, wherever their folders lie."""
-        splits = {}
-        for split, short in SPLITS.items():
-            splits[split] = pair_files.pair_up(
-                self.folder(self._find(f"{short}_images")),
-                self.folder(self._find(f"{short}_segmentations")),
+    def list_pairs(self, manual: epath.Path) -> pairs.Listing:
+        """Returns the content of the unpacked archives."""
+        splits = {
+            split: pair_files.pair_up(
+                manual / f"TrainVal_images/{name}_images",
+                manual / f"TrainVal_parsing_annotations/{name}_segmentations",
             )
-            names = self._find(f"{short}_id.txt")
-            if names.exists():
-                splits[split] = listed(splits[split], names)
+            for split, name in FOLDERS.items()
+        }
         mirrored = [*range(14), 15, 14, 17, 16, 19, 18]
         return pairs.Listing(splits, CLASS_NAMES, metadata={MIRRORED: mirrored})
-
-    def _find(self, name: str) -> epath.Path:
-        """Returns the highest file or folder of a name, or where it should be."""
-        level = [self.manual]
-        for _ in range(MAX_DEPTH):
-            for folder in level:
-                if (folder / name).exists():
-                    return folder / name
-            level = [one / sub for one in level for sub in list_folder(one).folders]
-        return self.manual / name
-
-
-def listed(found: Sequence[pair_files.Pair], path: epath.Path) -> list[pair_files.Pair]:
-    """Returns the pairs that a list has, a name a line.
-
-    Raises:
-      UserError: if it has a name without a pair.
-    """
-    names = {*pair_files.read_lines(path)}
-    missing = names - {pair.name for pair in found}
-    if missing:
-        raise UserError(f"{path} lists {min(missing)}, of which there is no image")
-    kept = [pair for pair in found if pair.name in names]
-    if len(kept) < len(found):
-        say(
-            f"{path} does not list {len(found) - len(kept):,} images: they are left out"
-        )
-    return kept

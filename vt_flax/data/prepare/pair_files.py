@@ -65,11 +65,11 @@ def read_lines(path: epath.Path) -> list[str]:
     """Returns the stripped lines of a text file, without empty ones at the end.
 
     Raises:
-      UserError: if it cannot be read.
+      UserError: if it is not UTF-8.
     """
     try:
         # epath's read_text takes no notice of the encoding.
         text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from error
     return [line.strip() for line in text.rstrip().split("\n")]

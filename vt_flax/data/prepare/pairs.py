@@ -1,5 +1,6 @@
 """Builder of segmentation datasets from pairs of an image and a mask."""
 
+import abc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from vt_flax.data.masks import (
 from vt_flax.data.orientation import UPRIGHT, orientation_in
 from vt_flax.data.pillow_decoder import decode_with_pillow
 from vt_flax.data.prepare.pair_files import Pair
-from vt_flax.data.prepare.workspace import estimate_bytes, in_threads
+from vt_flax.data.prepare.workspace import in_threads
 from vt_flax.errors import UserError
 
 IMAGE, MASK = "image", "segmentation_label"
@@ -55,10 +56,14 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     HOMEPAGE = ""
     HINT = ""
 
-    # The folder of manual files, set before the dataset is built, and its content: a
-    # cached property, which raises `UserError` where something is missing.
-    manual: epath.Path
-    listing: Listing
+    @abc.abstractmethod
+    def list_pairs(self, manual: epath.Path) -> Listing:
+        """Returns the content of the folder of manual files.
+
+        Raises:
+          UserError: if files do not fit each other.
+          FileNotFoundError: if one is missing.
+        """
 
     def _values(self, pair: Pair, encoded: bytes) -> np.ndarray:
         """Decodes a mask to its values (height, width), uint8.
@@ -68,19 +73,17 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """
         return decode_mask(encoded, self.PALETTES, any_gray=True)
 
-    def expected_bytes(self) -> int:
-        """Returns the expected size of the result."""
-        return sum(
-            estimate_bytes(lambda p: p.image.stat().length + p.mask.stat().length, some)
-            for some in self.listing.splits.values()
-        )
-
     def _info(self) -> tfds.core.DatasetInfo:
         return pairs_info(self, homepage=self.HOMEPAGE or None)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        del dl_manager
-        listing = self.listing
+        try:
+            listing = self.list_pairs(dl_manager.manual_dir)
+        except FileNotFoundError as error:
+            wanted = " ".join(self.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+            raise UserError(
+                f"{error.filename or error} is not there; wanted is: {wanted}"
+            ) from error
         self.info.metadata[CLASS_NAMES] = list(listing.class_names)
         self.info.metadata.update(listing.metadata)
         table = label_table(listing.label_map or range(len(listing.class_names)))
@@ -145,17 +148,6 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 "they are seen, else remove the tag (`exiftool -Orientation=`)"
             )
         return encoded
-
-    def folder(self, path: epath.Path) -> epath.Path:
-        """Returns a folder of the manual files.
-
-        Raises:
-          UserError: if it is not there, with the instructions.
-        """
-        if not path.is_dir():
-            wanted = " ".join(self.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-            raise UserError(f"{path} is not there; wanted is: {wanted}")
-        return path
 
 
 def pairs_info(

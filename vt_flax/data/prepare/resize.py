@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vt_flax.data.mask_classes import RESIZED_FROM, image_features
 from vt_flax.data.masks import decode_mask, encode_mask
 from vt_flax.data.pillow_decoder import decode_with_pillow
-from vt_flax.data.prepare.workspace import estimate_bytes, in_threads
+from vt_flax.data.prepare.workspace import in_threads
 from vt_flax.errors import UserError
 
 # At 90, 300 photographs reduced to 256 come back at 36 dB and 30 kB; at 95, 38 dB and
@@ -131,19 +131,6 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
             citation=source.citation,
             metadata=tfds.core.MetadataDict(metadata),
         )
-
-    def expected_bytes(self) -> int:
-        """Returns the expected size of the result."""
-        return sum(
-            estimate_bytes(
-                functools.partial(self._shrunk_bytes, split), range(len(data))
-            )
-            for split, data in self._splits.items()
-        )
-
-    def _shrunk_bytes(self, split: str, i: int) -> int:
-        example = self._shrunk(split, i)
-        return sum(len(example[key]) for key in self._keys)
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list]:
         del dl_manager
