@@ -435,7 +435,7 @@ def test_predict_of_a_classifier(digits, tmp_path, capsys):
         ({"data.name": "mnist_"}, "mnist_"),
         ({"data.eval_split": "validation"}, "Unknown split 'validation'"),
         ({"data.eval_split": "test[:0]"}, "empty"),
-        ({"model.num_classes": 4}, "has 3 classes, not 4"),
+        ({"model.num_classes": 4}, "has 3 classes, not the 4"),
         ({"model.num_classes": -1}, "num_classes"),
         ({"model.bn_group_size": 3}, "bn_group_size 3: does not divide"),
         ({"model.bn_group_size": -1}, "bn_group_size=-1"),
@@ -448,7 +448,7 @@ def test_predict_of_a_classifier(digits, tmp_path, capsys):
         ),
         ({"segmentation.eval_scales": []}, "segmentation.eval_scales"),
         ({"segmentation.label_map": [0, 1, 300]}, "label_map"),
-        ({"segmentation.mask_feature": "image"}, "no masks in a feature 'image'"),
+        ({"segmentation.mask_feature": "image"}, "'image' must name one of its masks"),
         ({"schedule.power": 0.0}, "schedule.power"),
     ],
 )

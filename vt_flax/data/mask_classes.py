@@ -151,11 +151,15 @@ def find_classes(
         names = stored or numbered_names(num_classes)
         classes = Classes(names, mirrored, label_table(range(len(names))[:MAX_CLASSES]))
     count = len(classes.names)
-    if num_classes not in (0, count) or not 2 <= count <= MAX_CLASSES:
+    if num_classes not in (0, count):
         raise UserError(
-            f"dataset {name!r} has {count or 'no known'} classes; possible are 2 to "
-            f"{MAX_CLASSES}, and model.num_classes ({num_classes}) must be that, or 0 "
-            "where it is known: a segmentation.label_map changes the classes"
+            f"dataset {name!r} has {count} classes, not the {num_classes} of "
+            "model.num_classes: set it to 0, or set segmentation.label_map"
+        )
+    if not 2 <= count <= MAX_CLASSES:
+        raise UserError(
+            f"dataset {name!r} has {count or 'no known'} classes, and must have 2 to "
+            f"{MAX_CLASSES}: set model.num_classes or segmentation.label_map"
         )
     return classes
 
