@@ -51,7 +51,7 @@ def with_palette(labels: np.ndarray) -> Image.Image:
 def stored(name: str, data_dir: str, split: str) -> dict[bytes, np.ndarray]:
     """Returns the labels of a prepared split by the bytes of their image.
 
-    Checks that masks are 8-bit grey PNGs.
+    Checks that masks are 8-bit gray PNGs.
     """
     skip = tfds.decode.SkipDecoding()
     data = tfds_builder(name, data_dir).as_data_source(

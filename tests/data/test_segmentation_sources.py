@@ -166,7 +166,7 @@ def test_masks_that_tensorflow_would_misread(tmp_path, mask):
     assert (read != np.asarray(mask)).any()
     one = {"image": encode(draw_image(0, WIDTH, HEIGHT)), "mask": encode(mask)}
     builder, _ = store(tmp_path, {"image": IMAGE, "mask": MASK}, [one])
-    with pytest.raises(UserError, match="'mask' is not stored as 8-bit grey PNGs"):
+    with pytest.raises(UserError, match="'mask' is not stored as 8-bit gray PNGs"):
         TFDSPairs(builder, "roads", "train", num_classes=3)
 
 

@@ -64,7 +64,7 @@ class TFDSPairs(TFDSSource):
             self._choices["image_feature"] = image_feature
         if not is_gray_png(self.read([0])[0].label):
             raise UserError(
-                f"dataset {name!r}: {keys[1]!r} is not stored as 8-bit grey PNGs,"
+                f"dataset {name!r}: {keys[1]!r} is not stored as 8-bit gray PNGs,"
                 " and TensorFlow would read other values than it has, such as a "
                 "palette's colors; make an image_mask_folder of its images and masks"
             )
