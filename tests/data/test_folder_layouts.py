@@ -6,6 +6,7 @@ import types
 import pytest
 from PIL import Image
 
+from vt_flax.data import storage
 from vt_flax.data.folders import FolderSource
 from vt_flax.data.sources import open_source
 from vt_flax.data.split_check import check_splits, split_notes
@@ -291,6 +292,7 @@ def test_a_bucket_is_listed_without_a_request_for_each_file(monkeypatch):
         folder = any(p.startswith(f"{path.rstrip('/')}/") for p in paths)
         return types.SimpleNamespace(is_directory=folder)
 
+    monkeypatch.setattr(storage, "_check_connection", lambda path: None)
     monkeypatch.setattr(tf.io.gfile, "listdir", listdir)
     monkeypatch.setattr(tf.io.gfile, "stat", stat)
     source = open_source("folder:gs://b/d", "train")
