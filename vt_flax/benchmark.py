@@ -46,7 +46,7 @@ from vt_flax.data.source import RandomAccessSource, Source
 from vt_flax.data.sources import open_configured, open_source
 from vt_flax.errors import UserError
 from vt_flax.models import model_task
-from vt_flax.paths import local_folder
+from vt_flax.paths import local_folder, writing
 from vt_flax.training.config import load_config
 from vt_flax.training.tasks import task_of
 
@@ -204,10 +204,8 @@ def _input(args: argparse.Namespace, load: Load) -> None:
     if args.save:
         # Before the measuring, which takes a minute or more.
         evaluation = open_configured(data, data.eval_split)
-        try:
+        with writing(f"--save {args.save}"):
             draw_sheet(pathlib.Path(args.save), source, evaluation, data, config.seed)
-        except OSError as error:
-            raise UserError(f"--save {args.save}: {error.strerror or error}") from error
         print(f"contact sheet in {args.save}", file=sys.stderr)
     records, notes = rows(
         _random_access(source),

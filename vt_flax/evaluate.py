@@ -33,7 +33,7 @@ from vt_flax.data.split_check import split_notes
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import on_devices_of
-from vt_flax.paths import local_folder
+from vt_flax.paths import local_folder, writing
 from vt_flax.texts import json_text, printable
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
@@ -152,10 +152,8 @@ def main(argv: Sequence[str]) -> None:
             with on_devices_of(run.mesh):
                 return run.task.predict(apply, images, sizes)[0]
 
-        try:
+        with writing(f"--page {page}"):
             draw_extremes(page, run, functools.partial(predict, variables))
-        except OSError as error:
-            raise UserError(f"--page {page}: {error.strerror or error}") from error
         print(f"wrote {page}", file=sys.stderr)
     if picture:
         from vt_flax.inference.split_tokens import draw_tokens
@@ -187,10 +185,8 @@ def _report_tokens(
 
     # Before all the images are gone through.
     if jax.process_index() == 0:
-        try:
+        with writing(f"--tokens {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(folder, error) from error
     found = token_report.measure(run, weights, modules)
     if jax.process_index():
         return
@@ -200,10 +196,8 @@ def _report_tokens(
         **origin,
         **found,
     }
-    try:
+    with writing(f"--tokens {folder}"):
         files = token_report.write_report(folder, report)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
     if form == "json":
         print(json_text(report))
     else:
@@ -216,10 +210,6 @@ def _report_tokens(
             print(printable(note))
     for file in files:
         print(f"wrote {file}", file=sys.stderr)
-
-
-def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
-    return UserError(f"--tokens {folder}: {error.strerror or error}")
 
 
 if __name__ == "__main__":

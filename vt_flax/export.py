@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 from vt_flax import cli
 from vt_flax.errors import UserError
-from vt_flax.paths import local_folder
+from vt_flax.paths import local_folder, writing
 
 KINDS = ("stablehlo", "savedmodel")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -76,18 +76,16 @@ def main(argv: Sequence[str]) -> None:
     size = _size(args.input_size)
     workdir = local_folder("--workdir", args.workdir)
     out = local_folder("--out", args.out)
-    try:
+    # A name may be longer than the disk takes.
+    with writing(f"--out {out}"):
         _check_out(out, args)
-    except OSError as error:
-        # Such as a name that is longer than the disk takes.
-        raise UserError(f"--out {out}: {error.strerror or error}") from error
     if args.dtype:
         overrides = [*overrides, f"--config.model.dtype={args.dtype}"]
     # Late, because JAX takes seconds to come: bad arguments need not wait.
     from vt_flax.inference.exporting import export_network, loading_lines
 
     cli.start_devices()
-    try:
+    with writing(f"--out {out}"):
         found = export_network(
             workdir,
             out,
@@ -99,8 +97,6 @@ def main(argv: Sequence[str]) -> None:
             size=size,
             logits=args.logits,
         )
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}") from error
     about = found.metadata
     print(f"{about['checkpoint']}\n")
     for word in ("inputs", "outputs"):

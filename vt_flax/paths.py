@@ -1,7 +1,9 @@
 """Paths as people type them, and files that are written whole."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 from vt_flax.errors import UserError
 
@@ -41,3 +43,12 @@ def write_whole(file: pathlib.Path, text: str) -> None:
     partial = file.with_suffix(".tmp")
     partial.write_text(text)
     partial.replace(file)
+
+
+@contextlib.contextmanager
+def writing(place: str | pathlib.Path) -> Iterator[None]:
+    """Turns an OSError into a `UserError` that names a file or an option's folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{place}: {error.strerror or error}") from error

@@ -26,14 +26,14 @@ import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from vt_flax import cli
 from vt_flax.errors import UserError
-from vt_flax.paths import local_folder
+from vt_flax.paths import local_folder, writing
 from vt_flax.texts import printable
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
     with contextlib.ExitStack() as stack:
         gallery = None
         if out is not None:
-            stack.enter_context(_named(out))
+            stack.enter_context(writing(f"--out {out}"))
             gallery = Gallery(
                 out, network, tokens=args.tokens, heads=args.heads, top=top
             )
@@ -201,15 +201,6 @@ def _refuse(line: str, refused: list[str]) -> None:
 def _say(line: str) -> None:
     """Prints a line on stderr, above a progress line that may be there."""
     tqdm.write(printable(" ".join(line.split())), file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _named(out: pathlib.Path) -> Iterator[None]:
-    """Names the folder that could not be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}") from error
 
 
 def _names(files: Sequence[pathlib.Path], patterns: Sequence[str]) -> list[str]:

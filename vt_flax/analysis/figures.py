@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from vt_flax.errors import UserError
+from vt_flax.paths import writing
 
 SUFFIXES = (".png", ".svg")
 
@@ -45,11 +46,9 @@ def check_place(option: str, path: pathlib.Path) -> None:
     Raises:
       UserError: if it cannot.
     """
-    try:
+    with writing(f"{option} {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_folder, is_there = path.is_dir(), path.exists()
-    except OSError as error:
-        raise UserError(f"{option} {path}: {error.strerror or error}") from error
     if is_folder:
         raise UserError(f"{option} {path}: is a folder: name a file")
     if not os.access(path if is_there else path.parent, os.W_OK):
@@ -64,8 +63,6 @@ def save_figure(option: str, path: pathlib.Path, figure: Any) -> None:
         written.
     """
     check_name(option, path)
-    try:
+    with writing(f"{option} {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise UserError(f"{option} {path}: {error.strerror or error}") from error

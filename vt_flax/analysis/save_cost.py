@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from vt_flax.analysis.step import Step
-from vt_flax.errors import UserError
+from vt_flax.paths import writing
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.run import Run
 
@@ -28,10 +28,8 @@ def rows(run: Run, folder: str, saves: int) -> list[dict[str, Any]]:
     step.start()
     seconds = statistics.median(step.seconds() for _ in range(5))
     blocked, written = [], []
-    try:
+    with writing(f"--folder {folder}"):
         scratch = tempfile.TemporaryDirectory(dir=folder)
-    except OSError as error:
-        raise UserError(f"--folder {folder}: {error.strerror or error}") from error
     with scratch as name:
         checkpoints = Checkpoints(pathlib.Path(name), keep=2)
         for number in range(saves + 1):

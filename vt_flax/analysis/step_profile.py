@@ -16,6 +16,7 @@ from vt_flax.analysis.step_tables import short
 from vt_flax.analysis.steps import STEPS
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import describe, make_mesh
+from vt_flax.paths import writing
 from vt_flax.training.config_rules import check_step
 
 # What an instruction is called for, if it has one of these, itself or fused.
@@ -59,10 +60,8 @@ def profile(
     mesh = make_mesh(fsdp=config.parallel.fsdp)
     check_step(config, mesh.size)
     # Before the work, which the profiler would lose.
-    try:
+    with writing(f"--trace {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--trace {folder}: {error.strerror or error}") from error
     step = STEPS[name](config, mesh, batch)
     traced = step.trace()
     program = Program(traced.lower().compile().as_text())

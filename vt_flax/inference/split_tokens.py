@@ -20,6 +20,7 @@ from vt_flax.errors import UserError
 from vt_flax.inference.pictures import token_picture
 from vt_flax.inference.predictor import Looks
 from vt_flax.inference.token_maps import by_module, sown_maps, tokenizer_kinds
+from vt_flax.paths import writing
 
 
 def draw_tokens(
@@ -56,11 +57,9 @@ def draw_tokens(
         token_picture(looks, i, source.class_names[label], projections=False)
         for i, label in enumerate(labels)
     ]
-    try:
+    with writing(f"--token_picture {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         render(pictures).save(path)
-    except OSError as error:
-        raise UserError(f"--token_picture {path}: {error.strerror or error}") from error
     # Standard output is for figures, which may be JSON.
     print(f"wrote {path}", file=sys.stderr)
 

@@ -15,9 +15,9 @@ import orbax.checkpoint as ocp
 
 from vt_flax.errors import UserError, first_line
 from vt_flax.parallel import processes
+from vt_flax.paths import writing
 from vt_flax.training.fingerprint import changed_arrays, fingerprint, host_fingerprint
 from vt_flax.training.state import TrainState
-from vt_flax.training.workdir import writing
 
 # Folder of the workdir for checkpoints that cannot be restored.
 DAMAGED = "damaged"

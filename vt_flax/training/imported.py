@@ -18,13 +18,14 @@ from ml_collections import ConfigDict
 from vt_flax.data.imagenet import CLASSES, class_names
 from vt_flax.errors import UserError, first_names
 from vt_flax.models import create_model, model_task
+from vt_flax.paths import writing
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
 from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.state import TrainState, create_state
 from vt_flax.training.tasks import task_of
 from vt_flax.training.weights import PARTS
-from vt_flax.training.workdir import RunRecord, writing
+from vt_flax.training.workdir import RunRecord
 from vt_flax.weights.files import Array, check_sum, read_arrays
 from vt_flax.weights.finding import Found, find_resnet
 from vt_flax.weights.fitting import LoadReport, Path, check_function, fit

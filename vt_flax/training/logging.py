@@ -11,7 +11,8 @@ from typing import Any, TextIO
 import jax
 import psutil
 
-from vt_flax.training.workdir import METRICS_FILE, writing
+from vt_flax.paths import writing
+from vt_flax.training.workdir import METRICS_FILE
 
 
 class RunLogger:

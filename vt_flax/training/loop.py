@@ -18,6 +18,7 @@ from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.agreement import check_shared
 from vt_flax.parallel.mesh import batch_sharding, describe, own_rows, to_global
+from vt_flax.paths import writing
 from vt_flax.training.checkpoint import Checkpoints, Restored
 from vt_flax.training.formulation import Choice, choose_formulation
 from vt_flax.training.logging import RunLogger
@@ -31,7 +32,6 @@ from vt_flax.training.workdir import (
     RunRecord,
     check_resumable,
     locked,
-    writing,
 )
 
 

@@ -14,7 +14,7 @@ from vt_flax.data.source import Source
 from vt_flax.errors import UserError, differences, first_few
 from vt_flax.locks import Held, lock
 from vt_flax.parallel.agreement import digest
-from vt_flax.paths import write_whole
+from vt_flax.paths import write_whole, writing
 from vt_flax.version import __version__
 
 # Of config.json and checkpoints. Increase it where older ones cannot be read.
@@ -217,15 +217,6 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
                         f"another run is at work in {workdir}: wait for it, or end it"
                     ) from None
         yield
-
-
-@contextlib.contextmanager
-def writing(place: str | pathlib.Path) -> Iterator[None]:
-    """Turns an OSError into a `UserError` that names a file or an option's folder."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{place}: {error.strerror or error}") from error
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
