@@ -162,7 +162,7 @@ class Checkpoints:
                 _, problem = attempt(
                     lambda: read_on_host(self.folder / str(step), like)
                 )
-            problem = processes.gather(f"checkpoint {step}", problem)[0]
+            problem = processes.broadcast(f"checkpoint {step}", problem)
         if not problem:
             found, problem = attempt(lambda: self._restore(like, step))
         if problem:
@@ -179,7 +179,7 @@ class Checkpoints:
           UserError: if none can be.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(processes.gather("steps", self.steps())[0]):
+        for step in reversed(processes.broadcast("steps", self.steps())):
             try:
                 return dataclasses.replace(self.restore(like, step), damaged=damaged)
             except UserError as error:
@@ -198,7 +198,7 @@ class Checkpoints:
             names = (f"{step}{f'.{i}' if i else ''}" for i in itertools.count())
             target = next(folder / n for n in names if not (folder / n).exists())
             (self.folder / str(step)).rename(target)
-        target = pathlib.Path(processes.gather("set aside", str(target))[0])
+        target = pathlib.Path(processes.broadcast("set aside", str(target)))
         self._manager.reload()
         return target
 

@@ -72,7 +72,7 @@ def choose_formulation(
     if configured == "auto":
         # All take what process 0 has read: a file system may show others less.
         found = _read(workdir, device.device_kind)
-        kept = processes.gather("kept formulation", found)[0]
+        kept = processes.broadcast("kept formulation", found)
         if kept:
             record, details = kept, f": kept from {FILE}"
         elif device.platform == "cpu":
@@ -114,7 +114,7 @@ def _measure(
         # A gather for each, since its wait has a timeout.
         processes.report(f"timing formulation {name}")
         own = dataclasses.asdict(next(trials)) if jax.process_index() == 0 else None
-        found[name] = Trial(**processes.gather(f"formulation {name}", own)[0])
+        found[name] = Trial(**processes.broadcast(f"formulation {name}", own))
     return found
 
 

@@ -158,7 +158,7 @@ def first_state(run: Run, checkpoints: Checkpoints) -> tuple[Restored, list[str]
         is beyond its duration already.
     """
     workdir, total = checkpoints.workdir, run.total_steps
-    if not processes.gather("saved", checkpoints.steps())[0]:
+    if not processes.broadcast("saved", checkpoints.steps()):
         processes.report("making the first state")
         state, origin = run.initial_state(), []
         if run.config.init_from:

@@ -90,7 +90,7 @@ class Trainer:
             )
         if self.step and self._is_due("eval"):
             recorded = recorded_evaluation(self._workdir, self.step)
-            self.results = processes.gather("evaluated", recorded)[0]
+            self.results = processes.broadcast("evaluated", recorded)
             if not self.results:
                 with self.requests:
                     if not self._evaluate():
