@@ -39,8 +39,8 @@ def check_splits(train: Source, evaluation: Source) -> list[str]:
             f"and {train.name} has none of them: put images of each class into both, "
             "or slice one split, as in train[:80%] and train[80%:]"
         )
-    notes = split_notes(train) + split_notes(evaluation)
     first, second = train.members(), evaluation.members()
+    notes = _notes(train, learned, first) + _notes(evaluation, evaluated, second)
     if first is not None and second is not None:
         common = np.isin(second, first).sum()
         if common:
@@ -53,8 +53,13 @@ def check_splits(train: Source, evaluation: Source) -> list[str]:
 
 def split_notes(source: Source) -> list[str]:
     """Returns notes on classes without images and repeated examples in one split."""
+    return _notes(source, source.class_counts(), source.members())
+
+
+def _notes(
+    source: Source, counts: np.ndarray | None, members: np.ndarray | None
+) -> list[str]:
     notes = []
-    counts, members = source.class_counts(), source.members()
     if counts is not None and not counts.all():
         absent = [source.class_names[i] for i in np.flatnonzero(counts == 0)]
         notes.append(
