@@ -1,6 +1,9 @@
 """Shared by all ways to prepare: threads, a lock, leftovers, one-line errors."""
 
+import collections
+import concurrent.futures
 import contextlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -10,7 +13,6 @@ from typing import Any
 
 from tensorflow_datasets.core import constants
 
-from vt_flax.data.threads import ordered_map
 from vt_flax.errors import UserError
 from vt_flax.locks import Held, lock
 
@@ -20,6 +22,29 @@ LOCK = ".prepare.lock"
 def say(message: str) -> None:
     """Prints progress. Standard output is for the result alone."""
     print(message, file=sys.stderr, flush=True)
+
+
+def ordered_map(
+    function: Callable[[Any], Any], items: Iterable, workers: int, ahead: int
+) -> Iterator[Any]:
+    """Applies a function in threads and yields the results in order.
+
+    Unlike an executor's `map`, it takes no more than `ahead` items before their turn,
+    so that memory does not fill where the results are used slowly.
+    """
+    items = iter(items)
+    with concurrent.futures.ThreadPoolExecutor(workers, "vt_flax-map") as pool:
+        pending = collections.deque(
+            pool.submit(function, item) for item in itertools.islice(items, ahead)
+        )
+        try:
+            while pending:
+                yield pending.popleft().result()
+                for item in itertools.islice(items, 1):
+                    pending.append(pool.submit(function, item))
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from vt_flax.data.threads import ordered_map
+from vt_flax.data.prepare.workspace import ordered_map
 
 
 def test_results_come_in_order_and_few_wait():
