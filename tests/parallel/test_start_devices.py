@@ -30,7 +30,7 @@ def test_a_missing_platform_is_one_line():
 
 @pytest.mark.skipif(has_nvidia, reason="needs a machine without an NVIDIA GPU")
 def test_an_unused_gpu_is_named_by_jax():
-    """Where a note of ours stood, a warning of JAX's must be visible."""
+    """JAX's own warning of an unused accelerator is visible."""
     program = (
         "from jax._src import hardware_utils\n"
         "from vt_flax import cli\n"

@@ -1,8 +1,8 @@
-"""The central crop of evaluation: `predict` and exported programs make the same one.
+"""Center crop of evaluation and of `predict`, by Pillow.
 
-The short side is brought to `resize` pixels, bilinearly with antialiasing as Pillow
-does it, and the central `size` x `size` pixels are cut out. Pretrained weights from
-elsewhere were measured on such images. `augment.center_crop` is the same in JAX.
+The short side is resized to `resize` pixels, bilinear and antialiased, and the central
+`size` x `size` pixels are cut out, as where pretrained weights were evaluated.
+`augment.center_crop` does the same in JAX, for exported programs.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which folders of a dataset are splits, and which are classes."""
+"""Recognizes the split folders and class folders of a dataset."""
 
 import re
 

@@ -159,7 +159,7 @@ def pad_and_crop(
     """Pads with black on each side and cuts (size, size, 3) at random, uint8.
 
     The usual augmentation of CIFAR (Lee et al., 2015). Images of other sizes are
-    brought to `size` first, by `center_crop`.
+    resized to `size` first, by `center_crop`.
     """
     tf = tensorflow()
     image = center_crop(encoded, size, size, orientation=orientation)

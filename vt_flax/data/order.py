@@ -1,4 +1,4 @@
-"""Which examples a process reads in a step: a function of the seed and the step alone.
+"""Order of the examples: a function of the seed and the step alone.
 
 A run is one endless sequence of examples, a permutation of the split for each epoch.
 Step k takes positions k * batch to (k + 1) * batch of it, whatever the number of

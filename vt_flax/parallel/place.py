@@ -1,4 +1,4 @@
-"""Which of a run's processes this is, from options or from the cluster."""
+"""Index, number and coordinator of a run's processes, from options or the cluster."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from vt_flax.errors import UserError, first_line
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Which of a run's processes this is.
+    """Index of this process among the processes of a run.
 
     Attributes:
       index: number of this process.
@@ -39,7 +39,7 @@ def find_place(
     index: int | None = None,
     hosts: Sequence[str] = (),
 ) -> Place:
-    """Returns which of how many processes this is.
+    """Returns the place of this process, from options or from the cluster.
 
     Without arguments the cluster is asked, as JAX detects it: Cloud TPU, Slurm, Open
     MPI or Kubernetes. A machine outside of a cluster runs a single process.

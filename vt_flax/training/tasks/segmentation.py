@@ -209,7 +209,7 @@ class Segmentation(Task):
     def _views(
         self, apply: Apply, images: jax.Array, sizes: jax.Array
     ) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Returns the logits of each scale and flip, brought to the image's width.
+        """Returns the logits of each scale and flip, resized to the image's width.
 
         Returns:
           Matrices (batch, H, h) that bring the rows to the image's height, and logits
