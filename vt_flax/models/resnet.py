@@ -201,7 +201,7 @@ class Backbone(nn.Module):
     Attributes:
       stage_sizes: number of blocks of each stage; in residual networks those of stages
         2 to 5.
-      bottleneck: whether blocks are `BottleneckBlock`s or `BasicBlock`s.
+      bottleneck: whether blocks are `BottleneckBlock` or `BasicBlock`.
       num_classes: outputs of the network.
       width: channels of stage 2's 3 x 3 convolutions; each stage doubles it.
       stem: see `Stem`.

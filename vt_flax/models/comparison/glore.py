@@ -2,13 +2,13 @@
 
 Which units the printed 78.4 %, 5.2 GMACs and 30.5 M parameters belong to was found by
 counting. Of 0 to 2 units behind blocks of stage 3 and 0 to 6 of stage 4, with C to
-C / 8 states and C to C / 16 nodes, these are nearest:
+C / 8 states and C to C / 16 nodes, these are nearest::
 
-| units in stages 3, 4 | states, nodes | GMACs | without projections | M parameters |
-|---|---|---|---|---|
-| 0, 3 | C / 2, C / 4 | 5.316 | 5.162 | 30.48 |
-| 2, 3 | C / 2, C / 16 | 5.307 | 5.242 | 30.40 |
-| 2, 6 | C / 4, C / 8 | 5.298 | 5.195 | 30.37 |
+    | units in stages 3, 4 | states, nodes | GMACs | no projections | M parameters |
+    |---|---|---|---|---|
+    | 0, 3 | C / 2, C / 4 | 5.316 | 5.162 | 30.48 |
+    | 2, 3 | C / 2, C / 16 | 5.307 | 5.242 | 30.40 |
+    | 2, 6 | C / 4, C / 8 | 5.298 | 5.195 | 30.37 |
 
 The first alone rounds to both printed figures, the MACs without the two products by
 which the graph's nodes are read from the pixels and written back: counting them, as
