@@ -3,6 +3,8 @@
 Levels are numbered as their maps: level i has the stride of C_i, 4 to 32 pixels.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -127,7 +129,8 @@ class SemanticHead(nn.Module):
 
         finest, second, *_ = LEVELS
         # Interpolation is linear: the last and largest is of the sum, once for all.
-        coarse = sum(branch(level, second) for level in LEVELS[1:])
+        branches = (branch(level, second) for level in LEVELS[1:])
+        coarse = functools.reduce(jnp.add, branches)
         x = branch(finest, finest)
         x = x + resize(coarse, *x.shape[1:3])
         # float32: rounded to bfloat16, the best classes of a pixel would often tie. It

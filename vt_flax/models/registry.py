@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -35,7 +34,7 @@ class Entry:
         `segmentation`, logits (batch, h, w, classes) of pixels.
     """
 
-    module: Callable[..., nn.Module]
+    module: Any
     fixed: dict[str, Any]
     presets: tuple[str, ...] = ()
     task: str = "classification"
@@ -63,8 +62,8 @@ for _depth, (_sizes, _bottleneck) in lr.DEPTHS.items():
 for _depth, _sizes in sasa.STAGE_SIZES.items():
     _fixed = {"stage_sizes": _sizes, "bottleneck": True}
     MODELS[f"sasa_resnet{_depth}"] = Entry(sasa.StandAloneResNet, _fixed)
-for _depth, _sizes in san.STAGE_SIZES.items():
-    _fixed = {"stage_sizes": _sizes}
+for _depth, _stages in san.STAGE_SIZES.items():
+    _fixed = {"stage_sizes": _stages}
     MODELS[f"san{_depth}_pairwise"] = Entry(san.PairwiseSAN, _fixed)
     MODELS[f"san{_depth}_patchwise"] = Entry(san.PatchwiseSAN, _fixed)
 

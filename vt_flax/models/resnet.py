@@ -263,10 +263,8 @@ class Backbone(nn.Module):
         super().__post_init__()
 
     @nn.nowrap
-    def layer_settings(
-        self, kind: type[Layers] | None = None, **settings: Any
-    ) -> Layers:
-        """Returns the settings of layers that these options ask for."""
+    def layer_settings(self, kind: type[Layers] | None = None, **settings: Any) -> Any:
+        """Returns settings of layers, of a class `kind`, from these options."""
         if kind is None:
             kind = fused.FusedLayers if self.computed_by() == "fused" else Layers
         return kind(
@@ -307,7 +305,8 @@ class Backbone(nn.Module):
         self, stage: int, survival_probabilities: tuple[float, ...]
     ) -> nn.Module:
         """Returns a stage of residual blocks, 2 to 5, inside a compact method."""
-        block, options = BasicBlock, self.block_options(stage)
+        block: Callable[..., nn.Module] = BasicBlock
+        options = self.block_options(stage)
         if self.bottleneck:
             is_fused = self.computed_by() == "fused"
             block = fused.FusedBottleneckBlock if is_fused else BottleneckBlock

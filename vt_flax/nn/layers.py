@@ -85,8 +85,8 @@ class Layers:
         scale_init: Any = nn.initializers.ones,
         kind: type[BatchNorm] | None = None,
         **settings: Any,
-    ) -> BatchNorm:
-        """Returns a BatchNorm, or a subclass of it with settings of its own."""
+    ) -> Any:
+        """Returns a `BatchNorm`, or a module of a subclass with settings of its own."""
         return (kind or self.BATCH_NORM)(
             self.bn_group_size,
             self.bn_frozen,

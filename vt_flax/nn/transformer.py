@@ -117,7 +117,7 @@ class GraphInteraction(nn.Module):
         tokens = tokens.astype(layers.dtype)
         count, channels = tokens.shape[1:]
         if self.has_variable("params", "adjacency"):
-            served = self.get_variable("params", "adjacency").shape[0]
+            served: int = self.get_variable("params", "adjacency").shape[0]
             if served != count:
                 raise UserError(
                     f"the graph's parameters serve {served} tokens, not {count}"

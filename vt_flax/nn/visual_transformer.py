@@ -1,6 +1,7 @@
 """The Visual Transformer module, and the stage that stacks modules."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -145,7 +146,7 @@ def make_tokenizer(
     kind: str, channels: int, options: VTOptions, layers: VTLayers, parts: VTParts
 ) -> nn.Module:
     """Returns the tokenizer `kind` for a map of `channels`."""
-    common = {
+    common: dict[str, Any] = {
         "token_channels": options.token_channels,
         "layers": layers,
         "name": "tokenizer",
@@ -174,7 +175,7 @@ def make_interaction(
     name: str = "interaction",
 ) -> nn.Module:
     """Returns the module through which tokens interact."""
-    common = {
+    common: dict[str, Any] = {
         "survival_probability": survival_probability,
         "layers": layers,
         "name": name,

@@ -5,7 +5,7 @@ The attention layers are in `san_attention`.
 
 import functools
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -69,7 +69,7 @@ class SANStage(nn.Module):
 
     features: int
     pool: bool = False
-    block: Callable[..., nn.Module] | None = None
+    block: Any = None
     survival_probabilities: tuple[float, ...] = ()
     layers: Layers = Layers()
 
@@ -112,8 +112,8 @@ class SAN(LocalAttentionNetwork):
     STAGES: ClassVar[int] = 5
     ATTENTION: ClassVar[Callable[..., nn.Module]]
     # Not options, unlike in residual networks: only pooling strides.
-    bottleneck: ClassVar[bool] = True
-    variant: ClassVar[str] = "torchvision"
+    bottleneck: ClassVar[bool] = True  # type: ignore[misc]
+    variant: ClassVar[str] = "torchvision"  # type: ignore[misc]
 
     @nn.nowrap
     def make_stem(self) -> nn.Module:
