@@ -6,10 +6,7 @@ import pathlib
 import types
 from collections.abc import Iterator
 
-# Set before JAX is imported anywhere: both are read once.
-flags = os.environ.get("XLA_FLAGS", "")
-if "host_platform_device_count" not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
+# JAX reads these when it is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What TensorFlow's libraries log of errors that a test provokes.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,6 +19,17 @@ os.environ.setdefault("JAX_OPTIMIZATION_LEVEL", "O0")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from quicker import ROUGH, spare_the_collector  # noqa: E402
+
+# XLA reads its flags once, when the first device starts.
+flags = {"xla_force_host_platform_device_count": 8} | ROUGH
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", "")]
+    + [
+        f"--{name}={value}"
+        for name, value in flags.items()
+        if name not in os.environ.get("XLA_FLAGS", "")
+    ]
+)
 
 # Files that take longest: begun last, one of them would be waited for alone.
 FIRST = (
@@ -66,23 +74,6 @@ def well_compiled() -> Iterator[None]:
     _compile_quickly(False)
     yield
     _compile_quickly(True)
-
-
-if ROUGH:
-    # JAX has no public place for options of all programs that can change: XLA_FLAGS
-    # are read once, and `well_compiled` is without them.
-    from jax._src import compiler
-
-    _options = compiler.get_compile_options
-
-    def _rough_options(*args, backend=None, **named):
-        quickly = jax.config.read("jax_disable_most_optimizations")
-        if quickly and backend and backend.platform == "cpu":
-            own = named.get("env_options_overrides") or {}
-            named["env_options_overrides"] = ROUGH | own
-        return _options(*args, backend=backend, **named)
-
-    compiler.get_compile_options = _rough_options
 
 
 def _compile_quickly(value: bool) -> None:
