@@ -257,7 +257,7 @@ def test_masks_of_a_split_without_images(tree):
 def test_empty_folders(tmp_path):
     for name in ("images", "masks"):
         (tmp_path / "manual" / name).mkdir(parents=True)
-    assert "no images in" in refused("image_mask_folder", tmp_path / "manual")
+    assert "0 images in" in refused("image_mask_folder", tmp_path / "manual")
 
 
 @pytest.mark.parametrize("name", ["all", "All", "my split", "train[1]", "a-b"])

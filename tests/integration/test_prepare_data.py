@@ -39,7 +39,7 @@ def run(main, arguments, monkeypatch, capsys) -> str:
         ("convert cifar10 --data_dir D", "'cifar10' is not prepared in"),
         ("convert cifar10 --data_dir D --resize 9", "convert takes no"),
         ("cifar10 --data_dir D --out_dir E", "--out_dir is for convert"),
-        ("cifar10 --data_dir gs://bucket/D", "cannot be written to a bucket"),
+        ("cifar10 --data_dir gs://bucket/D", "buckets are not supported yet"),
         ("convert cifar10 --data_dir D --out_dir gs://b", "--out_dir gs://b"),
         ("digits --data_dir D --resize 0", "--resize 0: must be at least 1"),
         ("digits --data_dir D --resize -256", "--resize -256: must be at least 1"),

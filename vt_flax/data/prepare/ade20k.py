@@ -1,10 +1,9 @@
 """ADE20K's 150 classes (MIT scene parsing benchmark) as a TFDS dataset."""
 
-import tensorflow_datasets as tfds
 from etils import epath
 
 from vt_flax.data.masks import IGNORE
-from vt_flax.data.prepare import pair_files, pairs
+from vt_flax.data.prepare import pairs
 from vt_flax.errors import UserError
 
 CLASSES = 150
@@ -18,8 +17,6 @@ class Ade20k(pairs.PairsBuilder):
     classes 0 to 149, and 0, which is other objects, becomes 255.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
     HOMEPAGE = "http://sceneparsing.csail.mit.edu"
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
     the folder ADEChallengeData2016 that ADEChallengeData2016.zip of
@@ -31,30 +28,21 @@ class Ade20k(pairs.PairsBuilder):
     def list_pairs(self, manual: epath.Path) -> pairs.Listing:
         """Returns the content of the folder that the archive unpacks to."""
         root = manual / "ADEChallengeData2016"
-        splits = {
-            split: pair_files.pair_up(
-                root / "images" / name, root / "annotations" / name
-            )
-            for split, name in FOLDERS.items()
-        }
+        splits = pairs.pair_splits(root, "images/{}", "annotations/{}", FOLDERS)
         names = class_names(root / "objectInfo150.txt")
         return pairs.Listing(splits, names, [IGNORE, *range(CLASSES)])
 
 
 def class_names(path: epath.Path) -> list[str]:
-    """Returns the first name of each of the 150 classes.
+    """Returns the first name of each class that objectInfo150.txt lists.
 
-    Args:
-      path: of objectInfo150.txt: a header, then a line for each class, whose last
-        column has its names, parted by commas.
-
-    Raises:
-      UserError: if it does not list 150 classes.
+    Its lines are a header, then one for each class: the number first, and in the last
+    of the columns, which tabs separate, the names, which commas separate.
     """
-    rows = [line.split("\t") for line in pair_files.read_lines(path)[1:]]
-    if [row[0] for row in rows] != [str(i + 1) for i in range(CLASSES)]:
+    lines = [line.split("\t") for line in pairs.read_lines(path)[1:]]
+    if [line[0] for line in lines] != [str(i + 1) for i in range(CLASSES)]:
         raise UserError(
             f"{path}: expected a header and {CLASSES} lines that begin with their "
-            f"numbers, found {len(rows)} lines"
+            f"numbers, found {len(lines)} lines"
         )
-    return [row[-1].partition(",")[0].strip() for row in rows]
+    return [line[-1].partition(",")[0].strip() for line in lines]
