@@ -30,9 +30,7 @@ ADVICE = (
 def label_table(label_map: Sequence[int]) -> np.ndarray:
     """Returns a table (256,), uint8, of the class of each stored value.
 
-    Args:
-      label_map: class or 255 for value i. Values beyond it become 254, since they must
-        not occur; 255 stays 255.
+    Values beyond the label map become 254, since they must not occur; 255 stays 255.
     """
     table = np.full(256, NO_CLASS, np.uint8)
     table[IGNORE] = IGNORE
@@ -59,13 +57,7 @@ def values_in(mask: np.ndarray) -> np.ndarray:
 def absent_classes(
     pixels: np.ndarray, table: np.ndarray, names: Sequence[str]
 ) -> list[str]:
-    """Returns the names of the classes without a pixel.
-
-    Args:
-      pixels: (256,), histogram of stored values.
-      table: (256,), class of each stored value, or 254 or 255.
-      names: of the classes.
-    """
+    """Returns the names of the classes without a pixel in a histogram (256,)."""
     present = {*table[np.flatnonzero(pixels)].tolist()}
     return [name for i, name in enumerate(names) if i not in present]
 

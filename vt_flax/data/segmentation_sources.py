@@ -13,7 +13,6 @@ from vt_flax.data.masks import (
     absent_classes,
     decode_mask,
     histogram,
-    is_gray_png,
     label_table,
     numbered_names,
 )
@@ -26,46 +25,17 @@ from vt_flax.errors import UserError, first_names
 CLASS_NAMES, MIRRORED, RESIZED_FROM = "class_names", "mirrored", "resized_from"
 
 
-class KnownMasks(NamedTuple):
-    """Masks of a dataset whose files do not describe them."""
-
-    image: str  # feature that holds the image
-    mask: str  # feature that holds the mask
-    label_map: Sequence[int]  # class of each stored value; 255: no label, 254: none
-    class_names: Sequence[str]
-
-
-# Ids of the 19 classes that count (mcordts/cityscapesScripts,
-# cityscapesscripts/helpers/labels.py). All other ids up to 33 are ignored in training
-# and evaluation.
-CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
-CITYSCAPES_NAMES = (
-    "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, "
-    "vegetation, terrain, sky, person, rider, car, truck, bus, train, motorcycle, "
-    "bicycle"
-).split(", ")
 # The 11 classes to which Badrinarayanan, Kendall and Cipolla (SegNet, arXiv 1511.00561)
 # brought CamVid's 32, in the order of their masks; 255, or 11 there, is void.
 CAMVID_NAMES = (
     "sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist"
 ).split(", ")
-
-# By the dataset's name in TFDS.
-KNOWN_MASKS = {
-    "camvid": KnownMasks(
-        "image", "segmentation_label", (*range(11), IGNORE), CAMVID_NAMES
-    ),
-    "cityscapes": KnownMasks(
-        "image_left",
-        "segmentation_label",
-        [CITYSCAPES_IDS.index(i) if i in CITYSCAPES_IDS else IGNORE for i in range(34)],
-        CITYSCAPES_NAMES,
-    ),
+# Label map and class names of TFDS's datasets whose files do not have them.
+KNOWN_CLASSES = {
+    "camvid": ((*range(11), IGNORE), CAMVID_NAMES),
     # README of its annotations: 1 foreground, 2 background, 3 not classified, which is
     # a border of some pixels around the pet.
-    "oxford_iiit_pet": KnownMasks(
-        "image", "segmentation_mask", (NO_CLASS, 1, 0, IGNORE), ("background", "pet")
-    ),
+    "oxford_iiit_pet": ((NO_CLASS, 1, 0, IGNORE), ("background", "pet")),
 }
 
 
@@ -90,10 +60,6 @@ class TFDSPairs(TFDSSource):
     Attributes:
       class_names, mirrored: see `Classes`.
       label_map: `Classes.table`.
-
-    Raises:
-      UserError: if the dataset has no masks, its format has no random access, or its
-        classes are not known.
     """
 
     def __init__(
@@ -120,12 +86,6 @@ class TFDSPairs(TFDSSource):
         self._choices = {"label_map": self.label_map.tolist()}
         if image_feature:
             self._choices["image_feature"] = image_feature
-        if not is_gray_png(self.read([0])[0].label):
-            raise UserError(
-                f"dataset {name!r}: {keys[1]!r} is not stored as 8-bit gray PNGs,"
-                " and TensorFlow would read other values than it has, such as a "
-                "palette's colors; make an image_mask_folder of its images and masks"
-            )
 
 
 def image_features(builder: Any, channels: int) -> list[str]:
@@ -147,17 +107,14 @@ def image_features(builder: Any, channels: int) -> list[str]:
 def find_features(
     builder: Any, mask_feature: str = "", image_feature: str = ""
 ) -> tuple[str, str]:
-    """Returns the features that hold images and masks: those given or, if empty, known.
+    """Returns the features that hold images and masks.
 
-    Raises:
-      UserError: if there is none, or several to choose from.
+    If not given, they are `image` or the only image, and the only mask.
     """
-    known = _known(builder)
     images, masks = image_features(builder, 3), image_features(builder, 1)
     only_image, only_mask = (f[0] if len(f) == 1 else "" for f in (images, masks))
-    usual = "image" if "image" in images else only_image
-    image = image_feature or (known.image if known else usual)
-    mask = mask_feature or (known.mask if known else only_mask)
+    image = image_feature or ("image" if "image" in images else only_image)
+    mask = mask_feature or only_mask
     for option, feature, choices, kind in (
         ("segmentation.mask_feature", mask, masks, "masks (one channel, 8 bits)"),
         ("data.image_feature", image, images, "images of three channels"),
@@ -179,24 +136,21 @@ def find_classes(
     """Returns the classes of a dataset's masks.
 
     Args:
-      builder: of the prepared dataset.
+      builder: of the dataset.
       mask_feature: the feature that holds the masks.
-      label_map: class of stored value i, or 255; empty for what is known.
-      num_classes: number of classes; 0 for what is known.
-
-    Raises:
-      UserError: if too little is known, or what is given contradicts it.
+      label_map: class of stored value i, or 255; empty for what the dataset has.
+      num_classes: number of classes; 0 for what the dataset has.
     """
-    name, known = _name(builder), _known(builder)
-    metadata = builder.info.metadata or {}
+    name, metadata = _name(builder), builder.info.metadata or {}
+    known = KNOWN_CLASSES.get(metadata.get(RESIZED_FROM, builder.name))
     # Only a LabeledImage has names.
     stored = getattr(builder.info.features[mask_feature], "names", None)
     stored = tuple(metadata.get(CLASS_NAMES) or stored or ())
     mirrored = tuple(metadata.get(MIRRORED, ()))
     if label_map:
         classes = _mapped(label_map, num_classes, stored, mirrored)
-    elif known and known.mask == mask_feature:
-        classes = Classes(tuple(known.class_names), (), label_table(known.label_map))
+    elif known:
+        classes = Classes(tuple(known[1]), (), label_table(known[0]))
     else:
         names = stored or numbered_names(num_classes)
         classes = Classes(names, mirrored, label_table(range(len(names))[:MAX_CLASSES]))
@@ -217,11 +171,6 @@ def find_classes(
 def _name(builder: Any) -> str:
     """Returns the name as TFDS has it, with the configuration."""
     return builder.info.full_name.rpartition("/")[0]
-
-
-def _known(builder: Any) -> KnownMasks | None:
-    metadata = builder.info.metadata or {}
-    return KNOWN_MASKS.get(metadata.get(RESIZED_FROM, builder.name))
 
 
 def _mapped(
@@ -258,12 +207,9 @@ def _mapped(
 
 
 def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
-    """Returns a note on the classes that have no pixel in a split.
+    """Returns a note on the classes that have no pixel in a split's encoded masks.
 
-    Args:
-      source: the split.
-      masks: all encoded masks of it, or a sample, which shows that classes are missing
-        only if it has fewer than two.
+    A sample of the masks leads to a note only if it has fewer than two classes.
     """
     pixels = np.zeros(256, np.int64)
     for encoded in masks:

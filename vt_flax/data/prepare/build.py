@@ -44,9 +44,6 @@ def prepare(
         `DATA_DIR/downloads/manual`.
       checksums: whether to check the MD5 of ImageNet's archives.
       ignore_label: see `ImageMaskFolder`.
-
-    Raises:
-      UserError: if it cannot be built. A finished dataset is never changed.
     """
     if name.startswith(FOLDER_PREFIX):
         raise UserError(f"{name}: class folders need no preparing")

@@ -21,19 +21,11 @@ from vt_flax.errors import UserError
 
 
 def convert(name: str, data_dir: str, out_dir: str = "") -> DatasetBuilder:
-    """Adds array_record to a dataset that is stored in another format.
+    """Adds array_record to a dataset of `data_dir` that is stored in another format.
 
     Each file is complete or missing, and the dataset's description is written last: a
-    run that was stopped goes on with the first missing file.
-
-    Args:
-      name: a TFDS dataset, as in `cifar10`.
-      data_dir: folder of the TFDS datasets; examples in it are only read.
-      out_dir: folder of TFDS datasets for the result; empty to put the new files beside
-        the old ones, where the dataset then has both formats.
-
-    Raises:
-      UserError: if the dataset is not there or is damaged.
+    run that was stopped goes on with the first missing file. Without `out_dir`, the new
+    files are beside the old ones, and the dataset has both formats.
     """
     source = prepared_builder(name, data_dir)
     info, folder = source.info, epath.Path(source.data_path)

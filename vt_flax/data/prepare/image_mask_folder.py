@@ -43,8 +43,7 @@ class ImageMaskFolder(pairs.PairsBuilder):
     name a line from class 0. Masks are gray PNGs of class indices, and 255 where there
     is no label
     """
-    PALETTES = False
-    ANY_ORIENTATION = False
+    STRICT = True
     HINT = (
         ": store class indices from 0 and name each class in classes.txt, the "
         "background too; if every value is a class, add --ignore_label none and name "
@@ -84,11 +83,7 @@ class ImageMaskFolder(pairs.PairsBuilder):
 def split_up(
     images: epath.Path, found: Sequence[pairs.Pair]
 ) -> dict[str, list[pairs.Pair]]:
-    """Returns pairs by the first folder in their names, or all in `train`.
-
-    Raises:
-      UserError: if only some are in folders, or a folder's name cannot be a split's.
-    """
+    """Returns pairs by the first folder in their names, or all in `train`."""
     if len({"/" in pair.name for pair in found}) > 1:
         raise UserError(
             f"{images} has both images and folders: put each image into the folder of "
@@ -100,11 +95,11 @@ def split_up(
         split = folder if slash else "train"
         splits.setdefault(split, []).append(pair._replace(name=name or folder))
     for split in splits:
-        # TFDS would build them, but read no name with other letters, and not `all`.
-        if not re.fullmatch(r"\w+", split) or split.lower() == "all":
+        # TFDS would build it, but not read it.
+        if not re.fullmatch(r"\w+", split):
             raise UserError(
                 f"{images / split}: a split cannot have this name: rename it, with "
-                "letters, digits and _ alone, and not all"
+                "letters, digits and _ alone"
             )
     return splits
 
@@ -123,10 +118,6 @@ def assign_classes(
       pixels: (256,), histogram of all masks.
       given: names of the classes; empty if there is no list of them.
       ignore_label: see `ImageMaskFolder`.
-
-    Raises:
-      UserError: if it is in doubt whether 255 is a class, or there are fewer than two
-        classes or too many.
     """
     content = f"the masks have {describe_pixels(pixels)}"
     every = ignore_label == A_CLASS

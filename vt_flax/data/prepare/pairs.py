@@ -56,16 +56,15 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     are stored as 8-bit gray PNGs of class indices and 255, which means no label.
 
     Attributes:
-      PALETTES: whether masks may be palette PNGs, whose indices are the labels.
-      ANY_ORIENTATION: whether files may have an EXIF orientation that is not upright.
+      STRICT: whether to reject masks that are palette PNGs, whose indices are else the
+        labels, and files whose EXIF orientation is not upright.
       HINT: what to do about values that are no classes.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
     HOMEPAGE: str | None = None
-    PALETTES = True
-    ANY_ORIENTATION = True
+    STRICT = False
     HINT = ""
 
     @abc.abstractmethod
@@ -74,7 +73,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def decode_mask(self, pair: Pair, encoded: bytes) -> np.ndarray:
         """Decodes a mask to its values (height, width), uint8."""
-        return decode_mask(encoded, self.PALETTES, any_gray=True)
+        return decode_mask(encoded, not self.STRICT, any_gray=True)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return pairs_info(self, homepage=self.HOMEPAGE)
@@ -137,7 +136,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         encoded = path.read_bytes()
         # Tools that draw masks disagree on whether they turn the image; both may have
         # the same size.
-        if not self.ANY_ORIENTATION and orientation_in(encoded) != UPRIGHT:
+        if self.STRICT and orientation_in(encoded) != UPRIGHT:
             raise UserError(
                 f"{path}: its EXIF orientation is {orientation_in(encoded)}, so image "
                 "and mask may not fit: turn the pixels (`mogrify -auto-orient`, or "
