@@ -36,17 +36,11 @@ def convert(name: str, data_dir: str, out_dir: str = "") -> DatasetBuilder:
     target = epath.Path(out_dir) / info.full_name
     with errors_in_one_line(f"converting {name}"):
         target.mkdir(parents=True, exist_ok=True)
+        old, new = f".{info.file_format.file_suffix}", f".{FORMAT.file_suffix}"
         for split in info.splits.values():
-            template = split.filename_template.replace(
-                data_dir=target, filetype_suffix=FORMAT.file_suffix
-            )
-            files = zip(
-                split.filename_template.sharded_filepaths(split.num_shards),
-                template.sharded_filepaths(split.num_shards),
-                split.shard_lengths,
-                strict=True,
-            )
-            for file, output, count in tqdm([*files], split.name, leave=False):
+            shards = zip(split.filepaths, split.shard_lengths, strict=True)
+            for file, count in tqdm([*shards], split.name, leave=False):
+                output = target / file.name.replace(old, new)
                 if not output.exists():
                     with errors_in_one_line(f"converting {file}"):
                         _convert_file(source, file, output, count)
