@@ -109,7 +109,7 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
         )
         for key in self._masks:
             features[key] = _of_any_size(features[key])
-        # Without it, `KNOWN_MASKS` would not be applied to the copy.
+        # By it, `KNOWN_CLASSES` are also those of the copy.
         metadata = {RESIZED_FROM: self._source.name} | dict(source.metadata or {})
         return tfds.core.DatasetInfo(
             builder=self,
