@@ -4,9 +4,7 @@ from etils import epath
 
 from vt_flax.data.masks import IGNORE
 from vt_flax.data.prepare import pairs
-from vt_flax.errors import UserError
 
-CLASSES = 150
 FOLDERS = {"train": "training", "validation": "validation"}
 
 
@@ -29,20 +27,7 @@ class Ade20k(pairs.PairsBuilder):
         """Returns the content of the folder that the archive unpacks to."""
         root = manual / "ADEChallengeData2016"
         splits = pairs.pair_splits(root, "images/{}", "annotations/{}", FOLDERS)
-        names = class_names(root / "objectInfo150.txt")
-        return pairs.Listing(splits, names, [IGNORE, *range(CLASSES)])
-
-
-def class_names(path: epath.Path) -> list[str]:
-    """Returns the first name of each class that objectInfo150.txt lists.
-
-    Its lines are a header, then one for each class: the number first, and in the last
-    of the columns, which tabs separate, the names, which commas separate.
-    """
-    lines = [line.split("\t") for line in pairs.read_lines(path)[1:]]
-    if [line[0] for line in lines] != [str(i + 1) for i in range(CLASSES)]:
-        raise UserError(
-            f"{path}: expected a header and {CLASSES} lines that begin with their "
-            f"numbers, found {len(lines)} lines"
-        )
-    return [line[-1].partition(",")[0].strip() for line in lines]
+        # A header, then a line for each class, whose last column lists its names.
+        lines = pairs.read_lines(root / "objectInfo150.txt")[1:]
+        names = [line.split("\t")[-1].partition(",")[0].strip() for line in lines]
+        return pairs.Listing(splits, names, [IGNORE, *range(len(names))])
