@@ -24,7 +24,6 @@ from vt_flax.errors import UserError, first_names
 # that each becomes in a mirrored image; the dataset that one is a smaller copy of.
 CLASS_NAMES, MIRRORED, RESIZED_FROM = "class_names", "mirrored", "resized_from"
 
-
 # The 11 classes to which Badrinarayanan, Kendall and Cipolla (SegNet, arXiv 1511.00561)
 # brought CamVid's 32, in the order of their masks; 255, or 11 there, is void.
 CAMVID_NAMES = (
