@@ -16,16 +16,16 @@ python -m vt_flax.prepare_data image_mask_folder --manual_dir FILES --data_dir D
 python -m vt_flax.prepare_data convert NAME --data_dir DATA
     adds array_record to a dataset that TFDS has stored as TFRecord
 
-A run that was stopped, however hard, is simply started again. ImageNet takes about
-158 GB beside its archives, the copy at 256 about 40 GB more.
+A run that was stopped is simply started again; if it was killed, remove the folder
+DATA/NAME/incomplete.* first. ImageNet takes about 158 GB beside its archives, the copy
+at 256 about 40 GB more.
 """
 
-import os
 from collections.abc import Sequence
 
 from vt_flax import cli
 from vt_flax.errors import UserError
-from vt_flax.paths import in_bucket, typed_path
+from vt_flax.paths import local_folder
 
 
 def main(argv: Sequence[str]) -> None:
@@ -85,10 +85,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"convert takes no --{', no --'.join(build_options)}")
     if args.out_dir and not converting:
         raise UserError("--out_dir is for convert; a dataset is built in --data_dir")
-    data_dir = _local_folder("--data_dir", args.data_dir)
-    out_dir = args.out_dir and _local_folder("--out_dir", args.out_dir)
-    # TensorFlow decodes a few of ImageNet's files, and would take a whole GPU for it.
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    # TFDS needs absolute paths. array_record would reject a bucket after hours of work.
+    data_dir = str(local_folder("--data_dir", args.data_dir).absolute())
+    out_dir = args.out_dir and str(local_folder("--out_dir", args.out_dir).absolute())
     # Late, because importing TFDS takes seconds: --help and bad options need not wait.
     from vt_flax.data.prepare import build, convert
 
@@ -102,20 +101,6 @@ def main(argv: Sequence[str]) -> None:
             builder = build.resize(builder, args.resize, data_dir)
             name = builder.name
     print(build.describe(builder, name))
-
-
-def _local_folder(option: str, path: str) -> str:
-    """Returns a local folder's absolute path, without which TFDS misses its own files.
-
-    array_record itself rejects a bucket (google/array_record, issue 120), but only
-    after hours of work.
-    """
-    if in_bucket(path):
-        raise UserError(
-            f"{option} {path}: array_record cannot be written to a bucket; name a "
-            "folder, or one that the bucket is mounted on"
-        )
-    return str(typed_path(path).absolute())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from vt_flax.data.file_table import FileTable
 from vt_flax.data.folders import FolderSource
 from vt_flax.data.host import tensorflow
 from vt_flax.data.image_files import IMAGE_SUFFIXES
-from vt_flax.data.prepare import pair_files
+from vt_flax.data.prepare import pairs
 from vt_flax.inference.files import find_images
 
 # What people keep images in, at least.
@@ -52,7 +52,7 @@ def test_all_commands_see_the_same_images(tmp_path):
     trained = {source.describe(i) for i in range(len(source))}
     assert len(trained) == len(IMAGE_SUFFIXES) + 1 + 1 + 1 + 1 + 1 + 1
     assert trained == {str(path) for path in find_images([str(tmp_path)])}
-    paired = pair_files.images_in(tmp_path)
+    paired = pairs.images_in(tmp_path)
     assert {str(path) for path in paired.values()} == trained
     assert {"a/deep/er/2", "a/UPPER", "b.png/1", "a/link/linked"} <= {*paired}
 

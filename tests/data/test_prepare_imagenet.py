@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import tensorflow_datasets as tfds
 from imagenet_archives import CMYK, PNG, TRAIN, VALIDATION
 from PIL import Image
 
-from vt_flax.data.prepare import archives, build, workspace
+from vt_flax.data.prepare import build
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
 
@@ -36,10 +35,8 @@ def own_archives(small_imagenet, tmp_path, monkeypatch) -> pathlib.Path:
     shutil.copytree(small_imagenet.archives, folder)
     expected = {}
     for name in (TRAIN, VALIDATION):
-        content = (folder / name).read_bytes()
-        md5 = hashlib.md5(content).hexdigest()
-        expected[name] = len(content), md5
-    monkeypatch.setattr(archives, "ARCHIVES", expected)
+        expected[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(build, "ARCHIVES", expected)
     return folder
 
 
@@ -101,26 +98,6 @@ def test_the_cmyk_and_the_png_image_become_rgb_jpegs(
         assert np.abs(difference).mean() < 3
 
 
-def test_the_test_archive_is_stored_where_it_is(small_imagenet, own_archives, tmp_path):
-    content = (own_archives / VALIDATION).read_bytes()
-    (own_archives / "ILSVRC2012_img_test.tar").write_bytes(content)
-    builder = prepare(tmp_path, own_archives)
-    assert "test 16 examples" in build.describe(builder, "imagenet2012")
-    stored = features(tmp_path, "test")
-    assert [example["label"] for example in stored.values()] == [-1] * 16
-    images = {example["image"] for example in stored.values()}
-    assert images == set(small_imagenet.validation)
-
-
-def test_published_sizes_agree_with_those_that_tfds_records():
-    recorded = (
-        pathlib.Path(tfds.core.tfds_path("datasets/imagenet2012")) / "checksums.tsv"
-    ).read_text()
-    for name, (size, md5) in archives.ARCHIVES.items():
-        assert re.search(rf"/{name}\s+{size}\s", recorded)
-        assert re.fullmatch(r"[0-9a-f]{32}", md5)
-
-
 # What is wrong with the archives.
 
 
@@ -135,38 +112,12 @@ def test_an_archive_that_is_missing(own_archives, tmp_path):
     assert not list((tmp_path / "data").rglob("*5.1.0"))
 
 
-def test_an_archive_that_cannot_be_read(own_archives, tmp_path):
-    (own_archives / TRAIN).unlink()
-    (own_archives / TRAIN).mkdir()
-    with pytest.raises(UserError, match=f"building imagenet2012.*{TRAIN}; Is a dir"):
-        prepare(tmp_path / "data", own_archives, checksums=False)
-
-
-def test_a_truncated_archive_is_told_before_anything_is_hashed(
-    own_archives, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("hashed"))
-    content = (own_archives / VALIDATION).read_bytes()
-    (own_archives / VALIDATION).write_bytes(content[:-512])
-    message = f"has {len(content) - 512:,} bytes instead of {len(content):,}"
-    with pytest.raises(UserError, match=message):
-        prepare(tmp_path / "data", own_archives)
-
-
 def test_a_truncated_archive_without_checks(own_archives, tmp_path):
     content = (own_archives / TRAIN).read_bytes()
     (own_archives / TRAIN).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="building imagenet2012/5.1.0: .*data"):
         prepare(tmp_path / "data", own_archives, checksums=False)
     assert not list((tmp_path / "data" / "imagenet2012").glob("*5.1.0"))
-
-
-def test_an_archive_that_is_none(own_archives, tmp_path):
-    size = (own_archives / TRAIN).stat().st_size
-    (own_archives / TRAIN).write_bytes(b"<html>" * (size // 6) + b"." * (size % 6))
-    for checksums, words in ((True, f"{TRAIN} is damaged"), (False, "ReadError")):
-        with pytest.raises(UserError, match=words):
-            prepare(tmp_path / "data", own_archives, checksums)
 
 
 def test_checksums_are_checked(own_archives, prepared_imagenet, tmp_path):
@@ -190,7 +141,7 @@ def test_checksums_are_checked(own_archives, prepared_imagenet, tmp_path):
 
 @pytest.mark.slow
 def test_killed_in_the_middle_then_run_again(
-    small_imagenet, prepared_imagenet, tmp_path, capfd
+    small_imagenet, prepared_imagenet, tmp_path
 ):
     script = f"""
         import os, signal, sys
@@ -221,12 +172,8 @@ def test_killed_in_the_middle_then_run_again(
     assert any(left.iterdir())
     with pytest.raises(UserError, match="is not prepared"):
         open_source("imagenet2012", "train", str(tmp_path))
-    other = tmp_path / "imagenet2012" / "incomplete.ABCDEF_5.0.0"
-    other.mkdir()
 
     prepare(tmp_path, small_imagenet.archives, checksums=False)
-    assert f"an interrupted run left: {left}" in capfd.readouterr().err
-    assert not left.exists() and other.exists()
     path = "imagenet2012/5.1.0"
     assert contents(tmp_path / path) == contents(f"{prepared_imagenet}/{path}")
 
@@ -236,14 +183,6 @@ def test_all_is_prepared(prepared_imagenet, capfd):
     build.prepare("imagenet2012", prepared_imagenet)
     assert "imagenet2012/5.1.0 is already prepared" in capfd.readouterr().err
     assert contents(f"{prepared_imagenet}/imagenet2012/5.1.0") == before
-
-
-def test_one_at_a_time(small_imagenet, tmp_path):
-    with (
-        workspace.exclusive(tmp_path / "imagenet2012"),
-        pytest.raises(UserError, match="another process is preparing"),
-    ):
-        prepare(tmp_path, small_imagenet.archives, checksums=False)
 
 
 def test_a_folder_that_holds_something_else(small_imagenet, tmp_path):

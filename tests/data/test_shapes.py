@@ -1,6 +1,7 @@
-"""The embedded scenes: determinism, exact masks, and what does not solve them."""
+"""The embedded scenes: determinism, exact masks, what distinguishes classes."""
 
 import functools
+import hashlib
 import io
 
 import matplotlib.path
@@ -46,11 +47,17 @@ def test_a_scene_is_the_same_each_time_and_like_no_other():
     assert images.dtype == labels.dtype == np.uint8
 
 
-def test_random_numbers_are_philoxs_bits():
-    bits = np.random.Philox(key=[shapes.SEED, 7]).random_raw(3)
-    # 53 bits are a float64's.
-    expected = (bits >> np.uint64(11)) / 2.0**53
-    np.testing.assert_array_equal(shapes.Draws(7).uniform(0, 1, (3,)), expected)
+def test_scenes_are_those_of_the_published_figures():
+    images, labels = scenes(0, 8)
+    digest = hashlib.sha256(labels.tobytes()).hexdigest()
+    assert digest.startswith("ffd2a936ae3ff8e2")
+    # A sine may round otherwise on another processor.
+    assert abs(images.sum(dtype=int) - 11_736_279) < 100
+
+
+def generator(example: int) -> np.random.Generator:
+    """Returns the random numbers with which a scene begins."""
+    return np.random.Generator(np.random.Philox(key=[shapes.SEED, example]))
 
 
 # Masks.
@@ -67,16 +74,16 @@ def outlines(name: str) -> list[np.ndarray]:
     if name == "square":
         return [0.9 * np.sqrt(2) * fourth * np.exp(0.25j * np.pi)]
     if name == "triangle":
-        # Corners are twice as far from the centre as sides.
+        # Corners are twice as far from the center as sides.
         return [1.4j * np.exp(2j * np.pi * np.arange(3) / 3)]
     quarter = np.asarray([1.2 + 0.4j, 0.4 + 0.4j, 0.4 + 1.2j])
     return [(fourth[:, None] * quarter).ravel()]
 
 
 def independently_covered(placement: Placement) -> np.ndarray:
-    """Returns which pixel centres matplotlib finds in an object's outline."""
-    centres = np.arange(SIDE) + 0.5
-    points = np.stack(np.meshgrid(centres, centres), -1).reshape(-1, 2)
+    """Returns which pixel centers matplotlib finds in an object's outline."""
+    centers = np.arange(SIDE) + 0.5
+    points = np.stack(np.meshgrid(centers, centers), -1).reshape(-1, 2)
     covered = np.zeros(len(points), bool)
     for corners in outlines(CLASS_NAMES[placement.label]):
         turned = placement.radius * np.exp(1j * placement.angle) * corners
@@ -88,8 +95,8 @@ def independently_covered(placement: Placement) -> np.ndarray:
 
 
 @pytest.mark.parametrize("label", range(1, CLASSES))
-@pytest.mark.parametrize("seed", range(4))
-def test_an_object_covers_the_pixels_whose_centres_are_in_its_outline(label, seed):
+@pytest.mark.parametrize("seed", range(2))
+def test_an_object_covers_the_pixels_whose_centers_are_in_its_outline(label, seed):
     random = np.random.default_rng(seed)
     x, y = random.uniform(10, 54, 2)
     placement = Placement(label, x, y, random.uniform(8, 16), random.uniform(0, 6.28))
@@ -98,9 +105,9 @@ def test_an_object_covers_the_pixels_whose_centres_are_in_its_outline(label, see
     assert covers.sum() > 100
 
 
-@pytest.mark.parametrize("example", range(12))
+@pytest.mark.parametrize("example", range(4))
 def test_labels_are_the_objects_in_their_order(example):
-    placements, _ = shapes.place(shapes.Draws(example))
+    placements, _ = shapes.place(generator(example))
     assert 3 <= len(placements) <= 5
     expected = np.zeros((SIDE, SIDE), np.uint8)
     for placement in placements:
@@ -111,7 +118,7 @@ def test_labels_are_the_objects_in_their_order(example):
 def test_objects_cover_each_other_in_part_only():
     covered = 0
     for example in range(40):
-        placements, labels = shapes.place(shapes.Draws(example))
+        placements, labels = shapes.place(generator(example))
         for i, placement in enumerate(placements):
             full = placement.covers()
             later = [other.covers() for other in placements[i + 1 :]]
@@ -123,18 +130,19 @@ def test_objects_cover_each_other_in_part_only():
 
 
 def test_classes_are_balanced():
-    shares = np.bincount(scenes(0, 300)[1].ravel(), minlength=CLASSES) / (300 * SIDE**2)
-    assert 0.45 < shares[0] < 0.65
-    objects = shares[1:] / shares[1:].mean()
+    fractions = np.bincount(scenes(0, 300)[1].ravel(), minlength=CLASSES) / (
+        300 * SIDE**2
+    )
+    assert 0.45 < fractions[0] < 0.65
+    objects = fractions[1:] / fractions[1:].mean()
     assert objects.min() > 0.8 and objects.max() < 1.2
 
 
-# What tells the classes.
+# Shapes distinguish the classes, colors do not.
 
 
-@pytest.mark.parametrize("balance", [None, "balanced"])
-@pytest.mark.parametrize("degree", [1, 2])
-def test_colours_do_not_tell_the_classes(degree, balance):
+@pytest.mark.parametrize("degree, balance", [(1, None), (2, "balanced")])
+def test_colors_do_not_distinguish_the_classes(degree, balance):
     images, labels = scenes(0, 300)
     test_images, test_labels = scenes(1500, 1540)
     pixels = np.random.default_rng(0).permutation(labels.size)[:10_000]
@@ -151,9 +159,9 @@ def test_colours_do_not_tell_the_classes(degree, balance):
 
 
 def profile(covers: np.ndarray) -> np.ndarray:
-    """Returns what of a shape no turn and no scale changes.
+    """Returns a description of a shape that no turn and no scale changes.
 
-    The share of each ring around the middle that is covered.
+    It is the fraction of each ring around the middle that is covered.
     """
     y, x = np.nonzero(covers)
     middle = x.mean(), y.mean()
@@ -164,7 +172,7 @@ def profile(covers: np.ndarray) -> np.ndarray:
     return (np.bincount(rings, covers.ravel(), 9) / np.maximum(count, 1))[:8]
 
 
-def test_shapes_tell_the_classes():
+def test_shapes_distinguish_the_classes():
     random = np.random.default_rng(0)
     labels = random.integers(1, CLASSES, 600)
     features = [

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vt_flax.data.mask_classes import find_classes, find_features
+from vt_flax.data.segmentation_sources import find_classes, find_features
 from vt_flax.data.sources import EMBEDDED, FOLDER_PREFIX, tfds_builder
 from vt_flax.data.tfds_sources import class_features
 from vt_flax.errors import UserError

@@ -7,18 +7,17 @@ import numpy as np
 from PIL import Image
 
 from vt_flax.data.orientation import PNG_START
-from vt_flax.errors import first_names
 
 # Label of a pixel without a label.
 IGNORE = 255
-# What a table gives for values that must not occur, so that they can be found.
+# Class of values that must not occur, in a table of classes.
 NO_CLASS = 254
 MAX_CLASSES = 254
 
 # Offset and length of a PNG's bit depth and color type, and their bytes in a mask.
 GRAY_PLACE, GRAY_8_BITS = (24, 2), bytes((8, 0))
 COLOR_TYPES = {0: "gray", 2: "RGB", 3: "palette", 4: "gray+alpha", 6: "RGBA"}
-GRAY, RGB, PALETTE = 0, 2, 3
+GRAY, PALETTE = 0, 3
 
 EXPECTED = "a mask must be a gray PNG of class indices in 8 bits"
 ADVICE = (
@@ -29,11 +28,9 @@ ADVICE = (
 
 
 def label_table(label_map: Sequence[int]) -> np.ndarray:
-    """Returns a table (256,), uint8, of what stored values become.
+    """Returns a table (256,), uint8, of the class of each stored value.
 
-    Args:
-      label_map: class or 255 for value i. Values beyond it become 254, since they must
-        not occur; 255 stays 255.
+    Values beyond the label map become 254, since they must not occur; 255 stays 255.
     """
     table = np.full(256, NO_CLASS, np.uint8)
     table[IGNORE] = IGNORE
@@ -57,21 +54,10 @@ def values_in(mask: np.ndarray) -> np.ndarray:
     return np.flatnonzero(histogram(mask))
 
 
-def describe_pixels(pixels: np.ndarray) -> str:
-    """Returns the values that occur with their numbers of pixels, of a histogram."""
-    return first_names(f"{v} ({pixels[v]:,} pixels)" for v in np.flatnonzero(pixels))
-
-
 def absent_classes(
     pixels: np.ndarray, table: np.ndarray, names: Sequence[str]
 ) -> list[str]:
-    """Returns the names of the classes without a pixel.
-
-    Args:
-      pixels: (256,), histogram of stored values.
-      table: (256,), class of each stored value, or 254 or 255.
-      names: of the classes.
-    """
+    """Returns the names of the classes without a pixel in a histogram (256,)."""
     present = {*table[np.flatnonzero(pixels)].tolist()}
     return [name for i, name in enumerate(names) if i not in present]
 
@@ -81,10 +67,10 @@ def is_gray_png(encoded: bytes) -> bool:
     return encoded.startswith(PNG_START) and encoded[24:26] == GRAY_8_BITS
 
 
-def encode_mask(labels: np.ndarray) -> bytes:
-    """Encodes labels (height, width), uint8, as an 8-bit gray PNG."""
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Encodes a mask (height, width) or an RGB image, uint8, as a PNG of 8 bits."""
     output = io.BytesIO()
-    Image.fromarray(labels).save(output, "PNG")
+    Image.fromarray(pixels).save(output, "PNG")
     return output.getvalue()
 
 
@@ -112,18 +98,17 @@ def decode_mask(
         )
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            pixels = np.asarray(image)
+            one_channel = color in (GRAY, PALETTE)
+            pixels = np.asarray(image if one_channel else image.convert("RGBA"))
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, struct.error and more.
         raise ValueError(f"not a readable PNG ({error})") from error
-    if pixels.ndim == 3:
-        channels = pixels if color == RGB else pixels[..., :-1]
-        opaque = color == RGB or pixels[..., -1].min() == 255
-        if not opaque or (channels != channels[..., :1]).any():
+    if not one_channel:
+        if (pixels[..., :3] != pixels[..., :1]).any() or pixels[..., 3].min() < 255:
             raise ValueError(
                 f"{EXPECTED}, this one has colors or transparency: {ADVICE}"
             )
-        pixels = channels[..., 0]
+        pixels = pixels[..., 0]
     elif color == GRAY and 1 < depth < 8:
         # Pillow scales 2 and 4 bits to 0..255; 1 bit becomes a bool.
         pixels = pixels // (255 // (2**depth - 1))

@@ -1,23 +1,51 @@
-"""TFDS datasets of images and masks, read by random access."""
+"""TFDS datasets of images and masks: their features, their classes, and a source."""
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vt_flax.data.mask_classes import find_classes, find_features
 from vt_flax.data.masks import (
     IGNORE,
+    MAX_CLASSES,
+    NO_CLASS,
     absent_classes,
     decode_mask,
-    describe_pixels,
     histogram,
-    is_gray_png,
+    label_table,
+    numbered_names,
 )
 from vt_flax.data.storage import how_to_prepare
 from vt_flax.data.tfds_sources import TFDSSource, data_dir_of
 from vt_flax.errors import UserError, first_names
+
+# Metadata of the TFDS datasets that this package makes: the classes' names; the class
+# that each becomes in a mirrored image; the dataset that one is a smaller copy of.
+CLASS_NAMES, MIRRORED, RESIZED_FROM = "class_names", "mirrored", "resized_from"
+
+# The 11 classes to which Badrinarayanan, Kendall and Cipolla (SegNet, arXiv 1511.00561)
+# brought CamVid's 32, in the order of their masks; 255, or 11 there, is void.
+CAMVID_NAMES = (
+    "sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist"
+).split(", ")
+# Label map and class names of TFDS's datasets whose files do not have them.
+KNOWN_CLASSES = {
+    "camvid": ((*range(11), IGNORE), CAMVID_NAMES),
+    # README of its annotations: 1 foreground, 2 background, 3 not classified, which is
+    # a border of some pixels around the pet.
+    "oxford_iiit_pet": ((NO_CLASS, 1, 0, IGNORE), ("background", "pet")),
+}
+
+
+class Classes(NamedTuple):
+    """The classes of a dataset's masks."""
+
+    names: tuple[str, ...]
+    # Class of each class in a mirrored image; empty if none changes.
+    mirrored: tuple[int, ...]
+    # (256,), uint8: class of each stored value, 255: no label, 254: must not occur.
+    table: np.ndarray
 
 
 class TFDSPairs(TFDSSource):
@@ -25,16 +53,12 @@ class TFDSPairs(TFDSSource):
 
     Args:
       builder, name, split: see `TFDSSource`.
-      mask_feature, image_feature: see `mask_classes.find_features`.
-      label_map, num_classes: see `mask_classes.find_classes`.
+      mask_feature, image_feature: see `find_features`.
+      label_map, num_classes: see `find_classes`.
 
     Attributes:
-      label_map: (256,), uint8: class of each stored value, 255 for no label, 254 for
-        values that must not occur.
-
-    Raises:
-      UserError: if the dataset has no masks, its format has no random access, or it
-        does not tell its classes and they are not given.
+      class_names, mirrored: see `Classes`.
+      label_map: `Classes.table`.
     """
 
     def __init__(
@@ -57,30 +81,134 @@ class TFDSPairs(TFDSSource):
                 "segmentation needs random access: "
                 f"{how_to_prepare(f'convert {name}', data_dir_of(builder))}"
             ) from None
-        self.class_names, self.mirrored = classes.names, classes.mirrored
-        self.label_map = classes.table
+        self.class_names, self.mirrored, self.label_map = classes
         self._choices = {"label_map": self.label_map.tolist()}
         if image_feature:
             self._choices["image_feature"] = image_feature
-        if not is_gray_png(self.read([0])[0].label):
+
+
+def image_features(builder: Any, channels: int) -> list[str]:
+    """Returns the sorted features that are images of some number of channels.
+
+    Images of one channel have 8 bits, like masks; depth has more.
+    """
+    import tensorflow_datasets as tfds
+
+    return [
+        key
+        for key, feature in sorted(builder.info.features.items())
+        if isinstance(feature, tfds.features.Image)
+        and feature.shape[-1] == channels
+        and (channels > 1 or feature.np_dtype == np.uint8)
+    ]
+
+
+def find_features(
+    builder: Any, mask_feature: str = "", image_feature: str = ""
+) -> tuple[str, str]:
+    """Returns the features that hold images and masks.
+
+    If not given, they are `image` or the only image, and the only mask.
+    """
+    images, masks = image_features(builder, 3), image_features(builder, 1)
+    only_image, only_mask = (f[0] if len(f) == 1 else "" for f in (images, masks))
+    image = image_feature or ("image" if "image" in images else only_image)
+    mask = mask_feature or only_mask
+    for option, feature, choices, kind in (
+        ("segmentation.mask_feature", mask, masks, "masks (one channel, 8 bits)"),
+        ("data.image_feature", image, images, "images of three channels"),
+    ):
+        if feature not in choices:
             raise UserError(
-                f"dataset {name!r}: {keys[1]!r} is not stored as 8-bit gray PNGs,"
-                " and TensorFlow would read other values than it has, such as a "
-                "palette's colors; make an image_mask_folder of its images and masks"
+                f"dataset {_name(builder)!r}: {option} {feature!r} must name one of "
+                f"its {kind}: {', '.join(choices) or 'it has none'}"
             )
+    return image, mask
+
+
+def find_classes(
+    builder: Any,
+    mask_feature: str,
+    label_map: Sequence[int] = (),
+    num_classes: int = 0,
+) -> Classes:
+    """Returns the classes of a dataset's masks.
+
+    Args:
+      builder: of the dataset.
+      mask_feature: the feature that holds the masks.
+      label_map: class of stored value i, or 255; empty for what the dataset has.
+      num_classes: number of classes; 0 for what the dataset has.
+    """
+    name, metadata = _name(builder), builder.info.metadata or {}
+    known = KNOWN_CLASSES.get(metadata.get(RESIZED_FROM, builder.name))
+    # Only a LabeledImage has names.
+    stored = getattr(builder.info.features[mask_feature], "names", None)
+    stored = tuple(metadata.get(CLASS_NAMES) or stored or ())
+    mirrored = tuple(metadata.get(MIRRORED, ()))
+    if label_map:
+        classes = _mapped(label_map, num_classes, stored, mirrored)
+    elif known:
+        classes = Classes(tuple(known[1]), (), label_table(known[0]))
+    else:
+        names = stored or numbered_names(num_classes)
+        classes = Classes(names, mirrored, label_table(range(len(names))[:MAX_CLASSES]))
+    count = len(classes.names)
+    if num_classes not in (0, count):
+        raise UserError(
+            f"dataset {name!r} has {count} classes, not the {num_classes} of "
+            "model.num_classes: set it to 0, or set segmentation.label_map"
+        )
+    if not 2 <= count <= MAX_CLASSES:
+        raise UserError(
+            f"dataset {name!r} has {count or 'no known'} classes, and must have 2 to "
+            f"{MAX_CLASSES}: set model.num_classes or segmentation.label_map"
+        )
+    return classes
+
+
+def _name(builder: Any) -> str:
+    """Returns the name as TFDS has it, with the configuration."""
+    return builder.info.full_name.rpartition("/")[0]
+
+
+def _mapped(
+    label_map: Sequence[int],
+    num_classes: int,
+    stored: tuple[str, ...],
+    mirrored: tuple[int, ...],
+) -> Classes:
+    """Returns the classes that a label map makes of stored values and their names."""
+    used = {*label_map} - {IGNORE}
+    count = min(num_classes or len(used), MAX_CLASSES)
+    wrong = used - {*range(count)}
+    if wrong or len(label_map) > 256:
+        raise UserError(
+            f"segmentation.label_map needs at most 256 entries, each a class (0 to "
+            f"{count - 1}, all in use unless model.num_classes is set) or {IGNORE} for "
+            f"no label, not {min(wrong, default=f'{len(label_map)} entries')}"
+        )
+    table = label_table(label_map)
+    names, mirrored_classes = [], []
+    for label, default in enumerate(numbered_names(count)):
+        values = [i for i in range(len(stored)) if table[i] == label]
+        names.append("/".join(stored[i] for i in values) or default)
+        partners = {int(table[mirrored[i]]) for i in values if mirrored} or {label}
+        if len(partners) > 1 or max(partners) >= count:
+            raise UserError(
+                f"segmentation.label_map: mirrored, class {label} would be "
+                f"{' and '.join(map(str, sorted(partners)))}: map left and right alike"
+            )
+        mirrored_classes += partners
+    if mirrored_classes == [*range(count)]:
+        mirrored_classes = []
+    return Classes(tuple(names), tuple(mirrored_classes), table)
 
 
 def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
-    """Returns a note on classes that have no labeled pixel in a split.
+    """Returns a note on the classes that have no pixel in a split's encoded masks.
 
-    A sample of the masks leaves that open, unless it has fewer than two classes.
-
-    Args:
-      source: the split.
-      masks: all encoded masks of it, or a sample.
-
-    Raises:
-      UserError: if these are all, and no pixel is labeled.
+    A sample of the masks leads to a note only if it has fewer than two classes.
     """
     pixels = np.zeros(256, np.int64)
     for encoded in masks:
@@ -88,24 +216,19 @@ def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
         with contextlib.suppress(ValueError):
             pixels += histogram(decode_mask(encoded))
     names, table = source.class_names, source.label_map
-    is_sample = len(masks) < len(source)
     absent = absent_classes(pixels, table, names)
+    is_sample = len(masks) < len(source)
     if not pixels.any() or len(absent) < (len(names) - 1 if is_sample else 1):
         return []
-    if not is_sample and len(absent) == len(names):
-        raise UserError(
-            f"{source.name}: no pixel is labeled; the masks have "
-            f"{describe_pixels(pixels)}"
-        )
     where = " in a sample of its masks" if is_sample else ""
-    share = pixels[table == IGNORE].sum() / pixels.sum()
-    hint = ""
-    if share:
-        hint = (
-            f"; {share:.0%} of the pixels have no label: if they are a class, see "
+    note = (
+        f"{source.name} has no pixel of {len(absent)} of {len(names)} classes{where} "
+        f"({first_names(absent)})"
+    )
+    unlabeled = pixels[table == IGNORE].sum() / pixels.sum()
+    if unlabeled:
+        note += (
+            f"; {unlabeled:.0%} of the pixels have no label: if they are a class, see "
             "segmentation.label_map, and --ignore_label of prepare_data"
         )
-    return [
-        f"{source.name} has no pixel of {len(absent)} of {len(names)} classes{where} "
-        f"({first_names(absent)}){hint}"
-    ]
+    return [note]

@@ -1,6 +1,10 @@
-"""Builds or resizes a TFDS dataset in array_record, ready for random access."""
+"""Builds and resizes TFDS datasets in array_record, which has random access."""
 
+import contextlib
+import hashlib
 import pathlib
+import sys
+from collections.abc import Iterator
 
 from etils import epath
 from rich.filesize import decimal
@@ -8,23 +12,20 @@ from tensorflow_datasets.core import DatasetBuilder
 from tensorflow_datasets.core.download import DownloadConfig
 from tensorflow_datasets.core.file_adapters import FileFormat
 
-from vt_flax.data.mask_classes import CLASS_NAMES
-from vt_flax.data.prepare.archives import check_archives
 from vt_flax.data.prepare.image_mask_folder import ImageMaskFolder
 from vt_flax.data.prepare.resize import Resized
-from vt_flax.data.prepare.workspace import (
-    errors_in_one_line,
-    exclusive,
-    remove_leftovers,
-    say,
-)
+from vt_flax.data.segmentation_sources import CLASS_NAMES
 from vt_flax.data.sources import FOLDER_PREFIX, is_prepared, tfds_builder
 from vt_flax.data.storage import storage_path
 from vt_flax.data.tfds_sources import data_dir_of
 from vt_flax.errors import UserError
 
 FORMAT = FileFormat.ARRAY_RECORD
-IMAGENET = "imagenet2012"
+# MD5 of ImageNet's archives, as image-net.org prints them.
+ARCHIVES = {
+    "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
+    "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
+}
 
 
 def prepare(
@@ -39,14 +40,10 @@ def prepare(
     Args:
       name: a TFDS dataset, as in `cifar10`.
       data_dir: folder of the TFDS datasets.
-      manual_dir: folder of files that TFDS cannot download; empty for TFDS's default,
+      manual_dir: folder of files that TFDS cannot download; empty for
         `DATA_DIR/downloads/manual`.
-      checksums: whether ImageNet's archives must be the published ones, to the byte.
+      checksums: whether to check the MD5 of ImageNet's archives.
       ignore_label: see `ImageMaskFolder`.
-
-    Raises:
-      UserError: if it cannot be built. The next run removes what an interrupted one
-        left; a finished dataset is never touched.
     """
     if name.startswith(FOLDER_PREFIX):
         raise UserError(f"{name}: class folders need no preparing")
@@ -57,70 +54,95 @@ def prepare(
         raise UserError(
             f"--ignore_label {ignore_label} is for image_mask_folder, not for {name}"
         )
-    if not is_ready(builder, name):
-        manual = manual_dir or pathlib.Path(data_dir, "downloads", "manual")
-        _build(builder, storage_path(manual), checksums)
+    manual = storage_path(manual_dir or pathlib.Path(data_dir, "downloads", "manual"))
+    _build(builder, name, manual, checksums)
     return builder
 
 
 def resize(source: DatasetBuilder, side: int, data_dir: str) -> DatasetBuilder:
-    """Makes NAME_SIDE, a copy of a prepared dataset with at most that short side.
-
-    Raises:
-      UserError: if it cannot be made.
-    """
+    """Makes NAME_SIDE, a copy of a prepared dataset with at most that short side."""
     builder = Resized(source, side, data_dir)
-    if not is_ready(builder, builder.name):
-        _build(builder)
+    _build(builder, builder.name)
     return builder
 
 
 def _build(
-    builder: DatasetBuilder, manual: epath.Path | None = None, checksums: bool = False
+    builder: DatasetBuilder,
+    name: str,
+    manual: epath.Path | None = None,
+    checksums: bool = False,
 ) -> None:
-    folder = pathlib.Path(builder.data_path)
-    with errors_in_one_line(f"building {builder.info.full_name}"):
-        if builder.name == IMAGENET:
-            check_archives(manual, checksums)
-        with exclusive(folder.parent):
-            remove_leftovers(folder.parent, f"??????_{folder.name}")
+    """Builds a dataset, which the user calls `name`, unless it is there already."""
+    info = builder.info
+    if not is_prepared(builder):
+        with errors_in_one_line(f"building {info.full_name}"):
+            if builder.name == "imagenet2012":
+                check_archives(manual, checksums)
             builder.download_and_prepare(
                 file_format=FORMAT, download_config=DownloadConfig(manual_dir=manual)
             )
-
-
-def is_ready(builder: DatasetBuilder, name: str) -> bool:
-    """Returns whether a dataset, called `name` by the user, is there in array_record.
-
-    Raises:
-      UserError: if it is there in another format or in part.
-    """
-    if not is_prepared(builder):
-        return False
-    if FORMAT not in builder.info.available_file_formats():
-        raise UserError(
-            f"{builder.info.full_name} is in {builder.data_path} as "
-            f"{builder.info.file_format.value}: make array_record of it by `python -m "
-            f"vt_flax.prepare_data convert {name} --data_dir {data_dir_of(builder)}`"
+    elif FORMAT in info.available_file_formats():
+        print(
+            f"{info.full_name} is already prepared in {builder.data_path} and stays as "
+            "it is; to make it anew, move it away first",
+            file=sys.stderr,
         )
-    say(
-        f"{builder.info.full_name} is already prepared in {builder.data_path} and "
-        "stays as it is; to make it anew, move it away first"
-    )
-    return True
+    else:
+        raise UserError(
+            f"{info.full_name} is in {builder.data_path} as {info.file_format.value}: "
+            "make array_record of it by `python -m vt_flax.prepare_data convert "
+            f"{name} --data_dir {data_dir_of(builder)}`"
+        )
+
+
+def check_archives(folder: epath.Path, checksums: bool) -> None:
+    """Checks that ImageNet's archives are there and undamaged.
+
+    TFDS would leave out the split of a missing archive.
+    """
+    for name in ARCHIVES:
+        if not (folder / name).exists():
+            raise UserError(
+                f"{folder / name} is not there: get {' and '.join(ARCHIVES)} from "
+                "https://image-net.org/download-images and name their folder by "
+                "--manual_dir"
+            )
+    for name, md5 in ARCHIVES.items() if checksums else ():
+        print(f"{folder / name}: checking its MD5 (--no_checksums skips this)")
+        with (folder / name).open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != md5:
+            raise UserError(
+                f"{folder / name} is damaged: its MD5 is {found} instead of {md5}; "
+                "download it again (--no_checksums accepts any archive)"
+            )
+
+
+@contextlib.contextmanager
+def errors_in_one_line(action: str) -> Iterator[None]:
+    """Turns every error of TFDS, downloads, archives and disks into a `UserError`.
+
+    What TFDS prints goes to standard error; standard output is for the result.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:1500]
+        raise UserError(f"{action}: {type(error).__name__}: {reason}") from error
 
 
 def describe(builder: DatasetBuilder, name: str) -> str:
-    """Returns lines on a prepared dataset, which `open_source` finds by `name`."""
-    splits = ", ".join(
-        f"{split} {found.num_examples:,}"
-        for split, found in builder.info.splits.items()
-    )
-    names = (builder.info.metadata or {}).get(CLASS_NAMES)
+    """Returns two lines on a prepared dataset: its content, and how to use it."""
+    info = builder.info
+    counts = [f"{split.name} {split.num_examples:,}" for split in info.splits.values()]
+    names = (info.metadata or {}).get(CLASS_NAMES)
     classes = f"{len(names)} classes, " if names else ""
     return (
-        f"{builder.info.full_name} in {builder.data_path}: {splits} examples, "
-        f"{classes}{decimal(builder.info.dataset_size)}\n"
+        f"{info.full_name} in {builder.data_path}: {', '.join(counts)} examples, "
+        f"{classes}{decimal(info.dataset_size)}\n"
         f"use it by --config.data.name={name} "
         f"--config.data.data_dir={data_dir_of(builder)}"
     )

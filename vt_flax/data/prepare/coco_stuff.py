@@ -8,27 +8,18 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from vt_flax.data.masks import IGNORE, NO_CLASS
-from vt_flax.data.orientation import PNG_START
 from vt_flax.data.pillow_decoder import decode_with_pillow
-from vt_flax.data.prepare import pair_files, pairs
+from vt_flax.data.prepare import pairs
 from vt_flax.errors import UserError
 
-# Bit depth and color type in the header of a PNG.
-RGB_8_BITS = bytes((8, 2))
 FOLDERS = {"train": "train2017", "validation": "val2017"}
-
-STUFF_THINGS = "stuffthingmaps_trainval2017/"
 
 # Categories are numbered 1 to 182; these have no pixel (nightrome/cocostuff,
 # labels.md). The masks store the number less one.
-CATEGORIES = 182
 UNUSED = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91))
-USED = [number for number in range(1, CATEGORIES + 1) if number not in UNUSED]
-LABEL_MAP = [
-    NO_CLASS if number in UNUSED else USED.index(number)
-    for number in range(1, CATEGORIES + 1)
-]
-
+CATEGORIES = range(1, 183)
+USED = [number for number in CATEGORIES if number not in UNUSED]
+LABEL_MAP = [NO_CLASS if n in UNUSED else USED.index(n) for n in CATEGORIES]
 
 # Ids of a panoptic mask's segments, as it stores them, and their classes.
 Segments = Sequence[tuple[int, int]]
@@ -45,15 +36,12 @@ class CocoStuff(pairs.PairsBuilder):
     its maps store them, without the 11 of 182 categories that have no pixel.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
     BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(
-            name="stuff54", description="53 stuff classes, and one of all things."
-        ),
-        tfds.core.BuilderConfig(
-            name="stuff171", description="91 stuff and 80 thing classes."
-        ),
+        tfds.core.BuilderConfig(name=name, description=description)
+        for name, description in (
+            ("stuff54", "53 stuff classes, and one of all things."),
+            ("stuff171", "91 stuff and 80 thing classes."),
+        )
     ]
     HOMEPAGE = "https://cocodataset.org"
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
@@ -72,38 +60,32 @@ class CocoStuff(pairs.PairsBuilder):
 
     def list_pairs(self, manual: epath.Path) -> pairs.Listing:
         """Returns the photographs and panoptic masks, or the maps of 171 classes."""
-        masks = "annotations/panoptic_" if self._panoptic else STUFF_THINGS
-        splits = {
-            split: pair_files.pair_up(manual / name, manual / f"{masks}{name}")
-            for split, name in FOLDERS.items()
-        }
-        if not self._panoptic:
+        panoptic = self.builder_config.name == "stuff54"
+        folder = "annotations/panoptic_" if panoptic else "stuffthingmaps_trainval2017/"
+        splits = pairs.pair_splits(manual, "{}", folder + "{}", FOLDERS)
+        if not panoptic:
             return pairs.Listing(splits, category_names(manual), LABEL_MAP)
-        for split, found in splits.items():
-            path = manual / f"{masks}{FOLDERS[split]}.json"
+        for split, name in FOLDERS.items():
+            path = manual / f"annotations/panoptic_{name}.json"
             names, segments = read_panoptic(path)
-            splits[split] = [p._replace(extra=segments.get(p.name)) for p in found]
+            splits[split] = [
+                pair._replace(segments=segments.get(pair.name))
+                for pair in splits[split]
+            ]
         return pairs.Listing(splits, names)
 
-    @property
-    def _panoptic(self) -> bool:
-        return self.builder_config.name == "stuff54"
-
-    def _values(self, pair: pair_files.Pair, encoded: bytes) -> np.ndarray:
-        if self._panoptic:
-            return panoptic_labels(encoded, pair.extra)
-        return super()._values(pair, encoded)
+    def decode_mask(self, pair: pairs.Pair, encoded: bytes) -> np.ndarray:
+        """Decodes a map of 171 classes, or a panoptic mask by its segments."""
+        if self.builder_config.name == "stuff54":
+            return panoptic_labels(encoded, pair.segments)
+        return super().decode_mask(pair, encoded)
 
 
 def read_panoptic(path: epath.Path) -> tuple[list[str], dict[str, Segments]]:
     """Reads COCO's panoptic annotations, such as panoptic_train2017.json.
 
-    Returns:
-      The names of the classes: things, then each stuff category; and the segments of
-      each mask by its name, without suffix.
-
-    Raises:
-      UserError: if they cannot be read.
+    Returns the names of the classes, things and then each stuff category, and the
+    segments of each mask by its name, without suffix.
     """
     try:
         content = json.loads(path.read_text())
@@ -127,17 +109,10 @@ def read_panoptic(path: epath.Path) -> tuple[list[str], dict[str, Segments]]:
 def panoptic_labels(encoded: bytes, segments: Segments | None) -> np.ndarray:
     """Returns the labels (height, width), uint8, of a panoptic mask.
 
-    Args:
-      encoded: an RGB PNG, whose pixels store red + 256 green + 65536 blue, the segment.
-      segments: of the mask; pixels of none of them become 255.
-
-    Raises:
-      ValueError: if it cannot be read, or has no annotation.
+    Red + 256 green + 65536 blue is a pixel's segment; pixels of no segment become 255.
     """
     if segments is None:
         raise ValueError("the panoptic annotations have no segments of it")
-    if not encoded.startswith(PNG_START) or encoded[24:26] != RGB_8_BITS:
-        raise ValueError("a panoptic mask must be an RGB PNG of 8 bits")
     pixels = np.asarray(decode_with_pillow(encoded), np.uint32)
     ids = pixels @ np.asarray([1, 1 << 8, 1 << 16], np.uint32)
     labels = np.full(ids.shape, IGNORE, np.uint8)
@@ -147,11 +122,11 @@ def panoptic_labels(encoded: bytes, segments: Segments | None) -> np.ndarray:
 
 
 def category_names(manual: epath.Path) -> list[str]:
-    """Returns a name for each of the 171 classes.
+    """Returns a name for each of the 171 classes, from labels.txt of COCO-Stuff.
 
-    Lines of labels.txt of COCO-Stuff are `NUMBER: NAME`. Those without are numbered.
+    Its lines are `NUMBER: NAME`. Categories that it does not name are numbered.
     """
     path = manual / "labels.txt"
-    lines = pair_files.read_lines(path) if path.exists() else []
-    names = {line.partition(":")[0]: line.partition(":")[2].strip() for line in lines}
-    return [names.get(str(number)) or f"category {number}" for number in USED]
+    lines = pairs.read_lines(path) if path.exists() else []
+    names = dict(line.split(": ", 1) for line in lines if ": " in line)
+    return [names.get(str(number), f"category {number}") for number in USED]

@@ -1,94 +1,62 @@
-"""Turns datasets that TFDS stored as TFRecord, or another format, into array_record.
+"""Converts datasets that TFDS stored as TFRecord, or another format, to array_record.
 
 TFDS's own command, `tfds convert_format`, needs Apache Beam, and loses the class names
 when it writes to another folder.
 """
 
-import pathlib
 import shutil
+import sys
 
 from etils import epath
 from tensorflow_datasets.core import DatasetBuilder, dataset_info
 from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME
-from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT, FileFormat
+from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT
 from tensorflow_datasets.core.utils import py_utils
 from tqdm import tqdm
 
-from vt_flax.data.prepare.build import FORMAT
-from vt_flax.data.prepare.workspace import (
-    errors_in_one_line,
-    exclusive,
-    remove_leftovers,
-    say,
-)
+from vt_flax.data.prepare.build import FORMAT, errors_in_one_line
 from vt_flax.data.sources import prepared_builder, tfds_builder
 from vt_flax.data.tfds_sources import data_dir_of
 from vt_flax.errors import UserError
 
 
 def convert(name: str, data_dir: str, out_dir: str = "") -> DatasetBuilder:
-    """Adds array_record to a dataset that is stored in another format.
+    """Adds array_record to a dataset of `data_dir` that is stored in another format.
 
-    The files are written one by one, each complete or not at all, and the dataset's
-    description last: a run that was stopped goes on with the first missing file.
-
-    Args:
-      name: a TFDS dataset, as in `cifar10`.
-      data_dir: folder of the TFDS datasets; examples in it are only read.
-      out_dir: folder of TFDS datasets for the result; empty to put the new files beside
-        the old ones, where the dataset then has both formats.
-
-    Raises:
-      UserError: if the dataset is not there or is damaged.
+    Each file is complete or missing, and the dataset's description is written last: a
+    run that was stopped goes on with the first missing file. Without `out_dir`, the new
+    files are beside the old ones, and the dataset has both formats.
     """
     source = prepared_builder(name, data_dir)
-    folder = pathlib.Path(source.data_path)
+    info, folder = source.info, epath.Path(source.data_path)
+    if FORMAT in info.available_file_formats():
+        print(f"{info.full_name} has array_record already in {folder}", file=sys.stderr)
+        return source
     out_dir = out_dir or str(data_dir_of(source))
-    target = pathlib.Path(out_dir, source.info.full_name)
-    if (target / DATASET_INFO_FILENAME).exists():
-        done = tfds_builder(name, out_dir)
-        if FORMAT in done.info.available_file_formats():
-            say(f"{done.info.full_name} has array_record already in {target}")
-            return done
-    stored = source.info.file_format
-    with errors_in_one_line(f"converting {name}"), exclusive(target.parent):
-        target.mkdir(exist_ok=True)
-        remove_leftovers(target, "*")
-        shards = _missing_shards(source, target)
-        for file, output, count in tqdm(shards, "Converting files", leave=False):
-            with errors_in_one_line(f"converting {file}"):
-                _convert_file(file, output, count, stored)
+    target = epath.Path(out_dir) / info.full_name
+    with errors_in_one_line(f"converting {name}"):
+        target.mkdir(parents=True, exist_ok=True)
+        old, new = f".{info.file_format.file_suffix}", f".{FORMAT.file_suffix}"
+        for split in info.splits.values():
+            shards = zip(split.filepaths, split.shard_lengths, strict=True)
+            for file, count in tqdm([*shards], split.name, leave=False):
+                output = target / file.name.replace(old, new)
+                if not output.exists():
+                    with errors_in_one_line(f"converting {file}"):
+                        _convert_file(source, file, output, count)
         _write_description(folder, target)
     return tfds_builder(name, out_dir)
 
 
-def _missing_shards(
-    source: DatasetBuilder, target: pathlib.Path
-) -> list[tuple[pathlib.Path, pathlib.Path, int]]:
-    """Returns each file still to convert, its output, and its number of examples."""
-    shards = []
-    for split in source.info.splits.values():
-        template = split.filename_template
-        outputs = template.replace(
-            data_dir=epath.Path(target), filetype_suffix=FORMAT.file_suffix
-        )
-        shards += zip(
-            map(pathlib.Path, template.sharded_filepaths(split.num_shards)),
-            map(pathlib.Path, outputs.sharded_filepaths(split.num_shards)),
-            split.shard_lengths,
-            strict=True,
-        )
-    return [shard for shard in shards if not shard[1].exists()]
-
-
 def _convert_file(
-    file: pathlib.Path, output: pathlib.Path, count: int, stored: FileFormat
+    source: DatasetBuilder, file: epath.Path, output: epath.Path, count: int
 ) -> None:
-    records = ADAPTER_FOR_FORMAT[stored].make_tf_data(file).as_numpy_iterator()
-    adapter = ADAPTER_FOR_FORMAT[FORMAT]
-    with py_utils.incomplete_file(epath.Path(output)) as unfinished:
-        adapter.write_examples(unfinished, enumerate(records))
-        written = adapter.num_examples(unfinished)
+    reader = ADAPTER_FOR_FORMAT[source.info.file_format]
+    writer = ADAPTER_FOR_FORMAT[FORMAT]
+    with py_utils.incomplete_file(output) as unfinished:
+        records = reader.make_tf_data(file).as_numpy_iterator()
+        writer.write_examples(unfinished, enumerate(records))
+        written = writer.num_examples(unfinished)
         if written != count:
             raise UserError(
                 f"{file} holds {written} examples, its dataset_info.json says {count}: "
@@ -96,18 +64,17 @@ def _convert_file(
             )
 
 
-def _write_description(folder: pathlib.Path, target: pathlib.Path) -> None:
+def _write_description(folder: epath.Path, target: epath.Path) -> None:
     """Lists the converted files in the dataset's description."""
     proto = dataset_info.read_proto_from_builder_dir(folder)
-    if target.samefile(folder):
+    if target.resolve() == folder.resolve():
         proto.alternative_file_formats.append(FORMAT.value)
     else:
         proto.file_format = FORMAT.value
-        # The names of classes, the description of features: all but the examples.
+        # The names of classes and the description of features.
         for file in [*folder.glob("*.json"), *folder.glob("*.txt")]:
             if file.name != DATASET_INFO_FILENAME:
                 shutil.copyfile(file, target / file.name)
-    # A stop must not leave half a description, least of all in the source's place.
-    info = epath.Path(target / DATASET_INFO_FILENAME)
-    with py_utils.incomplete_file(info) as unfinished:
+    # A stop must not leave half a description in the source's place.
+    with py_utils.incomplete_file(target / DATASET_INFO_FILENAME) as unfinished:
         unfinished.write_text(dataset_info.get_dataset_info_json(proto))

@@ -1,10 +1,9 @@
 """Look into Person, single persons parsed into 20 classes, as a TFDS dataset."""
 
-import tensorflow_datasets as tfds
 from etils import epath
 
-from vt_flax.data.mask_classes import MIRRORED
-from vt_flax.data.prepare import pair_files, pairs
+from vt_flax.data.prepare import pairs
+from vt_flax.data.segmentation_sources import MIRRORED
 
 CLASS_NAMES = (
     "Background Hat Hair Glove Sunglasses Upper-clothes Dress Coat Socks Pants "
@@ -17,12 +16,10 @@ FOLDERS = {"train": "train", "validation": "val"}
 class Lip(pairs.PairsBuilder):
     """30,462 training and 10,000 validation persons, 20 classes (Gong et al., 2017).
 
-    Masks may be grey PNGs or palette PNGs: their indices are the labels. In a mirrored
+    Masks may be gray PNGs or palette PNGs: their indices are the labels. In a mirrored
     image left and right arms, legs and shoes change places.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
     HOMEPAGE = "http://sysu-hcp.net/lip"
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
     what TrainVal_images.zip and TrainVal_parsing_annotations.zip of
@@ -34,12 +31,11 @@ class Lip(pairs.PairsBuilder):
 
     def list_pairs(self, manual: epath.Path) -> pairs.Listing:
         """Returns the content of the unpacked archives."""
-        splits = {
-            split: pair_files.pair_up(
-                manual / f"TrainVal_images/{name}_images",
-                manual / f"TrainVal_parsing_annotations/{name}_segmentations",
-            )
-            for split, name in FOLDERS.items()
-        }
+        splits = pairs.pair_splits(
+            manual,
+            "TrainVal_images/{}_images",
+            "TrainVal_parsing_annotations/{}_segmentations",
+            FOLDERS,
+        )
         mirrored = [*range(14), 15, 14, 17, 16, 19, 18]
         return pairs.Listing(splits, CLASS_NAMES, metadata={MIRRORED: mirrored})

@@ -1,6 +1,7 @@
-"""Builder of segmentation datasets from pairs of an image and a mask."""
+"""Builder of segmentation datasets from images and masks in files of equal names."""
 
 import abc
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,33 +9,42 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vt_flax.data.mask_classes import CLASS_NAMES
+from vt_flax.data.image_files import files_below, is_image
 from vt_flax.data.masks import (
     IGNORE,
     NO_CLASS,
     decode_mask,
-    encode_mask,
+    encode_png,
     is_gray_png,
     label_table,
     values_in,
 )
 from vt_flax.data.orientation import UPRIGHT, orientation_in
 from vt_flax.data.pillow_decoder import decode_with_pillow
-from vt_flax.data.prepare.pair_files import Pair
-from vt_flax.data.prepare.workspace import in_threads
-from vt_flax.errors import UserError
+from vt_flax.data.prepare.threads import in_threads
+from vt_flax.data.segmentation_sources import CLASS_NAMES
+from vt_flax.errors import UserError, first_names
 
 IMAGE, MASK = "image", "segmentation_label"
 
 
+class Pair(NamedTuple):
+    """An image and its mask."""
+
+    name: str  # of the example, unique in its split
+    image: epath.Path
+    mask: epath.Path
+    segments: Any = None  # of a panoptic mask: see `coco_stuff`
+
+
 class Listing(NamedTuple):
-    """The content of a folder of manual files."""
+    """The pairs of a dataset and the classes of their masks."""
 
     splits: Mapping[str, Sequence[Pair]]
     class_names: Sequence[str]
     # Class of each stored value, or 255; empty if the values are the classes.
     label_map: Sequence[int] = ()
-    # Entries of the dataset's metadata, beside the names.
+    # Entries of the dataset's metadata, beside the class names.
     metadata: Mapping[str, Any] = {}
 
 
@@ -46,35 +56,27 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     are stored as 8-bit gray PNGs of class indices and 255, which means no label.
 
     Attributes:
-      PALETTES: whether masks may be palette PNGs, whose indices are the labels.
-      ANY_ORIENTATION: whether files may have an EXIF orientation that is not upright.
+      STRICT: whether to reject masks that are palette PNGs, whose indices are else the
+        labels, and files whose EXIF orientation is not upright.
       HINT: what to do about values that are no classes.
     """
 
-    PALETTES = True
-    ANY_ORIENTATION = True
-    HOMEPAGE = ""
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+    HOMEPAGE: str | None = None
+    STRICT = False
     HINT = ""
 
     @abc.abstractmethod
     def list_pairs(self, manual: epath.Path) -> Listing:
-        """Returns the content of the folder of manual files.
+        """Returns the content of the folder of manual files."""
 
-        Raises:
-          UserError: if files do not fit each other.
-          FileNotFoundError: if one is missing.
-        """
-
-    def _values(self, pair: Pair, encoded: bytes) -> np.ndarray:
-        """Decodes a mask to its values (height, width), uint8.
-
-        Raises:
-          ValueError: if it cannot be read.
-        """
-        return decode_mask(encoded, self.PALETTES, any_gray=True)
+    def decode_mask(self, pair: Pair, encoded: bytes) -> np.ndarray:
+        """Decodes a mask to its values (height, width), uint8."""
+        return decode_mask(encoded, not self.STRICT, any_gray=True)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return pairs_info(self, homepage=self.HOMEPAGE or None)
+        return pairs_info(self, homepage=self.HOMEPAGE)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         try:
@@ -95,17 +97,15 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(
         self, pairs: Sequence[Pair], table: np.ndarray
     ) -> Iterator[tuple[str, dict]]:
-        examples = in_threads(lambda pair: self._example(pair, table), pairs)
-        for pair, (image, mask) in zip(pairs, examples, strict=True):
-            yield pair.name, {IMAGE: image, MASK: mask}
+        yield from in_threads(lambda pair: self._example(pair, table), pairs)
 
-    def _example(self, pair: Pair, table: np.ndarray) -> tuple[bytes, bytes]:
-        """Returns an image and its mask, both encoded."""
+    def _example(self, pair: Pair, table: np.ndarray) -> tuple[str, dict]:
+        """Returns the name of an example, and its image and mask, both encoded."""
         image, (encoded, values) = self._read(pair.image), self.read_mask(pair)
         try:
             width, height = decode_with_pillow(image).size
         except ValueError as error:
-            reason = str(error).partition(" <_io.BytesIO")[0]
+            reason = str(error).partition(" <_io")[0]
             raise UserError(f"{pair.image}: not a readable image ({reason})") from error
         if values.shape != (height, width):
             raise UserError(
@@ -121,18 +121,14 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"label{self.HINT}"
             )
         if not is_gray_png(encoded) or (labels != found).any():
-            encoded = encode_mask(table[values])
-        return image, encoded
+            encoded = encode_png(table[values])
+        return pair.name, {IMAGE: image, MASK: encoded}
 
     def read_mask(self, pair: Pair) -> tuple[bytes, np.ndarray]:
-        """Returns a mask's file and its values (height, width), uint8.
-
-        Raises:
-          UserError: if it cannot be read.
-        """
+        """Returns a mask's file and its values (height, width), uint8."""
         encoded = self._read(pair.mask)
         try:
-            return encoded, self._values(pair, encoded)
+            return encoded, self.decode_mask(pair, encoded)
         except ValueError as error:
             raise UserError(f"{pair.mask}: {error}") from error
 
@@ -140,7 +136,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         encoded = path.read_bytes()
         # Tools that draw masks disagree on whether they turn the image; both may have
         # the same size.
-        if not self.ANY_ORIENTATION and orientation_in(encoded) != UPRIGHT:
+        if self.STRICT and orientation_in(encoded) != UPRIGHT:
             raise UserError(
                 f"{path}: its EXIF orientation is {orientation_in(encoded)}, so image "
                 "and mask may not fit: turn the pixels (`mogrify -auto-orient`, or "
@@ -156,14 +152,7 @@ def pairs_info(
     shape: tuple[int | None, int | None] = (None, None),
     homepage: str | None = None,
 ) -> tfds.core.DatasetInfo:
-    """Returns the description of a dataset of pairs.
-
-    Args:
-      builder: of the dataset; its docstring is the description.
-      class_names: a name for each class, unless the builder finds them later.
-      shape: height and width of all images, if they are the same.
-      homepage: address.
-    """
+    """Returns the description of a dataset of pairs, of any shape or all of one."""
     image = tfds.features.Image(shape=(*shape, 3))
     mask = tfds.features.Image(
         shape=(*shape, 1), encoding_format="png", use_colormap=True
@@ -175,3 +164,53 @@ def pairs_info(
         metadata=tfds.core.MetadataDict({CLASS_NAMES: list(class_names)}),
         homepage=homepage,
     )
+
+
+def images_in(folder: epath.Path) -> dict[str, epath.Path]:
+    """Returns all image files below a folder by their path in it, without suffix."""
+    found: dict[str, epath.Path] = {}
+    for file in files_below(folder):
+        if not is_image(file.name):
+            continue
+        name = os.fspath(file.relative_to(folder).with_suffix(""))
+        if name in found:
+            raise UserError(
+                f"{file} and {found[name].name} have one name: a mask could be "
+                "either's; rename or remove one"
+            )
+        found[name] = file
+    return found
+
+
+def pair_up(image_folder: epath.Path, mask_folder: epath.Path) -> list[Pair]:
+    """Pairs all images below a folder with the masks below another by their names."""
+    images, masks = images_in(image_folder), images_in(mask_folder)
+    no_mask = [n + images[n].suffix for n in sorted(images.keys() - masks.keys())]
+    no_image = [n + masks[n].suffix for n in sorted(masks.keys() - images.keys())]
+    if no_mask or no_image or not images:
+        raise UserError(
+            f"{len(images):,} images in {image_folder} and {len(masks):,} masks in "
+            f"{mask_folder}, which need the same names: without a mask: "
+            f"{first_names(no_mask) or 'none'}; without an image: "
+            f"{first_names(no_image) or 'none'}"
+        )
+    return [Pair(name, images[name], masks[name]) for name in sorted(images)]
+
+
+def pair_splits(
+    manual: epath.Path, images: str, masks: str, folders: Mapping[str, str]
+) -> dict[str, list[Pair]]:
+    """Pairs the files of each split, whose folder replaces `{}` in both paths."""
+    return {
+        split: pair_up(manual / images.format(name), manual / masks.format(name))
+        for split, name in folders.items()
+    }
+
+
+def read_lines(path: epath.Path) -> list[str]:
+    """Returns the stripped lines of a text file, without empty ones at the end."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from error
+    return [line.strip() for line in text.rstrip().split("\n")]

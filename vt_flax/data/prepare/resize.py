@@ -10,10 +10,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from vt_flax.data.mask_classes import RESIZED_FROM, image_features
-from vt_flax.data.masks import decode_mask, encode_mask
+from vt_flax.data.masks import decode_mask, encode_png
 from vt_flax.data.pillow_decoder import decode_with_pillow
-from vt_flax.data.prepare.workspace import in_threads
+from vt_flax.data.prepare.threads import in_threads
+from vt_flax.data.segmentation_sources import RESIZED_FROM, image_features
 from vt_flax.errors import UserError
 
 # At 90, 300 photographs reduced to 256 come back at 36 dB and 30 kB; at 95, 38 dB and
@@ -35,10 +35,8 @@ def shrink(encoded: bytes, side: int) -> bytes:
     """Reduces an encoded image's short side to `side` pixels, bicubic and antialiased.
 
     JPEGs stay JPEGs, at quality 90 and in RGB; everything else becomes PNG, which loses
-    nothing. Images that are no larger stay as they are, to the byte.
-
-    Raises:
-      ValueError: if it is no image, or a damaged one.
+    nothing. Images that are no larger stay as they are, to the byte. Raises ValueError
+    for a damaged image.
     """
     image = decode_with_pillow(encoded)
     size = shrunk_size(image.size, side)
@@ -56,10 +54,7 @@ def shrink_mask(encoded: bytes, size: tuple[int, int], side: int) -> bytes:
     """Reduces an encoded mask as `shrink` does its image of some width and height.
 
     Each pixel takes the value of the one that its center lies in: values are never
-    mixed. A palette PNG's values are its indices.
-
-    Raises:
-      ValueError: if it is no mask, a damaged one, or of another size.
+    mixed. Raises ValueError for a mask that is damaged or of another size.
     """
     values = decode_mask(encoded, palettes=True)
     height, width = values.shape
@@ -71,28 +66,23 @@ def shrink_mask(encoded: bytes, size: tuple[int, int], side: int) -> bytes:
     if (new_width, new_height) == size:
         return encoded
     # In integers: where a center is between two pixels, Pillow takes either.
-    rows = (2 * np.arange(new_height) + 1) * height // (2 * new_height)
-    columns = (2 * np.arange(new_width) + 1) * width // (2 * new_width)
-    return encode_mask(values[np.ix_(rows, columns)])
+    y = (2 * np.arange(new_height) + 1) * height // (2 * new_height)
+    x = (2 * np.arange(new_width) + 1) * width // (2 * new_width)
+    return encode_png(values[np.ix_(y, x)])
 
 
 class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
     """The dataset NAME_SIDE: NAME with images of at most that short side.
 
-    Masks of segmentation are reduced with their images. Every other feature, the splits
-    and the order of the examples are the source's, so that a slice such as
-    `train[:90%]` holds the same examples in both.
+    Masks are reduced with their images. Every other feature, the splits and the order
+    of the examples are the source's, so that a slice such as `train[:90%]` holds the
+    same examples in both.
     """
 
     def __init__(self, source: tfds.core.DatasetBuilder, side: int, data_dir: str):
-        """Describes the copy of a prepared dataset in array_record.
-
-        Raises:
-          UserError: if it has no images to resize.
-        """
+        """Describes the copy of a prepared dataset in array_record."""
         name = source.info.full_name.rpartition("/")[0].replace("/", "_")
-        self.name = f"{name}_{side}"
-        self.VERSION = source.version
+        self.name, self.VERSION = f"{name}_{side}", source.version
         self._source, self._side = source, side
         self._image = (source.info.supervised_keys or ("image",))[0]
         feature = dict(source.info.features).get(self._image)
@@ -102,8 +92,8 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
                 f"{self._image!r} is no Image"
             )
         self._masks = [key for key in image_features(source, 1) if key != self._image]
-        self._keys = self._image, *self._masks
-        decoders = dict.fromkeys(self._keys, tfds.decode.SkipDecoding())
+        encoded = (self._image, *self._masks)
+        decoders = dict.fromkeys(encoded, tfds.decode.SkipDecoding())
         self._splits = {
             split: source.as_data_source(split, decoders=decoders)
             for split in source.info.splits
@@ -119,7 +109,7 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
         )
         for key in self._masks:
             features[key] = _of_any_size(features[key])
-        # Else a dataset that is known by its name would not be known again.
+        # By it, `KNOWN_CLASSES` are also those of the copy.
         metadata = {RESIZED_FROM: self._source.name} | dict(source.metadata or {})
         return tfds.core.DatasetInfo(
             builder=self,
@@ -133,7 +123,6 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
         )
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list]:
-        del dl_manager
         return {
             split: [
                 functools.partial(self._generate, split, first)
@@ -145,25 +134,24 @@ class Resized(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _generate(self, split: str, first: int) -> Iterator[tuple[int, dict]]:
         count = len(self._splits[split])
         indices = range(first, min(first + SHARD_EXAMPLES, count))
-        examples = in_threads(functools.partial(self._shrunk, split), indices)
-        pairs = zip(indices, examples, strict=True)
-        yield from tqdm(pairs, f"Resizing {split}", count, initial=first, leave=False)
+        examples = in_threads(functools.partial(self._example, split), indices)
+        yield from tqdm(examples, f"Resizing {split}", count, initial=first)
 
-    def _shrunk(self, split: str, i: int) -> dict:
-        """Returns an example, its image and masks reduced and encoded."""
+    def _example(self, split: str, i: int) -> tuple[int, dict]:
+        """Returns an example with its image and masks reduced and encoded."""
         example = dict(self._splits[split][i])
         encoded, key = example[self._image], self._image
         try:
             example[key] = shrink(encoded, self._side)
+            size = Image.open(io.BytesIO(encoded)).size
             for key in self._masks:
-                size = Image.open(io.BytesIO(encoded)).size
                 example[key] = shrink_mask(example[key], size, self._side)
         except ValueError as error:
             raise UserError(
                 f"{self._source.info.full_name} {split}, example {i}: {key} cannot be "
                 f"resized ({error}); build that dataset again"
             ) from error
-        return example
+        return i, example
 
 
 def _of_any_size(mask: tfds.features.Image) -> tfds.features.Image:
