@@ -1,5 +1,7 @@
 """Images in class folders, or in one folder with a list of their classes."""
 
+import array
+import functools
 import hashlib
 import itertools
 import os
@@ -9,14 +11,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vt_flax.data.file_table import FileTable
-from vt_flax.data.folder_layout import NO_CLASS_NAME, SPLIT_NAME, FolderLayout
-from vt_flax.data.image_files import (
-    IMAGE_SUFFIXES,
-    is_image,
-    list_folder,
-    walk,
-)
+from vt_flax.data.folder_layout import NO_CLASS_NAME, SPLIT_NAME, find_roots
+from vt_flax.data.image_files import IMAGE_SUFFIXES, is_image, list_folder, walk
 from vt_flax.data.label_lists import read_labels
 from vt_flax.data.orientation import orientation_in
 from vt_flax.data.pillow_decoder import notes_on_levels
@@ -44,71 +40,68 @@ class FolderSource(RandomAccessSource):
 
     def __init__(self, path: epath.Path, split: str):
         self.name = f"folder:{path} {split}"
+        self._path = os.path.join(path, "")
+        # Path of each folder, with a slash at its end; and, for each image, the index
+        # of its folder, its name and its class.
+        self._folders: list[str] = []
+        self._folder_of = array.array("i")
+        self._names: list[str] = []
+        labels = array.array("i")
+        classes, indices = {}, {}
         with storage_errors(path):
             if not is_folder(path):
                 raise UserError(f"folder:{path}: there is no such folder")
-            layout = FolderLayout(path, split)
-            self._files = FileTable()
-            self.class_names, ranges, notes = self._add_roots(layout)
-        parts = []
-        for name, slice_text in layout.parts:
-            files = np.concatenate([ranges[root] for root in layout.roots[name]])
+            parts, notes = find_roots(path, split)
+            for root in dict.fromkeys(itertools.chain(*(roots for roots, _ in parts))):
+                first = len(self._names)
+                classes[root], listed, more = _list_root(root)
+                for folder, names, labels_of_names in listed:
+                    self._folder_of.extend([len(self._folders)] * len(names))
+                    self._folders.append(os.path.join(folder, ""))
+                    self._names += names
+                    labels.extend(labels_of_names)
+                indices[root] = np.arange(first, len(self._names), dtype=np.int32)
+                notes += more
+        self.class_names = _common_classes(classes)
+        order = []
+        for roots, slice_text in parts:
+            images = np.concatenate([indices[root] for root in roots])
             try:
-                begin, end = slice_bounds(slice_text, len(files))
+                begin, end = slice_bounds(slice_text, len(images))
             except ValueError as error:
                 raise UserError(
                     f"split {split!r} of folder:{path}: {slice_text} is no slice of "
-                    f"{len(files):,} images; write one such as [:80%] or [100:200]"
+                    f"{len(images):,} images; write one such as [:80%] or [100:200]"
                 ) from error
-            order = np.random.Generator(np.random.Philox(key=0)).permutation(len(files))
-            parts.append(files[order[begin:end]])
-        self._order = np.concatenate(parts)
+            generator = np.random.Generator(np.random.Philox(key=0))
+            order.append(images[generator.permutation(len(images))[begin:end]])
+        # The index of each example among all images.
+        self._order = np.concatenate(order)
         if not len(self._order):
             raise UserError(f"split {split!r} of folder:{path} is empty")
-        self._labels = self._files.classes()[self._order]
-        self._path = path
+        self._labels = np.asarray(labels)[self._order]
         # Their order is shuffled, so that the first are as good a sample as any.
         sample = [epath.Path(self.describe(i)) for i in range(min(len(self), SAMPLE))]
-        levels = notes_on_levels(self.name, sample)
-        self.notes = (*layout.notes, *notes, *levels)
-
-    def _add_roots(
-        self, layout: FolderLayout
-    ) -> tuple[tuple[str, ...], dict[epath.Path, np.ndarray], list[str]]:
-        """Returns the class names, the files of each root, and notes on others."""
-        classes, ranges, notes = {}, {}, []
-        for root in dict.fromkeys(itertools.chain(*layout.roots.values())):
-            begin = len(self._files)
-            classes[root], more = _add_root(self._files, root)
-            ranges[root] = np.arange(begin, len(self._files), dtype=np.int32)
-            notes += more
-        first, *others = classes
-        for other in others:
-            if classes[other] != classes[first]:
-                names = sorted({*classes[first]} ^ {*classes[other]})
-                raise UserError(
-                    f"{first} and {other} have different classes "
-                    f"({first_names(names)}): give both the same"
-                )
-        return classes[first], ranges, notes
+        self.notes = (*notes, *notes_on_levels(self.name, sample))
 
     def __len__(self) -> int:
         """Returns the number of images."""
         return len(self._order)
 
     def identity(self) -> dict[str, Any]:
-        """Returns what distinguishes the split: see `Source.identity`.
+        """Returns what distinguishes the split: see `Source.identity`."""
+        return super().identity() | {"names": self._digest}
 
-        Images count by their paths in the dataset's folder, in order.
-        """
-        base = len(os.fsencode(os.path.join(self._path, "")))
-        folders = [folder[base:] for folder in self._files.folders]
-        digest, separator = hashlib.sha256(), b""
-        for block in self._files.blocks(self._order):
-            paths = [folders[i] + name for i, name in zip(*block, strict=True)]
-            digest.update(separator + b"\n".join(paths))
-            separator = b"\n"
-        return super().identity() | {"names": digest.hexdigest()[:16]}
+    @functools.cached_property
+    def _digest(self) -> str:
+        """A digest of the images' paths in the dataset's folder, in order."""
+        folders = [folder.removeprefix(self._path) for folder in self._folders]
+        digest, separator = hashlib.sha256(), ""
+        for i in self._order.tolist():
+            path = f"{separator}{folders[self._folder_of[i]]}{self._names[i]}"
+            digest.update(os.fsencode(path))
+            separator = "\n"
+        return digest.hexdigest()[:16]
 
     def class_counts(self) -> np.ndarray:
         """Returns the number of images of each class, (classes,)."""
@@ -120,12 +113,12 @@ class FolderSource(RandomAccessSource):
         An image in a folder that is a link to another, as `val` to `train`, has the
         same number in both. A link to a single file counts as another file.
         """
-        folders = [os.path.realpath(folder) for folder in self._files.folders]
+        folders = [os.path.realpath(folder) for folder in self._folders]
         numbers = (
-            map(hash, zip(map(folders.__getitem__, indices), names, strict=True))
-            for indices, names in self._files.blocks(self._order)
+            hash((folders[self._folder_of[i]], self._names[i]))
+            for i in self._order.tolist()
         )
-        return np.fromiter(itertools.chain.from_iterable(numbers), np.int64, len(self))
+        return np.fromiter(numbers, np.int64, len(self))
 
     def read(self, indices: Sequence[int]) -> list[Example]:
         """Returns the examples at some indices, still encoded."""
@@ -138,25 +131,40 @@ class FolderSource(RandomAccessSource):
 
     def describe(self, index: int) -> str:
         """Returns an image's path."""
-        return self._files.path(self._order[index])
+        image = self._order[index]
+        return self._folders[self._folder_of[image]] + self._names[image]
 
 
-def _add_root(files: FileTable, root: epath.Path) -> tuple[tuple[str, ...], list[str]]:
-    """Adds the images of a split's folder, or of a folder without splits, to a table.
+def _common_classes(classes: dict[epath.Path, tuple[str, ...]]) -> tuple[str, ...]:
+    """Returns the class names, which must be the same in all folders of a split."""
+    first, *others = classes
+    for other in others:
+        if classes[other] != classes[first]:
+            names = sorted({*classes[first]} ^ {*classes[other]})
+            raise UserError(
+                f"{first} and {other} have different classes "
+                f"({first_names(names)}): give both the same"
+            )
+    return classes[first]
+
+
+def _list_root(
+    root: epath.Path,
+) -> tuple[tuple[str, ...], list[tuple[epath.Path, list[str], list[int]]], list[str]]:
+    """Lists the images of a split's folder, or of a folder without splits.
 
     Args:
-      files: the table.
       root: holds class folders or, if there is a list of their classes, images.
 
     Returns:
-      The class names, and notes on files that are left out.
+      The class names; folders of images, each with the names of the images and the
+      indices of their classes; and notes on files that are left out.
     """
     classes, names = list_folder(root)
     loose = list(filter(is_image, names))
     if loose and not classes:
         classes, labels, notes = read_labels(root, loose)
-        files.add(root, list(labels), labels.values())
-        return classes, notes
+        return classes, [(root, list(labels), list(labels.values()))], notes
     if classes and all(
         SPLIT_NAME.fullmatch(name) or NO_CLASS_NAME.fullmatch(name) for name in classes
     ):
@@ -165,14 +173,15 @@ def _add_root(files: FileTable, root: epath.Path) -> tuple[tuple[str, ...], list
             f"{root}/CLASS/IMAGE, or {root}/SPLIT/CLASS/IMAGE under the name "
             f"folder:{root}"
         )
-    start, others = len(files), []
+    listed, others = [], []
     for label, name in enumerate(classes):
         for folder, names in walk(root / name):
             images = list(filter(is_image, names))
-            files.add(folder, images, [label] * len(images))
+            if images:
+                listed.append((folder, images, [label] * len(images)))
             if len(images) < len(names):
                 others += [file for file in names if not is_image(file)]
-    if len(files) == start:
+    if not listed:
         beside = f", but {len(loose):,} beside them" if loose else ""
         raise UserError(
             f"no images in class folders of {root}{beside}: expected "
@@ -189,4 +198,4 @@ def _add_root(files: FileTable, root: epath.Path) -> tuple[tuple[str, ...], list
             f"{root}: files left out that have no suffix of an image: {len(others):,} "
             f"({first_names(sorted(suffixes))})"
         )
-    return tuple(classes), notes
+    return tuple(classes), listed, notes
