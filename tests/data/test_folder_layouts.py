@@ -183,7 +183,7 @@ def test_a_class_without_images_and_one_folder_around_all_are_noted(tmp_path):
     make(tmp_path / "two", "photos/a/1.jpg", "photos/b/1.jpg")
     source = open_source(f"folder:{tmp_path}/two", "all")
     assert "photos are read as classes" in source.notes[0]
-    with pytest.raises(UserError, match="has one class, 'photos'"):
+    with pytest.raises(UserError, match="has images of one class, 'photos'"):
         check_splits(source, source)
 
 

@@ -33,13 +33,8 @@ EMBEDDED = ("digits", "shapes")
 
 def open_configured(config: ConfigDict, split: str) -> Source:
     """Opens a split of the dataset that a section `data` names: see `open_source`."""
-    return open_source(
-        config.name,
-        split,
-        config.data_dir,
-        config.image_feature,
-        config.label_feature,
-    )
+    features = config.image_feature, config.label_feature
+    return open_source(config.name, split, config.data_dir, *features)
 
 
 def open_source(
@@ -60,8 +55,8 @@ def open_source(
       label_feature: likewise, the class labels.
 
     Returns:
-      A `RandomAccessSource`; of a TFDS dataset in a format that has no random access, a
-      `StreamSource`.
+      A `RandomAccessSource`, or a `StreamSource` for a TFDS dataset in a format that
+      has no random access.
 
     Raises:
       UserError: if the dataset, the split or its images are not there, or if it has no
@@ -73,10 +68,7 @@ def open_source(
                 f"{name} has no features: leave data.image_feature and "
                 "data.label_feature empty, which are for TFDS datasets"
             )
-        path = name.removeprefix(FOLDER_PREFIX)
-        if not path:
-            raise UserError(f"data.name {name}: write the folder's path, folder:PATH")
-        return FolderSource(storage_path(path), split)
+        return FolderSource(storage_path(name.removeprefix(FOLDER_PREFIX)), split)
     builder = prepared_builder(name, data_dir)
     keys = class_features(builder, name, image_feature, label_feature)
     try:
@@ -98,9 +90,9 @@ def tfds_builder(name: str, data_dir: str = "") -> Any:
     """
     if data_dir:
         data_dir = str(storage_path(data_dir))
-        # Whatever goes wrong there, TFDS takes the dataset for one not prepared.
+        # Raises errors that TFDS would take for a dataset that is not prepared.
         is_folder(data_dir)
-    tensorflow()  # quietly, before TFDS imports it
+    tensorflow()  # without its GPUs, before TFDS imports it
     import tensorflow_datasets as tfds
 
     from vt_flax.data.prepare import (  # noqa: F401, registers the builders
@@ -118,8 +110,7 @@ def tfds_builder(name: str, data_dir: str = "") -> Any:
             builder = tfds.builder(name, data_dir=data_dir or None)
     except (ValueError, AssertionError, json_format.ParseError) as error:
         raise _unknown(name, where, error) from error
-    # TFDS reads the formats that a dataset has beside its first one, but forgets them
-    # where it has the dataset's code.
+    # TFDS drops all formats but the first where it has the dataset's code.
     stored = set(builder.info.as_proto.alternative_file_formats)
     for form in stored - {f.value for f in builder.info.alternative_file_formats}:
         builder.info.add_alternative_file_format(form)
@@ -127,7 +118,7 @@ def tfds_builder(name: str, data_dir: str = "") -> Any:
 
 
 def prepared_builder(name: str, data_dir: str = "") -> Any:
-    """Returns the builder of a prepared TFDS dataset; embedded ones are made first.
+    """Returns the builder of a prepared TFDS dataset, and prepares embedded ones.
 
     Raises:
       UserError: if the dataset is not known, or not prepared.
@@ -143,17 +134,17 @@ def prepared_builder(name: str, data_dir: str = "") -> Any:
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    # A command's standard output is its result alone.
+    # Standard output is for a command's result.
     with storage_errors(builder.data_path), contextlib.redirect_stdout(sys.stderr):
         builder.download_and_prepare(file_format="array_record")
     return builder
 
 
 def is_prepared(builder: Any) -> bool:
-    """Returns whether a TFDS dataset is there, in any format.
+    """Returns whether a TFDS dataset is prepared, in any format.
 
     Raises:
-      UserError: if it is there in part, or something else is in its folder.
+      UserError: if its folder is there, but not all of the dataset.
     """
     with storage_errors(builder.data_path):
         prepared = builder.is_prepared()
@@ -166,7 +157,7 @@ def is_prepared(builder: Any) -> bool:
 
 
 def _unknown(name: str, where: str, error: Exception) -> UserError:
-    """Returns the error for a dataset that TFDS cannot open, with a hint."""
+    """Returns the error for a dataset that TFDS cannot open."""
     import tensorflow_datasets as tfds
 
     is_path = in_bucket(name) or name.startswith(("/", ".", "~")) or os.path.isdir(name)

@@ -1,12 +1,8 @@
-"""Folders and files of data, on this machine or in a bucket, and their errors.
-
-TensorFlow reads buckets, and raises errors of its own, which are no `OSError`.
-"""
+"""Folders and files of data, on this machine or in a bucket, and their errors."""
 
 import contextlib
 import os
 import re
-import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -68,16 +64,14 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 def _check_connection(path: str) -> None:
     """Checks that buckets are in reach, for which TensorFlow would try for minutes."""
-    request = urllib.request.Request(CLOUD, method="HEAD")
     try:
-        urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
+        urllib.request.urlopen(CLOUD, timeout=CONNECT_SECONDS).close()
     except urllib.error.HTTPError:
-        pass  # a response all the same
+        pass  # The server has answered.
     except OSError as error:
-        reason = getattr(error, "reason", error)
         # TensorFlow may know other certificates.
-        if not isinstance(reason, ssl.SSLError):
-            raise _unreachable(path, str(reason)) from error
+        if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+            raise _unreachable(path, str(error)) from error
 
 
 def read_file(path: str) -> bytes:
@@ -95,7 +89,7 @@ def read_file(path: str) -> bytes:
 
 @contextlib.contextmanager
 def storage_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turns errors of disks and buckets, also wrapped ones, into a `UserError`.
+    """Turns errors of disks and buckets into a `UserError`.
 
     Args:
       path: what is read, for errors that name no file.
@@ -105,30 +99,30 @@ def storage_errors(path: str | os.PathLike) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        found = _user_error(path, error)
-        if found is None:
-            raise
-        raise found from error
+        # TFDS and epath raise errors of their own from those of a file system.
+        for cause in _causes(error):
+            if isinstance(cause, OSError) and cause.strerror:
+                message = f"{cause.filename or path}: {cause.strerror}"
+                raise UserError(message) from error
+            if isinstance(cause, tensorflow().errors.OpError):
+                raise _bucket_error(path, cause) from error
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: {first_line(error)}") from error
+        raise
 
 
-def _user_error(
-    path: str | os.PathLike, error: BaseException | None
-) -> UserError | None:
-    """Returns the line for a storage's error, or one raised from it; else None."""
-    if error is None:
-        return None
-    if isinstance(error, OSError) and error.strerror:
-        return UserError(f"{error.filename or path}: {error.strerror}")
-    errors = tensorflow().errors
-    if not isinstance(error, errors.OpError):
-        # epath raises FileNotFoundError(error of TensorFlow's).
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error, and those that it was raised from."""
+    while error:
+        yield error
         inner = error.args[0] if error.args else None
-        inner = inner if isinstance(inner, Exception) else error.__cause__
-        found = _user_error(path, inner)
-        if found is None and isinstance(error, OSError):
-            return UserError(f"{path}: {first_line(error)}")
-        return found
-    # Without the operation that was run, and the lines of a server's answer in one.
+        error = inner if isinstance(inner, Exception) else error.__cause__
+
+
+def _bucket_error(path: str | os.PathLike, error: Exception) -> UserError:
+    """Returns the line for an error of TensorFlow's, which reads buckets."""
+    errors = tensorflow().errors
+    # Without the operation that was run, and the lines of a server's response in one.
     message = re.sub(r"\{\{.*?\}\} *|\[Op:.*", "", error.message)
     message = " ".join(message.split())[:300]
     again = errors.UnavailableError, errors.AbortedError, errors.DeadlineExceededError
@@ -156,10 +150,9 @@ def how_to_prepare(name: str, data_dir: str | os.PathLike) -> str:
       data_dir: folder or bucket of the TFDS datasets.
     """
     command = f"python -m vt_flax.prepare_data {name} --data_dir"
-    if not in_bucket(data_dir):
-        return f"run `{command} {data_dir}`"
-    dataset = re.split("[/:]", name.split()[-1])[0]
-    return (
-        f"run `{command} DATA`, DATA being a local folder, then "
-        f"`gcloud storage cp -r DATA/{dataset} {data_dir}/`"
-    )
+    if in_bucket(data_dir):
+        return (
+            f"run `{command} DATA`, DATA being an empty local folder, then "
+            f"`gcloud storage cp -r DATA/* {data_dir}/`"
+        )
+    return f"run `{command} {data_dir}`"
