@@ -153,7 +153,7 @@ def test_a_resumed_run_notices_another_order(tmp_path):
         (
             "train/1.jpg train/a/no.txt",
             "train",
-            "no images in class folders of .*/train, but 1 bes",
+            "no images in class folders of .*/train: expected",
         ),
         # Class folders with folders are no splits where images lie beside these.
         ("a/1.jpg a/more/2.jpg b/1.jpg", "train", "no split '.*write 'all' or 'all"),

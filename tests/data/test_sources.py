@@ -3,9 +3,7 @@
 import collections
 import io
 import os
-import pathlib
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from sklearn.datasets import load_digits
 
 from vt_flax.data.images import decode_with_pillow as decode
 from vt_flax.data.sources import open_source
-from vt_flax.data.split_check import split_notes
 from vt_flax.errors import UserError
 
 
@@ -58,21 +55,6 @@ def split(tmp_path):
 # Class folders.
 
 
-def test_split_folders(split):
-    train = open_source(f"folder:{split}", "train")
-    test = open_source(f"folder:{split}", "test")
-    assert train.class_names == test.class_names == ("ant", "bee")
-    assert sorted(zip(numbers(train), labels(train), strict=True)) == [
-        *((i, 0) for i in range(4)),
-        *((i, 1) for i in range(4, 7)),
-    ]
-    assert sorted(zip(numbers(test), labels(test), strict=True)) == [
-        (7, 0),
-        (8, 1),
-        (9, 1),
-    ]
-
-
 def test_flat_folders(flat):
     source = open_source(f"folder:{flat}", "all")
     assert source.class_names == ("ant", "bee", "cow")
@@ -96,49 +78,6 @@ def test_slices_part_a_flat_folder(flat, bound):
     assert len(first) == {"80%": 26, "50%": 16, "7": 7}[bound]
     assert not set(first) & set(second)
     assert first + second == whole
-
-
-def test_slices_keep_the_class_names_and_mix_the_classes(flat):
-    for part in ("all[:50%]", "all[50%:]", "all[25%:75%]"):
-        source = open_source(f"folder:{flat}", part)
-        assert source.class_names == ("ant", "bee", "cow")
-        assert set(labels(source)) == {0, 1, 2}
-        assert labels(source) != sorted(labels(source))
-
-
-def test_the_order_is_the_same_each_time(flat):
-    first, second = (numbers(open_source(f"folder:{flat}", "all")) for _ in range(2))
-    assert first == second
-
-
-def test_slices_of_a_split_folder(split):
-    name = f"folder:{split}"
-    whole = numbers(open_source(name, "train"))
-    first = numbers(open_source(name, "train[:3]"))
-    second = numbers(open_source(name, "train[3:]"))
-    assert first + second == whole and len(first) == 3
-
-
-def test_indices_may_come_in_any_order(flat):
-    source = open_source(f"folder:{flat}", "all")
-    whole = numbers(source)
-    some = source.read([5, 0, 5])
-    found = [decode(example.image).getpixel((0, 0))[0] for example in some]
-    assert found == [whole[5], whole[0], whole[5]]
-
-
-def test_files_of_other_kinds_are_left_out(flat):
-    (flat / "ant" / "notes.txt").write_text("no image")
-    (flat / "ant" / "Thumbs.db").write_bytes(b"no image")
-    (flat / "LICENSE").write_text("no class")
-    (flat / ".cache").mkdir()
-    (flat / ".cache" / "0.png").write_bytes(b"no image")
-    (flat / "__MACOSX").mkdir()
-    source = open_source(f"folder:{flat}", "all")
-    assert len(source) == 33
-    assert source.class_names == ("ant", "bee", "cow")
-    told = "files left out that have no suffix of an image: 1 (.txt)"
-    assert source.notes == (f"{flat}: {told}",)
 
 
 def test_few_bits_in_16_are_noted(tmp_path):
@@ -165,16 +104,6 @@ def test_levels_of_32_bits_are_noted(tmp_path):
     assert "bee/a.tif: 32 bits converted to 8: 0 is black, 1 is white" in note
 
 
-def test_a_class_of_which_a_split_has_none(split):
-    (split / "test" / "bee" / "0008.png").unlink()
-    (split / "test" / "bee" / "0009.png").unlink()
-    source = open_source(f"folder:{split}", "test")
-    assert source.class_names == ("ant", "bee") and labels(source) == [0]
-    note = f"folder:{split} test has no images of 1 of the 2 classes: bee"
-    assert split_notes(source) == [note]
-    assert split_notes(open_source(f"folder:{split}", "train")) == []
-
-
 def test_a_folder_that_may_not_be_read(flat, monkeypatch):
     scan = os.scandir
 
@@ -186,26 +115,6 @@ def test_a_folder_that_may_not_be_read(flat, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=f"^{flat / 'ant'}: Permission denied"):
         open_source(f"folder:{flat}", "all")
-
-
-@pytest.mark.parametrize("name", ["._0000.png", ".hidden.jpg"])
-def test_hidden_files_are_left_out(flat, name):
-    """As macOS leaves them behind in archives: they are no images."""
-    (flat / "ant" / name).write_bytes(b"no image")
-    assert len(open_source(f"folder:{flat}", "all")) == 33
-
-
-def test_suffixes_in_capitals_are_images(flat):
-    (flat / "ant" / "0000.png").rename(flat / "ant" / "0000.PNG")
-    assert len(open_source(f"folder:{flat}", "all")) == 33
-
-
-def test_an_example_is_described_by_its_file(flat):
-    source = open_source(f"folder:{flat}", "all")
-    described = {pathlib.Path(source.describe(i)) for i in range(33)}
-    assert described == set(flat.glob("*/*.png"))
-    path = pathlib.Path(source.describe(4))
-    assert path.parent.name == source.class_names[source.read([4])[0].label]
 
 
 def test_a_missing_folder(tmp_path):
@@ -227,11 +136,6 @@ def test_an_unknown_split_of_a_split_folder(split):
         open_source(f"folder:{split}", "trian")
     with pytest.raises(UserError, match="no split 'validation'.*test, train"):
         open_source(f"folder:{split}", "validation")
-
-
-def test_a_flat_folder_has_one_split(flat):
-    with pytest.raises(UserError, match=r"no split 'train': .*or 'all\[:80%\]'"):
-        open_source(f"folder:{flat}", "train[:9]")
 
 
 @pytest.mark.parametrize("text", ["", "all[", "all[:5%]x", "all+", "all[:5]all"])
@@ -338,12 +242,6 @@ def test_digits_have_two_splits(digits):
             open_source("digits", split, digits)
 
 
-def test_an_example_is_described_by_its_place(digits):
-    assert open_source("digits", "test", digits).describe(5) == (
-        "digits test, example 5"
-    )
-
-
 # Datasets of TFDS.
 
 
@@ -377,14 +275,6 @@ def test_a_dataset_that_is_not_prepared(tmp_path):
 def test_a_version_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="mnist:99.0.0"):
         open_source("mnist:99.0.0", "train", str(tmp_path))
-
-
-@pytest.fixture
-def copy(digits, tmp_path):
-    """A copy of the prepared digits, and its description, to be changed."""
-    shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
-    (info,) = tmp_path.glob("digits/*/dataset_info.json")
-    return tmp_path, info
 
 
 @pytest.mark.parametrize(

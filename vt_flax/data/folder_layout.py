@@ -4,7 +4,7 @@ import re
 
 from etils import epath
 
-from vt_flax.data.image_files import is_image, list_folder, scan_folder
+from vt_flax.data.image_files import is_image, list_folder
 from vt_flax.data.label_lists import IMAGENET_VALIDATION, list_name
 from vt_flax.data.splits import ALL, split_parts
 from vt_flax.errors import UserError, first_names, nearest
@@ -73,24 +73,15 @@ def _kind(folder: epath.Path, beside: list[str]) -> str:
     A split holds class folders, or images whose classes are listed. Images beside its
     class folders do not matter if it is named as a split.
     """
-    is_named = SPLIT_NAME.fullmatch(folder.name)
-    is_listed = list_name(folder.name) in beside
-    has_folders = has_images = False
-    for name, is_folder in scan_folder(folder):
-        if is_folder:
-            has_folders = True
-        elif is_image(name):
-            if is_listed or IMAGENET_VALIDATION.fullmatch(name):
-                return SPLIT
-            has_images = True
-        # A large class folder is not listed to its end.
-        if has_folders and is_named:
-            return SPLIT
-        if has_images and not is_named:
-            return CLASS
-    if has_folders:
+    folders, files = list_folder(folder)
+    images = list(filter(is_image, files))
+    if images and (
+        list_name(folder.name) in beside or IMAGENET_VALIDATION.fullmatch(images[0])
+    ):
         return SPLIT
-    return CLASS if has_images else ""
+    if folders and (not images or SPLIT_NAME.fullmatch(folder.name)):
+        return SPLIT
+    return CLASS if images else ""
 
 
 def _roots_of_all(

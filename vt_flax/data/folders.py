@@ -182,10 +182,9 @@ def _list_root(
             if len(images) < len(names):
                 others += [file for file in names if not is_image(file)]
     if not listed:
-        beside = f", but {len(loose):,} beside them" if loose else ""
         raise UserError(
-            f"no images in class folders of {root}{beside}: expected "
-            f"{root}/CLASS/IMAGE, with files {', '.join(IMAGE_SUFFIXES)}"
+            f"no images in class folders of {root}: expected {root}/CLASS/IMAGE, with "
+            f"files {', '.join(IMAGE_SUFFIXES)}"
         )
     notes = []
     if loose:

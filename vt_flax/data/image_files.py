@@ -40,19 +40,19 @@ def is_image(name: str) -> bool:
 
 
 def list_folder(folder: epath.PathLike) -> tuple[list[str], list[str]]:
-    """Returns the names of the folders and of the files in a folder, sorted."""
-    entries = sorted(scan_folder(folder))
+    """Returns the names of the folders and of the files in a folder, sorted.
+
+    Hidden ones are left out, and links to the folder itself or to one that it is in.
+    """
+    entries = sorted(_scan(folder))
     return (
         [name for name, is_folder in entries if is_folder],
         [name for name, is_folder in entries if not is_folder],
     )
 
 
-def scan_folder(folder: epath.PathLike) -> Iterator[tuple[str, bool]]:
-    """Yields the names in a folder, unsorted, and whether each is a folder.
-
-    Hidden ones are left out, and links to the folder itself or to one that it is in.
-    """
+def _scan(folder: epath.PathLike) -> Iterator[tuple[str, bool]]:
+    """Yields the names in a folder, unsorted, and whether each is a folder."""
     path = os.fspath(folder)
     if in_bucket(path):
         # epath would drop the slash that marks the folders in a bucket's listing.

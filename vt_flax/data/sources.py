@@ -11,12 +11,7 @@ from ml_collections import ConfigDict
 from vt_flax.data.folders import FolderSource
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import Source
-from vt_flax.data.storage import (
-    how_to_prepare,
-    is_folder,
-    storage_errors,
-    storage_path,
-)
+from vt_flax.data.storage import how_to_prepare, is_folder, storage_errors, storage_path
 from vt_flax.data.tfds_sources import (
     TFDSSource,
     TFDSStream,

@@ -18,7 +18,17 @@ CONNECT_SECONDS = 20
 
 
 class UnreachableError(UserError):
-    """The network or the storage cannot be reached; the data are not at fault."""
+    """The network or the storage cannot be reached; the data are not at fault.
+
+    Args:
+      path: what is read.
+      reason: the error's own text.
+    """
+
+    def __init__(self, path: str | os.PathLike, reason: str):
+        super().__init__(
+            f"{path}: the network or the storage cannot be reached ({reason})"
+        )
 
 
 def storage_path(path: str | os.PathLike) -> epath.Path:
@@ -27,19 +37,21 @@ def storage_path(path: str | os.PathLike) -> epath.Path:
     Raises:
       UserError: for another kind of storage than local folders and `gs://` buckets.
     """
-    if in_bucket(path) and not str(path).startswith("gs://"):
+    if not in_bucket(path):
+        return epath.Path(typed_path(path))
+    if not str(path).startswith("gs://"):
         raise UserError(
             f"{path}: data is read from local folders and gs:// buckets: copy it there"
         )
-    return epath.Path(path if in_bucket(path) else typed_path(path))
+    return epath.Path(path)
 
 
 def is_folder(path: str | os.PathLike) -> bool:
     """Returns whether a folder exists, local or in a bucket.
 
     Raises:
-      UserError: if that cannot be known, or there is a file instead of a folder;
-        TensorFlow's and Python's `isdir` return False for every error.
+      UserError: if there is a file instead, or for any other error, for which
+        TensorFlow's and Python's `isdir` return False.
     """
     path = str(path)
     with storage_errors(path):
@@ -63,7 +75,7 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 
 def _check_connection(path: str) -> None:
-    """Checks that buckets are in reach, for which TensorFlow would try for minutes."""
+    """Checks that buckets can be reached, which TensorFlow would try for minutes."""
     try:
         urllib.request.urlopen(CLOUD, timeout=CONNECT_SECONDS).close()
     except urllib.error.HTTPError:
@@ -71,7 +83,7 @@ def _check_connection(path: str) -> None:
     except OSError as error:
         # TensorFlow may know other certificates.
         if "CERTIFICATE_VERIFY_FAILED" not in str(error):
-            raise _unreachable(path, str(error)) from error
+            raise UnreachableError(path, str(error)) from error
 
 
 def read_file(path: str) -> bytes:
@@ -105,7 +117,7 @@ def storage_errors(path: str | os.PathLike) -> Iterator[None]:
                 message = f"{cause.filename or path}: {cause.strerror}"
                 raise UserError(message) from error
             if isinstance(cause, tensorflow().errors.OpError):
-                raise _bucket_error(path, cause) from error
+                raise _tensorflow_error(path, cause) from error
         if isinstance(error, OSError):
             raise UserError(f"{path}: {first_line(error)}") from error
         raise
@@ -119,27 +131,20 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = inner if isinstance(inner, Exception) else error.__cause__
 
 
-def _bucket_error(path: str | os.PathLike, error: Exception) -> UserError:
-    """Returns the line for an error of TensorFlow's, which reads buckets."""
+def _tensorflow_error(path: str | os.PathLike, error: Exception) -> UserError:
     errors = tensorflow().errors
     # Without the operation that was run, and the lines of a server's response in one.
     message = re.sub(r"\{\{.*?\}\} *|\[Op:.*", "", error.message)
     message = " ".join(message.split())[:300]
     again = errors.UnavailableError, errors.AbortedError, errors.DeadlineExceededError
     if isinstance(error, again) or "libcurl" in message:
-        return _unreachable(path, message)
+        return UnreachableError(path, message)
     if isinstance(error, (errors.PermissionDeniedError, errors.UnauthenticatedError)):
         return UserError(
             f"{path}: no permission to read it; log in by `gcloud auth "
             f"application-default login` ({message})"
         )
     return UserError(f"{path}: cannot be read ({message})")
-
-
-def _unreachable(path: str | os.PathLike, reason: str) -> UnreachableError:
-    return UnreachableError(
-        f"{path}: the network or the storage cannot be reached ({reason})"
-    )
 
 
 def how_to_prepare(name: str, data_dir: str | os.PathLike) -> str:
@@ -149,10 +154,8 @@ def how_to_prepare(name: str, data_dir: str | os.PathLike) -> str:
       name: arguments of `prepare_data`: a dataset, or `convert` and one.
       data_dir: folder or bucket of the TFDS datasets.
     """
-    command = f"python -m vt_flax.prepare_data {name} --data_dir"
+    folder, copy = data_dir, ""
     if in_bucket(data_dir):
-        return (
-            f"run `{command} DATA`, DATA being an empty local folder, then "
-            f"`gcloud storage cp -r DATA/* {data_dir}/`"
-        )
-    return f"run `{command} {data_dir}`"
+        folder = "DATA"
+        copy = f" in a local folder, then `gcloud storage cp -r DATA/* {data_dir}/`"
+    return f"run `python -m vt_flax.prepare_data {name} --data_dir {folder}`{copy}"

@@ -195,7 +195,7 @@ class TFDSSource(_TFDSSplit, RandomAccessSource):
         file = self._files[np.searchsorted(ends, index, side="right")].filename
         where = f"{self.describe(index)}, in {file}"
         if RETRIES_OVER in reason:
-            return UnreachableError(f"{where}: the bucket cannot be read ({reason})")
+            return UnreachableError(where, reason)
         return UserError(f"{where}: cannot be read ({reason[:200]})")
 
     def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
