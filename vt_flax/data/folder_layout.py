@@ -5,7 +5,7 @@ import re
 from etils import epath
 
 from vt_flax.data.image_files import is_image, list_folder
-from vt_flax.data.label_lists import IMAGENET_VALIDATION, list_name
+from vt_flax.data.label_lists import IMAGENET_VALIDATION
 from vt_flax.data.splits import ALL, split_parts
 from vt_flax.errors import UserError, first_names, nearest
 
@@ -26,11 +26,7 @@ SPLIT, CLASS = "split", "class"
 def find_roots(
     path: epath.Path, split: str
 ) -> tuple[list[tuple[list[epath.Path], str]], list[str]]:
-    """Finds the folders that a split is read from.
-
-    Args:
-      path: the dataset's folder.
-      split: one or several splits, as for `FolderSource`.
+    """Finds the folders that a split of the dataset in `path` is read from.
 
     Returns:
       For each summand of the split, its folders and its slice; the folders hold class
@@ -59,7 +55,7 @@ def find_roots(
             hint += f"; without split folders, write {ALL!r} or 'all[:80%]'"
         raise UserError(
             f"folder:{path} has no split {name!r}: expected {path / name}/CLASS/IMAGE, "
-            f"or {path / list_name(name)} with a line FILE,CLASS for each image{hint}"
+            f"or {path / name}.csv with a line FILE,CLASS for each image{hint}"
         )
     loose = sum(map(is_image, files))
     if loose and [path] not in roots.values():
@@ -76,7 +72,7 @@ def _kind(folder: epath.Path, beside: list[str]) -> str:
     folders, files = list_folder(folder)
     images = list(filter(is_image, files))
     if images and (
-        list_name(folder.name) in beside or IMAGENET_VALIDATION.fullmatch(images[0])
+        f"{folder.name}.csv" in beside or IMAGENET_VALIDATION.fullmatch(images[0])
     ):
         return SPLIT
     if folders and (not images or SPLIT_NAME.fullmatch(folder.name)):

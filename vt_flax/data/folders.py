@@ -151,10 +151,7 @@ def _common_classes(classes: dict[epath.Path, tuple[str, ...]]) -> tuple[str, ..
 def _list_root(
     root: epath.Path,
 ) -> tuple[tuple[str, ...], list[tuple[epath.Path, list[str], list[int]]], list[str]]:
-    """Lists the images of a split's folder, or of a folder without splits.
-
-    Args:
-      root: holds class folders or, if there is a list of their classes, images.
+    """Lists the images in class folders, or in a folder with a list of their classes.
 
     Returns:
       The class names; folders of images, each with the names of the images and the

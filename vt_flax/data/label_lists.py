@@ -14,28 +14,26 @@ from vt_flax.errors import UserError
 IMAGENET_VALIDATION = re.compile(r"ILSVRC2012_val_\d{8}\.\w+")
 
 
-def list_name(folder: str) -> str:
-    """Returns the name of the list of a folder's images; it lies beside the folder."""
-    return f"{folder}.csv"
-
-
 def read_labels(
     folder: epath.Path, images: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, int], list[str]]:
-    """Returns class names, the class index of each listed image, and notes.
+    """Reads FOLDER.csv, which lies beside the folder FOLDER.
 
-    The list FOLDER.csv has a line FILE,CLASS for each image. A header is skipped, and
-    files may be listed without their suffix or as paths. The classes are all that are
-    listed, sorted by name.
+    It has a line FILE,CLASS for each image. A header is skipped, and files may be
+    listed without their suffix or as paths.
 
     Args:
       folder: of the images.
       images: their file names.
 
+    Returns:
+      The listed classes, sorted by name, the class index of each listed image, and
+      notes.
+
     Raises:
       UserError: if there is no list, or it lists none of these images.
     """
-    file = folder.parent / list_name(folder.name)
+    file = folder.parent / f"{folder.name}.csv"
     notes = []
     if file.exists():
         class_of = _read_list(file, images)
@@ -53,7 +51,7 @@ def read_labels(
     indices = {name: i for i, name in enumerate(classes)}
     labels = {}
     for image in images:
-        name = class_of.get(image) or class_of.get(_stem(image))
+        name = class_of.get(image) or class_of.get(os.path.splitext(image)[0])
         if name:
             labels[image] = indices[name]
     if not labels:
@@ -68,7 +66,7 @@ def read_labels(
 
 def _read_list(file: epath.Path, images: Sequence[str]) -> dict[str, str]:
     """Returns the class of each file in a list, as both are written there."""
-    known = {*images, *map(_stem, images)}
+    known = {*images, *(os.path.splitext(image)[0] for image in images)}
     class_of: dict[str, str] = {}
     has_boxes = False
     try:
@@ -92,7 +90,3 @@ def _read_list(file: epath.Path, images: Sequence[str]) -> dict[str, str]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file}: not a list in CSV ({error})") from error
     return class_of
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0]

@@ -73,11 +73,7 @@ def open_source(
 
 
 def tfds_builder(name: str, data_dir: str = "") -> Any:
-    """Returns the builder of a TFDS dataset, prepared or not.
-
-    Args:
-      name: of the dataset, as for `open_source`.
-      data_dir: folder or bucket of the TFDS datasets; empty for TFDS's default.
+    """Returns the builder of a TFDS dataset, prepared or not; see `open_source`.
 
     Raises:
       UserError: if TFDS knows no such dataset, version or configuration, or the folder
@@ -142,13 +138,14 @@ def is_prepared(builder: Any) -> bool:
       UserError: if its folder is there, but not all of the dataset.
     """
     with storage_errors(builder.data_path):
-        prepared = builder.is_prepared()
-        if not prepared and builder.data_path.exists():
+        if builder.is_prepared():
+            return True
+        if builder.data_path.exists():
             raise UserError(
                 f"{builder.data_path} is there but holds no finished dataset: move it "
                 "away and run again"
             )
-        return prepared
+        return False
 
 
 def _unknown(name: str, where: str, error: Exception) -> UserError:

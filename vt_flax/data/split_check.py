@@ -7,15 +7,9 @@ from vt_flax.errors import UserError, first_names
 
 
 def check_splits(train: Source, evaluation: Source) -> list[str]:
-    """Checks that a model trained on one split can be evaluated on another.
+    """Returns notes on classes that a split lacks, and on examples that are in both.
 
-    Args:
-      train: the training split.
-      evaluation: the evaluation split, with the same class names.
-
-    Returns:
-      Notes, a line each: classes that one of the splits lacks, and how many examples
-      are in both.
+    Both splits have the same class names.
 
     Raises:
       UserError: if there are fewer than two classes to learn, or none of those that are

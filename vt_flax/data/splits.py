@@ -50,9 +50,7 @@ def slice_bounds(slice_text: str, count: int) -> tuple[int, int]:
 def tfds_slices(split: str, infos: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     """Returns name, begin and end of each summand of a split.
 
-    Args:
-      split: as the user wrote it.
-      infos: TFDS's `SplitInfo` of each split.
+    `infos` has TFDS's `SplitInfo` of each split.
 
     Raises:
       ValueError: for what TFDS rejects, and slices that end before they begin.

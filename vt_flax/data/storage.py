@@ -18,12 +18,7 @@ CONNECT_SECONDS = 20
 
 
 class UnreachableError(UserError):
-    """The network or the storage cannot be reached; the data are not at fault.
-
-    Args:
-      path: what is read.
-      reason: the error's own text.
-    """
+    """The network or the storage cannot be reached; the data are not at fault."""
 
     def __init__(self, path: str | os.PathLike, reason: str):
         super().__init__(
@@ -101,11 +96,7 @@ def read_file(path: str) -> bytes:
 
 @contextlib.contextmanager
 def storage_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turns errors of disks and buckets into a `UserError`.
-
-    Args:
-      path: what is read, for errors that name no file.
-    """
+    """Turns errors of disks and buckets into a `UserError`; `path` is what is read."""
     try:
         yield
     except UserError:
@@ -148,11 +139,9 @@ def _tensorflow_error(path: str | os.PathLike, error: Exception) -> UserError:
 
 
 def how_to_prepare(name: str, data_dir: str | os.PathLike) -> str:
-    """Returns the commands that make a dataset, for an error message.
+    """Returns the commands that make a dataset in `data_dir`, for an error message.
 
-    Args:
-      name: arguments of `prepare_data`: a dataset, or `convert` and one.
-      data_dir: folder or bucket of the TFDS datasets.
+    `name` is a dataset, or `convert` and a dataset.
     """
     folder, copy = data_dir, ""
     if in_bucket(data_dir):

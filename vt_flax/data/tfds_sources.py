@@ -38,7 +38,7 @@ def class_features(
 ) -> tuple[str, str]:
     """Returns the features of a TFDS dataset that hold images and class labels.
 
-    They are those given or, if empty, the dataset's default.
+    Empty ones are replaced by the dataset's default.
 
     Raises:
       UserError: if there is no such feature, or it is of another kind.
@@ -71,9 +71,9 @@ class _TFDSSplit(Source):
     """What both kinds of splits of TFDS datasets have in common.
 
     Args:
-      builder: of a prepared dataset, from `sources.prepared_builder`.
+      builder: of a prepared dataset.
       name: of the dataset, as the user wrote it.
-      split: as for `sources.open_source`.
+      split: see `sources.open_source`.
       keys: the features that hold image and label.
 
     Raises:
