@@ -1,12 +1,11 @@
 """Images in class folders, or in one folder with a list of their classes."""
 
-import array
 import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -40,53 +39,42 @@ class FolderSource(RandomAccessSource):
 
     def __init__(self, path: epath.Path, split: str):
         self.name = f"folder:{path} {split}"
-        self._path = os.path.join(path, "")
-        # Path of each folder, with a slash at its end; and, for each image, the index
-        # of its folder, its name and its class.
-        self._folders: list[str] = []
-        self._folder_of = array.array("i")
-        self._names: list[str] = []
-        labels = array.array("i")
-        classes, indices = {}, {}
+        self._folder = os.path.join(path, "")
         with storage_errors(path):
             if not is_folder(path):
                 raise UserError(f"folder:{path}: there is no such folder")
             parts, notes = find_roots(path, split)
-            for root in dict.fromkeys(itertools.chain(*(roots for roots, _ in parts))):
-                first = len(self._names)
-                classes[root], listed, more = _list_root(root)
-                for folder, names, labels_of_names in listed:
-                    self._folder_of.extend([len(self._folders)] * len(names))
-                    self._folders.append(os.path.join(folder, ""))
-                    self._names += names
-                    labels.extend(labels_of_names)
-                indices[root] = np.arange(first, len(self._names), dtype=np.int32)
-                notes += more
-        self.class_names = _common_classes(classes)
-        order = []
+            roots = dict.fromkeys(itertools.chain(*(roots for roots, _ in parts)))
+            listings = {root: _list_root(root, self._folder) for root in roots}
+        self.class_names = _common_classes(listings)
+        # Paths of the examples in the dataset's folder, and their classes.
+        self._paths: list[str] = []
+        labels: list[np.ndarray] = []
         for roots, slice_text in parts:
-            images = np.concatenate([indices[root] for root in roots])
+            paths = [one for root in roots for one in listings[root].paths]
+            classes = np.concatenate([listings[root].labels for root in roots])
             try:
-                begin, end = slice_bounds(slice_text, len(images))
+                begin, end = slice_bounds(slice_text, len(paths))
             except ValueError as error:
                 raise UserError(
                     f"split {split!r} of folder:{path}: {slice_text} is no slice of "
-                    f"{len(images):,} images; write one such as [:80%] or [100:200]"
+                    f"{len(paths):,} images; write one such as [:80%] or [100:200]"
                 ) from error
             generator = np.random.Generator(np.random.Philox(key=0))
-            order.append(images[generator.permutation(len(images))[begin:end]])
-        # The index of each example among all images.
-        self._order = np.concatenate(order)
-        if not len(self._order):
+            order = generator.permutation(len(paths))[begin:end]
+            self._paths += [paths[i] for i in order]
+            labels.append(classes[order])
+        self._labels = np.concatenate(labels)
+        if not self._paths:
             raise UserError(f"split {split!r} of folder:{path} is empty")
-        self._labels = np.asarray(labels)[self._order]
         # Their order is shuffled, so that the first are as good a sample as any.
-        sample = [epath.Path(self.describe(i)) for i in range(min(len(self), SAMPLE))]
+        sample = [path / name for name in self._paths[:SAMPLE]]
+        notes += itertools.chain(*(listing.notes for listing in listings.values()))
         self.notes = (*notes, *notes_on_levels(self.name, sample))
 
     def __len__(self) -> int:
         """Returns the number of images."""
-        return len(self._order)
+        return len(self._paths)
 
     def identity(self) -> dict[str, Any]:
         """Returns what distinguishes the split: see `Source.identity`."""
@@ -94,13 +82,11 @@ class FolderSource(RandomAccessSource):
 
     @functools.cached_property
     def _digest(self) -> str:
-        """A digest of the images' paths in the dataset's folder, in order."""
-        folders = [folder.removeprefix(self._path) for folder in self._folders]
-        digest, separator = hashlib.sha256(), ""
-        for i in self._order.tolist():
-            path = f"{separator}{folders[self._folder_of[i]]}{self._names[i]}"
-            digest.update(os.fsencode(path))
-            separator = "\n"
+        """A digest of the images' paths, in order."""
+        digest, separator = hashlib.sha256(), b""
+        for path in self._paths:
+            digest.update(separator + os.fsencode(path))
+            separator = b"\n"
         return digest.hexdigest()[:16]
 
     def class_counts(self) -> np.ndarray:
@@ -113,11 +99,9 @@ class FolderSource(RandomAccessSource):
         An image in a folder that is a link to another, as `val` to `train`, has the
         same number in both. A link to a single file counts as another file.
         """
-        folders = [os.path.realpath(folder) for folder in self._folders]
-        numbers = (
-            hash((folders[self._folder_of[i]], self._names[i]))
-            for i in self._order.tolist()
-        )
+        real = functools.cache(os.path.realpath)
+        parts = (path.rpartition("/") for path in self._paths)
+        numbers = (hash((real(self._folder + head), name)) for head, _, name in parts)
         return np.fromiter(numbers, np.int64, len(self))
 
     def read(self, indices: Sequence[int]) -> list[Example]:
@@ -131,37 +115,49 @@ class FolderSource(RandomAccessSource):
 
     def describe(self, index: int) -> str:
         """Returns an image's path."""
-        image = self._order[index]
-        return self._folders[self._folder_of[image]] + self._names[image]
+        return self._folder + self._paths[index]
 
 
-def _common_classes(classes: dict[epath.Path, tuple[str, ...]]) -> tuple[str, ...]:
+class _Listing(NamedTuple):
+    """Images of a split, or of a folder without splits.
+
+    Attributes:
+      classes: the class names.
+      paths: of the images, in the dataset's folder.
+      labels: the class index of each image, (images,) int32.
+      notes: on files that are left out.
+    """
+
+    classes: tuple[str, ...]
+    paths: list[str]
+    labels: np.ndarray
+    notes: list[str]
+
+
+def _common_classes(listings: dict[epath.Path, _Listing]) -> tuple[str, ...]:
     """Returns the class names, which must be the same in all folders of a split."""
-    first, *others = classes
+    first, *others = listings
     for other in others:
-        if classes[other] != classes[first]:
-            names = sorted({*classes[first]} ^ {*classes[other]})
+        names = {*listings[first].classes} ^ {*listings[other].classes}
+        if names:
             raise UserError(
                 f"{first} and {other} have different classes "
-                f"({first_names(names)}): give both the same"
+                f"({first_names(sorted(names))}): give both the same"
             )
-    return classes[first]
+    return listings[first].classes
 
 
-def _list_root(
-    root: epath.Path,
-) -> tuple[tuple[str, ...], list[tuple[epath.Path, list[str], list[int]]], list[str]]:
+def _list_root(root: epath.Path, base: str) -> _Listing:
     """Lists the images in class folders, or in a folder with a list of their classes.
 
-    Returns:
-      The class names; folders of images, each with the names of the images and the
-      indices of their classes; and notes on files that are left out.
+    Paths are those in the folder `base`.
     """
     classes, names = list_folder(root)
     loose = list(filter(is_image, names))
     if loose and not classes:
-        classes, labels, notes = read_labels(root, loose)
-        return classes, [(root, list(labels), list(labels.values()))], notes
+        classes, label_of, notes = read_labels(root, loose)
+        paths = _paths_in(root, label_of, base)
+        return _Listing(classes, paths, np.array([*label_of.values()], np.int32), notes)
     if classes and all(
         SPLIT_NAME.fullmatch(name) or NO_CLASS_NAME.fullmatch(name) for name in classes
     ):
@@ -170,19 +166,19 @@ def _list_root(
             f"{root}/CLASS/IMAGE, or {root}/SPLIT/CLASS/IMAGE under the name "
             f"folder:{root}"
         )
-    listed, others = [], []
-    for label, name in enumerate(classes):
+    paths, counts, others = [], [], []
+    for name in classes:
+        first = len(paths)
         for folder, names in walk(root / name):
-            images = list(filter(is_image, names))
-            if images:
-                listed.append((folder, images, [label] * len(images)))
-            if len(images) < len(names):
-                others += [file for file in names if not is_image(file)]
-    if not listed:
+            paths += _paths_in(folder, filter(is_image, names), base)
+            others += [name for name in names if not is_image(name)]
+        counts.append(len(paths) - first)
+    if not paths:
         raise UserError(
             f"no images in class folders of {root}: expected {root}/CLASS/IMAGE, with "
             f"files {', '.join(IMAGE_SUFFIXES)}"
         )
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
     notes = []
     if loose:
         notes.append(
@@ -194,4 +190,9 @@ def _list_root(
             f"{root}: files left out that have no suffix of an image: {len(others):,} "
             f"({first_names(sorted(suffixes))})"
         )
-    return tuple(classes), listed, notes
+    return _Listing(tuple(classes), paths, labels, notes)
+
+
+def _paths_in(folder: epath.Path, names: Iterable[str], base: str) -> list[str]:
+    prefix = os.path.join(folder, "").removeprefix(base)
+    return [prefix + name for name in names]
