@@ -99,7 +99,7 @@ def test_splits_are_added_and_sliced(tmp_path):
     assert sorted(order("train[:50%]")) != sorted(order("train"))[:10]
 
 
-def test_a_resumed_run_notices_another_order(tmp_path):
+def test_a_resumed_run_notices_another_order(tmp_path, monkeypatch):
     """The identity is that of the images in their order, wherever the folder is."""
     for place in ("one", "other"):
         make(tmp_path / place, *(f"{c}/{i}.jpg" for c in "ab" for i in range(9)))
@@ -115,6 +115,12 @@ def test_a_resumed_run_notices_another_order(tmp_path):
         ]
         digest = hashlib.sha256("\n".join(paths).encode()).hexdigest()
         assert one["names"] == digest[:16]
+    monkeypatch.chdir(tmp_path / "one")
+    source = open_source("folder:.", "all")
+    assert source.identity() == seen[0]
+    monkeypatch.setattr(hashlib, "sha256", None)  # computed once
+    assert source.identity() == seen[0]
+    monkeypatch.undo()
     (tmp_path / "one" / "a" / "deep").mkdir()
     (tmp_path / "one" / "a" / "3.jpg").rename(tmp_path / "one" / "a" / "deep" / "3.jpg")
     assert FolderSource(tmp_path / "one", "all").identity() != seen[0]
@@ -155,6 +161,10 @@ def test_a_resumed_run_notices_another_order(tmp_path):
             "train",
             "no images in class folders of .*/train: expected",
         ),
+        ("", "all", "no images in class folders of .*: expected .*/CLASS/IMAGE, with"),
+        # Misspelt splits.
+        ("train/a/1.jpg test/a/1.jpg", "trian", "no split 'trian'.*did you mean train"),
+        ("train/a/1.jpg test/a/1.jpg", "validation", "'validation'.*from test, train"),
         # Class folders with folders are no splits where images lie beside these.
         ("a/1.jpg a/more/2.jpg b/1.jpg", "train", "no split '.*write 'all' or 'all"),
         ("a/1.jpg a/more/2.jpg b/1.jpg", "a", "no split '.*write 'all' or 'all"),
