@@ -62,7 +62,7 @@ class FolderSource(RandomAccessSource):
                 ) from error
             generator = np.random.Generator(np.random.Philox(key=0))
             order = generator.permutation(len(paths))[begin:end]
-            self._paths += [paths[i] for i in order]
+            self._paths += [paths[i] for i in order.tolist()]
             labels.append(classes[order])
         self._labels = np.concatenate(labels)
         if not self._paths:
@@ -170,8 +170,10 @@ def _list_root(root: epath.Path, base: str) -> _Listing:
     for name in classes:
         first = len(paths)
         for folder, names in walk(root / name):
-            paths += _paths_in(folder, filter(is_image, names), base)
-            others += [name for name in names if not is_image(name)]
+            images = list(filter(is_image, names))
+            paths += _paths_in(folder, images, base)
+            if len(images) < len(names):
+                others += [name for name in names if not is_image(name)]
         counts.append(len(paths) - first)
     if not paths:
         raise UserError(
