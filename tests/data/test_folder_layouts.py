@@ -1,5 +1,6 @@
 """Class folders as people have them: which images count, of which class and split."""
 
+import hashlib
 import os
 import types
 
@@ -98,7 +99,7 @@ def test_splits_are_added_and_sliced(tmp_path):
     assert sorted(order("train[:50%]")) != sorted(order("train"))[:10]
 
 
-def test_a_resumed_run_notices_another_order(tmp_path):
+def test_a_resumed_run_notices_another_order(tmp_path, monkeypatch):
     """The identity is that of the images in their order, wherever the folder is."""
     for place in ("one", "other"):
         make(tmp_path / place, *(f"{c}/{i}.jpg" for c in "ab" for i in range(9)))
@@ -106,7 +107,20 @@ def test_a_resumed_run_notices_another_order(tmp_path):
     seen = [FolderSource(tmp_path / "one", split).identity() for split in splits]
     assert len({one["names"] for one in seen}) == 4
     for split, one in zip(splits, seen, strict=True):
-        assert FolderSource(tmp_path / "other", split).identity() == one
+        other = FolderSource(tmp_path / "other", split)
+        assert other.identity() == one
+        paths = [
+            os.path.relpath(other.describe(i), tmp_path / "other")
+            for i in range(len(other))
+        ]
+        digest = hashlib.sha256("\n".join(paths).encode()).hexdigest()
+        assert one["names"] == digest[:16]
+    monkeypatch.chdir(tmp_path / "one")
+    source = open_source("folder:.", "all")
+    assert source.identity() == seen[0]
+    monkeypatch.setattr(hashlib, "sha256", None)  # computed once
+    assert source.identity() == seen[0]
+    monkeypatch.undo()
     (tmp_path / "one" / "a" / "deep").mkdir()
     (tmp_path / "one" / "a" / "3.jpg").rename(tmp_path / "one" / "a" / "deep" / "3.jpg")
     assert FolderSource(tmp_path / "one", "all").identity() != seen[0]
@@ -145,8 +159,12 @@ def test_a_resumed_run_notices_another_order(tmp_path):
         (
             "train/1.jpg train/a/no.txt",
             "train",
-            "no images in class folders of .*/train, but 1 bes",
+            "no images in class folders of .*/train: expected",
         ),
+        ("", "all", "no images in class folders of .*: expected .*/CLASS/IMAGE, with"),
+        # Misspelt splits.
+        ("train/a/1.jpg test/a/1.jpg", "trian", "no split 'trian'.*did you mean train"),
+        ("train/a/1.jpg test/a/1.jpg", "validation", "'validation'.*from test, train"),
         # Class folders with folders are no splits where images lie beside these.
         ("a/1.jpg a/more/2.jpg b/1.jpg", "train", "no split '.*write 'all' or 'all"),
         ("a/1.jpg a/more/2.jpg b/1.jpg", "a", "no split '.*write 'all' or 'all"),
@@ -175,7 +193,7 @@ def test_a_class_without_images_and_one_folder_around_all_are_noted(tmp_path):
     make(tmp_path / "two", "photos/a/1.jpg", "photos/b/1.jpg")
     source = open_source(f"folder:{tmp_path}/two", "all")
     assert "photos are read as classes" in source.notes[0]
-    with pytest.raises(UserError, match="has one class, 'photos'"):
+    with pytest.raises(UserError, match="has images of one class, 'photos'"):
         check_splits(source, source)
 
 

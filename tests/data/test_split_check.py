@@ -29,7 +29,6 @@ def check(name, train, evaluation, data_dir=""):
 
 
 def test_splits_that_fit(photos):
-    assert check(photos, "train", "train[:0]+train") != []
     train, evaluation = "train+odd[:1]", "one+odd[1:]+val"
     assert check(photos, train, evaluation) == []
 
@@ -43,14 +42,16 @@ def test_classes_that_a_split_lacks(photos):
     ] * 2
     alone = split_notes(open_source(photos, "one"))
     assert alone == [f"{photos} one has no images of 2 of the 3 classes: b, c"]
-    twice = split_notes(open_source(photos, "train+train[:3]"))
-    assert twice == [f"{photos} train+train[:3] has 3 examples more than once"]
 
 
 @pytest.mark.parametrize(
     "train, evaluation, message",
     [
-        ("one", "val", "one: all 5 images are of class 'a': a classifier needs images"),
+        (
+            "one",
+            "val",
+            "one has images of one class, 'a': a classifier needs two or more",
+        ),
         (
             "val",
             "odd",
@@ -65,7 +66,7 @@ def test_splits_that_do_not_fit(photos, train, evaluation, message):
 
 def test_one_class(tmp_path):
     make(tmp_path, *(f"train/cat/{i}.jpg" for i in range(4)))
-    with pytest.raises(UserError, match=r"train\[:2\] has one class, 'cat': a class"):
+    with pytest.raises(UserError, match=r"train\[:2\] has images of one class, 'cat'"):
         check(f"folder:{tmp_path}", "train[:2]", "train[2:]")
 
 
@@ -84,8 +85,6 @@ def test_examples_of_both_splits_are_counted(name, photos, digits):
     total = whole - round(0.7 * whole)
     what = f"{common} of the {total} examples of {name} train[70%:] are also in {name}"
     assert note.startswith(f"{what} train[:80%]: ")
-    notes = check(name, "train+train[:3]", "train[:5]", data_dir)
-    assert f"{name} train+train[:3] has 3 examples more than once" in notes
     # Not by their places in either split.
     source = open_source(name, "train[5:]+train[:5]", data_dir)
     order = np.r_[5:whole, :5]
@@ -98,4 +97,3 @@ def test_images_of_linked_folders_are_the_same(photos):
     (folder / "linked").symlink_to("train")
     (note,) = check(photos, "train", "linked")
     assert note.startswith(f"13 of the 13 examples of {photos} linked are also in ")
-    assert "all has 13 examples more than once" in check(photos, "train", "all")[0]

@@ -144,7 +144,7 @@ def test_a_dataset_in_a_bucket_is_prepared_elsewhere(name, monkeypatch):
     assert message.startswith(f"dataset '{name}' is not prepared in gs://bucket/data/")
     assert "--data_dir gs://" not in message
     assert f"`python -m vt_flax.prepare_data {name} --data_dir DATA`" in message
-    assert f"`gcloud storage cp -r DATA/{name} gs://bucket/data/`" in message
+    assert "`gcloud storage cp -r DATA/* gs://bucket/data/`" in message
     with pytest.raises(UserError, match="buckets are not supported yet"):
         prepare_data.main([name, "--data_dir", "gs://bucket/data"])
 

@@ -1,11 +1,11 @@
-"""Recognizes the split folders and class folders of a dataset."""
+"""Finds the folders of each split below a dataset's folder."""
 
 import re
 
 from etils import epath
 
-from vt_flax.data.image_files import is_image, list_folder, scan_folder
-from vt_flax.data.label_lists import IMAGENET_VALIDATION, list_name
+from vt_flax.data.image_files import is_image, list_folder
+from vt_flax.data.label_lists import IMAGENET_VALIDATION
 from vt_flax.data.splits import ALL, split_parts
 from vt_flax.errors import UserError, first_names, nearest
 
@@ -19,102 +19,83 @@ SPLIT_NAME = re.compile(
 NO_CLASS_NAME = re.compile(
     r"images?|imgs?|data(set)?|labels?|masks?|annotations?", re.IGNORECASE
 )
+# What a folder may be; one without images and folders is neither.
+SPLIT, CLASS = "split", "class"
 
 
-class FolderLayout:
-    """The folders that a split is read from.
+def find_roots(
+    path: epath.Path, split: str
+) -> tuple[list[tuple[list[epath.Path], str]], list[str]]:
+    """Finds the folders that a split of the dataset in `path` is read from.
 
-    Attributes:
-      parts: name and slice of each summand of the split.
-      roots: for each of these names, the folders that hold class folders or, if there
-        is a list of their classes, images.
-      notes: how the folder was read, where that is not certain.
+    Returns:
+      For each summand of the split, its folders and its slice; the folders hold class
+      folders or, with a list of their classes, images; and notes.
 
     Raises:
       UserError: if there is no such split.
     """
-
-    def __init__(self, path: epath.Path, split: str):
-        self._path = path
-        self._folders, self._files = list_folder(path)
-        self._contents: dict[str, tuple[bool, str]] = {}
-        self.notes: list[str] = []
-        # A folder may have a name that would be parsed, such as `a+b`.
-        self.parts = [(split, "")] if split in self._folders else split_parts(split)
-        names = {name for name, _ in self.parts}
-        splits = names if self._is_split(ALL) else names - {ALL}
-        for name in sorted(splits):
-            if not self._is_split(name):
-                raise self._no_split(name)
-        self.roots = {name: [path / name] for name in splits}
-        if splits != names:
-            self.roots[ALL] = self._roots_of_all(bool(splits))
-        loose = sum(map(is_image, self._files))
-        if loose and [path] not in self.roots.values():
-            self.notes.append(
-                f"{path}: images left out beside the split folders: {loose:,}"
-            )
-
-    def _contains(self, name: str) -> tuple[bool, str]:
-        """Returns whether a folder holds folders, and the name of an image in it.
-
-        If it is not named as a split, the first image decides that it is none.
-        """
-        if name not in self._contents:
-            has_folders, image = False, ""
-            for entry, is_folder in scan_folder(self._path / name):
-                has_folders |= is_folder
-                if not is_folder and is_image(entry):
-                    image = entry
-                if image and (has_folders or not SPLIT_NAME.fullmatch(name)):
-                    break
-            self._contents[name] = has_folders, image
-        return self._contents[name]
-
-    def _is_split(self, name: str) -> bool:
-        """Returns whether a folder holds class folders, or images of a list.
-
-        A few images beside the class folders do not matter if it is named as a split.
-        """
-        if name not in self._folders:
-            return False
-        has_folders, image = self._contains(name)
-        if has_folders and (not image or SPLIT_NAME.fullmatch(name)):
-            return True
-        listed = list_name(name) in self._files or IMAGENET_VALIDATION.fullmatch(image)
-        return bool(image and listed)
-
-    def _splits(self) -> list[str]:
-        return [folder for folder in self._folders if self._is_split(folder)]
-
-    def _no_split(self, name: str) -> UserError:
-        path, splits = self._path, self._splits()
-        named = any(map(SPLIT_NAME.fullmatch, splits))
-        choice = nearest(name, splits)
-        if not named:
-            choice += f"; without split folders, write {ALL!r} or 'all[:80%]'"
-        return UserError(
+    folders, files = list_folder(path)
+    # A folder may have a name that would be parsed, such as `a+b`.
+    parts = [(split, "")] if split in folders else split_parts(split)
+    roots, notes = {}, []
+    for name in dict(parts):
+        if name in folders and _kind(path / name, files) == SPLIT:
+            roots[name] = [path / name]
+            continue
+        kinds = {folder: _kind(path / folder, files) for folder in folders}
+        splits = [folder for folder in folders if kinds[folder] == SPLIT]
+        if name == ALL:
+            classes = [folder for folder in folders if kinds[folder] == CLASS]
+            roots[ALL], more = _roots_of_all(path, splits, classes)
+            notes += more
+            continue
+        hint = nearest(name, splits)
+        if not any(map(SPLIT_NAME.fullmatch, splits)):
+            hint += f"; without split folders, write {ALL!r} or 'all[:80%]'"
+        raise UserError(
             f"folder:{path} has no split {name!r}: expected {path / name}/CLASS/IMAGE, "
-            f"or {path / list_name(name)} with a line FILE,CLASS for each image{choice}"
+            f"or {path / name}.csv with a line FILE,CLASS for each image{hint}"
         )
+    loose = sum(map(is_image, files))
+    if loose and [path] not in roots.values():
+        notes.append(f"{path}: images left out beside the split folders: {loose:,}")
+    return [(roots[name], slice_text) for name, slice_text in parts], notes
 
-    def _roots_of_all(self, has_splits: bool) -> list[epath.Path]:
-        path, splits = self._path, self._splits()
-        named = [folder for folder in splits if SPLIT_NAME.fullmatch(folder)]
-        rest = [f for f in self._folders if f not in splits and self._contains(f)[1]]
-        if named and rest:
-            raise UserError(
-                f"folder:{path}: folders that look like splits ({first_names(named)}) "
-                f"are beside folders of images ({first_names(rest)}): name a split, "
-                f"such as {named[0]!r}, or move one kind away"
-            )
-        if has_splits or named:
-            return [path / folder for folder in splits]
-        # Where other folders hold images directly, there is no doubt.
-        if splits and not rest:
-            self.notes.append(
-                f"folder:{path}: {first_names(splits)} are read as classes, with the "
-                "images of the folders in them; if they are splits, name one, such as "
-                f"{splits[0]!r}"
-            )
-        return [path]
+
+def _kind(folder: epath.Path, beside: list[str]) -> str:
+    """Returns whether a folder is a split, a class, or neither.
+
+    A split holds class folders, or images whose classes are listed. Images beside its
+    class folders do not matter if it is named as a split.
+    """
+    folders, files = list_folder(folder)
+    images = list(filter(is_image, files))
+    if images and (
+        f"{folder.name}.csv" in beside or IMAGENET_VALIDATION.fullmatch(images[0])
+    ):
+        return SPLIT
+    if folders and (not images or SPLIT_NAME.fullmatch(folder.name)):
+        return SPLIT
+    return CLASS if images else ""
+
+
+def _roots_of_all(
+    path: epath.Path, splits: list[str], classes: list[str]
+) -> tuple[list[epath.Path], list[str]]:
+    """Returns the folders from which all splits together are read, and notes."""
+    named = [folder for folder in splits if SPLIT_NAME.fullmatch(folder)]
+    if named and classes:
+        raise UserError(
+            f"folder:{path}: folders that look like splits ({first_names(named)}) are "
+            f"beside folders of images ({first_names(classes)}): name a split, such as "
+            f"{named[0]!r}, or move one kind away"
+        )
+    if named:
+        return [path / folder for folder in splits], []
+    if not splits or classes:
+        return [path], []
+    return [path], [
+        f"folder:{path}: {first_names(splits)} are read as classes, with the images of "
+        f"the folders in them; if they are splits, name one, such as {splits[0]!r}"
+    ]

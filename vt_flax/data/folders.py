@@ -1,22 +1,17 @@
 """Images in class folders, or in one folder with a list of their classes."""
 
+import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from vt_flax.data.file_table import FileTable
-from vt_flax.data.folder_layout import NO_CLASS_NAME, SPLIT_NAME, FolderLayout
-from vt_flax.data.image_files import (
-    IMAGE_SUFFIXES,
-    is_image,
-    list_folder,
-    walk,
-)
+from vt_flax.data.folder_layout import NO_CLASS_NAME, SPLIT_NAME, find_roots
+from vt_flax.data.image_files import IMAGE_SUFFIXES, is_image, list_folder, walk
 from vt_flax.data.label_lists import read_labels
 from vt_flax.data.orientation import orientation_in
 from vt_flax.data.pillow_decoder import notes_on_levels
@@ -44,71 +39,55 @@ class FolderSource(RandomAccessSource):
 
     def __init__(self, path: epath.Path, split: str):
         self.name = f"folder:{path} {split}"
+        self._folder = os.path.join(path, "")
         with storage_errors(path):
             if not is_folder(path):
                 raise UserError(f"folder:{path}: there is no such folder")
-            layout = FolderLayout(path, split)
-            self._files = FileTable()
-            self.class_names, ranges, notes = self._add_roots(layout)
-        parts = []
-        for name, slice_text in layout.parts:
-            files = np.concatenate([ranges[root] for root in layout.roots[name]])
+            parts, notes = find_roots(path, split)
+            roots = dict.fromkeys(itertools.chain(*(roots for roots, _ in parts)))
+            listings = {root: _list_root(root, self._folder) for root in roots}
+        self.class_names = _common_classes(listings)
+        # Paths of the examples in the dataset's folder, and their classes.
+        self._paths: list[str] = []
+        labels: list[np.ndarray] = []
+        for roots, slice_text in parts:
+            paths = [one for root in roots for one in listings[root].paths]
+            classes = np.concatenate([listings[root].labels for root in roots])
             try:
-                begin, end = slice_bounds(slice_text, len(files))
+                begin, end = slice_bounds(slice_text, len(paths))
             except ValueError as error:
                 raise UserError(
                     f"split {split!r} of folder:{path}: {slice_text} is no slice of "
-                    f"{len(files):,} images; write one such as [:80%] or [100:200]"
+                    f"{len(paths):,} images; write one such as [:80%] or [100:200]"
                 ) from error
-            order = np.random.Generator(np.random.Philox(key=0)).permutation(len(files))
-            parts.append(files[order[begin:end]])
-        self._order = np.concatenate(parts)
-        if not len(self._order):
+            generator = np.random.Generator(np.random.Philox(key=0))
+            order = generator.permutation(len(paths))[begin:end]
+            self._paths += [paths[i] for i in order.tolist()]
+            labels.append(classes[order])
+        self._labels = np.concatenate(labels)
+        if not self._paths:
             raise UserError(f"split {split!r} of folder:{path} is empty")
-        self._labels = self._files.classes()[self._order]
-        self._path = path
         # Their order is shuffled, so that the first are as good a sample as any.
-        sample = [epath.Path(self.describe(i)) for i in range(min(len(self), SAMPLE))]
-        levels = notes_on_levels(self.name, sample)
-        self.notes = (*layout.notes, *notes, *levels)
-
-    def _add_roots(
-        self, layout: FolderLayout
-    ) -> tuple[tuple[str, ...], dict[epath.Path, np.ndarray], list[str]]:
-        """Returns the class names, the files of each root, and notes on others."""
-        classes, ranges, notes = {}, {}, []
-        for root in dict.fromkeys(itertools.chain(*layout.roots.values())):
-            begin = len(self._files)
-            classes[root], more = _add_root(self._files, root)
-            ranges[root] = np.arange(begin, len(self._files), dtype=np.int32)
-            notes += more
-        first, *others = classes
-        for other in others:
-            if classes[other] != classes[first]:
-                names = sorted({*classes[first]} ^ {*classes[other]})
-                raise UserError(
-                    f"{first} and {other} have different classes "
-                    f"({first_names(names)}): give both the same"
-                )
-        return classes[first], ranges, notes
+        sample = [path / name for name in self._paths[:SAMPLE]]
+        notes += itertools.chain(*(listing.notes for listing in listings.values()))
+        self.notes = (*notes, *notes_on_levels(self.name, sample))
 
     def __len__(self) -> int:
         """Returns the number of images."""
-        return len(self._order)
+        return len(self._paths)
 
     def identity(self) -> dict[str, Any]:
-        """Returns what distinguishes the split: see `Source.identity`.
+        """Returns what distinguishes the split: see `Source.identity`."""
+        return super().identity() | {"names": self._digest}
 
-        Images count by their paths in the dataset's folder, in order.
-        """
-        base = len(os.fsencode(os.path.join(self._path, "")))
-        folders = [folder[base:] for folder in self._files.folders]
+    @functools.cached_property
+    def _digest(self) -> str:
+        """A digest of the images' paths, in order."""
         digest, separator = hashlib.sha256(), b""
-        for block in self._files.blocks(self._order):
-            paths = [folders[i] + name for i, name in zip(*block, strict=True)]
-            digest.update(separator + b"\n".join(paths))
+        for path in self._paths:
+            digest.update(separator + os.fsencode(path))
             separator = b"\n"
-        return super().identity() | {"names": digest.hexdigest()[:16]}
+        return digest.hexdigest()[:16]
 
     def class_counts(self) -> np.ndarray:
         """Returns the number of images of each class, (classes,)."""
@@ -120,12 +99,10 @@ class FolderSource(RandomAccessSource):
         An image in a folder that is a link to another, as `val` to `train`, has the
         same number in both. A link to a single file counts as another file.
         """
-        folders = [os.path.realpath(folder) for folder in self._files.folders]
-        numbers = (
-            map(hash, zip(map(folders.__getitem__, indices), names, strict=True))
-            for indices, names in self._files.blocks(self._order)
-        )
-        return np.fromiter(itertools.chain.from_iterable(numbers), np.int64, len(self))
+        real = functools.cache(os.path.realpath)
+        parts = (path.rpartition("/") for path in self._paths)
+        numbers = (hash((real(self._folder + head), name)) for head, _, name in parts)
+        return np.fromiter(numbers, np.int64, len(self))
 
     def read(self, indices: Sequence[int]) -> list[Example]:
         """Returns the examples at some indices, still encoded."""
@@ -138,25 +115,49 @@ class FolderSource(RandomAccessSource):
 
     def describe(self, index: int) -> str:
         """Returns an image's path."""
-        return self._files.path(self._order[index])
+        return self._folder + self._paths[index]
 
 
-def _add_root(files: FileTable, root: epath.Path) -> tuple[tuple[str, ...], list[str]]:
-    """Adds the images of a split's folder, or of a folder without splits, to a table.
+class _Listing(NamedTuple):
+    """Images of a split, or of a folder without splits.
 
-    Args:
-      files: the table.
-      root: holds class folders or, if there is a list of their classes, images.
+    Attributes:
+      classes: the class names.
+      paths: of the images, in the dataset's folder.
+      labels: the class index of each image, (images,) int32.
+      notes: on files that are left out.
+    """
 
-    Returns:
-      The class names, and notes on files that are left out.
+    classes: tuple[str, ...]
+    paths: list[str]
+    labels: np.ndarray
+    notes: list[str]
+
+
+def _common_classes(listings: dict[epath.Path, _Listing]) -> tuple[str, ...]:
+    """Returns the class names, which must be the same in all folders of a split."""
+    first, *others = listings
+    for other in others:
+        names = {*listings[first].classes} ^ {*listings[other].classes}
+        if names:
+            raise UserError(
+                f"{first} and {other} have different classes "
+                f"({first_names(sorted(names))}): give both the same"
+            )
+    return listings[first].classes
+
+
+def _list_root(root: epath.Path, base: str) -> _Listing:
+    """Lists the images in class folders, or in a folder with a list of their classes.
+
+    Paths are those in the folder `base`.
     """
     classes, names = list_folder(root)
     loose = list(filter(is_image, names))
     if loose and not classes:
-        classes, labels, notes = read_labels(root, loose)
-        files.add(root, list(labels), labels.values())
-        return classes, notes
+        classes, label_of, notes = read_labels(root, loose)
+        paths = _paths_in(root, label_of, base)
+        return _Listing(classes, paths, np.array([*label_of.values()], np.int32), notes)
     if classes and all(
         SPLIT_NAME.fullmatch(name) or NO_CLASS_NAME.fullmatch(name) for name in classes
     ):
@@ -165,19 +166,21 @@ def _add_root(files: FileTable, root: epath.Path) -> tuple[tuple[str, ...], list
             f"{root}/CLASS/IMAGE, or {root}/SPLIT/CLASS/IMAGE under the name "
             f"folder:{root}"
         )
-    start, others = len(files), []
-    for label, name in enumerate(classes):
+    paths, counts, others = [], [], []
+    for name in classes:
+        first = len(paths)
         for folder, names in walk(root / name):
             images = list(filter(is_image, names))
-            files.add(folder, images, [label] * len(images))
+            paths += _paths_in(folder, images, base)
             if len(images) < len(names):
-                others += [file for file in names if not is_image(file)]
-    if len(files) == start:
-        beside = f", but {len(loose):,} beside them" if loose else ""
+                others += [name for name in names if not is_image(name)]
+        counts.append(len(paths) - first)
+    if not paths:
         raise UserError(
-            f"no images in class folders of {root}{beside}: expected "
-            f"{root}/CLASS/IMAGE, with files {', '.join(IMAGE_SUFFIXES)}"
+            f"no images in class folders of {root}: expected {root}/CLASS/IMAGE, with "
+            f"files {', '.join(IMAGE_SUFFIXES)}"
         )
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
     notes = []
     if loose:
         notes.append(
@@ -189,4 +192,9 @@ def _add_root(files: FileTable, root: epath.Path) -> tuple[tuple[str, ...], list
             f"{root}: files left out that have no suffix of an image: {len(others):,} "
             f"({first_names(sorted(suffixes))})"
         )
-    return tuple(classes), notes
+    return _Listing(tuple(classes), paths, labels, notes)
+
+
+def _paths_in(folder: epath.Path, names: Iterable[str], base: str) -> list[str]:
+    prefix = os.path.join(folder, "").removeprefix(base)
+    return [prefix + name for name in names]

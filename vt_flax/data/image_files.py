@@ -1,4 +1,4 @@
-"""Image files in folders, found alike for training, datasets and predict."""
+"""Lists image files in folders, alike for training, datasets and predict."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -39,36 +39,30 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def is_hidden(name: str) -> bool:
-    """Returns whether a file or folder does not belong to a dataset."""
-    return name.startswith(".") or name.lower() in LITTER
-
-
 def list_folder(folder: epath.PathLike) -> tuple[list[str], list[str]]:
-    """Returns the names of the folders and of the files in a folder, sorted."""
-    entries = sorted(scan_folder(folder))
+    """Returns the names of the folders and of the files in a folder, sorted.
+
+    Hidden ones are left out, and links to the folder itself or to one that it is in.
+    """
+    entries = sorted(_scan(folder))
     return (
         [name for name, is_folder in entries if is_folder],
         [name for name, is_folder in entries if not is_folder],
     )
 
 
-def scan_folder(folder: epath.PathLike) -> Iterator[tuple[str, bool]]:
-    """Yields the names in a folder, unsorted, and whether each is a folder.
-
-    Hidden ones are left out, and links to the folder itself or to one that it is in.
-    No request is made for a single file, so that a million of them take seconds.
-    """
+def _scan(folder: epath.PathLike) -> Iterator[tuple[str, bool]]:
+    """Yields the names in a folder, unsorted, and whether each is a folder."""
     path = os.fspath(folder)
     if in_bucket(path):
         # epath would drop the slash that marks the folders in a bucket's listing.
         for name in tensorflow().io.gfile.listdir(path):
-            if not is_hidden(name.rstrip("/") or "."):
+            if name.strip("/") and not _is_hidden(name.rstrip("/")):
                 yield name.rstrip("/"), name.endswith("/")
         return
     with os.scandir(path) as entries:
         for entry in entries:
-            if is_hidden(entry.name):
+            if _is_hidden(entry.name):
                 continue
             if entry.is_file(follow_symlinks=False):
                 yield entry.name, False
@@ -80,7 +74,7 @@ def scan_folder(folder: epath.PathLike) -> Iterator[tuple[str, bool]]:
                 is_folder = os.path.isdir(entry)
                 if not (is_folder and _contains(entry.path, path)):
                     yield entry.name, is_folder
-            # Pipes and devices are left out: to open one could take forever.
+            # Pipes and devices are left out: opening one could block forever.
 
 
 def walk(
@@ -123,12 +117,16 @@ def files_below(
     on_error: Callable[[OSError], None] | None = None,
     leave_out: epath.PathLike | None = None,
 ) -> Iterator[Folder]:
-    """Yields all files below a folder, as `walk` finds them."""
+    """Yields all files below a folder; see `walk`."""
     for inner, names in walk(folder, on_error, leave_out):
         yield from (inner / name for name in names)
 
 
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LITTER
+
+
 def _contains(folder: epath.PathLike, path: epath.PathLike) -> bool:
-    """Returns whether a path is a folder's, or below it; links are resolved."""
+    """Returns whether a path is a folder or below it, with links resolved."""
     folder = os.path.realpath(folder)
     return os.path.commonpath([os.path.realpath(path), folder]) == folder

@@ -1,4 +1,4 @@
-"""Classes of images that lie in one folder, from a list beside it."""
+"""Classes of the images in one folder, from a list in CSV beside the folder."""
 
 import csv
 import os
@@ -14,34 +14,32 @@ from vt_flax.errors import UserError
 IMAGENET_VALIDATION = re.compile(r"ILSVRC2012_val_\d{8}\.\w+")
 
 
-def list_name(folder: str) -> str:
-    """Returns the name of the list of a folder's images; it lies beside the folder."""
-    return f"{folder}.csv"
-
-
 def read_labels(
     folder: epath.Path, images: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, int], list[str]]:
-    """Returns class names, the class index of each listed image, and notes.
+    """Reads FOLDER.csv, which lies beside the folder FOLDER.
 
-    The list is FOLDER.csv, beside the folder, with a line FILE,CLASS for each image. A
-    header is skipped, and files may be listed without their suffix or as paths. The
-    classes are all that are listed, sorted by name, as class folders are.
+    It has a line FILE,CLASS for each image. A header is skipped, and files may be
+    listed without their suffix or as paths.
 
     Args:
       folder: of the images.
       images: their file names.
 
+    Returns:
+      The listed classes, sorted by name, the class index of each listed image, and
+      notes.
+
     Raises:
-      UserError: if there is no list, or it is not one of these images.
+      UserError: if there is no list, or it lists none of these images.
     """
-    file = folder.parent / list_name(folder.name)
+    file = folder.parent / f"{folder.name}.csv"
     notes = []
     if file.exists():
-        labels = _read_list(file, images)
+        class_of = _read_list(file, images)
     elif all(map(IMAGENET_VALIDATION.fullmatch, images)):
         names = imagenet.validation_labels()
-        labels = {f"ILSVRC2012_val_{i:08}": name for i, name in enumerate(names, 1)}
+        class_of = {f"ILSVRC2012_val_{i:08}": name for i, name in enumerate(names, 1)}
         notes.append(f"{folder}: the classes are those that ImageNet has published")
     else:
         raise UserError(
@@ -49,33 +47,35 @@ def read_labels(
             f"expected {folder}/CLASS/IMAGE, or {file} with a line FILE,CLASS for each "
             "image"
         )
-    classes = tuple(sorted(set(labels.values())))
+    classes = sorted(set(class_of.values()))
     indices = {name: i for i, name in enumerate(classes)}
-    found = {}
+    labels = {}
     for image in images:
-        label = labels.get(image) or labels.get(_stem(image))
-        if label:
-            found[image] = indices[label]
-    if not found:
+        name = class_of.get(image) or class_of.get(os.path.splitext(image)[0])
+        if name:
+            labels[image] = indices[name]
+    if not labels:
         raise UserError(f"{file} lists none of the {len(images):,} images in {folder}")
-    unlisted, absent = len(images) - len(found), len(labels) - len(found)
+    unlisted, missing = len(images) - len(labels), len(class_of) - len(labels)
     if unlisted:
         notes.append(f"{folder}: images left out that have no class: {unlisted:,}")
-    if absent > 0:
-        notes.append(f"{folder}: images that have a class but are missing: {absent:,}")
-    return classes, found, notes
+    if missing > 0:
+        notes.append(f"{folder}: images that have a class but are missing: {missing:,}")
+    return tuple(classes), labels, notes
 
 
 def _read_list(file: epath.Path, images: Sequence[str]) -> dict[str, str]:
-    """Returns the class name of each file in a list, as it is written there."""
-    known = {*images, *map(_stem, images)}
-    labels: dict[str, str] = {}
+    """Returns the class of each file in a list, as both are written there."""
+    known = {*images, *(os.path.splitext(image)[0] for image in images)}
+    class_of: dict[str, str] = {}
     has_boxes = False
     try:
-        # epath's read_text takes no notice of the encoding.
+        # epath's read_text ignores the encoding.
         lines = file.read_bytes().decode("utf-8-sig").splitlines()
         for number, row in enumerate(csv.reader(lines), 1):
-            name, label, *_ = [cell.strip() for cell in row] + ["", ""]
+            if not row:
+                continue
+            name, label = [cell.strip() for cell in (*row, "")[:2]]
             name = os.path.basename(name)
             if number == 1 and name not in known:
                 # Kaggle's list of ImageNet has boxes after the class.
@@ -83,14 +83,10 @@ def _read_list(file: epath.Path, images: Sequence[str]) -> dict[str, str]:
                 continue
             if has_boxes:
                 label = label.partition(" ")[0]
-            if row and not label:
+            if not label:
                 raise UserError(f"{file}, line {number}: expected FILE,CLASS")
-            if row and labels.setdefault(name, label) != label:
+            if class_of.setdefault(name, label) != label:
                 raise UserError(f"{file}, line {number}: {name} has two classes")
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file}: not a list in CSV ({error})") from error
-    return labels
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0]
+    return class_of

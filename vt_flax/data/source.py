@@ -1,4 +1,4 @@
-"""Sources of examples, and a cache of one in memory."""
+"""Interface of a split of a dataset, read by random access or as a stream."""
 
 import abc
 import copy
@@ -12,8 +12,7 @@ import psutil
 from vt_flax.data.orientation import UPRIGHT
 from vt_flax.errors import UserError
 
-# Records of some examples, their classes where the records do not hold them, and their
-# orientations.
+# Records, classes and orientations of some examples; see `RandomAccessSource.fetch`.
 Records = tuple[list[bytes], list[int], list[int]]
 
 
@@ -32,9 +31,9 @@ class Source(abc.ABC):
     Attributes:
       name: dataset and split, for messages.
       class_names: a name for each class index.
-      mirrored: the class that each becomes in a mirrored image, as a left arm becomes a
-        right one; empty: all stay what they are.
-      notes: what a user should know of it before a run starts.
+      mirrored: the class of each class in a mirrored image, as a left arm becomes a
+        right one; empty if none changes.
+      notes: what a user should know before a run starts.
     """
 
     name: str
@@ -58,16 +57,16 @@ class Source(abc.ABC):
         }
 
     def class_counts(self) -> np.ndarray | None:
-        """Returns the number of examples of each class, or None if it takes reading."""
+        """Returns the number of examples of each class; None if it is not known."""
         return None
 
-    def members(self) -> np.ndarray | None:
-        """Returns a number for each example, int64, or None.
+    def members(self) -> np.ndarray:
+        """Returns a number for each example, int64; empty if they are not known.
 
-        The same example has the same number in other splits of the dataset that this
+        The same example has the same number in every split of the dataset that this
         process opens.
         """
-        return None
+        return np.empty(0, np.int64)
 
 
 class RandomAccessSource(Source):
@@ -85,10 +84,10 @@ class RandomAccessSource(Source):
         """Returns a name of an example for messages."""
         return f"{self.name}, example {index}"
 
-    # The pipeline reads by these two: TensorFlow parses records faster than Python.
+    # Batches are read by these two: TensorFlow parses records faster than Python.
 
     def fetch(self, indices: Sequence[int]) -> Records:
-        """Returns records, classes where these are apart, and orientations."""
+        """Returns records of examples for `parse`, their classes and orientations."""
         examples = self.read(indices)
         return (
             [example.image for example in examples],
@@ -129,7 +128,7 @@ class StreamSource(Source):
 
 
 def cached(source: Source) -> RandomAccessSource:
-    """Returns a copy of a source that keeps in memory what has been fetched.
+    """Returns a copy of a source that keeps fetched examples in memory.
 
     Raises:
       UserError: if it has no random access, or the free memory would not hold it.
@@ -152,8 +151,8 @@ def cached(source: Source) -> RandomAccessSource:
     def fetch(indices: Sequence[int]) -> Records:
         missing = [i for i in indices if i not in kept]
         if missing:
-            read = zip(*source.fetch(missing), strict=True)
-            kept.update(zip(missing, read, strict=True))
+            fetched = zip(*source.fetch(missing), strict=True)
+            kept.update(zip(missing, fetched, strict=True))
         columns = zip(*(kept[i] for i in indices), strict=True)
         return tuple(map(list, columns))
 

@@ -11,12 +11,7 @@ from ml_collections import ConfigDict
 from vt_flax.data.folders import FolderSource
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import Source
-from vt_flax.data.storage import (
-    how_to_prepare,
-    is_folder,
-    storage_errors,
-    storage_path,
-)
+from vt_flax.data.storage import how_to_prepare, is_folder, storage_errors, storage_path
 from vt_flax.data.tfds_sources import (
     TFDSSource,
     TFDSStream,
@@ -33,13 +28,8 @@ EMBEDDED = ("digits", "shapes")
 
 def open_configured(config: ConfigDict, split: str) -> Source:
     """Opens a split of the dataset that a section `data` names: see `open_source`."""
-    return open_source(
-        config.name,
-        split,
-        config.data_dir,
-        config.image_feature,
-        config.label_feature,
-    )
+    features = config.image_feature, config.label_feature
+    return open_source(config.name, split, config.data_dir, *features)
 
 
 def open_source(
@@ -60,8 +50,8 @@ def open_source(
       label_feature: likewise, the class labels.
 
     Returns:
-      A `RandomAccessSource`; of a TFDS dataset in a format that has no random access, a
-      `StreamSource`.
+      A `RandomAccessSource`, or a `StreamSource` for a TFDS dataset in a format that
+      has no random access.
 
     Raises:
       UserError: if the dataset, the split or its images are not there, or if it has no
@@ -86,11 +76,7 @@ def open_source(
 
 
 def tfds_builder(name: str, data_dir: str = "") -> Any:
-    """Returns the builder of a TFDS dataset, prepared or not.
-
-    Args:
-      name: of the dataset, as for `open_source`.
-      data_dir: folder or bucket of the TFDS datasets; empty for TFDS's default.
+    """Returns the builder of a TFDS dataset, prepared or not; see `open_source`.
 
     Raises:
       UserError: if TFDS knows no such dataset, version or configuration, or the folder
@@ -98,9 +84,9 @@ def tfds_builder(name: str, data_dir: str = "") -> Any:
     """
     if data_dir:
         data_dir = str(storage_path(data_dir))
-        # Whatever goes wrong there, TFDS takes the dataset for one not prepared.
+        # Raises errors that TFDS would take for a dataset that is not prepared.
         is_folder(data_dir)
-    tensorflow()  # quietly, before TFDS imports it
+    tensorflow()  # without its GPUs, before TFDS imports it
     import tensorflow_datasets as tfds
 
     from vt_flax.data.prepare import (  # noqa: F401, registers the builders
@@ -118,8 +104,7 @@ def tfds_builder(name: str, data_dir: str = "") -> Any:
             builder = tfds.builder(name, data_dir=data_dir or None)
     except (ValueError, AssertionError, json_format.ParseError) as error:
         raise _unknown(name, where, error) from error
-    # TFDS reads the formats that a dataset has beside its first one, but forgets them
-    # where it has the dataset's code.
+    # TFDS drops all formats but the first where it has the dataset's code.
     stored = set(builder.info.as_proto.alternative_file_formats)
     for form in stored - {f.value for f in builder.info.alternative_file_formats}:
         builder.info.add_alternative_file_format(form)
@@ -127,7 +112,7 @@ def tfds_builder(name: str, data_dir: str = "") -> Any:
 
 
 def prepared_builder(name: str, data_dir: str = "") -> Any:
-    """Returns the builder of a prepared TFDS dataset; embedded ones are made first.
+    """Returns the builder of a prepared TFDS dataset, and prepares embedded ones.
 
     Raises:
       UserError: if the dataset is not known, or not prepared.
@@ -143,30 +128,31 @@ def prepared_builder(name: str, data_dir: str = "") -> Any:
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    # A command's standard output is its result alone.
+    # Standard output is for a command's result.
     with storage_errors(builder.data_path), contextlib.redirect_stdout(sys.stderr):
         builder.download_and_prepare(file_format="array_record")
     return builder
 
 
 def is_prepared(builder: Any) -> bool:
-    """Returns whether a TFDS dataset is there, in any format.
+    """Returns whether a TFDS dataset is prepared, in any format.
 
     Raises:
-      UserError: if it is there in part, or something else is in its folder.
+      UserError: if its folder is there, but not all of the dataset.
     """
     with storage_errors(builder.data_path):
-        prepared = builder.is_prepared()
-        if not prepared and builder.data_path.exists():
+        if builder.is_prepared():
+            return True
+        if builder.data_path.exists():
             raise UserError(
                 f"{builder.data_path} is there but holds no finished dataset: move it "
                 "away and run again"
             )
-        return prepared
+        return False
 
 
 def _unknown(name: str, where: str, error: Exception) -> UserError:
-    """Returns the error for a dataset that TFDS cannot open, with a hint."""
+    """Returns the error for a dataset that TFDS cannot open."""
     import tensorflow_datasets as tfds
 
     is_path = in_bucket(name) or name.startswith(("/", ".", "~")) or os.path.isdir(name)

@@ -39,10 +39,11 @@ def slice_bounds(slice_text: str, count: int) -> tuple[int, int]:
     """
     if not slice_text:
         return 0, count
-    tensorflow()  # quietly, before TFDS imports it
+    tensorflow()  # without its GPUs, before TFDS imports it
     from tensorflow_datasets.core.splits import SplitInfo
 
     if "shard" in slice_text:
+        # TFDS would take the whole split for its only shard.
         raise ValueError("class folders have no shards")
     info = SplitInfo(name="split", shard_lengths=[count], num_bytes=0)
     ((_, begin, end),) = tfds_slices(f"split{slice_text}", {"split": info})
@@ -52,9 +53,7 @@ def slice_bounds(slice_text: str, count: int) -> tuple[int, int]:
 def tfds_slices(split: str, infos: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     """Returns name, begin and end of each summand of a split.
 
-    Args:
-      split: as the user wrote it.
-      infos: TFDS's `SplitInfo` of each split.
+    `infos` has TFDS's `SplitInfo` of each split.
 
     Raises:
       ValueError: for what TFDS rejects, and slices that end before they begin.

@@ -1,12 +1,8 @@
-"""Folders and files of data, on this machine or in a bucket, and their errors.
-
-TensorFlow reads buckets, and raises errors of its own, which are no `OSError`.
-"""
+"""Folders and files of data, on this machine or in a bucket, and their errors."""
 
 import contextlib
 import os
 import re
-import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -24,6 +20,11 @@ CONNECT_SECONDS = 20
 class UnreachableError(UserError):
     """The network or the storage cannot be reached; the data are not at fault."""
 
+    def __init__(self, path: str | os.PathLike, reason: str):
+        super().__init__(
+            f"{path}: the network or the storage cannot be reached ({reason})"
+        )
+
 
 def storage_path(path: str | os.PathLike) -> epath.Path:
     """Returns the path of a folder of data, as somebody typed it; `~` is expanded.
@@ -31,19 +32,21 @@ def storage_path(path: str | os.PathLike) -> epath.Path:
     Raises:
       UserError: for another kind of storage than local folders and `gs://` buckets.
     """
-    if in_bucket(path) and not str(path).startswith("gs://"):
+    if not in_bucket(path):
+        return epath.Path(typed_path(path))
+    if not str(path).startswith("gs://"):
         raise UserError(
             f"{path}: data is read from local folders and gs:// buckets: copy it there"
         )
-    return epath.Path(path if in_bucket(path) else typed_path(path))
+    return epath.Path(path)
 
 
 def is_folder(path: str | os.PathLike) -> bool:
     """Returns whether a folder exists, local or in a bucket.
 
     Raises:
-      UserError: if that cannot be known, or there is a file instead of a folder;
-        TensorFlow's and Python's `isdir` return False for every error.
+      UserError: if there is a file instead, or for any other error, for which
+        TensorFlow's and Python's `isdir` return False.
     """
     path = str(path)
     with storage_errors(path):
@@ -67,17 +70,15 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 
 def _check_connection(path: str) -> None:
-    """Checks that buckets are in reach, for which TensorFlow would try for minutes."""
-    request = urllib.request.Request(CLOUD, method="HEAD")
+    """Checks that buckets can be reached, which TensorFlow would try for minutes."""
     try:
-        urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
+        urllib.request.urlopen(CLOUD, timeout=CONNECT_SECONDS).close()
     except urllib.error.HTTPError:
-        pass  # a response all the same
+        pass  # The server has answered.
     except OSError as error:
-        reason = getattr(error, "reason", error)
         # TensorFlow may know other certificates.
-        if not isinstance(reason, ssl.SSLError):
-            raise _unreachable(path, str(reason)) from error
+        if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+            raise UnreachableError(path, str(error)) from error
 
 
 def read_file(path: str) -> bytes:
@@ -95,45 +96,40 @@ def read_file(path: str) -> bytes:
 
 @contextlib.contextmanager
 def storage_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turns errors of disks and buckets, also wrapped ones, into a `UserError`.
-
-    Args:
-      path: what is read, for errors that name no file.
-    """
+    """Turns errors of disks and buckets into a `UserError`; `path` is what is read."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        found = _user_error(path, error)
-        if found is None:
-            raise
-        raise found from error
+        # TFDS and epath raise errors of their own from those of a file system.
+        for cause in _causes(error):
+            if isinstance(cause, OSError) and cause.strerror:
+                message = f"{cause.filename or path}: {cause.strerror}"
+                raise UserError(message) from error
+            if isinstance(cause, tensorflow().errors.OpError):
+                raise _tensorflow_error(path, cause) from error
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: {first_line(error)}") from error
+        raise
 
 
-def _user_error(
-    path: str | os.PathLike, error: BaseException | None
-) -> UserError | None:
-    """Returns the line for a storage's error, or one raised from it; else None."""
-    if error is None:
-        return None
-    if isinstance(error, OSError) and error.strerror:
-        return UserError(f"{error.filename or path}: {error.strerror}")
-    errors = tensorflow().errors
-    if not isinstance(error, errors.OpError):
-        # epath raises FileNotFoundError(error of TensorFlow's).
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error, and those that it was raised from."""
+    while error:
+        yield error
         inner = error.args[0] if error.args else None
-        inner = inner if isinstance(inner, Exception) else error.__cause__
-        found = _user_error(path, inner)
-        if found is None and isinstance(error, OSError):
-            return UserError(f"{path}: {first_line(error)}")
-        return found
-    # Without the operation that was run, and the lines of a server's answer in one.
+        error = inner if isinstance(inner, Exception) else error.__cause__
+
+
+def _tensorflow_error(path: str | os.PathLike, error: Exception) -> UserError:
+    errors = tensorflow().errors
+    # Without the operation that was run, and the lines of a server's response in one.
     message = re.sub(r"\{\{.*?\}\} *|\[Op:.*", "", error.message)
     message = " ".join(message.split())[:300]
     again = errors.UnavailableError, errors.AbortedError, errors.DeadlineExceededError
     if isinstance(error, again) or "libcurl" in message:
-        return _unreachable(path, message)
+        return UnreachableError(path, message)
     if isinstance(error, (errors.PermissionDeniedError, errors.UnauthenticatedError)):
         return UserError(
             f"{path}: no permission to read it; log in by `gcloud auth "
@@ -142,24 +138,13 @@ def _user_error(
     return UserError(f"{path}: cannot be read ({message})")
 
 
-def _unreachable(path: str | os.PathLike, reason: str) -> UnreachableError:
-    return UnreachableError(
-        f"{path}: the network or the storage cannot be reached ({reason})"
-    )
-
-
 def how_to_prepare(name: str, data_dir: str | os.PathLike) -> str:
-    """Returns the commands that make a dataset, for an error message.
+    """Returns the commands that make a dataset in `data_dir`, for an error message.
 
-    Args:
-      name: arguments of `prepare_data`: a dataset, or `convert` and one.
-      data_dir: folder or bucket of the TFDS datasets.
+    `name` is a dataset, or `convert` and a dataset.
     """
-    command = f"python -m vt_flax.prepare_data {name} --data_dir"
-    if not in_bucket(data_dir):
-        return f"run `{command} {data_dir}`"
-    dataset = re.split("[/:]", name.split()[-1])[0]
-    return (
-        f"run `{command} DATA`, DATA being a local folder, then "
-        f"`gcloud storage cp -r DATA/{dataset} {data_dir}/`"
-    )
+    folder, copy = data_dir, ""
+    if in_bucket(data_dir):
+        folder = "DATA"
+        copy = f" in a local folder, then `gcloud storage cp -r DATA/* {data_dir}/`"
+    return f"run `python -m vt_flax.prepare_data {name} --data_dir {folder}`{copy}"

@@ -20,8 +20,7 @@ from vt_flax.data.storage import UnreachableError, how_to_prepare, storage_error
 from vt_flax.errors import UserError, first_line
 from vt_flax.paths import in_bucket
 
-# Part of the error that array_record raises, after a quarter of an hour, if the network
-# is lost or nobody is logged in.
+# Part of array_record's error if the network is lost or nobody is logged in.
 RETRIES_OVER = "Retry policy exhausted"
 
 
@@ -39,7 +38,7 @@ def class_features(
 ) -> tuple[str, str]:
     """Returns the features of a TFDS dataset that hold images and class labels.
 
-    They are those given or, if empty, the dataset's default.
+    Empty ones are replaced by the dataset's default.
 
     Raises:
       UserError: if there is no such feature, or it is of another kind.
@@ -47,8 +46,8 @@ def class_features(
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    image, label = _default_features(builder)
-    image, label = image_feature or image, label_feature or label
+    defaults = _default_features(builder)
+    image, label = image_feature or defaults[0], label_feature or defaults[1]
     for option, key, kind in (
         ("image_feature", image, tfds.features.Image),
         ("label_feature", label, tfds.features.ClassLabel),
@@ -60,7 +59,7 @@ def class_features(
                 f"{option}); it has {', '.join(known) or 'none'}"
             )
     if not features[label].num_classes:
-        raise UserError(f"dataset {name!r} does not tell the classes of {label!r}")
+        raise UserError(f"dataset {name!r} has no number of classes for {label!r}")
     return image, label
 
 
@@ -69,12 +68,12 @@ def _default_features(builder: Any) -> tuple[str, str]:
 
 
 class _TFDSSplit(Source):
-    """A split of a TFDS dataset, however it is read.
+    """What both kinds of splits of TFDS datasets have in common.
 
     Args:
-      builder: of a prepared dataset, from `sources.prepared_builder`.
+      builder: of a prepared dataset.
       name: of the dataset, as the user wrote it.
-      split: as for `sources.open_source`.
+      split: see `sources.open_source`.
       keys: the features that hold image and label.
 
     Raises:
@@ -92,7 +91,6 @@ class _TFDSSplit(Source):
             raise UserError(f"split {split!r} of dataset {name!r}: {error}") from error
         if not len(self):
             raise UserError(f"split {split!r} of dataset {name!r} is empty")
-        # In order, each with its number of examples.
         self._files = builder.info.splits[split].file_instructions
         folder = epath.Path(builder.data_path)
         with storage_errors(folder):
@@ -108,7 +106,7 @@ class _TFDSSplit(Source):
         self._has_masks = isinstance(label, tfds.features.Image)
         if not self._has_masks:
             self.class_names = tuple(label.names)
-        # What was chosen of the dataset, for the identity.
+        # Options for the identity.
         self._choices: dict[str, Any] = {}
         if self._keys != _default_features(builder):
             self._choices["features"] = list(keys)
@@ -124,16 +122,17 @@ class _TFDSSplit(Source):
 
     def identity(self) -> dict[str, Any]:
         """Returns what distinguishes the split: see `Source.identity`."""
-        version = {"version": self._builder.info.full_name}
-        return super().identity() | version | self._choices
+        version = self._builder.info.full_name
+        return super().identity() | {"version": version} | self._choices
 
     def members(self) -> np.ndarray:
         """Returns the examples' indices in all splits together: see `Source`."""
         first, total = {}, 0
         for name, info in self._builder.info.splits.items():
             first[name], total = total, total + info.num_examples
-        slices = [first[name] + np.arange(b, e) for name, b, e in self._slices]
-        return np.concatenate(slices)
+        return np.concatenate(
+            [first[name] + np.arange(begin, end) for name, begin, end in self._slices]
+        )
 
 
 class TFDSSource(_TFDSSplit, RandomAccessSource):
@@ -155,7 +154,7 @@ class TFDSSource(_TFDSSplit, RandomAccessSource):
             if isinstance(feature, tfds.features.Image)
         }
         self._data = builder.as_data_source(split, decoders=decoders)
-        # Threads hide a network's latency; on a disk they cost more than they bring.
+        # array_record's threads hide a network's latency, but slow down a disk.
         self._remote = in_bucket(builder.data_path)
 
     def read(self, indices: Sequence[int]) -> list[Example]:
@@ -164,11 +163,10 @@ class TFDSSource(_TFDSSplit, RandomAccessSource):
         for index in indices:
             try:
                 record = self._data[int(index)]
-            # Whatever a damaged file or a network makes the library raise.
             except Exception as error:
                 raise self._unreadable(index, first_line(error)) from error
             image, label = (record[key] for key in self._keys)
-            # As array_record reads a file that was cut off since it was opened.
+            # array_record returns empty records of a file that was truncated.
             if image is None or label is None:
                 raise self._unreadable(index, "it is empty")
             label = label if isinstance(label, bytes) else int(label)
@@ -184,12 +182,12 @@ class TFDSSource(_TFDSSplit, RandomAccessSource):
         records = self._data.data_source
         if self._remote:
             try:
-                found = list(records.__getitems__(indices))
+                fetched = list(records.__getitems__(indices))
             except Exception as error:
                 raise self._unreadable(indices[0], first_line(error)) from error
         else:
-            found = [records[index] for index in indices]
-        return found, [0] * len(found), [UPRIGHT] * len(found)
+            fetched = [records[index] for index in indices]
+        return fetched, [0] * len(fetched), [UPRIGHT] * len(fetched)
 
     def _unreadable(self, index: int, reason: str) -> UserError:
         """Returns the error for an example that cannot be read, with its file."""
@@ -197,12 +195,12 @@ class TFDSSource(_TFDSSplit, RandomAccessSource):
         file = self._files[np.searchsorted(ends, index, side="right")].filename
         where = f"{self.describe(index)}, in {file}"
         if RETRIES_OVER in reason:
-            return UnreachableError(f"{where}: the bucket cannot be read ({reason})")
+            return UnreachableError(where, reason)
         return UserError(f"{where}: cannot be read ({reason[:200]})")
 
     def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
         """Returns file and label, scalar tensors, of a serialized example."""
-        del label  # it is in the record
+        del label  # The record holds it.
         tf = tensorflow()
         image, label = self._keys
         kinds = {image: tf.string, label: tf.string if self._has_masks else tf.int64}
@@ -216,14 +214,14 @@ class TFDSStream(_TFDSSplit, StreamSource):
 
     def __init__(self, builder: Any, name: str, split: str, keys: Sequence[str]):
         super().__init__(builder, name, split, keys)
-        self.notes = (
-            *self.notes,
+        convert = how_to_prepare(f"convert {name}", data_dir_of(builder))
+        note = (
             f"{self.name} is stored as {builder.info.file_format.value}, which is read "
             "as a stream: the order of examples depends on the number of processes, "
-            "and after a restart it begins anew. For the exact order, make "
-            "array_record of it: "
-            f"{how_to_prepare(f'convert {name}', data_dir_of(builder))}",
+            "and after a restart it begins anew. To have the exact order, convert it "
+            f"to array_record: {convert}"
         )
+        self.notes = (*self.notes, note)
         self.place = f"{self.name}, in {builder.data_path}"
 
     def stream(
