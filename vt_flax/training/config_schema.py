@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vt_flax.errors import UserError, nearest
@@ -37,7 +37,7 @@ class Key:
 
     @property
     def kind(self) -> str:
-        """The name of the type."""
+        """The name of the type, as error messages have it."""
         return type(self.default).__name__
 
     def convert(self, name: str, value: Any) -> Any:
@@ -99,6 +99,19 @@ class Duration(Key):
     """A key such as `90 epochs`, `1000 steps` or `5 %` of the run."""
 
     units: Sequence[str] = tuple(UNITS)
+
+
+def unknown_key(name: str, keys: Mapping[str, Key]) -> UserError:
+    """Returns the error for a name that is no key, or that of a section."""
+    if inside := [key for key in keys if key.startswith(f"{name}.")]:
+        return UserError(
+            f"config.{name} is a section: set its keys, such as "
+            f"--config.{inside[0]}=VALUE"
+        )
+    model = f" of {keys['model.name'].default}" if name.startswith("model.") else ""
+    return UserError(
+        f"config.{name} is no key of the configuration{model}{nearest(name, keys)}"
+    )
 
 
 # The options of a model, `model.*`, come from the registry.
