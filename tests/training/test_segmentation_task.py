@@ -11,12 +11,8 @@ from sklearn import metrics
 
 from vt_flax.errors import UserError
 from vt_flax.training.config import resolve
-from vt_flax.training.tasks.segmentation import (
-    Segmentation,
-    count_pairs,
-    cross_entropy,
-    scores,
-)
+from vt_flax.training.tasks.metrics import confusion_matrix, segmentation_scores
+from vt_flax.training.tasks.segmentation import Segmentation, cross_entropy
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +91,7 @@ def test_without_a_labeled_pixel_the_loss_is_0():
 def test_pairs_are_counted(height):
     labels = draw((2, height, 9))[1]
     predicted = np.random.default_rng(1).integers(0, 3, labels.shape).astype(np.uint8)
-    found = np.asarray(count_pairs(jnp.asarray(labels), jnp.asarray(predicted), 4))
+    found = np.asarray(confusion_matrix(jnp.asarray(labels), jnp.asarray(predicted), 4))
     for i in range(2):
         known = labels[i] != 255
         expected = metrics.confusion_matrix(
@@ -109,7 +105,7 @@ def test_scores_are_scikit_learns():
     # Of four classes one is nowhere, and one is told where it is not.
     labels, predicted = rng.integers(0, 2, 500), rng.integers(0, 3, 500)
     confusion = metrics.confusion_matrix(labels, predicted, labels=range(4))
-    found = scores(confusion, NAMES)
+    found = segmentation_scores(confusion, NAMES)
     each = metrics.jaccard_score(labels, predicted, average=None, labels=range(3))
     assert each[2] == 0
     np.testing.assert_allclose([found[f"iou/{n}"] for n in NAMES[:3]], 100 * each)
@@ -203,7 +199,7 @@ def test_each_image_is_predicted_and_counted_at_its_own_size():
     totals = {k: np.asarray(v) for k, v in counts.items()} | {"examples": 2}
     results = it.results(totals)
     assert results["loss"] == pytest.approx(-np.mean(losses), rel=1e-5)
-    assert results["miou"] == scores(confusion, NAMES)["miou"]
+    assert results["miou"] == segmentation_scores(confusion, NAMES)["miou"]
 
 
 def test_logits_of_a_prediction_are_logarithms_of_its_probabilities():

@@ -20,7 +20,7 @@ from vt_flax.training.durations import duration_steps, interval_steps
 from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.schedule import make_schedule
 from vt_flax.training.state import TrainState, abstract_like, create_state
-from vt_flax.training.tasks import Task, make_task, task_of
+from vt_flax.training.tasks import Task, task_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def prepare(config: ConfigDict) -> Run:
         mesh=mesh,
         train_source=train_source,
         eval_source=eval_source,
-        task=make_task(config, train_source),
+        task=task_of(config)(config, train_source.class_names, train_source.mirrored),
         model=model,
         schedule=schedule,
         optimizer=make_optimizer(config.optimizer, schedule),
