@@ -153,10 +153,12 @@ def test_predictions_and_their_counts(scales, flip, mirrored):
 
     @jax.jit
     def run(batch):
-        predicted = task.predict(network, batch["image"], batch["size"])
+        predicted = task.predict(
+            network, batch["image"], batch["size"], with_logits=True
+        )
         return task.counts(network, batch), *predicted
 
-    counts, predicted, likely, _ = jax.device_get(run(batch))
+    counts, predicted, likely, logits = jax.device_get(run(batch))
     expected_losses, all_sure = [], []
     for k, (h, w) in enumerate(SIZES):
         views = [
@@ -172,6 +174,7 @@ def test_predictions_and_their_counts(scales, flip, mirrored):
         np.testing.assert_array_equal(found[sure], mean.argmax(-1)[sure])
         assert (predicted[k, h:] == 255).all() and (predicted[k, :, w:] == 255).all()
         np.testing.assert_allclose(likely[k, :h, :w], first, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(np.exp(logits[k, :h, :w]), mean, atol=1e-4)
         assert not likely[k, h:].any() and not likely[k, :, w:].any()
         label = labels[k, :h, :w]
         own = np.take_along_axis(mean, np.minimum(label, 3)[..., None], -1)[..., 0]

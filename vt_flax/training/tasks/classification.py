@@ -19,6 +19,9 @@ from vt_flax.data.sources import open_configured
 from vt_flax.data.tfds_sources import TFDSSource
 from vt_flax.training.tasks.metrics import classification_counts, label_rank
 
+Batch = dict[str, jax.Array]
+Apply = Callable[[jax.Array], jax.Array]
+
 
 @dataclasses.dataclass(eq=False)
 class Classification:
@@ -67,10 +70,7 @@ class Classification:
         }
 
     def train_inputs(
-        self,
-        batch: dict[str, jax.Array],
-        key: jax.Array,
-        sharding: NamedSharding | None,
+        self, batch: Batch, key: jax.Array, sharding: NamedSharding | None
     ) -> tuple[jax.Array, Targets]:
         """Augments a training batch; see `augment.augment`."""
         return augment.augment(
@@ -112,9 +112,7 @@ class Classification:
             metrics["teacher_agreement"] = jnp.mean(same, dtype=jnp.float32)
         return jnp.mean(losses), metrics
 
-    def counts(
-        self, apply: Callable[[jax.Array], jax.Array], batch: dict[str, jax.Array]
-    ) -> dict[str, jax.Array]:
+    def counts(self, apply: Apply, batch: Batch) -> dict[str, jax.Array]:
         """Returns sums over a batch; `apply` maps normalized images to logits."""
         logits = apply(augment.normalize(batch["image"], self.config.data))
         return classification_counts(logits, batch["label"], batch["mask"])

@@ -26,6 +26,8 @@ from vt_flax.training.tasks.pixels import (
     valid_pixels,
 )
 
+Batch = dict[str, jax.Array]
+Apply = Callable[[jax.Array], jax.Array]
 # Approximate number of a split's masks that are checked before training.
 SAMPLE = 100
 
@@ -119,10 +121,7 @@ class Segmentation:
         }
 
     def train_inputs(
-        self,
-        batch: dict[str, jax.Array],
-        key: jax.Array,
-        sharding: NamedSharding | None,
+        self, batch: Batch, key: jax.Array, sharding: NamedSharding | None
     ) -> tuple[jax.Array, jax.Array]:
         """Augments a training batch; see `pairs.augment_pairs`."""
         del sharding  # every example stays on its device
@@ -158,9 +157,7 @@ class Segmentation:
             "pixel_accuracy": jnp.sum(correct) / count
         }
 
-    def counts(
-        self, apply: Callable[[jax.Array], jax.Array], batch: dict[str, jax.Array]
-    ) -> dict[str, jax.Array]:
+    def counts(self, apply: Apply, batch: Batch) -> dict[str, jax.Array]:
         """Returns sums over a batch; `apply` maps normalized images to logits.
 
         Returns:
@@ -184,7 +181,7 @@ class Segmentation:
 
     def predict(
         self,
-        apply: Callable[[jax.Array], jax.Array],
+        apply: Apply,
         images: jax.Array,
         sizes: jax.Array,
         *,
@@ -214,7 +211,7 @@ class Segmentation:
     def _map_rows(
         self,
         function: Callable[..., Any],
-        apply: Callable[[jax.Array], jax.Array],
+        apply: Apply,
         images: jax.Array,
         sizes: jax.Array,
         labels: jax.Array | None = None,
@@ -258,7 +255,7 @@ class Segmentation:
 
     def _wide_logits(
         self,
-        apply: Callable[[jax.Array], jax.Array],
+        apply: Apply,
         images: jax.Array,
         sizes: jax.Array,
         scale: float,
@@ -312,12 +309,13 @@ class Segmentation:
         classes, labeled = len(self.class_names), results["labeled_classes"]
         if results["miou"] is None:
             miou = f"mIoU - ({labeled} of {classes} classes labeled)"
+        elif labeled < classes:
+            miou = (
+                f"mIoU {results['miou']:.2f} %, {results['miou_labeled']:.2f} % over "
+                f"the {labeled} of {classes} classes with labels,"
+            )
         else:
             miou = f"mIoU {results['miou']:.2f} %"
-            if labeled < classes:
-                mean = results["miou_labeled"]
-                miou += f", {mean:.2f} % over the {labeled} of {classes} classes with "
-                miou += "labels,"
         accuracy = f"pixel accuracy {results['pixel_accuracy']:.2f} %"
         return f"{miou} {accuracy} loss {results['loss']:.4f}"
 
