@@ -402,6 +402,12 @@ def test_a_bad_line_of_a_file(write, line, message):
         load_config(write(*get_config(line)))
 
 
+def test_an_override_does_not_hide_a_wrong_type_in_the_file(write):
+    path = write(*get_config("c.batch_size = '64'"))
+    with pytest.raises(UserError, match="batch_size must be int, not '64'"):
+        load_config(path, ["--config.batch_size=32"])
+
+
 def test_a_whole_number_may_stand_for_a_float(write):
     path = write(
         *get_config(

@@ -117,12 +117,20 @@ def _model_keys(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Key]:
 
 
 def _add_defaults(config: ConfigDict, keys: Mapping[str, Key]) -> None:
-    """Adds the keys that a file leaves out, and rejects keys that do not exist."""
-    names = [name for name in config if name not in SECTIONS]
-    names += [f"{section}.{name}" for section in SECTIONS for name in config[section]]
-    for name in names:
-        if name not in keys:
-            raise unknown_key(name, keys)
+    """Adds the keys that a file leaves out, and checks those that it has.
+
+    Raises:
+      UserError: for a key that does not exist, or a value of another type.
+    """
+    for section in ("", *SECTIONS):
+        fields = config[section] if section else config
+        for field, value in fields.items(preserve_field_references=True):
+            name = f"{section}.{field}".lstrip(".")
+            if name not in keys and name not in SECTIONS:
+                raise unknown_key(name, keys)
+            # Otherwise the error would have the value of an override.
+            if isinstance(value, (int, float, str)):
+                keys[name].convert(name, value)
     for name, key in keys.items():
         section, _, field = name.rpartition(".")
         fields = config[section] if section else config

@@ -214,7 +214,7 @@ class Segmentation:
         apply: Apply,
         images: jax.Array,
         sizes: jax.Array,
-        labels: jax.Array | None = None,
+        *labels: jax.Array,
     ) -> Any:
         """Maps a function over the probabilities of pixels, ROWS rows at a time.
 
@@ -222,12 +222,11 @@ class Segmentation:
         the image's own size before the softmax.
 
         Args:
-          function: of probabilities (batch, ROWS, W, classes), and the rows of `labels`
-            if there are any.
-          apply: see `predict`.
-          images: see `predict`.
-          sizes: see `predict`.
-          labels: (batch, H, W).
+          function: of probabilities (batch, ROWS, W, classes) and the rows of `labels`.
+          apply: see `predict`, like `images` and `sizes`.
+          images: uint8, (batch, H, W, 3).
+          sizes: int32, (batch, 2).
+          *labels: (batch, H, W); may be left out.
 
         Returns:
           What the function returns, with a first axis for the blocks of rows.
@@ -248,10 +247,8 @@ class Segmentation:
             ) / len(logits)
             return function(probs, *labels)
 
-        blocks = (row_weights,)
-        if labels is not None:
-            blocks += (split_rows(labels, IGNORE),)
-        return jax.lax.map(map_block, blocks)
+        labels = (split_rows(x, IGNORE) for x in labels)
+        return jax.lax.map(map_block, (row_weights, *labels))
 
     def _wide_logits(
         self,
