@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from vt_flax.training.tasks.classification import (
-    classification_counts,
-    classification_loss,
-    label_rank,
-)
+from vt_flax.training.tasks.classification import classification_loss
+from vt_flax.training.tasks.metrics import classification_counts, label_rank
 
 
 def draw(batch, classes, seed=0):

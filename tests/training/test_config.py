@@ -387,11 +387,11 @@ def test_a_section_is_no_value():
         ("c.batch_size = True", r"config\.batch_size must be int, not True"),
         ("c.duration = 90", r"config\.duration must be str, not 90"),
         ("c.data.flip = 1", r"config\.data\.flip must be bool, not 1"),
-        ("c.data.data_dir = None", r"config\.data\.data_dir must be str, not None"),
+        ("c.data.data_dir = None", r"no value for config\.data\.data_dir \(str\)"),
         ("c.data.mean = 0.5", r"config\.data\.mean must be list, not 0.5"),
-        ("c = ConfigDict({'data': 'digits'})", r"config\.data must be a section"),
-        ("c.batch_size = ConfigDict()", r"config\.batch_size must not be a section"),
-        ("c = ConfigDict({'model': 'resnet18'})", r"config\.model must be a section"),
+        ("c = ConfigDict({'data': 'digits'})", r"config\.data is a section"),
+        ("c.batch_size = ConfigDict()", r"config\.batch_size must be int, not {}"),
+        ("c = ConfigDict({'model': 'resnet18'})", r"config\.model is a section"),
         ("c.model.name = 18", r"model\.name"),
         ("c.model.preset = 4", r"model\.preset"),
         ("c.model.name = 'resnet19'", "'resnet19' is not known.*did you mean resnet"),
@@ -400,6 +400,12 @@ def test_a_section_is_no_value():
 def test_a_bad_line_of_a_file(write, line, message):
     with pytest.raises(UserError, match=message):
         load_config(write(*get_config(line)))
+
+
+def test_an_override_does_not_hide_a_wrong_type_in_the_file(write):
+    path = write(*get_config("c.batch_size = '64'"))
+    with pytest.raises(UserError, match="batch_size must be int, not '64'"):
+        load_config(path, ["--config.batch_size=32"])
 
 
 def test_a_whole_number_may_stand_for_a_float(write):

@@ -166,11 +166,7 @@ PLAIN = [
         (PLAIN, "'--c.data.data_dir=a=b c'", {"data.data_dir": "a=b c"}),
         (PLAIN, "--c.data.data_dir=", {"data.data_dir": ""}),
         (PLAIN, "--c.data.data_dir=None", {"data.data_dir": "None"}),
-        (
-            PLAIN,
-            r"--c.data[\'data_dir\']=Bücher/日本",
-            {"data.data_dir": "Bücher/日本"},
-        ),
+        (PLAIN, "--c.data.data_dir=Bücher/日本", {"data.data_dir": "Bücher/日本"}),
     ],
 )
 def test_overrides_do_what_config_flags_does(write, lines, overrides, expected):
@@ -206,7 +202,7 @@ def test_a_required_placeholder_takes_the_command_line_s_value(write):
         load_config(path, given[1:])
     assert str(refusal.value) == (
         "no value for config.batch_size (int), config.eval.batch_size (int): the "
-        "file has a placeholder; add --config.batch_size=VALUE"
+        "file leaves it open; add --config.batch_size=VALUE"
     )
     with pytest.raises(UserError, match=r"^no value for config\.model\.name \(str\)"):
         load_config(path, given[:1])
@@ -214,20 +210,10 @@ def test_a_required_placeholder_takes_the_command_line_s_value(write):
 
 def test_a_rate_that_refers_to_a_whole_number_takes_any(write):
     """config_flags reads such a rate as an int, and refuses even that."""
-    both = "c.schedule.power = c.schedule.decay_factor = FieldReference(1)"
-    path = write(*RATE, both)
-    schedule = load_config(path, ["--config.schedule.learning_rate=0.7"]).schedule
-    assert (schedule.learning_rate, schedule.power, schedule.decay_factor) == (
-        0.7,
-        1.0,
-        1.0,
-    )
-    schedule = load_config(path, ["--config.schedule.decay_factor=0.5"]).schedule
-    assert (schedule.learning_rate, schedule.power, schedule.decay_factor) == (
-        0.2,
-        0.5,
-        0.5,
-    )
+    path = write(*RATE, "c.schedule.power = 1")
+    words = ["--config.schedule.learning_rate=0.7", "--config.schedule.power=0.5"]
+    schedule = load_config(path, words).schedule
+    assert (schedule.learning_rate, schedule.power) == (0.7, 0.5)
 
 
 @pytest.mark.parametrize("value", ["[512,96]", "(512,96)", "512,96", "[512, 96]"])
@@ -301,7 +287,7 @@ def test_what_is_resolved_has_no_references(write):
         (
             "c.seed = 3; c.batch_size = c.get_ref('seed') / 2",
             "--c.seed=8",
-            "config.batch_size must be int, not 1.5",
+            "config.batch_size must be int, not 4.0",
         ),
         (
             "c.seed = 3; c.batch_size = 24 // c.get_ref('seed')",
@@ -311,7 +297,7 @@ def test_what_is_resolved_has_no_references(write):
         (
             "c.seed = 3; c.batch_size = 24 // c.get_ref('seed'); c.seed = 0",
             "--c.seed=8",
-            "bad override: integer division or modulo by zero",
+            "configuration: ZeroDivisionError: integer division or modulo by zero",
         ),
         (
             "c.batch_size = required_placeholder(int) * 2",
@@ -356,7 +342,7 @@ def test_what_is_resolved_has_no_references(write):
         (
             "c.seed = 3",
             "--c.data.mean[3]=1",
-            r"config.data.mean\[3\]: IndexError: list index out of range",
+            r"bad override in --config.data.mean\[3\]=1: list index out of range",
         ),
         (
             "c.seed = 3",
@@ -371,12 +357,7 @@ def test_what_is_resolved_has_no_references(write):
         (
             "c.seed = 3",
             r"--c.model[\'name\']=resnet18",
-            "config.model.name resnet18: .* by --config.model.name=resnet18",
-        ),
-        (
-            "c.init_from = 'v4'; c.model.preset = c.get_ref('init_from')",
-            "--c.init_from=v1",
-            "config.model.preset v1: must be set by --config.model.preset=v1",
+            r"config.model\['name'\] is no key .*; did you mean model.name or",
         ),
         ("c.seed = 3", "--noc.seed", "Unknown command line flag 'noconfig.seed'"),
         ("c.seed = 3", "--c.seed=1e3", "flag --config.seed=1e3: invalid literal"),

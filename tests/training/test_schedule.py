@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vt_flax.training.config import default_config
-from vt_flax.training.durations import duration_steps, interval_steps
+from vt_flax.training.durations import duration_steps
 from vt_flax.training.schedule import make_schedule
 
 Fraction = fractions.Fraction
@@ -49,14 +49,6 @@ def test_an_epoch_need_not_be_whole_steps():
     # 1281167 / 2048 = 625.57: rounded once, not at every epoch.
     steps = duration_steps("400 epochs", examples=IMAGENET, batch=2048)
     assert steps == round(Fraction(400 * IMAGENET, 2048)) == 250228
-
-
-@pytest.mark.parametrize(
-    "text, steps",
-    [("7 steps", 7), ("0.1 steps", 1), ("0.5 epochs", 50), ("10 %", 100)],
-)
-def test_an_interval_is_at_least_a_step(text, steps):
-    assert interval_steps(text, examples=1000, batch=10, total=1000) == steps
 
 
 # The paper's schedule.

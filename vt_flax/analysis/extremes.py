@@ -15,7 +15,7 @@ from vt_flax.data.batches import eval_batches
 from vt_flax.data.masks import IGNORE
 from vt_flax.training.evaluation import eval_batch_size
 from vt_flax.training.run import Run
-from vt_flax.training.tasks.segmentation import scores
+from vt_flax.training.tasks.metrics import segmentation_scores
 
 # Images at each end.
 SHOWN = 8
@@ -108,9 +108,9 @@ def _all(run: Run, predict: Callable[[Any, Any], Any]):
                 predicted = classes[i, :height, :width]
                 yield Found(
                     number,
-                    scores(_confusion(label, predicted, run), run.task.class_names)[
-                        "miou"
-                    ],
+                    segmentation_scores(
+                        _confusion(label, predicted, run), run.task.class_names
+                    )["miou"],
                     batch["image"][i, :height, :width],
                     label,
                     predicted,

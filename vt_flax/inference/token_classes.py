@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from vt_flax.data.masks import IGNORE
 from vt_flax.training.moments import Moments, take_moments
-from vt_flax.training.tasks.pixels import exact_product, on_images, row_blocks
+from vt_flax.training.tasks.pixels import einsum_float32, split_rows, valid_pixels
 
 # Names of classes that are no foreground, whatever their case.
 BACKGROUND = ("background", "void", "unlabeled", "unlabelled", "ignore", "ignored")
@@ -55,10 +55,10 @@ def class_figures(
     labels, sizes = batch["label"], jnp.maximum(batch["size"], 1)
     height, width = labels.shape[1:]
     classes = len(class_names)
-    inside = on_images(sizes, height, width)
+    inside = valid_pixels(sizes, height, width)
     # Those without a label after all classes, those outside nowhere.
     labels = jnp.where(labels == IGNORE, classes, labels.astype(jnp.int32))
-    labels = row_blocks(jnp.where(inside, labels, -1), -1)
+    labels = split_rows(jnp.where(inside, labels, -1), -1)
     downs, wides = [], []
     for of_module in maps.values():
         down, across = (
@@ -68,21 +68,21 @@ def class_figures(
             )
             for axis in range(2)
         )
-        downs.append(row_blocks(down, 0))
+        downs.append(split_rows(down, 0))
         # Once for all blocks of rows.
-        wides.append(exact_product("bxw,blhw->blhx", across, of_module))
+        wides.append(einsum_float32("bxw,blhw->blhx", across, of_module))
 
     def one(total: jax.Array, block: tuple) -> tuple[jax.Array, None]:
         label, *downs = block
         spread = [
-            exact_product("byh,blhx->blyx", down, wide)
+            einsum_float32("byh,blhx->blyx", down, wide)
             for down, wide in zip(downs, wides, strict=True)
         ]
         # The area, as a token that looks at all pixels alike.
         spread.append(jnp.ones((len(label), 1, *label.shape[1:])))
         spread = jnp.concatenate(spread, 1)
         there = jax.nn.one_hot(label, classes + 1)
-        return total + exact_product("blyx,byxk->blk", spread, there), None
+        return total + einsum_float32("blyx,byxk->blk", spread, there), None
 
     counts = [of_module.shape[1] for of_module in maps.values()]
     start = jnp.zeros((len(sizes), sum(counts) + 1, classes + 1))

@@ -1,24 +1,25 @@
 """The configuration: defaults, completed by a file and command-line overrides."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict, FieldReference, FrozenConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from vt_flax.errors import UserError
 from vt_flax.models import model_options
 from vt_flax.training.config_files import read_file
-from vt_flax.training.config_overrides import last_override, override, unknown_key
+from vt_flax.training.config_overrides import last_override, override
 from vt_flax.training.config_rules import check
-from vt_flax.training.config_schema import KEYS, Key
+from vt_flax.training.config_schema import KEYS, Key, unknown_key
+
+SECTIONS = sorted({name.partition(".")[0] for name in KEYS if "." in name})
 
 
 def default_config() -> ConfigDict:
     """Returns every key with its default; of `model` only the name."""
-    defaults = {name: key.default for name, key in KEYS.items()}
-    return ConfigDict(copy.deepcopy(_nested(defaults).to_dict()))
+    return _nested({name: copy.copy(key.default) for name, key in KEYS.items()})
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -50,29 +51,49 @@ def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
       UserError: for an unknown key, a wrong type, a placeholder without a value, or a
         value that `config_rules.check` rejects.
     """
-    keys = {**KEYS, **_model_keys(config, overrides)}
-    merged, placeholders = _merge(config, keys)
+    merged = _copy(config)
+    keys = {**KEYS, **_model_keys(merged, overrides)}
+    _add_defaults(merged, keys)
     override(merged, overrides, keys)
-    if missing := [name for name in placeholders if merged[name] is None]:
+    values = {name: _value(merged, name) for name in keys}
+    if missing := [name for name, value in values.items() if value is None]:
+        kinds = [f"config.{name} ({keys[name].kind})" for name in missing]
         raise UserError(
-            f"no value for {', '.join(f'config.{n} ({keys[n].kind})' for n in missing)}"
-            f": the file has a placeholder; add --config.{missing[0]}=VALUE"
+            f"no value for {', '.join(kinds)}: the file leaves it open; add "
+            f"--config.{missing[0]}=VALUE"
         )
-    values = {
-        name: key.convert(name, _computed(merged, name)) for name, key in keys.items()
-    }
-    for name in {"model.name", "model.preset"}.intersection(keys):
-        # A reference, or another spelling of the key, may have changed it after all.
-        if values[name] not in ("", keys[name].default):
-            raise UserError(
-                f"config.{name} {values[name]}: must be set by "
-                f"--config.{name}={values[name]}, because other keys depend on it"
-            )
-        # An empty preset stands for the model's first.
+    values = {name: keys[name].convert(name, value) for name, value in values.items()}
+    # These decided the other keys of `model`; an empty preset was the model's first.
+    for name in {"model.name", "model.preset"} & keys.keys():
         values[name] = keys[name].default
-    resolved = ConfigDict(_nested(values).to_dict()).lock()
+    resolved = _nested(values).lock()
     check(resolved)
     return resolved
+
+
+def _copy(config: ConfigDict) -> ConfigDict:
+    """Returns an unlocked copy, in which references stay shared, with all sections.
+
+    Required placeholders become plain ones, because config_flags reads a value before
+    it overrides it.
+    """
+    try:
+        copied = ConfigDict(copy.deepcopy(config))
+    except Exception as error:
+        # The file's own operations on references may raise anything.
+        raise UserError(f"configuration: {type(error).__name__}: {error}") from error
+    sections = [copied[name] for name in SECTIONS if name in copied]
+    for fields in (copied, *(x for x in sections if isinstance(x, ConfigDict))):
+        for value in fields.values(preserve_field_references=True):
+            if isinstance(value, FieldReference) and value.empty():
+                value.set(placeholder(value.get_type()))
+    copied.unlock()
+    for name in SECTIONS:
+        if name not in copied:
+            copied[name] = ConfigDict()
+        if not isinstance(copied[name], ConfigDict):
+            raise unknown_key(name, KEYS)
+    return copied
 
 
 def _model_keys(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Key]:
@@ -80,14 +101,11 @@ def _model_keys(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Key]:
 
     So these two are looked up in the overrides before any is applied.
     """
-    section = _known(config, "model") if "model" in config else {}
-    if not isinstance(section, (ConfigDict, dict)):
-        raise UserError("config.model must be a section")
     chosen = {}
     for key, default in (("name", KEYS["model.name"].default), ("preset", "")):
         value = last_override(overrides, f"model.{key}")
-        if value is None and key in section:
-            value = _known(section, key)
+        if value is None:
+            value = config.model.get(key)
         # A placeholder without a value is an error later.
         value = default if value is None else value
         chosen[key] = Key(default).convert(f"model.{key}", value)
@@ -98,114 +116,53 @@ def _model_keys(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Key]:
     return {f"model.{key}": Key(default) for key, default in defaults.items()}
 
 
-def _merge(config: ConfigDict, keys: Mapping[str, Key]) -> tuple[ConfigDict, list[str]]:
-    """Returns a file's configuration with defaults added, and its placeholders' names.
+def _add_defaults(config: ConfigDict, keys: Mapping[str, Key]) -> None:
+    """Adds the keys that a file leaves out, and checks those that it has.
 
-    The file's values are references in it, which stay shared between keys.
+    Raises:
+      UserError: for a key that does not exist, or a value of another type.
     """
-    defaults = {name: key.default for name, key in keys.items()}
-    references = dict(_references(config, keys, "", {}))
-    # Copied together, so that references between them survive.
-    values = copy.deepcopy({**defaults, **references})
-    placeholders = [name for name in references if values[name].empty()]
-    for name in placeholders:
-        # config_flags reads a value before it overrides it, which a required
-        # placeholder does not allow.
-        values[name].set(placeholder(values[name].get_type()))
-    floats: dict[int, FieldReference] = {}
-    for name in references:
-        if isinstance(defaults[name], float) and values[name].get_type() is int:
+    for section in ("", *SECTIONS):
+        fields = config[section] if section else config
+        for field, value in fields.items(preserve_field_references=True):
+            name = f"{section}.{field}".lstrip(".")
+            if name not in keys and name not in SECTIONS:
+                raise unknown_key(name, keys)
+            # Otherwise the error would have the value of an override.
+            if isinstance(value, (int, float, str)):
+                keys[name].convert(name, value)
+    for name, key in keys.items():
+        section, _, field = name.rpartition(".")
+        fields = config[section] if section else config
+        if field not in fields:
+            fields[field] = copy.copy(key.default)
+        elif isinstance(key.default, float) and fields.get_type(field) is int:
             # `get_ref("batch_size") * 0.1` has type int in ml_collections, so that no
-            # float could override it. Keys that share a reference still share one.
-            shared = floats.setdefault(id(values[name]), values[name].to_float())
-            values[name] = shared
-    return _nested(values), placeholders
+            # float could override it.
+            reference = fields.get_ref(field).to_float()
+            del fields[field]
+            fields[field] = reference
 
 
-def _references(
-    config: ConfigDict | dict[str, Any],
-    keys: Mapping[str, Key],
-    prefix: str,
-    made: dict[tuple[int, str], FieldReference],
-) -> Iterator[tuple[str, FieldReference]]:
-    """Checks a file's keys and types, and yields each value's name and reference.
-
-    Args:
-      config: the file's configuration, or a section of it.
-      keys: every key that there is.
-      prefix: of the section's keys, such as `data.`.
-      made: references to plain values, by section and key: if two keys of a file hold
-        one section, an override of either changes both, as in ml_collections.
-    """
-    sections = {name.rpartition(".")[0] for name in keys}
-    fields = config
-    if isinstance(config, FrozenConfigDict):
-        fields = config.as_configdict()
-    if isinstance(fields, ConfigDict):
-        fields = dict(fields.items(preserve_field_references=True))
-    for key, field in fields.items():
-        name, value = f"{prefix}{key}", _known(fields, key)
-        is_section = name in sections
-        if name == "model.preset" and value == "":
-            continue
-        if not is_section and name not in keys:
-            raise unknown_key(name, keys)
-        if is_section != isinstance(value, (ConfigDict, dict)):
-            raise UserError(
-                f"config.{name} must {'' if is_section else 'not '}be a section"
-            )
-        if is_section:
-            yield from _references(value, keys, f"{name}.", made)
-            continue
-        if value is not None or field is None:
-            keys[name].convert(name, value)
-        if not isinstance(field, FieldReference):
-            field = made.setdefault((id(config), key), FieldReference(field))
-        yield name, field
-
-
-def _read(fields: Mapping[str, Any] | ConfigDict, key: str) -> Any:
-    """Returns the value of a key, without the references that a list may hold."""
-    value = _dereferenced(fields[key])
-    if isinstance(value, (list, tuple)):
-        return [_dereferenced(item) for item in value]
-    return value
-
-
-def _dereferenced(value: Any) -> Any:
-    return value.get() if isinstance(value, FieldReference) else value
-
-
-def _known(fields: Mapping[str, Any] | ConfigDict, key: str) -> Any:
-    """Returns a value of a file, or None if it depends on an empty placeholder."""
-    try:
-        value = _read(fields, key)
-    except Exception:
-        # A required placeholder raises, and so does an operation on None.
-        return None
-    waits = isinstance(value, list) and any(item is None for item in value)
-    return None if waits else value
-
-
-def _computed(config: ConfigDict, name: str) -> Any:
-    """Returns a value of a complete configuration.
+def _value(config: ConfigDict, name: str) -> Any:
+    """Returns a value without references, of which a list may hold some too.
 
     Raises:
       UserError: if the file's operations on references raise anything.
     """
     try:
-        return _read(config, name)
+        value = config[name]
+        if not isinstance(value, (list, tuple)):
+            return value
+        return [x.get() if isinstance(x, FieldReference) else x for x in value]
     except Exception as error:
         raise UserError(f"config.{name}: {type(error).__name__}: {error}") from error
 
 
 def _nested(values: Mapping[str, Any]) -> ConfigDict:
     """Returns a configuration of values by name, such as `data.flip`."""
-    # To find dicts that it could convert, ConfigDict would read references.
-    config = ConfigDict(convert_dict=False)
+    config = ConfigDict({section: {} for section in SECTIONS})
     for name, value in values.items():
-        section, _, key = name.rpartition(".")
-        if section and section not in config:
-            config[section] = ConfigDict(convert_dict=False)
-        (config[section] if section else config)[key] = value
+        section, _, field = name.rpartition(".")
+        (config[section] if section else config)[field] = value
     return config

@@ -54,13 +54,11 @@ def _find(name: str) -> pathlib.Path:
     file = pathlib.Path(name)
     if file.is_file():
         return file
-    shipped = {
-        found.relative_to(PACKAGE).as_posix(): found
-        for found in sorted((PACKAGE / "configs").glob("*.py"))
-    }
-    if file.as_posix() not in shipped:
+    shipped = sorted((PACKAGE / "configs").glob("*.py"))
+    if PACKAGE / file not in shipped:
+        names = ", ".join(path.relative_to(PACKAGE).as_posix() for path in shipped)
         raise UserError(
             f"--config {name}: there is no such file, nor is it one of those that come "
-            f"with vt_flax: {', '.join(shipped)}"
+            f"with vt_flax: {names}"
         )
-    return shipped[file.as_posix()]
+    return PACKAGE / file

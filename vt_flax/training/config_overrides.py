@@ -1,17 +1,15 @@
 """The command line's overrides of a configuration, `--config.KEY=VALUE`."""
 
 import ast
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from ml_collections.config_flags import config_path
 
-from vt_flax.errors import UserError, first_line, nearest
-from vt_flax.training.config_schema import Key
+from vt_flax.errors import UserError, first_line
+from vt_flax.training.config_schema import Key, unknown_key
 
 
 class _ListParser(flags.ArgumentParser):
@@ -47,12 +45,13 @@ def override(
     Raises:
       UserError: for an unknown key, a value of the wrong type, or another argument.
     """
-    if not overrides:
-        return
     for argument in overrides:
         match = re.fullmatch(r"--?(?:no)?config\.([^=]+)(?:=.*)?", argument, re.S)
         if match:
-            _check_key(config, match[1], keys)
+            # An item of a list, such as `data.mean[0]`, is overridden by its index.
+            name = re.sub(r"\[\d+\]$", "", match[1])
+            if name not in keys:
+                raise unknown_key(name, keys)
         # A value that follows its key may be negative, such as -1.
         elif re.match(r"--|-[a-zA-Z]", argument):
             raise _unexpected(argument)
@@ -63,51 +62,24 @@ def override(
             "config", config, flag_values=values, lock_config=False, sys_argv=argv
         )
         rest = values(argv)[1:]
-    except Exception as error:
-        # config_flags reads all values, and the file's own operations on references may
-        # raise anything.
+    except flags.Error as error:
         raise UserError(f"bad override: {first_line(error)}") from error
+    except Exception as error:
+        # An item that a list lacks, or what the file computes from an override.
+        given = " ".join(overrides)
+        raise UserError(f"bad override in {given}: {first_line(error)}") from error
     if rest:
         raise _unexpected(rest[0])
 
 
 def last_override(overrides: Sequence[str], name: str) -> str | None:
     """Returns the last value that overrides a key of type str, or None."""
-    found = None
+    last = None
     for i, argument in enumerate(overrides):
         flag, equals, value = argument.lstrip("-").partition("=")
         if flag == f"config.{name}":
-            found = value if equals else (*overrides, "")[i + 1]
-    return found
-
-
-def unknown_key(name: str, keys: Mapping[str, Key]) -> UserError:
-    """Returns the error of a key that does not exist."""
-    model = f" of {keys['model.name'].default}" if name.startswith("model.") else ""
-    return UserError(
-        f"config.{name} is no key of the configuration{model}{nearest(name, keys)}"
-    )
-
-
-def _check_key(config: ConfigDict, key: str, keys: Mapping[str, Key]) -> None:
-    """Checks that a key, or an item of a list, such as `data.mean[0]`, exists."""
-    try:
-        parts = config_path.split(key)
-    except ValueError:
-        parts = (key,)
-    name = ".".join(itertools.takewhile(lambda part: isinstance(part, str), parts))
-    if name in keys:
-        try:
-            config_path.get_type(key, config)
-        except Exception as error:
-            raise UserError(f"config.{key}: {type(error).__name__}: {error}") from error
-        return
-    if within := [other for other in keys if other.startswith(f"{name}.")]:
-        raise UserError(
-            f"config.{name} is a section: set its keys one by one, as in "
-            f"--config.{within[0]}=VALUE"
-        )
-    raise unknown_key(name, keys)
+            last = value if equals else "".join(overrides[i + 1 : i + 2])
+    return last
 
 
 def _unexpected(argument: str) -> UserError:

@@ -27,7 +27,7 @@ def check(config: ConfigDict) -> None:
       UserError: for the first value that is not allowed.
     """
     for name, key in KEYS.items():
-        key.check(name, _value(config, name))
+        key.check(name, config[name])
     data, schedule = config.data, config.schedule
     _require(
         not 0 < data.eval_resize < data.image_size,
@@ -63,7 +63,7 @@ def _check_segmentation(config: ConfigDict) -> None:
         f"{width} pixels of the input in evaluation; raise segmentation.eval_size",
     )
     for name in CLASSIFICATION_ONLY:
-        value, default = _value(config, name), KEYS[name].default
+        value, default = config[name], KEYS[name].default
         _require(
             value == default,
             f"{name} {value!r}: is for classification, and {config.model.name} "
@@ -104,8 +104,3 @@ def check_step(config: ConfigDict, devices: int) -> None:
 def _require(condition: Any, problem: str) -> None:
     if not condition:
         raise UserError(f"config.{problem}")
-
-
-def _value(config: ConfigDict, name: str) -> Any:
-    section, _, key = name.rpartition(".")
-    return (config[section] if section else config)[key]

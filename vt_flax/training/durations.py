@@ -28,12 +28,9 @@ def exact_steps(
       total: steps of the run, to which percentages refer.
     """
     number, unit = parse(text)
-    scale = {
-        "step": fractions.Fraction(1),
-        "epoch": fractions.Fraction(examples, batch),
-        "%": fractions.Fraction(total, 100),
-    }
-    return number * scale[unit]
+    if unit == "epoch":
+        return number * examples / batch
+    return number * total / 100 if unit == "%" else number
 
 
 def duration_steps(text: str, **sizes: int) -> int:
@@ -43,8 +40,3 @@ def duration_steps(text: str, **sizes: int) -> int:
     20
     """
     return round(exact_steps(text, **sizes))
-
-
-def interval_steps(text: str, **sizes: int) -> int:
-    """Returns the steps from one event to the next, at least 1; see `exact_steps`."""
-    return max(1, duration_steps(text, **sizes))

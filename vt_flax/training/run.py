@@ -16,11 +16,11 @@ from vt_flax.parallel import processes
 from vt_flax.parallel.agreement import check_data
 from vt_flax.parallel.mesh import make_mesh, state_sharding
 from vt_flax.training.config_rules import check_step
-from vt_flax.training.durations import duration_steps, interval_steps
+from vt_flax.training.durations import duration_steps
 from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.schedule import make_schedule
 from vt_flax.training.state import TrainState, abstract_like, create_state
-from vt_flax.training.tasks import Task, make_task, task_of
+from vt_flax.training.tasks import Task, task_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +88,13 @@ def prepare(config: ConfigDict) -> Run:
         mesh=mesh,
         train_source=train_source,
         eval_source=eval_source,
-        task=make_task(config, train_source),
+        task=task_of(config)(config, train_source.class_names, train_source.mirrored),
         model=model,
         schedule=schedule,
         optimizer=make_optimizer(config.optimizer, schedule),
         total_steps=total,
         every={
-            section: interval_steps(config[section].every, total=total, **sizes)
+            section: max(1, duration_steps(config[section].every, total=total, **sizes))
             for section in ("log", "eval", "checkpoint")
         },
     )

@@ -61,21 +61,14 @@ def _after_warmup(
         # An exact fraction: an epoch need not be a whole number of steps, and rounding
         # would add up over hundreds of them.
         every = exact_steps(config.decay_every, **sizes)
+        if not config.staircase:
+            return optax.exponential_decay(
+                config.learning_rate, float(every), config.decay_factor
+            )
         count = math.floor(total / every)
-        starts = jnp.asarray(
-            [math.ceil(every * i) for i in range(1, count + 1)], jnp.int32
-        )
-
-        def exponential(step):
-            if config.staircase:
-                periods = jnp.searchsorted(starts, step, side="right")
-            else:
-                periods = step / float(every)
-            return config.learning_rate * config.decay_factor**periods
-
-        return exponential
-
-    steps = [duration_steps(text, **sizes) - warmup for text in config.boundaries]
+        steps = [math.ceil(every * i) for i in range(1, count + 1)]
+    else:
+        steps = [duration_steps(text, **sizes) - warmup for text in config.boundaries]
     boundaries = jnp.asarray(steps, jnp.int32)
     return lambda step: (
         config.learning_rate * config.decay_factor ** jnp.sum(step >= boundaries)

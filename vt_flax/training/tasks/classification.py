@@ -1,7 +1,8 @@
 """Image classification: cross-entropy, top-1 and top-5."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +17,33 @@ from vt_flax.data.decoders import ClassDecoder
 from vt_flax.data.source import Source
 from vt_flax.data.sources import open_configured
 from vt_flax.data.tfds_sources import TFDSSource
-from vt_flax.training.tasks.task import Apply, Batch, Task
+from vt_flax.training.tasks.metrics import classification_counts, label_rank
+
+Batch = dict[str, jax.Array]
+Apply = Callable[[jax.Array], jax.Array]
 
 
-class Classification(Task):
-    """Predicts one class for each image."""
+@dataclasses.dataclass(eq=False)
+class Classification:
+    """Predicts one class for each image.
 
-    metric = train_metric = "top1"
-    titles = {"top1": "top-1", "top5": "top-5"}
+    Args:
+      config: the whole configuration.
+      class_names: of the dataset.
+      mirrored: for segmentation only.
+    """
+
+    config: ConfigDict
+    class_names: Sequence[str]
+    mirrored: Sequence[int] = ()
+
+    metric: ClassVar[str] = "top1"
+    train_metric: ClassVar[str] = "top1"
+    titles: ClassVar[dict[str, str]] = {"top1": "top-1", "top5": "top-5"}
 
     @staticmethod
     def open_source(config: ConfigDict, split: str) -> Source:
-        """Opens a split of the configured dataset; see `Task`."""
+        """Opens a split of the configured dataset."""
         data, source = config.data, open_configured(config.data, split)
         stored = isinstance(source, TFDSSource) and data.on_error == "raise"
         if stored and split == data.eval_split:
@@ -46,11 +62,10 @@ class Classification(Task):
         return ClassDecoder(source, self.config.data, train=train)
 
     def noise(self, batch: int) -> dict[str, np.ndarray]:
-        """Returns random images with label 0; see `Task`."""
+        """Returns random images with label 0, as they reach the device in training."""
         shape = (batch, *self.input_size(self.config), 3)
-        generator = np.random.default_rng(0)
         return {
-            "image": generator.integers(0, 256, shape, dtype=np.uint8),
+            "image": np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8),
             "label": np.zeros(batch, np.int32),
         }
 
@@ -78,28 +93,27 @@ class Classification(Task):
         """
 
         def top1(logits: jax.Array) -> jax.Array:
-            right = _weighted(targets, lambda labels: label_rank(logits, labels) < 1)
-            return jnp.mean(right)
+            correct = _mixed(targets, lambda labels: label_rank(logits, labels) < 1)
+            return jnp.mean(correct)
 
         # Cross-entropy is linear in its target: the loss of a mixture is that of its
         # labels.
-        losses = _weighted(
+        losses = _mixed(
             targets,
             lambda labels: classification_loss(logits, labels, self.config.loss),
         )
-        found = {"top1": top1(logits)}
+        metrics = {"top1": top1(logits)}
         if teacher_logits is not None:
-            weight = self.config.distillation.weight
-            temperature = self.config.distillation.temperature
-            distilled = distillation_loss(logits, teacher_logits, temperature)
-            losses = weight * distilled + (1 - weight) * losses
+            settings = self.config.distillation
+            distilled = distillation_loss(logits, teacher_logits, settings.temperature)
+            losses = settings.weight * distilled + (1 - settings.weight) * losses
             same = jnp.argmax(logits, -1) == jnp.argmax(teacher_logits, -1)
-            found["teacher_top1"] = top1(teacher_logits)
-            found["teacher_agreement"] = jnp.mean(same, dtype=jnp.float32)
-        return jnp.mean(losses), found
+            metrics["teacher_top1"] = top1(teacher_logits)
+            metrics["teacher_agreement"] = jnp.mean(same, dtype=jnp.float32)
+        return jnp.mean(losses), metrics
 
     def counts(self, apply: Apply, batch: Batch) -> dict[str, jax.Array]:
-        """Returns sums over a batch; see `classification_counts`."""
+        """Returns sums over a batch; `apply` maps normalized images to logits."""
         logits = apply(augment.normalize(batch["image"], self.config.data))
         return classification_counts(logits, batch["label"], batch["mask"])
 
@@ -111,6 +125,17 @@ class Classification(Task):
             "top5": 100 * totals["top5"].item() / examples,
             "loss": totals["loss"].item() / examples,
         }
+
+    def notes(self, totals: dict[str, Any]) -> list[str]:
+        """Returns no notes on the split."""
+        return []
+
+    def summary(self, results: dict[str, float]) -> str:
+        """Returns results as one line."""
+        return (
+            f"top-1 {results['top1']:.2f} % top-5 {results['top5']:.2f} % "
+            f"loss {results['loss']:.4f}"
+        )
 
 
 def classification_loss(
@@ -145,46 +170,7 @@ def distillation_loss(
     )
 
 
-def _weighted(
-    targets: Targets, function: Callable[[jax.Array], jax.Array]
-) -> jax.Array:
+def _mixed(targets: Targets, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Returns a function of the labels, averaged by the labels' weights."""
     pairs = zip(targets.labels.T, targets.weights.T, strict=True)
     return sum(weights * function(labels) for labels, weights in pairs)
-
-
-def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns how many classes have a higher logit than the label, (batch,) int32.
-
-    Equal logits are ordered by class index, as in `argmax`. Where any logit is NaN the
-    rank is the number of classes, so that nothing counts as correct.
-    """
-    classes = jnp.arange(logits.shape[-1])
-    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    before = (logits > own) | ((logits == own) & (classes < labels[:, None]))
-    rank = jnp.sum(before, axis=-1, dtype=jnp.int32)
-    return jnp.where(jnp.isnan(logits).any(-1), logits.shape[-1], rank)
-
-
-def classification_counts(
-    logits: jax.Array, labels: jax.Array, mask: jax.Array
-) -> dict[str, jax.Array]:
-    """Sums a batch's metrics, over the examples where `mask` is True.
-
-    Args:
-      logits: (batch, classes), float32.
-      labels: (batch,), class indices.
-      mask: (batch,), False for padding.
-
-    Returns:
-      `top1`, `top5`: counts, int32; `loss`: summed cross-entropy, without label
-      smoothing.
-    """
-    rank = label_rank(logits, labels)
-    five = min(5, logits.shape[-1])
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return {
-        "top1": jnp.sum(mask & (rank < 1), dtype=jnp.int32),
-        "top5": jnp.sum(mask & (rank < five), dtype=jnp.int32),
-        "loss": jnp.sum(jnp.where(mask, loss, 0.0)),
-    }
