@@ -359,6 +359,11 @@ def test_what_is_resolved_has_no_references(write):
             r"--c.model[\'name\']=resnet18",
             r"config.model\['name'\] is no key .*; did you mean model.name or",
         ),
+        (
+            "c.init_from = 'v4'; c.model.preset = c.get_ref('init_from')",
+            "--c.init_from=v1",
+            "config.model.preset v1: must be set by --config.model.preset=v1",
+        ),
         ("c.seed = 3", "--noc.seed", "Unknown command line flag 'noconfig.seed'"),
         ("c.seed = 3", "--c.seed=1e3", "flag --config.seed=1e3: invalid literal"),
         ("c.seed = 3", "--c.seed=None", "flag --config.seed=None: invalid literal"),

@@ -65,6 +65,11 @@ def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
     values = {name: keys[name].convert(name, value) for name, value in values.items()}
     # These decided the other keys of `model`; an empty preset was the model's first.
     for name in {"model.name", "model.preset"} & keys.keys():
+        if values[name] not in ("", keys[name].default):
+            raise UserError(
+                f"config.{name} {values[name]}: must be set by "
+                f"--config.{name}={values[name]}, because other keys depend on it"
+            )
         values[name] = keys[name].default
     resolved = _nested(values).lock()
     check(resolved)
