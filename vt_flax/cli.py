@@ -18,7 +18,7 @@ from rich.table import Table
 
 from vt_flax.errors import UserError, first_line
 from vt_flax.parallel import processes
-from vt_flax.parallel.place import find_place
+from vt_flax.parallel.cluster import find_place
 from vt_flax.paths import typed_path
 from vt_flax.texts import json_text, printable
 

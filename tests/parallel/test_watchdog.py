@@ -12,7 +12,7 @@ import pytest
 from waiting import wait_until
 
 from vt_flax.parallel import watchdog
-from vt_flax.parallel.place import Place
+from vt_flax.parallel.cluster import Place
 from vt_flax.parallel.watchdog import Watchdog
 
 BEAT = 0.1
@@ -169,7 +169,7 @@ def test_a_failed_collective_shortens_the_wait(dogs, monkeypatch):
 
 ABORTED = """
 import os, sys, threading
-from vt_flax.parallel.place import Place
+from vt_flax.parallel.cluster import Place
 from vt_flax.parallel.watchdog import Watchdog
 class Store:
     def set(self, *_): pass

@@ -17,7 +17,7 @@ import jax
 
 from vt_flax.errors import differences, first_few
 from vt_flax.parallel import processes
-from vt_flax.parallel.roll_call import StartError
+from vt_flax.parallel.registration import StartError
 
 # Seconds that a network file system may take to show a file to another machine.
 FILE_SECONDS = 15.0

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from vt_flax.errors import UserError, device_memory_error, first_line
-from vt_flax.parallel.place import Place
-from vt_flax.parallel.roll_call import call_roll
-from vt_flax.parallel.roll_call import names as process_names
+from vt_flax.parallel.cluster import Place
+from vt_flax.parallel.registration import call_roll
+from vt_flax.parallel.registration import names as process_names
 from vt_flax.parallel.watchdog import BEAT_SECONDS, Watchdog
 from vt_flax.version import versions
 

@@ -19,8 +19,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from vt_flax.parallel.place import Place
-from vt_flax.parallel.roll_call import LOST, names
+from vt_flax.parallel.cluster import Place
+from vt_flax.parallel.registration import LOST, names
 
 BEAT_SECONDS = 1.0
 # Time without a heartbeat after which a process is lost, if a collective has failed.

@@ -7,15 +7,15 @@ import time
 import pytest
 
 from vt_flax.errors import UserError
-from vt_flax.parallel import roll_call
-from vt_flax.parallel.roll_call import call_roll
+from vt_flax.parallel import registration
+from vt_flax.parallel.registration import call_roll
 
 
 @pytest.fixture(autouse=True)
 def quicker(monkeypatch):
-    monkeypatch.setattr(roll_call, "RPC_SECONDS", 1.0)
-    monkeypatch.setattr(roll_call._Handler, "timeout", 1.0)
-    monkeypatch.setattr(roll_call, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(registration, "RPC_SECONDS", 1.0)
+    monkeypatch.setattr(registration._Handler, "timeout", 1.0)
+    monkeypatch.setattr(registration, "POLL_SECONDS", 0.05)
 
 
 def free_port() -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from vt_flax.errors import UserError
 from vt_flax.parallel.agreement import check_shared
-from vt_flax.parallel.place import Place, find_place
+from vt_flax.parallel.cluster import Place, find_place
 from vt_flax.parallel.processes import finish, gather, report
 from vt_flax.version import versions
 
