@@ -1,27 +1,27 @@
-"""Index, number and coordinator of a run's processes, from options or the cluster."""
+"""Index and number of a run's processes, from options or as JAX detects the cluster."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from vt_flax.errors import UserError, first_line
 
+# Seconds to wait for the address of process 0.
+DETECTION_SECONDS = 60
+
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Index of this process among the processes of a run.
+class Cluster:
+    """The processes of a run, and which of them this one is.
 
     Attributes:
-      index: number of this process.
+      index: index of this process.
       count: number of processes.
       coordinator: HOST:PORT of process 0; empty for a single process.
-      hosts: names of the machines by process, empty if they are not known.
       local_device_ids: devices of this process; None for all of the machine.
     """
 
     index: int = 0
     count: int = 1
     coordinator: str = ""
-    hosts: tuple[str, ...] = ()
     local_device_ids: tuple[int, ...] | None = None
 
     @property
@@ -33,56 +33,58 @@ class Place:
         return host, int(port)
 
 
-def find_place(
-    coordinator: str = "",
-    count: int | None = None,
-    index: int | None = None,
-    hosts: Sequence[str] = (),
-) -> Place:
-    """Returns the place of this process, from options or from the cluster.
+def find_cluster(
+    coordinator: str = "", count: int | None = None, index: int | None = None
+) -> Cluster:
+    """Returns the cluster that options describe, or the one that JAX detects.
 
-    Without arguments the cluster is asked, as JAX detects it: Cloud TPU, Slurm, Open
-    MPI or Kubernetes. A machine outside of a cluster runs a single process.
+    JAX detects Cloud TPU, Slurm, Open MPI and Kubernetes. Elsewhere a run has a single
+    process.
 
     Args:
       coordinator: HOST:PORT of process 0.
-      count: number of processes; 1 does not ask the cluster.
-      index: this process.
-      hosts: names of the machines, for messages.
+      count: number of processes; 1 skips the detection.
+      index: index of this process.
 
     Raises:
-      UserError: if an argument is missing or invalid, or the cluster does not answer.
+      UserError: if an option is missing or invalid, or the detection fails.
     """
     if count == 1 and not index:
-        return Place()
-    if coordinator or count is not None or index is not None:
-        if not coordinator or count is None or index is None:
-            raise UserError(
-                "several processes need all of --coordinator HOST:PORT, --processes N "
-                "and --process I (or none, where the cluster can be asked)"
-            )
-        place = Place(index, count, coordinator)
+        return Cluster()
+    if not coordinator and count is None and index is None:
+        cluster = _detect()
+    elif coordinator and count is not None and index is not None:
+        cluster = Cluster(index, count, coordinator)
     else:
-        # It imports JAX, without which some commands start.
-        from vt_flax.parallel.coordination import detect_cluster
-
-        try:
-            place = Place(*detect_cluster())
-        # Metadata servers and environment variables fail in many ways.
-        except Exception as error:
-            raise UserError(
-                f"the cluster cannot be asked for its processes ({first_line(error)}): "
-                "give --coordinator, --processes and --process, or --processes 1"
-            ) from error
-        if place.count == 1:
-            return Place()
-    if not 0 <= place.index < place.count:
         raise UserError(
-            f"--process {place.index}: must be at least 0, and under --processes "
-            f"{place.count}"
+            "several processes need all of --coordinator HOST:PORT, --processes N "
+            "and --process I (or none, where JAX detects the cluster)"
         )
-    place.address  # noqa: B018 - raises if it is invalid
-    known = tuple(hosts) or place.hosts
-    return dataclasses.replace(
-        place, hosts=known if len(known) == place.count else ("",) * place.count
-    )
+    if cluster.count == 1:
+        return Cluster()
+    if not 0 <= cluster.index < cluster.count:
+        raise UserError(
+            f"--process {cluster.index}: must be at least 0, and under --processes "
+            f"{cluster.count}"
+        )
+    cluster.address  # noqa: B018 - raises if it is invalid
+    return cluster
+
+
+def _detect() -> Cluster:
+    # Imported here, since some commands run without JAX. It has no public detection.
+    from jax._src.clusters import ClusterEnv
+
+    try:
+        address, count, index, ids = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, DETECTION_SECONDS
+        )
+    # Metadata servers and environment variables fail in many ways.
+    except Exception as error:
+        raise UserError(
+            f"the cluster cannot be detected ({first_line(error)}): "
+            "give --coordinator, --processes and --process, or --processes 1"
+        ) from error
+    if address is None or count is None or index is None:
+        return Cluster()
+    return Cluster(index, count, address, tuple(ids) if ids else None)
