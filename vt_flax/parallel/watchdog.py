@@ -64,10 +64,8 @@ class Watchdog:
         # The reason if the store cannot be reached.
         self._failure = f"{process_names([0], hosts)} is gone: {ADVICE}", LOST
         self._published = now
-        self._progress, self._heartbeats = (
-            [_Progress()] * len(hosts),
-            [now] * len(hosts),
-        )
+        self._progress = [_Progress()] * len(hosts)
+        self._heartbeats = [now] * len(hosts)
         self._exit_lock = threading.Lock()
         loops = (self._publish, self._check)
         self._threads = [threading.Thread(target=x, daemon=True) for x in loops]
@@ -168,8 +166,8 @@ class Watchdog:
             i, latest = int(index), _Progress(*json.loads(value))
             if latest != progress[i]:
                 progress[i], heartbeats[i] = latest, now
-        timeout = self.heartbeat_timeout
-        if dead := [i for i, time in enumerate(heartbeats) if now - time > timeout]:
+        oldest = now - self.heartbeat_timeout
+        if dead := [i for i, heard in enumerate(heartbeats) if heard < oldest]:
             last = f" (last at: {progress[dead[0]].doing})"
             self.fail(self._no_heartbeat(dead, last))
         elif min(p.seconds for p in progress) > self.progress_timeout:
