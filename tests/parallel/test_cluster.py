@@ -1,8 +1,5 @@
 """Detection of a run's processes."""
 
-import subprocess
-import sys
-
 import pytest
 
 from vt_flax.errors import UserError
@@ -88,10 +85,4 @@ def test_alone_everything_is_agreed(tmp_path):
 
 
 def test_the_version_is_that_of_the_sources():
-    """Another process finds the same; with a changed file it would not."""
-    program = "from vt_flax.version import versions; print(versions())"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == str(versions())
     assert "sources" in versions()["vt_flax"] and "jaxlib" in versions()
