@@ -101,7 +101,7 @@ def _reply(
     if error:
         return {"error": error, "status": StartError.status}
     names = [hosts.get(i, "") for i in range(count)]
-    if missing := [i for i, name in enumerate(names) if not name]:
+    if missing := [i for i in range(count) if i not in hosts]:
         error = f"{process_names(missing, names)} did not start in {seconds:.0f} s"
         return {"error": error, "status": LOST}
     return {"hosts": names}
