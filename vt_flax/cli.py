@@ -5,7 +5,6 @@ import ast
 import os
 import re
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,9 +17,10 @@ from rich.table import Table
 
 from vt_flax.errors import UserError, first_line
 from vt_flax.parallel import processes
-from vt_flax.parallel.place import find_place
+from vt_flax.parallel.cluster import find_cluster
 from vt_flax.paths import typed_path
 from vt_flax.texts import json_text, printable
+from vt_flax.version import versions
 
 # What to do about an error of JAX that contains a phrase.
 DEVICE_ADVICE = {
@@ -113,34 +113,34 @@ def add_process_arguments(parser: ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="address of process 0; the port must be open",
     )
-    group.add_argument("--processes", type=int, metavar="N", help="how many; 1: alone")
-    group.add_argument("--process", type=int, metavar="I", help="this one, from 0")
     group.add_argument(
-        "--hosts", default="", metavar="A,B,...", help="the machines, for messages"
+        "--processes", type=int, metavar="N", help="number of processes; 1: no others"
+    )
+    group.add_argument(
+        "--process", type=int, metavar="I", help="index of this process, from 0"
     )
     group.add_argument(
         "--start_seconds",
         type=float,
         default=300.0,
         metavar="S",
-        help="how long to wait for all to come (%(default).0f)",
+        help="seconds to wait for all processes to start (%(default).0f)",
     )
 
 
 def join_processes(args: argparse.Namespace) -> None:
-    """Finds the other processes of a run: see `processes.join`."""
-    hosts = [host for host in args.hosts.split(",") if host]
-    place = find_place(args.coordinator, args.processes, args.process, hosts)
-    processes.join(place, args.start_seconds)
+    """Starts JAX over all processes of a run: see `processes.join`."""
+    cluster = find_cluster(args.coordinator, args.processes, args.process)
+    processes.join(cluster, args.start_seconds)
 
 
 def agree(command: str, config: ConfigDict) -> None:
-    """Checks that all processes do the same, and sets what they go by."""
+    """Checks that all processes run the same, and sets up timeouts and devices."""
     from vt_flax.parallel.agreement import check_equal
 
-    options = {"command": command, **config.to_dict()}
-    advice = "start the same command on all"
-    check_equal("has another configuration than", options, advice)
+    options = {"command": command, "versions": versions(), **config.to_dict()}
+    advice = "start the same command with the same code on all"
+    check_equal("differs from", options, advice)
     processes.set_timeouts(
         config.parallel.heartbeat_timeout, config.parallel.progress_timeout
     )
@@ -263,15 +263,13 @@ def _disable_x64() -> None:
 
 
 def _end(line: str, status: int, together: bool = False) -> None:
-    """Prints why this process ends, unless the watchdog does, and ends it.
+    """Prints why this process ends, and ends it.
 
     Args:
       line: what to print.
       status: exit status.
       together: whether all processes of a run end alike.
     """
-    if not processes.has_last_word():
-        time.sleep(60)
     if line:
         print(line, file=sys.stderr, flush=True)
     if together:

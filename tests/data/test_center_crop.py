@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from vt_flax.data import images
-from vt_flax.data.augment.center_crop import center_crop as crop_in_jax
+from vt_flax.data.augment.resampling import center_crop as crop_in_jax
 from vt_flax.data.center_crop import center_crop
 from vt_flax.data.host import tensorflow
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from vt_flax.data.augment import crops
+from vt_flax.data.augment import pairs
 
 
 def counted(labels, rows, columns, most):
@@ -35,7 +35,7 @@ def test_counts_are_exact(most):
     rows = rng.choice([0, 1, 2, 301], (6, 4, 20)).astype(np.float32)
     columns = rng.choice([0, 1, 3], (6, 4, 30)).astype(np.float32)
     rows[0, 0] = 0
-    count = jax.jit(functools.partial(crops.count_largest, most=most))
+    count = jax.jit(functools.partial(pairs.count_largest, max_share=most))
     labeled, largest = jax.device_get(count(labels, rows, columns))
     expected = counted(labels, rows, columns, most)
     np.testing.assert_array_equal(labeled, expected[0])

@@ -10,8 +10,8 @@ import pytest
 from tpu_programs import CHIPS, needs_tpu_compiler, run_for_chips
 
 from vt_flax.data import augment
-from vt_flax.data.augment import formulations, kernel
-from vt_flax.data.augment.operations import OPERATIONS
+from vt_flax.data.augment import kernel, policies
+from vt_flax.data.augment.operations import GEOMETRIC
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import batch_sharding, make_mesh
 from vt_flax.training.config import default_config
@@ -48,35 +48,27 @@ def tpus():
 
 def test_only_tpus_take_it(tpus, monkeypatch):
     cpus = batch_sharding(make_mesh())
-    assert formulations.takes_kernel(config(), (224, 224), tpus)
-    assert formulations.takes_kernel(config(), (640, 32), tpus)
-    assert not formulations.takes_kernel(config(), (32, 641), tpus)
-    assert not formulations.takes_kernel(config(augment_kernel=False), (32, 32), tpus)
-    assert not formulations.takes_kernel(config(), (32, 32), cpus)
-    assert not formulations.takes_kernel(config(), (32, 32), None)
+    assert policies.takes_kernel(config(), (224, 224), tpus)
+    assert policies.takes_kernel(config(), (640, 32), tpus)
+    assert not policies.takes_kernel(config(), (32, 641), tpus)
+    assert not policies.takes_kernel(config(augment_kernel=False), (32, 32), tpus)
+    assert not policies.takes_kernel(config(), (32, 32), cpus)
+    assert not policies.takes_kernel(config(), (32, 32), None)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert formulations.takes_kernel(config(), (32, 32), None)
+    assert policies.takes_kernel(config(), (32, 32), None)
 
 
 def test_a_right_kernel_passes(tpus, interpreted):
     assert augment.check_device(config(), tpus) == []
 
 
-@pytest.mark.parametrize(
-    "module,broken,operation",
-    [
-        (kernel.moves, "move", "Rotate|Shear|Translate"),
-        (kernel.tables, "look_up", "AutoContrast|Equalize"),
-    ],
-)
-def test_a_wrong_kernel_is_refused(
-    module, broken, operation, tpus, interpreted, monkeypatch
-):
-    monkeypatch.setattr(module, broken, lambda *arguments: None)
-    with pytest.raises(UserError, match=operation) as error:
+@pytest.mark.parametrize("broken", ["move", "look_up"])
+def test_a_wrong_kernel_is_refused(broken, tpus, interpreted, monkeypatch):
+    monkeypatch.setattr(kernel, broken, lambda *arguments: None)
+    with pytest.raises(UserError, match="gives other images than .* by up to") as error:
         augment.check_device(config(), tpus)
     assert "set data.augment_kernel=False" in str(error.value)
-    # Whoever does not use it is not stopped by it, but told where that is slow.
+    # Without the kernel there is no error, but a note that this is slow.
     (note,) = augment.check_device(config(augment_kernel=False), tpus)
     assert "data.augment_kernel is False" in note
     (note,) = augment.check_device(config(image_size=641), tpus)
@@ -91,8 +83,27 @@ def test_a_kernel_that_does_not_run_is_refused(tpus):
         augment.check_device(config(), tpus)
 
 
-def test_every_operation_is_checked():
-    assert {name for name, _ in formulations.CHECKED} == set(OPERATIONS)
+@pytest.mark.parametrize("policy", ["autoaugment", "randaugment"])
+def test_every_operation_is_checked(policy):
+    """Images of the check draw each operation of the policy, in both directions."""
+    key = jax.random.key(policies.CHECKED_SEED)
+    keys = jax.random.split(key, policies.CHECKED_IMAGES)
+    if policy == "autoaugment":
+        table = [[name for name, *_ in pair] for pair in policies.IMAGENET_POLICY]
+        draw = policies.draw_autoaugment(keys)
+    else:
+        table = [[name] * 2 for name in policies.RANDAUGMENT]
+        draw = policies.draw_randaugment(keys, 2)
+    drawn = {
+        (table[row][layer], bool(negative) and table[row][layer] in GEOMETRIC)
+        for rows, applied, signs in zip(*jax.device_get(draw), strict=True)
+        for layer, (row, negative) in enumerate(zip(rows, signs, strict=True))
+        if applied[layer]
+    }
+    names = {name for pair in table for name in pair}
+    assert drawn == {(name, False) for name in names} | {
+        (name, True) for name in names & {*GEOMETRIC}
+    }
 
 
 PROGRAM = """

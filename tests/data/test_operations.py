@@ -100,17 +100,6 @@ def photographs(real_data):
     )
 
 
-@pytest.mark.parametrize("name,value", CASES)
-def test_photographs(name, value, photographs):
-    gap = apply(photographs, (name, value)).astype(int) - expected(
-        photographs, name, value
-    )
-    # At most one level on at least 99.9 % of the values: the bound that is asked for.
-    assert (np.abs(gap) > 1).mean() <= 1e-3
-    # What arithmetic in whole numbers in fact reaches.
-    assert np.abs(gap).max() <= (name in ROUNDED) and (gap != 0).mean() < 0.05
-
-
 @pytest.mark.parametrize("formulation", [reference, kernel])
 def test_every_image_gets_its_own_operation(formulation, photographs):
     """All operations in one batch, as a policy draws them."""
@@ -122,6 +111,7 @@ def test_every_image_gets_its_own_operation(formulation, photographs):
             pillow(Image.fromarray(image), name, value)
         )
         assert np.abs(gap).max() <= (name in ROUNDED), name
+        assert (gap != 0).mean() < 0.05, name
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (17, 40), (3, 3), (2, 5), (1, 1)])
@@ -156,7 +146,7 @@ def test_the_product_formulations_are_the_scatter_and_the_gather(photographs):
     np.testing.assert_array_equal(operations.look_up(table, images), found)
 
 
-SHAPES = [(32, 32), (17, 40), (3, 3), (2, 5), (1, 1), (1, 7), (7, 1), (130, 57)]
+SHAPES = [(17, 40), (3, 3), (1, 1), (1, 7), (7, 1), (130, 57)]
 
 
 @pytest.mark.slow

@@ -187,26 +187,6 @@ def test_crops_are_cut_from_the_resized_image(sources, resized, mirrored):
             np.testing.assert_allclose(crops[i], expected, atol=1e-4)
 
 
-def test_a_real_photograph(real_data):
-    """Down, up and to other proportions, of the canvas's size and smaller."""
-    file = sorted((real_data / "imagenet_samples").glob("*/*.JPEG"))[7]
-    photograph = Image.open(file).convert("RGB")
-    image = np.asarray(photograph)[:200, :301]
-    targets = np.asarray([(97, 143), (171, 299), (50, 300), (300, 40)], np.int32)
-    batch = np.broadcast_to(in_canvas([image], (200, 310)), (4, 200, 310, 3))
-    sizes = np.asarray([image.shape[:2]] * 4, np.int32)
-    zeros = np.zeros_like(sizes)
-    found, mask = resize(batch, batch[..., 0], sizes, targets, zeros, out=(300, 300))
-    for k, (height, width) in enumerate(targets):
-        gap = found[k][:height, :width] - pillow(image, (height, width))
-        assert np.abs(gap).max() <= 1.01
-        # Rounded, nine in ten are the very level.
-        assert (np.abs(gap) < 0.75).mean() > 0.9
-        levels = pillow(image[..., 0], (height, width), Image.Resampling.NEAREST)
-        kept = ~ties(200, height)[:, None] & ~ties(301, width)
-        assert (np.asarray(mask[k])[:height, :width] == levels)[kept].all()
-
-
 def test_masks_are_exact_in_bfloat16():
     """All 256 values, picked by the one pass that TPUs take."""
     labels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
@@ -253,18 +233,6 @@ def test_maps_are_resized_as_by_jax(cells, extent, own):
     values, found = resized_map(cells, extent, own)
     expected = jax.image.resize(values, (1, own, own, 2), "bilinear", antialias=False)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("cells,extent,own", MAPS)
-def test_maps_are_resized_as_by_pytorch(cells, extent, own, torch):
-    values, found = resized_map(cells, extent, own)
-    expected = torch.nn.functional.interpolate(
-        torch.from_numpy(values).permute(0, 3, 1, 2),
-        size=(own, own),
-        mode="bilinear",
-        align_corners=False,
-    )
-    np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

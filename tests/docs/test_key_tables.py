@@ -12,7 +12,7 @@ from vt_flax.analysis.published import PUBLISHED
 from vt_flax.analysis.published_segmentation import PUBLISHED_SEGMENTATION
 from vt_flax.errors import UserError
 from vt_flax.models import list_models, model_options
-from vt_flax.parallel.roll_call import LOST
+from vt_flax.parallel.registration import LOST
 from vt_flax.training.config import default_config
 from vt_flax.training.requests import Stopped
 from vt_flax.training.trainer import Diverged

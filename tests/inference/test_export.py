@@ -24,7 +24,7 @@ from tpu_programs import needs_tpu_compiler, run_program
 
 from vt_flax import cli, export
 from vt_flax.data.augment import normalize
-from vt_flax.data.augment.center_crop import center_crop
+from vt_flax.data.augment.resampling import center_crop
 from vt_flax.data.host import tensorflow
 from vt_flax.experimental import tensorflow_bridge
 from vt_flax.inference import exporting, loader, program

@@ -78,6 +78,12 @@ def together(tmp_path_factory, data):
     return folder
 
 
+def printed(process):
+    """Returns what a process printed, without gloo's lines on connections of CPUs."""
+    lines = process.out.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("[Gloo]"))
+
+
 def losses(records):
     return np.asarray([r["loss"] for r in records if r["kind"] == "train"])
 
@@ -107,8 +113,8 @@ def test_any_number_of_processes_evaluates_alike(count, devices, together, tmp_p
     ) as it:
         for process in it:
             assert process.end() == 0, process.err
-        found = {row["weights"]: row for row in json.loads(it[0].out)}
-        assert all(process.out == "" for process in it[1:])
+        found = {row["weights"]: row for row in json.loads(printed(it[0]))}
+        assert all(printed(process) == "" for process in it[1:])
     (expected,) = [r for r in measured(together) if r["kind"] == "eval"]
     for weights in ("raw", "ema"):
         assert found[weights]["examples"] == 45
@@ -123,8 +129,8 @@ def test_two_processes_report_on_tokens_as_one(together, tmp_path):
     with pod(tmp_path, [{}] * 2, devices=1, command="evaluate", extra=words) as it:
         for process in it:
             assert process.end() == 0, process.err
-        found = json.loads(it[0].out)
-        assert it[1].out == "" and "wrote" not in it[1].err
+        found = json.loads(printed(it[0]))
+        assert printed(it[1]) == "" and "wrote" not in it[1].err
     assert json.loads((tmp_path / "2" / "tokens.json").read_text()) == found
     evaluate.main(["--workdir", workdir, "--tokens", str(tmp_path / "1")])
     expected = json.loads((tmp_path / "1" / "tokens.json").read_text())
@@ -180,7 +186,7 @@ def test_whatever_happens_to_one_of_two_the_result_is_the_same(
         assert f"resuming from step {step} of 20" in it[0].out
         assert "(auto on cpu: kept from formulation.json)" in it[0].out
         it[1].send(signal.SIGKILL)
-        assert ends(it[:1], 5, "error: process 1 (") < 25
+        assert ends(it[:1], 5, "error: process 1 (") < 30
         assert "is gone: no heartbeat for 10 s (last at: step " in it[0].err
 
         it = disturbed(12)
@@ -204,7 +210,7 @@ def test_a_peer_that_never_starts_is_named(data, tmp_path):
 
 def test_configurations_that_differ(data, tmp_path):
     with pod(tmp_path, [data, {**data, "schedule.learning_rate": 0.02}]) as it:
-        ends(it, 2, "has another configuration than process 0 (")
+        ends(it, 2, " differs from process 0 (")
         assert "schedule.learning_rate: 0.001 -> 0.02" in it[0].err
     assert not (tmp_path / "run").exists()
 
@@ -214,7 +220,7 @@ def test_workdirs_that_differ(data, tmp_path):
     with pod(tmp_path, [data] * 2, workdirs=workdirs) as it:
         ends(it, 2, "name a folder that all machines share")
         assert f"does not see the --workdir {workdirs[0]} of process 0" in it[0].err
-    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+    assert not any(workdirs[0].iterdir()) and not workdirs[1].exists()
 
 
 def test_copies_of_the_data_that_differ(data, tmp_path):

@@ -111,13 +111,13 @@ def test_hosts_of_a_torus_share_out_every_batch(topology):
         pytest.skip("needs libtpu (pip install 'jax[tpu]')")
     program = f"""
 import json
-from vt_flax.parallel.mesh import make_mesh, rows_of
+from vt_flax.parallel.mesh import make_mesh, indices_by_process
 from vt_flax.analysis.tpu_compiler import tpu_devices
 found = []
 for fsdp in (1, 2, 4):
     mesh = make_mesh(tpu_devices({topology!r}), fsdp)
     coords = [[list(d.coords) for d in row] for row in mesh.devices]
-    rows = {{i: r.tolist() for i, r in rows_of(mesh, 64).items()}}
+    rows = {{i: r.tolist() for i, r in indices_by_process(mesh, 64).items()}}
     found.append([fsdp, coords, rows])
 print(json.dumps(found))
 """

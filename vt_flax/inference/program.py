@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.data.augment import normalize
-from vt_flax.data.augment.center_crop import center_crop
+from vt_flax.data.augment.resampling import center_crop
 from vt_flax.data.augment.scaled import eval_canvas
 from vt_flax.data.masks import IGNORE
 from vt_flax.errors import UserError

@@ -1,10 +1,9 @@
-"""What the processes of a run must agree on before anything is written.
+"""Checks that the processes of a run agree before anything is written.
 
-All processes make each check together, so that all end with the same message. A single
-process agrees with itself.
+All processes make each check together and raise the same error. With a single process
+each check passes.
 """
 
-import contextlib
 import hashlib
 import json
 import pathlib
@@ -17,9 +16,9 @@ import jax
 
 from vt_flax.errors import differences, first_few
 from vt_flax.parallel import processes
-from vt_flax.parallel.roll_call import StartError
+from vt_flax.parallel.registration import StartError
 
-# Seconds that a network file system may take to show a file to another machine.
+# Time that a network file system may take to show a file to another machine.
 FILE_SECONDS = 15.0
 
 
@@ -32,18 +31,18 @@ def check_equal(what: str, value: Mapping[str, Any], advice: str) -> None:
       advice: what to do where it differs.
 
     Raises:
-      StartError: in all processes alike, naming one that differs, and in what.
+      StartError: in all processes, naming one that differs, and the differences.
     """
     if not processes.several():
         return
     first = processes.broadcast(what, value)
     # As JSON has it, without tuples.
-    lines = differences(first, json.loads(json.dumps(value)))
-    for index, found in enumerate(processes.gather(what, lines)):
-        if found:
+    own = differences(first, json.loads(json.dumps(value)))
+    for index, lines in enumerate(processes.gather(what, own)):
+        if lines:
             raise StartError(
                 f"{processes.names([index])} {what} {processes.names([0])}: "
-                f"{first_few(found)}: {advice}"
+                f"{first_few(lines)}: {advice}"
             )
 
 
@@ -56,53 +55,35 @@ def check_data(splits: Mapping[str, Mapping[str, Any]]) -> None:
 def check_shared(folder: pathlib.Path) -> None:
     """Checks that process 0 can write to a folder and that all processes see it.
 
-    Nothing is left behind: the folder is removed again if it was missing.
-
     Raises:
-      StartError: in all processes alike, naming those that do not see the folder.
+      StartError: in all processes, naming those that do not see the folder.
     """
     if not processes.several():
         return
-    name, problem = f".seen-{secrets.token_hex(8)}", ""
-    with contextlib.ExitStack() as cleanup:
-        if jax.process_index() == 0:
-            try:
-                _write_token(folder, name, cleanup)
-            except OSError as error:
-                problem = error.strerror or str(error)
-        name, problem = processes.broadcast("workdir", [name, problem])
-        if problem:
-            raise StartError(f"--workdir {folder}: {problem}")
-        seen = processes.gather("workdir seen", _appears(folder / name))
-    missing = [index for index, found in enumerate(seen) if not found]
-    if missing:
+    file, problem = folder / f".seen-{secrets.token_hex(8)}", ""
+    if jax.process_index() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        except OSError as error:
+            problem = error.strerror or str(error)
+    name, problem = processes.broadcast("workdir", [file.name, problem])
+    if problem:
+        raise StartError(f"--workdir {folder}: {problem}")
+    seen = processes.gather("workdir seen", _appears(folder / name))
+    if jax.process_index() == 0:
+        file.unlink(missing_ok=True)
+    if missing := [index for index, appears in enumerate(seen) if not appears]:
         raise StartError(
             f"{processes.names(missing)} does not see the --workdir {folder} of "
             f"{processes.names([0])}: name a folder that all machines share"
         )
 
 
-def _write_token(
-    folder: pathlib.Path, name: str, cleanup: contextlib.ExitStack
-) -> None:
-    """Writes a file to be removed by `cleanup`, with the folders made for it."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in reversed(made):
-        cleanup.callback(_remove_if_empty, path)
-    (folder / name).touch()
-    cleanup.callback((folder / name).unlink)
-
-
-def _remove_if_empty(folder: pathlib.Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
 def _appears(file: pathlib.Path) -> bool:
-    limit = time.monotonic() + FILE_SECONDS
+    deadline = time.monotonic() + FILE_SECONDS
     while not file.exists():
-        if time.monotonic() > limit:
+        if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
     return True

@@ -22,8 +22,7 @@ LEAST_SHARDED = 2**14
 def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
     """Returns a mesh of `data` x `fsdp`, laid out by the physical topology.
 
-    The devices of an `fsdp` group are neighbors in one slice, and on one host where
-    they fit, since slices are connected by a slower network.
+    An `fsdp` group lies in one slice, since slices are connected by a slower network.
 
     Args:
       devices: all devices by default.
@@ -51,14 +50,14 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mes
         else:
             grid = mesh_utils.create_device_mesh(shape, devices, **options)
     # JAX lays out neither chips with two devices (v2, v3, v4 without megacore) nor
-    # shapes that do not fit the torus; their devices are taken in order of their ids.
+    # shapes that do not fit the torus: these take the order of the devices' ids.
     except (AssertionError, NotImplementedError):
         grid = np.asarray(devices).reshape(slices * shape[0], shape[1])
     return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def name_devices(devices: Sequence[jax.Device]) -> str:
-    """Returns such as `8 cpu devices` or `1 gpu device (NVIDIA A100-SXM4-40GB)`."""
+    """Returns `8 cpu devices`, or `1 gpu device (NVIDIA A100-SXM4-40GB)`."""
     platform = devices[0].platform
     kinds = sorted({device.device_kind for device in devices})
     text = f"{len(devices)} {platform} device{'s' if len(devices) > 1 else ''}"
@@ -66,7 +65,7 @@ def name_devices(devices: Sequence[jax.Device]) -> str:
 
 
 def describe(mesh: Mesh) -> str:
-    """Returns such as `8 tpu devices (TPU v5e) of 2 processes`."""
+    """Returns `8 tpu devices (TPU v5e) of 2 processes`."""
     processes = jax.process_count()
     return name_devices(mesh.devices.flatten()) + (
         f" of {processes} processes" if processes > 1 else ""
@@ -74,7 +73,7 @@ def describe(mesh: Mesh) -> str:
 
 
 def banner(mesh: Mesh) -> str:
-    """Returns such as `process 0 of 2 on HOST: 4 cpu devices, mesh data 2 x fsdp 2`."""
+    """Returns `process 0 of 2 on HOST: 4 cpu devices, mesh data 2 x fsdp 2`."""
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     return (
         f"process {jax.process_index()} of {jax.process_count()} on "
@@ -83,10 +82,7 @@ def banner(mesh: Mesh) -> str:
 
 
 def on_devices_of(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """Returns the context to apply a network in, so that its kernels are sharded.
-
-    The compiler shards its own operations, but a Pallas kernel must know the mesh.
-    """
+    """Returns the context to apply a network in: Pallas kernels shard by its mesh."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
@@ -123,19 +119,18 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
 def own_rows(mesh: Mesh, batch: int) -> np.ndarray:
     """Returns the indices in a global batch of this process's examples, ascending.
 
-    They need not be contiguous: on a torus, the mesh may order a host's devices far
-    apart.
+    They may have gaps: on a torus, the devices of a host may be far apart in the mesh.
     """
-    return rows_of(mesh, batch)[jax.process_index()]
+    return indices_by_process(mesh, batch)[jax.process_index()]
 
 
-def rows_of(mesh: Mesh, batch: int) -> dict[int, np.ndarray]:
+def indices_by_process(mesh: Mesh, batch: int) -> dict[int, np.ndarray]:
     """Returns the indices in a global batch of each process's examples, ascending."""
-    indices: dict[int, list[np.ndarray]] = {}
-    shards = batch_sharding(mesh).devices_indices_map((batch,))
-    for device, (shard,) in shards.items():
-        indices.setdefault(device.process_index, []).append(np.arange(batch)[shard])
-    return {i: np.sort(np.concatenate(parts)) for i, parts in indices.items()}
+    shards: dict[int, list[np.ndarray]] = {}
+    slices = batch_sharding(mesh).devices_indices_map((batch,))
+    for device, (shard,) in slices.items():
+        shards.setdefault(device.process_index, []).append(np.arange(batch)[shard])
+    return {i: np.sort(np.concatenate(arrays)) for i, arrays in shards.items()}
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
@@ -153,7 +148,7 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
 
 
 def put_whole(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Shards an array of which every process holds the whole."""
+    """Shards an array that every process holds in full."""
     return jax.make_array_from_callback(
         value.shape, sharding, lambda index: value[index]
     )

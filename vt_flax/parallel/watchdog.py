@@ -1,14 +1,11 @@
 """Notices a process that has ended or hangs, and ends all processes of a run.
 
-Each process publishes its progress in the key-value store. Process 0 looks for one
-without a heartbeat, or that gets no further. Why the run fails is a key that all
-processes wait for.
+Each process publishes heartbeats and its progress in the key-value store, where process
+0 reads them. The reason why a run fails is a key that all processes read.
 """
 
 import contextlib
 import ctypes
-import dataclasses
-import itertools
 import json
 import os
 import signal
@@ -17,85 +14,82 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import NamedTuple, NoReturn
 
-from vt_flax.parallel.place import Place
-from vt_flax.parallel.roll_call import LOST, names
+from vt_flax.parallel.coordination import Store
+from vt_flax.parallel.registration import LOST, process_names
 
-BEAT_SECONDS = 1.0
-# Time without a heartbeat after which a process is lost, if a collective has failed.
-SUSPECT_SECONDS = 10.0
-# Time for a process that has failed to end by itself.
+HEARTBEAT_SECONDS = 1.0
+# Time for a process that fails to end by itself.
 GRACE_SECONDS = 10.0
-# Time without a heartbeat after which process 0 does not wait for another to end.
-LINGER_SECONDS = 2.5
-DAY_SECONDS = 86400.0
+# Time for the other processes to end before process 0, without which JAX aborts them.
+EXIT_SECONDS = 4.0
 ADVICE = "run the same command again to go on"
 
 
-@dataclasses.dataclass
-class _Peer:
-    """The progress of a process, and when it last changed."""
+class _Progress(NamedTuple):
+    """The progress of a process; `seconds` makes each message a new heartbeat.
 
-    heard: float
-    since: float
-    beat: int = -1
+    Attributes:
+      reports: number of reports.
+      seconds: time since the last one.
+      doing: what the process does since then.
+    """
+
     reports: int = 0
+    seconds: float = 0.0
     doing: str = "starting"
-    suspects: bool = False
-
-    def update(
-        self, now: float, beat: int, reports: int, doing: str, suspects: bool
-    ) -> None:
-        self.heard = now if beat != self.beat else self.heard
-        self.since = now if reports != self.reports else self.since
-        self.beat, self.reports = beat, reports
-        self.doing, self.suspects = doing, suspects
 
 
 class Watchdog:
-    """Threads that publish this process's progress, and watch the others'.
+    """Threads that publish this process's heartbeats, and check the other processes.
 
     Args:
-      place: this process.
+      index: index of this process.
       hosts: names of the machines by process.
       store: see `coordination.Store`.
 
     Attributes:
-      heartbeat_timeout: seconds without a heartbeat after which a process is lost.
-      progress_timeout: seconds without progress after which a process is lost.
+      heartbeat_timeout: seconds without a heartbeat after which a process is dead.
+      progress_timeout: seconds without progress after which a process hangs.
       closed: to be set when the run is over.
     """
 
-    def __init__(self, place: Place, hosts: Sequence[str], store: Any):
-        self.index, self.hosts, self.store = place.index, hosts, store
-        self._address = place.address
+    def __init__(self, index: int, hosts: Sequence[str], store: Store):
+        self.index, self.hosts, self.store = index, hosts, store
         self.heartbeat_timeout, self.progress_timeout = 30.0, 900.0
         self.closed, self._failed = threading.Event(), threading.Event()
-        self._reports, self._doing, self._suspects = 0, "starting", False
-        self._answered = now = time.monotonic()
-        self._peers = {i: _Peer(now, now) for i in range(len(hosts))}
-        self._gone = f"{names([0], hosts)} is gone: {ADVICE}"
-        self._end_lock = threading.Lock()
-        loops = (self._publish, self._await_failure, self._judge)
+        self._reports, self._doing = 0, "starting"
+        self._reported = now = time.monotonic()
+        # The reason if the store cannot be reached.
+        self._failure = f"{process_names([0], hosts)} is gone: {ADVICE}", LOST
+        self._published = now
+        self._progress = [_Progress()] * len(hosts)
+        self._heartbeats = [now] * len(hosts)
+        self._exit_lock = threading.Lock()
+        loops = (self._publish, self._check)
         self._threads = [threading.Thread(target=x, daemon=True) for x in loops]
         for thread in self._threads:
             thread.start()
 
-    def handle_aborts(self) -> None:
-        """Names process 0 if this process aborts because process 0 is lost.
+    def handle_aborts(self, process_0: tuple[str, int]) -> None:
+        """Names process 0 if this process aborts because process 0 is dead.
 
         JAX aborts as soon as its connection to process 0 breaks, often before the store
-        raises. Python's own handlers would only run after the abort.
+        raises. Python's own signal handlers would only run after the abort.
+
+        Args:
+          process_0: host and port.
         """
 
         @ctypes.CFUNCTYPE(None, ctypes.c_int)
         def handle(_: int) -> None:
-            time.sleep(BEAT_SECONDS / 2)
+            time.sleep(HEARTBEAT_SECONDS / 2)  # for a failure that is being printed
             try:
-                socket.create_connection(self._address, timeout=BEAT_SECONDS).close()
+                socket.create_connection(process_0, HEARTBEAT_SECONDS).close()
             except OSError:
-                self._end(self._gone, LOST)
+                if not self.closed.is_set():
+                    self._exit_with(*self._failure)
             set_handler(signal.SIGABRT, signal.SIG_DFL)
             os.abort()
 
@@ -110,11 +104,11 @@ class Watchdog:
         """
         for thread in self._threads:
             thread.join()
-        ctypes.CDLL(None).signal(signal.SIGABRT, signal.SIG_DFL)
 
     def report(self, doing: str) -> None:
-        """Notes that this process got further, and what it does next."""
+        """Records progress: what this process does next."""
         self._reports, self._doing = self._reports + 1, doing
+        self._reported = time.monotonic()
 
     def fail(self, line: str, status: int = LOST, author: int = -1) -> None:
         """Ends all processes, with the first reason that is given.
@@ -122,113 +116,90 @@ class Watchdog:
         Args:
           line: the reason.
           status: exit status.
-          author: the process that fails, which has time to end by itself.
+          author: index of the process that fails, which has time to end by itself.
         """
-        with self._process_0_lost():
+        if author == self.index:
+            self._failure = line, status
+        with self._exit_if_process_0_is_gone():
             self.store.set("failure", json.dumps([line, status, author]))
 
-    def wait_for_verdict(self) -> None:
-        """Waits for the news that another process is lost, which ends this one.
+    def wait_for_failure(self) -> None:
+        """Waits as long as it takes to notice a dead process, which ends this one.
 
-        Returns after a while if there is none. Until then process 0 applies a shorter
-        timeout.
+        Returns if no process is dead.
         """
-        self._suspects = True
-        seconds = min(self.heartbeat_timeout, SUSPECT_SECONDS) + 3 * BEAT_SECONDS
-        while self._failed.wait(seconds):
-            time.sleep(BEAT_SECONDS)
-        self._suspects = False
-
-    def claim_end(self) -> bool:
-        """Returns True to the first caller, which is to print why the process ends."""
-        return self._end_lock.acquire(blocking=False)
+        if self._failed.wait(self.heartbeat_timeout + 3 * HEARTBEAT_SECONDS):
+            threading.Event().wait()  # a thread of this watchdog ends the process
 
     def exit(self, status: int) -> NoReturn:
-        """Ends this process at once, but process 0 only after the others.
-
-        JAX aborts a process whose connection to process 0 breaks.
-        """
+        """Ends this process at once, but process 0 after the others."""
         sys.stdout.flush()
         sys.stderr.flush()
-        limit = time.monotonic() + GRACE_SECONDS + LINGER_SECONDS
-        while self._others_are_alive() and time.monotonic() < limit:
-            time.sleep(BEAT_SECONDS / 2)
+        if self.index == 0:
+            time.sleep(EXIT_SECONDS)
         os._exit(status)
 
-    def _others_are_alive(self) -> bool:
-        """Returns whether process 0, where this is it, has just heard of another."""
-        since = time.monotonic() - LINGER_SECONDS
-        others = [peer for i, peer in self._peers.items() if i]
-        return self.index == 0 and any(peer.heard > since for peer in others)
-
     def _publish(self) -> None:
-        """Publishes heartbeat and progress; waits while process 0 does not answer."""
-        with self._process_0_lost():
-            for beat in itertools.count():
-                value = [beat, self._reports, self._doing, self._suspects]
-                self.store.set(f"progress/{self.index}", json.dumps(value), True)
-                self._answered = time.monotonic()
-                if self.closed.wait(BEAT_SECONDS):
-                    break
+        """Publishes heartbeats and progress; blocks while process 0 does not answer."""
+        with self._exit_if_process_0_is_gone():
+            while not self.closed.is_set():
+                seconds = time.monotonic() - self._reported
+                value = json.dumps([self._reports, seconds, self._doing])
+                self.store.set(f"progress/{self.index}", value, overwrite=True)
+                self._published = time.monotonic()
+                self.closed.wait(HEARTBEAT_SECONDS)
 
-    def _await_failure(self) -> None:
-        """Ends this process when the run has failed."""
-        with self._process_0_lost():
-            while (failure := self.store.get("failure", DAY_SECONDS)) is None:
-                pass
-            self._end(*json.loads(failure))
-
-    def _judge(self) -> None:
-        """Looks for lost processes: process 0 for all others, these for process 0."""
-        with self._process_0_lost():
-            while not self.closed.wait(BEAT_SECONDS):
+    def _check(self) -> None:
+        """Checks all processes on process 0, and process 0 on the others."""
+        with self._exit_if_process_0_is_gone():
+            while not self.closed.is_set():
+                if failure := self.store.get("failure", HEARTBEAT_SECONDS):
+                    self._exit_with(*json.loads(failure))
                 if self.index == 0:
-                    self._judge_all(time.monotonic())
-                elif time.monotonic() - self._answered > self.heartbeat_timeout:
-                    self._end(self._no_heartbeat([0], self.heartbeat_timeout), LOST)
+                    self._check_peers(time.monotonic())
+                elif time.monotonic() - self._published > self.heartbeat_timeout:
+                    self._exit_with(self._no_heartbeat([0]), LOST)
 
-    def _judge_all(self, now: float) -> None:
-        peers = self._peers
+    def _check_peers(self, now: float) -> None:
+        progress, heartbeats = self._progress, self._heartbeats
         for index, value in self.store.list("progress").items():
-            peers[int(index)].update(now, *json.loads(value))
-        timeout = self.heartbeat_timeout
-        if any(p.suspects for p in peers.values()):
-            timeout = min(timeout, SUSPECT_SECONDS)
-        if lost := [i for i, p in peers.items() if now - p.heard > timeout]:
-            last = f" (last at: {peers[lost[0]].doing})"
-            self.fail(self._no_heartbeat(lost, timeout, last))
-        elif all(now - p.since > self.progress_timeout for p in peers.values()):
+            i, latest = int(index), _Progress(*json.loads(value))
+            if latest != progress[i]:
+                progress[i], heartbeats[i] = latest, now
+        oldest = now - self.heartbeat_timeout
+        if dead := [i for i, heard in enumerate(heartbeats) if heard < oldest]:
+            last = f" (last at: {progress[dead[0]].doing})"
+            self.fail(self._no_heartbeat(dead, last))
+        elif min(p.seconds for p in progress) > self.progress_timeout:
             # Processes that are ahead wait for those with the fewest reports.
-            least = min(p.reports for p in peers.values())
-            behind = [i for i, p in peers.items() if p.reports == least]
+            least = min(p.reports for p in progress)
+            behind = [i for i, p in enumerate(progress) if p.reports == least]
             self.fail(
-                f"{names(behind, self.hosts)} got no further for "
-                f"{self.progress_timeout:.0f} s, at: {peers[behind[0]].doing}: {ADVICE}"
+                f"{process_names(behind, self.hosts)} got no further for "
+                f"{self.progress_timeout:.0f} s, at: {progress[behind[0]].doing}: "
+                f"{ADVICE}"
             )
 
-    def _no_heartbeat(
-        self, indices: Sequence[int], timeout: float, last: str = ""
-    ) -> str:
-        who = names(indices, self.hosts)
-        return f"{who} is gone: no heartbeat for {timeout:.0f} s{last}: {ADVICE}"
+    def _no_heartbeat(self, indices: Sequence[int], last: str = "") -> str:
+        return (
+            f"{process_names(indices, self.hosts)} is gone: no heartbeat for "
+            f"{self.heartbeat_timeout:.0f} s{last}: {ADVICE}"
+        )
 
     @contextlib.contextmanager
-    def _process_0_lost(self) -> Iterator[None]:
-        """Ends this process when the store cannot be reached."""
+    def _exit_if_process_0_is_gone(self) -> Iterator[None]:
         try:
             yield
-        # Whatever JAX raises then.
+        # Whatever JAX raises where the store cannot be reached.
         except Exception:
             if not self.closed.is_set():
-                self._end(self._gone, LOST)
+                self._exit_with(*self._failure)
 
-    def _end(self, line: str, status: int, author: int = -1) -> NoReturn:
+    def _exit_with(self, line: str, status: int, author: int = -1) -> NoReturn:
         self._failed.set()
         if author == self.index:
             # The main thread is about to end with this reason.
             time.sleep(GRACE_SECONDS)
-        if self.claim_end():
-            print(f"error: {line}", file=sys.stderr)
-        else:
-            time.sleep(GRACE_SECONDS)
+        self._exit_lock.acquire()  # never released: one thread prints its reason
+        print(f"error: {line}", file=sys.stderr)
         self.exit(status)

@@ -6,8 +6,8 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from vt_flax.data.augment import mixing, policies
-from vt_flax.data.augment.formulations import check_device
 from vt_flax.data.augment.mixing import Targets
+from vt_flax.data.augment.policies import check_device
 
 __all__ = ["Targets", "augment", "check_device", "normalize"]
 
@@ -36,9 +36,7 @@ def augment(
     Args:
       images: uint8, (batch, H, W, 3).
       labels: int32, (batch,).
-      config: the section `data`: `flip` mirrors half of the images; `augment` names a
-        policy; `erasing` is the fraction that loses a rectangle; `mixup` and `cutmix`
-        mix pairs.
+      config: the section `data`: `flip`, `augment`, `erasing`, `mixup`, `cutmix`.
       key: one key for the batch; each example draws from its own, so that the result
         does not depend on the sharding.
       sharding: of the batch; None for a single device.
@@ -47,7 +45,7 @@ def augment(
       Normalized images, float32 (batch, H, W, 3), and their targets.
     """
     keys = jax.random.split(key, len(images))
-    # A key for each purpose: to switch one on does not change the draws of another.
+    # A key for each purpose: enabling one does not change the draws of another.
     flip, policy, erasing, mixing_key = jnp.unstack(
         jax.vmap(lambda key: jax.random.split(key, 4))(keys), axis=1
     )

@@ -1,7 +1,6 @@
-"""Color jitter: brightness, contrast, saturation and hue of images that have borders.
+"""Color jitter of segmentation: brightness, contrast, saturation and hue.
 
-Levels stay in floating point: nothing is rounded between one operation and the next, as
-Pillow's, which `operations` repeats to the level for AutoAugment, does.
+Unlike Pillow (and `operations`), levels are not rounded between operations.
 """
 
 from typing import NamedTuple
@@ -10,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-# Of red, green and blue in gray: ITU-R 601, as Pillow's mode L.
+# Weights of red, green and blue in a gray level (ITU-R 601, Pillow's mode L).
 GRAY = (0.299, 0.587, 0.114)
 
-# In the order in which they are applied, torchvision's without its shuffling.
+# In order of their application, which torchvision shuffles.
 FACTORS = ("brightness", "contrast", "saturation")
 
 
@@ -21,10 +20,10 @@ class Jitter(NamedTuple):
     """Random draws of each example, float32 (batch,).
 
     Attributes:
-      brightness: factor; 1 is the image. So are the next two.
+      brightness: factor; 1 changes nothing.
       contrast: factor.
       saturation: factor.
-      hue: share of the color circle, -1/2 to 1/2; 0 is the image.
+      hue: shift by a share of the color circle, -1/2 to 1/2.
     """
 
     brightness: jax.Array
@@ -37,25 +36,25 @@ def draw_jitter(keys: jax.Array, config: ConfigDict) -> Jitter:
     """Draws uniformly: factors from 1 - v to 1 + v, at least 0; hue from -v to v.
 
     Args:
-      keys: (batch, 4) keys, one for each of Jitter's.
+      keys: (batch, 4) keys, one for each field of `Jitter`.
       config: the section `segmentation`.
     """
     ranges = [(max(0.0, 1 - config[name]), 1 + config[name]) for name in FACTORS]
     low, high = jnp.asarray([*ranges, (-config.hue, config.hue)]).T
-    shares = jax.vmap(jax.vmap(jax.random.uniform))(keys)
-    return Jitter(*jnp.unstack(low + (high - low) * shares, axis=1))
+    uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys)
+    return Jitter(*jnp.unstack(low + (high - low) * uniform, axis=1))
 
 
 def apply_jitter(
     images: jax.Array, inside: jax.Array, jitter: Jitter, config: ConfigDict
 ) -> jax.Array:
-    """Changes colors as ImageEnhance's Brightness, Contrast and Color, then the hue.
+    """Applies ImageEnhance's Brightness, Contrast and Color, then shifts the hue.
 
     Args:
       images: levels from 0 to 255, float32, (batch, H, W, 3).
-      inside: bool, (batch, H, W): the pixels that the mean gray is taken of.
-      jitter: what was drawn.
-      config: the section `segmentation`; what is 0 there is left out.
+      inside: bool, (batch, H, W): pixels of the example, whose mean contrast uses.
+      jitter: random draws.
+      config: the section `segmentation`; operations whose range is 0 are left out.
     """
     # Channels apart: accelerators pad the last axis, and three become 128.
     levels = jnp.moveaxis(images, -1, 0)
@@ -64,7 +63,7 @@ def apply_jitter(
     if config.contrast:
         count = jnp.maximum(inside.sum((1, 2)), 1)
         mean = jnp.where(inside, _gray(levels), 0).sum((1, 2)) / count
-        # In whole levels, as Pillow has it.
+        # Rounded, as in Pillow.
         levels = _blend(jnp.floor(mean + 0.5)[:, None, None], levels, jitter.contrast)
     if config.saturation:
         levels = _blend(_gray(levels), levels, jitter.saturation)
@@ -78,18 +77,18 @@ def _blend(start: jax.Array | float, levels: jax.Array, factor: jax.Array) -> ja
 
 
 def _gray(levels: jax.Array) -> jax.Array:
-    return sum(share * level for share, level in zip(GRAY, levels, strict=True))
+    return sum(weight * level for weight, level in zip(GRAY, levels, strict=True))
 
 
 def _turn_hue(
     red: jax.Array, green: jax.Array, blue: jax.Array, turn: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Adds `turn` to the hue in HSV; value and saturation stay."""
+    """Adds `turn` to the hue in HSV; value and saturation do not change."""
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     safe = jnp.where(chroma > 0, chroma, 1)
-    # In sixths of the circle, from red. No level is compared with `value`: a compiler
-    # may compute them twice and round them differently, so that none is equal to it.
+    # In sixths of the circle, from red. No level is compared with `value`, which a
+    # compiler may round differently.
     hue = jnp.select(
         [(red >= green) & (red >= blue), green >= blue],
         [(green - blue) / safe, (blue - red) / safe + 2],
@@ -98,7 +97,7 @@ def _turn_hue(
     hue = hue + 6 * turn
 
     def channel(opposite: int) -> jax.Array:
-        """A channel is full within a sixth of its hue, and empty around the other."""
+        """A channel is full within a sixth of its hue, and empty opposite to it."""
         away = jnp.mod(hue + opposite, 6)
         return value - chroma * jnp.clip(jnp.minimum(away, 4 - away), 0, 1)
 

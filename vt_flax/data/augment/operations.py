@@ -1,13 +1,14 @@
-"""Pillow's image operations on the device, to the level, for a batch with one each.
+"""Pillow's image operations on the device, to the level, one for each example.
 
-Every example of a batch may need another operation, and under `vmap` a switch would
-compute all of them. So an operation is a row of parameters for two programs that every
-example goes through: `pointwise` (one chain of arithmetic, one blend, one lookup table)
-and `affine` (one resampling). What an operation does not use is the identity.
+Under `vmap` a switch would compute every operation for every example. Instead an
+operation is a row of parameters for two programs that all examples go through:
+`pointwise` (arithmetic, one blend, one lookup table) and `affine` (one resampling).
+Parameters that an operation does not use are those of the identity.
 
-This is the formulation for CPUs and GPUs, and the reference for the TPU's (`kernel`).
+This is what CPUs and GPUs run, and the reference for the TPU kernel (`kernel`).
 """
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -15,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Of geometric operations, as in AutoAugment's published code.
+# Gray level around moved images, as in AutoAugment's published code.
 FILL = 128
 # Pillow computes coordinates in units of 1 / 65536 pixel.
 FIXED = 1 << 16
 
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
-# What a blend starts from, in the order of `Operation.degenerate`.
+# Operations of ImageEnhance, in the order of `Operation.degenerate`.
 BLENDS = ("Brightness", "Contrast", "Color", "Sharpness")
 OPERATIONS = (
     *GEOMETRIC,
@@ -35,12 +36,12 @@ class Operation(NamedTuple):
     """Parameters of operations, scalars or arrays (batch,); `matrix` (batch, 6).
 
     Attributes:
-      matrix: of an affine map from result to image, in units of 1 / FIXED pixel.
+      matrix: affine map from result to image, in units of 1 / FIXED pixel.
       threshold: levels from here on are inverted.
       mask: bits of a level that are kept.
-      stretch: whether the levels are stretched to 0 to 255, channel by channel.
-      equalize: whether the histogram is equalized, channel by channel.
-      factor: of the image in the blend; 1 is the image.
+      stretch: whether each channel's levels are stretched to 0 to 255.
+      equalize: whether each channel's histogram is equalized.
+      factor: weight of the image in the blend; 1 is the image.
       degenerate: what it is blended with, an index of BLENDS.
     """
 
@@ -58,15 +59,30 @@ def operation(name: str, value: float = 0.0, size: tuple[int, int] = (1, 1)):
 
     Args:
       name: one of OPERATIONS.
-      value: what Pillow takes: shear in pixels a pixel, translation in pixels, angle in
-        degrees, factor of an enhancement, threshold of Solarize, bits of Posterize;
-        0 for those that take nothing.
+      value: Pillow's argument: shear in pixels a pixel, translation in pixels, angle in
+        degrees, factor of an enhancement, threshold of Solarize, bits of Posterize.
       size: height and width of the images in pixels.
 
     Raises:
       ValueError: for another name.
     """
-    result = Operation(
+    changes = {}
+    if name in GEOMETRIC:
+        changes["matrix"] = _fixed(_matrix(name, value, size))
+    elif name in BLENDS:
+        changes["factor"] = np.float32(value)
+        changes["degenerate"] = np.int32(BLENDS.index(name))
+    elif name == "Posterize":
+        changes["mask"] = np.int32(256 - (1 << (8 - round(value))))
+    elif name in ("Solarize", "Invert"):
+        changes["threshold"] = np.int32(np.ceil(value))
+    elif name == "AutoContrast":
+        changes["stretch"] = np.bool_(True)
+    elif name == "Equalize":
+        changes["equalize"] = np.bool_(True)
+    elif name != "Identity":
+        raise ValueError(f"operation {name!r} is not known")
+    identity = Operation(
         matrix=_fixed([1, 0, 0, 0, 1, 0]),
         threshold=np.int32(256),
         mask=np.int32(255),
@@ -75,23 +91,7 @@ def operation(name: str, value: float = 0.0, size: tuple[int, int] = (1, 1)):
         factor=np.float32(1),
         degenerate=np.int32(0),
     )
-    if name in GEOMETRIC:
-        return result._replace(matrix=_fixed(_matrix(name, value, size)))
-    if name in BLENDS:
-        return result._replace(
-            factor=np.float32(value), degenerate=np.int32(BLENDS.index(name))
-        )
-    if name == "Posterize":
-        return result._replace(mask=np.int32(256 - (1 << (8 - round(value)))))
-    if name in ("Solarize", "Invert"):
-        return result._replace(threshold=np.int32(np.ceil(value)))
-    if name == "AutoContrast":
-        return result._replace(stretch=np.bool_(True))
-    if name == "Equalize":
-        return result._replace(equalize=np.bool_(True))
-    if name == "Identity":
-        return result
-    raise ValueError(f"operation {name!r} is not known")
+    return identity._replace(**changes)
 
 
 def _matrix(name: str, value: float, size: tuple[int, int]) -> list[float]:
@@ -118,7 +118,7 @@ def _fixed(matrix: list[float]) -> np.ndarray:
 
 
 def stack(rows: Sequence[Operation]) -> Operation:
-    """Puts the parameters of operations together along a new first axis."""
+    """Stacks the parameters of operations along a new first axis."""
     return jax.tree.map(lambda *values: np.stack(values), *rows)
 
 
@@ -132,7 +132,7 @@ def apply_layers(
     Args:
       images: uint8, (batch, H, W, 3).
       layers: parameters (batch,) of each layer.
-      names: the operations that there may be in each; what none needs is left out.
+      names: possible operations of each layer; others are not computed.
 
     Returns:
       uint8, (batch, H, W, 3).
@@ -147,7 +147,7 @@ def apply_layers(
 
 
 def affine(images: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Maps each image by its matrix: the nearest pixel, and gray where there is none.
+    """Maps each image by its matrix: nearest pixels, and gray outside the image.
 
     Args:
       images: uint8, (batch, 3, H, W).
@@ -161,21 +161,21 @@ def affine(images: jax.Array, matrix: jax.Array) -> jax.Array:
     x = jnp.arange(width, dtype=jnp.int32)[None, :]
     coefficients = [matrix[:, i, None, None] for i in range(6)]
     left, top, inside = origin(coefficients, x, y, (height, width))
-    place = jnp.where(inside, top * width + left, 0).reshape(len(images), 1, -1)
+    index = jnp.where(inside, top * width + left, 0).reshape(len(images), 1, -1)
     pixels = images.reshape(*images.shape[:2], -1)
-    moved = jnp.take_along_axis(pixels, place, axis=2).reshape(images.shape)
+    moved = jnp.take_along_axis(pixels, index, axis=2).reshape(images.shape)
     return jnp.where(inside[:, None], moved, FILL).astype(jnp.uint8)
 
 
 def origin(
     matrix: Sequence[jax.Array], x: jax.Array, y: jax.Array, size: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the column and row that pixels come from, and whether they are inside.
+    """Returns the source column and row of pixels, and whether they are inside.
 
     Args:
-      matrix: its six coefficients; see `Operation`.
+      matrix: six coefficients; see `Operation`.
       x: columns of the result, int32.
-      y: its rows, int32.
+      y: rows of the result, int32.
       size: height and width of the image.
     """
     a, b, c, d, e, f = matrix
@@ -188,12 +188,12 @@ def origin(
 def pointwise(
     images: jax.Array, operations: Operation, names: Collection[str] = OPERATIONS
 ) -> jax.Array:
-    """Applies to each image whatever its operation does to levels and neighbors.
+    """Applies all operations that are not geometric.
 
     Args:
       images: uint8, (batch, 3, H, W).
       operations: parameters (batch,).
-      names: the operations that there may be; what none of them needs is left out.
+      names: possible operations; others are not computed.
 
     Returns:
       uint8, (batch, 3, H, W): what ImageOps and ImageEnhance return.
@@ -203,7 +203,7 @@ def pointwise(
         return value[:, None, None, None]
 
     levels = images.astype(jnp.int32)
-    # Each of these is the identity in all operations but one, so their order is free.
+    # Each of these is the identity in all operations but one.
     result = levels
     if "Equalize" in names:
         equalized = equalize(images).astype(jnp.int32)
@@ -219,12 +219,10 @@ def pointwise(
     blends = [i for i, name in enumerate(BLENDS) if name in names]
     if not blends:
         return result.astype(jnp.uint8)
+    starts = [_degenerate(BLENDS[i], images) for i in blends]
     start = jnp.select(
         [each(operations.degenerate == i) for i in blends],
-        [
-            jnp.broadcast_to(_degenerate(BLENDS[i], images), images.shape)
-            for i in blends
-        ],
+        [jnp.broadcast_to(start, images.shape) for start in starts],
     )
     factor = each(operations.factor)
     blend = start + factor * (levels - start).astype(jnp.float32)
@@ -233,32 +231,27 @@ def pointwise(
 
 
 def _degenerate(name: str, images: jax.Array) -> jax.Array:
-    """Returns what ImageEnhance blends an image with: int32, broadcastable to it."""
+    """Returns the image that ImageEnhance blends with, int32, broadcastable."""
     levels = images.astype(jnp.int32)
     if name == "Sharpness":
         return _smooth(images)
+    if name == "Brightness":
+        return jnp.zeros_like(levels[:, :1])
+    gray = luma(*(levels[:, i : i + 1] for i in range(3)))
     if name == "Color":
-        return _gray(levels)
-    if name == "Contrast":
-        count = levels.shape[2] * levels.shape[3]
-        total = _gray(levels).sum((1, 2, 3), keepdims=True)
-        # Rounded half up, in whole numbers.
-        return (2 * total + count) // (2 * count)
-    return jnp.zeros_like(levels[:, :1])
-
-
-def _gray(levels: jax.Array) -> jax.Array:
-    """Pillow's conversion to L: (batch, 1, H, W), int32."""
-    return luma(*(levels[:, i : i + 1] for i in range(3)))
+        return gray
+    # The mean, rounded half up in integers.
+    count = levels.shape[2] * levels.shape[3]
+    return (2 * gray.sum((1, 2, 3), keepdims=True) + count) // (2 * count)
 
 
 def luma(red: jax.Array, green: jax.Array, blue: jax.Array) -> jax.Array:
-    """Pillow's weighted mean of levels, int32."""
+    """Returns Pillow's gray level (mode L), int32."""
     return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
 
 
 def _smooth(images: jax.Array) -> jax.Array:
-    """Pillow's ImageFilter.SMOOTH: a mean with weight 5 in the middle; borders stay."""
+    """Applies Pillow's ImageFilter.SMOOTH: a mean with weight 5 in the center."""
     height, width = images.shape[2:]
     levels = images.astype(jnp.int32)
     padded = jnp.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -275,17 +268,10 @@ def _smooth(images: jax.Array) -> jax.Array:
 
 
 def equalize(images: jax.Array) -> jax.Array:
-    """Equalizes the histogram of each channel of each image, as ImageOps does.
-
-    Args:
-      images: uint8, (batch, 3, H, W).
-
-    Returns:
-      uint8, (batch, 3, H, W).
-    """
+    """Applies ImageOps.equalize to uint8 images, (batch, 3, H, W)."""
     counts = histogram(images)
     before = jnp.cumsum(counts, -1) - counts
-    # The pixels below the brightest level that occurs, in 255 steps.
+    # The number of pixels below the brightest level, in 255 steps.
     step = jnp.where(counts > 0, before, 0).max(-1, keepdims=True) // 255
     table = (before + step // 2) // jnp.maximum(step, 1)
     table = jnp.where(step > 0, jnp.minimum(table, 255), jnp.arange(256))
@@ -295,8 +281,8 @@ def equalize(images: jax.Array) -> jax.Array:
 def histogram(images: jax.Array) -> jax.Array:
     """Counts levels: uint8 (batch, channels, H, W) to int32 (batch, channels, 256).
 
-    A scatter on the CPU. GPUs, where many would add to the same place, take the product
-    of one-hot high and low halves of the levels, which their matrix units make.
+    By a scatter on the CPU, and elsewhere by a product of one-hot high and low halves
+    of the levels, since accelerators scatter slowly.
     """
 
     def scatter(images: jax.Array) -> jax.Array:
@@ -311,7 +297,7 @@ def histogram(images: jax.Array) -> jax.Array:
 def histogram_by_product(images: jax.Array) -> jax.Array:
     """Returns `histogram(images)` without a scatter."""
     high, low = _halves(images)
-    # Counts are whole numbers below 2^24: exact in float32.
+    # Counts are integers below 2^24, exact in float32.
     counts = jnp.einsum(
         "bcyxh,bcyxl->bchl", high, low, preferred_element_type=jnp.float32
     )
@@ -319,20 +305,12 @@ def histogram_by_product(images: jax.Array) -> jax.Array:
 
 
 def look_up(table: jax.Array, images: jax.Array) -> jax.Array:
-    """Puts levels through tables.
-
-    Args:
-      table: levels, (batch, channels, 256).
-      images: uint8, (batch, channels, H, W).
-
-    Returns:
-      uint8, (batch, channels, H, W).
-    """
+    """Maps uint8 levels (batch, channels, H, W) by tables (batch, channels, 256)."""
 
     def gather(table: jax.Array, images: jax.Array) -> jax.Array:
-        places = images.reshape(*images.shape[:2], -1).astype(jnp.int32)
-        found = jnp.take_along_axis(table, places, axis=-1)
-        return found.reshape(images.shape).astype(jnp.uint8)
+        index = images.reshape(*images.shape[:2], -1).astype(jnp.int32)
+        levels = jnp.take_along_axis(table, index, axis=-1)
+        return levels.reshape(images.shape).astype(jnp.uint8)
 
     return jax.lax.platform_dependent(
         table, images, cpu=gather, default=look_up_by_product
@@ -342,15 +320,13 @@ def look_up(table: jax.Array, images: jax.Array) -> jax.Array:
 def look_up_by_product(table: jax.Array, images: jax.Array) -> jax.Array:
     """Returns `look_up(table, images)` without a gather."""
     high, low = _halves(images)
-    # Levels are exact in bfloat16, and of each sum one term is not zero.
+    # Levels are exact in bfloat16, and each sum has one term that is not zero.
     rows = table.reshape(*table.shape[:2], 16, 16).astype(jnp.bfloat16)
-    found = jnp.einsum("bcyxh,bchl->bcyxl", high, rows)
-    return (found * low).sum(-1).astype(jnp.uint8)
+    levels = jnp.einsum("bcyxh,bchl->bcyxl", high, rows)
+    return (levels * low).sum(-1).astype(jnp.uint8)
 
 
 def _halves(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One-hot high and low four bits of levels, bfloat16, (..., 16)."""
-    return (
-        jax.nn.one_hot(images >> 4, 16, dtype=jnp.bfloat16),
-        jax.nn.one_hot(images & 15, 16, dtype=jnp.bfloat16),
-    )
+    """Returns one-hot high and low four bits of levels, bfloat16, (..., 16)."""
+    one_hot = functools.partial(jax.nn.one_hot, num_classes=16, dtype=jnp.bfloat16)
+    return one_hot(images >> 4), one_hot(images & 15)

@@ -8,17 +8,18 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vt_flax.data import augment
-from vt_flax.data.augment.crops import first_mixed
 from vt_flax.data.augment.jitter import Jitter, apply_jitter, draw_jitter
 from vt_flax.data.augment.resampling import (
+    EXACT,
     linear_weights,
     nearest_weights,
     resample,
     resized_size,
     select,
 )
+from vt_flax.data.masks import IGNORE
 
-# Draws of a crop, of which the first without too much of one class is taken.
+# Number of crops that are drawn for each example.
 TRIES = 10
 
 
@@ -26,11 +27,11 @@ class Draw(NamedTuple):
     """Random draws of each example.
 
     Attributes:
-      resized: int32, (batch, 2): height and width that it is resized to.
-      starts: int32, (batch, TRIES, 2): where crops begin in that; negative where the
-        crop is larger, and begins before it.
+      resized: int32, (batch, 2): height and width after resizing.
+      starts: int32, (batch, TRIES, 2): first row and column of each crop; negative
+        where the crop is larger than the example.
       mirrored: bool, (batch,).
-      jitter: of its colors.
+      jitter: of the colors.
     """
 
     resized: jax.Array
@@ -49,10 +50,9 @@ def augment_pairs(
 ) -> tuple[jax.Array, jax.Array]:
     """Resizes, crops and mirrors images with their masks, jitters colors, normalizes.
 
-    Of the crops that are drawn the first is taken in which something is labeled, and
-    no class has more than `max_class_share` of what is; where none is such, the last. A
-    crop that is larger than the resized example holds it at a random place, and around
-    it the mean color and no label.
+    Takes the first of the drawn crops in which no class has more than `max_class_share`
+    of the labeled pixels. A crop that is larger than the resized example is filled with
+    the mean color and no label.
 
     Args:
       images: uint8, (batch, H, W, 3), each example in the upper left corner.
@@ -60,21 +60,21 @@ def augment_pairs(
       sizes: int32, (batch, 2): height and width of each example.
       config: the whole configuration: section `segmentation`, and of `data` the keys
         `flip`, `mean` and `std`.
-      key: one key for the batch; every example gets its own from it, so that the
-        result does not depend on how the batch lies on the devices.
-      mirrored: the class that each class becomes in a mirrored image: a left arm is
-        then a right one. Empty: itself.
+      key: one key for the batch; each example draws from its own, so that the result
+        does not depend on the sharding.
+      mirrored: the class that each class becomes in a mirrored image, such as the right
+        arm for the left one; empty if classes have no sides.
 
     Returns:
-      Images, float32 (batch, h, w, 3), and labels, uint8 (batch, h, w), of the crop's
-      size. Images are antialiased and bilinear; labels are those of nearest pixels.
+      Images, float32 (batch, h, w, 3), bilinear and antialiased, and labels, uint8
+      (batch, h, w), of nearest pixels; both of the crop's size.
     """
     settings = config.segmentation
     drawn = draw(jax.random.split(key, len(images)), sizes, config)
     canvas = labels.shape[1:]
 
     def matrices(weights, starts, resized, sizes, flipped=False, **options):
-        """Yields those of the rows, which are not mirrored, and of the columns."""
+        """Yields matrices of the rows, which are not mirrored, and of the columns."""
         for axis, mirrored in enumerate((False, flipped)):
             yield weights(
                 *(values[..., axis] for values in (starts, resized, sizes)),
@@ -91,9 +91,9 @@ def augment_pairs(
         chosen = first_mixed(labels, rows, columns, settings.max_class_share)
         starts = jnp.take_along_axis(drawn.starts, chosen[:, None, None], 1)[:, 0]
 
-    piece = (starts, drawn.resized, sizes, drawn.mirrored)
-    images = resample(images, *matrices(linear_weights, *piece, antialias=True))
-    rows, columns = matrices(nearest_weights, *piece)
+    crop = (starts, drawn.resized, sizes, drawn.mirrored)
+    images = resample(images, *matrices(linear_weights, *crop, antialias=True))
+    rows, columns = matrices(nearest_weights, *crop)
     labels = select(labels, rows, columns)
     inside = rows.any(-1)[:, :, None] & columns.any(-1)[:, None, :]
 
@@ -104,7 +104,7 @@ def augment_pairs(
 
 
 def draw(keys: jax.Array, sizes: jax.Array, config: ConfigDict) -> Draw:
-    """Draws for each example: its scale, crops, whether it is mirrored, its colors.
+    """Draws scale, crops, mirroring and colors of each example.
 
     Args:
       keys: (batch,) keys.
@@ -112,23 +112,23 @@ def draw(keys: jax.Array, sizes: jax.Array, config: ConfigDict) -> Draw:
       config: the whole configuration.
     """
     settings = config.segmentation
-    # A key for each purpose: to switch one on does not change the draws of another.
+    # A key for each purpose: enabling one does not change the draws of another.
     keys = jax.vmap(lambda key: jax.random.split(key, 7))(keys)
-    scale, place, flip = jnp.unstack(keys[:, :3], axis=1)
+    scale, start, flip = jnp.unstack(keys[:, :3], axis=1)
 
-    def geometry(scale: jax.Array, place: jax.Array, size: jax.Array):
+    def geometry(scale: jax.Array, start: jax.Array, size: jax.Array):
         factor = jax.random.uniform(
             scale, minval=settings.scale_min, maxval=settings.scale_max
         )
         if settings.short_side:
             factor = factor * settings.short_side / jnp.maximum(size.min(), 1)
         resized = resized_size(size, factor)
-        # All places in which one of the two lies within the other.
+        # All positions in which the crop or the example lies within the other.
         rest = resized - jnp.asarray(settings.crop)
         low, high = jnp.minimum(rest, 0), jnp.maximum(rest, 0)
-        return resized, jax.random.randint(place, (TRIES, 2), low, high + 1)
+        return resized, jax.random.randint(start, (TRIES, 2), low, high + 1)
 
-    resized, starts = jax.vmap(geometry)(scale, place, sizes)
+    resized, starts = jax.vmap(geometry)(scale, start, sizes)
     if config.data.flip:
         mirrored = jax.vmap(jax.random.bernoulli)(flip)
     else:
@@ -136,12 +136,74 @@ def draw(keys: jax.Array, sizes: jax.Array, config: ConfigDict) -> Draw:
     return Draw(resized, starts, mirrored, draw_jitter(keys[:, 3:], settings))
 
 
+def first_mixed(
+    labels: jax.Array, rows: jax.Array, columns: jax.Array, max_share: float
+) -> jax.Array:
+    """Returns the first crop in which no class has more than a share of the labels.
+
+    Args:
+      labels: uint8, (batch, H, W).
+      rows: float32, (batch, crops, H): how many of a crop's rows come from each row.
+      columns: float32, (batch, crops, W), likewise.
+      max_share: largest share of the labeled pixels, up to 1.
+
+    Returns:
+      int32, (batch,): index of the crop; the last one if there is no such crop. A crop
+      without labels is none.
+    """
+    labeled, largest = count_largest(labels, rows, columns, max_share)
+    # Both are integers below 2^24, exact in float32.
+    mixed = (largest <= max_share * labeled) & (labeled > 0)
+    last = rows.shape[1] - 1
+    return jnp.where(mixed.any(1), jnp.argmax(mixed, 1), last).astype(jnp.int32)
+
+
+def count_largest(
+    labels: jax.Array, rows: jax.Array, columns: jax.Array, max_share: float
+) -> tuple[jax.Array, jax.Array]:
+    """Counts the labeled pixels of each crop, and those of a class with too many.
+
+    A count is a product of the crop's rows, a 0-1 plane of the mask and the crop's
+    columns. Instead of one plane for each of up to 255 classes, eight find the majority
+    of each bit of the class, which is the class if it has more than half of the pixels;
+    a ninth counts it.
+
+    Returns:
+      float32, (batch, crops): the number of labeled pixels, and that of the class that
+      has more than `max_share` of them; if none has, of any class or 0.
+    """
+
+    def count(plane: jax.Array) -> jax.Array:
+        plane = plane.astype(jnp.float32)
+        # A row may be repeated 300 times, which bfloat16 rounds.
+        plane = jnp.einsum("bky,byx->bkx", rows, plane, precision=EXACT)
+        return (plane * columns).sum(-1)
+
+    known = labels != IGNORE
+    labeled = count(known)
+    if max_share < 0.5:
+        # Several classes may have more: count all.
+        def larger(largest: jax.Array, kind: jax.Array) -> tuple[jax.Array, None]:
+            return jnp.maximum(largest, count(labels == kind)), None
+
+        kinds = jnp.arange(IGNORE, dtype=jnp.uint8)
+        return labeled, jax.lax.scan(larger, jnp.zeros_like(labeled), kinds)[0]
+    kind = jnp.zeros(labeled.shape, jnp.int32)
+    for bit in range(8):
+        ones = count(known & (labels >> bit & 1 == 1))
+        kind += (2 * ones > labeled).astype(jnp.int32) << bit
+    planes = labels[:, None] == kind[:, :, None, None]
+    planes = (planes & known[:, None]).astype(jnp.float32)
+    largest = jnp.einsum("bky,bkyx->bkx", rows, planes, precision=EXACT)
+    return labeled, (largest * columns).sum(-1)
+
+
 def _exchange(
     labels: jax.Array, where: jax.Array, mirrored: Sequence[int]
 ) -> jax.Array:
-    """Gives the classes of mirrored examples their new numbers."""
+    """Replaces the classes of mirrored examples."""
     exchanged = labels
-    # A few comparisons, as few classes have a left and a right; TPUs gather slowly.
+    # Few classes have a left and a right, and TPUs gather slowly.
     for old, new in enumerate(mirrored):
         if new != old:
             exchanged = jnp.where(labels == old, jnp.uint8(new), exchanged)

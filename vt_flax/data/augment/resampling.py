@@ -1,15 +1,13 @@
-"""Images and masks resized, cropped and mirrored by matrices, one pair an example.
+"""Resizing, cropping and mirroring by matrices, with sizes that differ by example.
 
-To resize and crop is linear along each axis, so that it is one matrix for the rows and
-one for the columns. Sizes differ from example to example, shapes must not: the matrices
-depend on the sizes, and what is computed with them does not. TPUs gather slowly and
-multiply matrices fast, which is why these are dense although few of their elements are
-not zero. A crop of 512 x 512 of a canvas as large takes 0.8 G multiply-adds for the
-image and 0.3 G for the mask; a training step of a VT-FPN takes nearly a hundred times
-that.
+Resizing and cropping are linear along each axis: one matrix for the rows and one for
+the columns. The matrices depend on each example's size, their shapes do not. They are
+dense although most elements are zero, because TPUs gather slowly and multiply matrices
+fast: a crop of 512 x 512 takes 0.8 G multiply-adds for the image and 0.3 G for the
+mask, about one percent of a training step of a VT-FPN.
 
-Every function takes sizes as arrays (...) of any one shape, and gives matrices
-(..., length, extent): row i holds the weights of the source's pixels in output pixel i.
+Functions take sizes as arrays (...) of one shape, and return matrices (..., length,
+extent): row i holds the weights of the source's pixels in output pixel i.
 """
 
 import math
@@ -17,19 +15,19 @@ import math
 import jax
 import jax.numpy as jnp
 
+from vt_flax.data.center_crop import resized_side
 from vt_flax.data.masks import IGNORE
+
+# In a single bfloat16 pass, which TPUs take by default, weights have 8 bits, and levels
+# are off by one.
+EXACT = jax.lax.Precision.HIGHEST
 
 
 def resized_size(size: jax.Array, scale: jax.Array | float) -> jax.Array:
-    """Returns size x scale in whole pixels as `ImageOps.scale` rounds, at least 1.
-
-    Args:
-      size: of images in pixels, int32.
-      scale: factor, float32.
-    """
-    # In `_positions` twice this, times the size, is to stay within 31 bits.
-    most = (2**30 - 1) // jnp.maximum(size, 1)
-    return jnp.clip(jnp.round(size * scale).astype(jnp.int32), 1, most)
+    """Returns size x scale in pixels, int32, rounded as by Pillow, and at least 1."""
+    # In `_positions` twice this, times the size, must fit 31 bits.
+    largest = (2**30 - 1) // jnp.maximum(size, 1)
+    return jnp.clip(jnp.round(size * scale).astype(jnp.int32), 1, largest)
 
 
 def linear_weights(
@@ -42,19 +40,19 @@ def linear_weights(
     antialias: bool,
     mirrored: jax.Array | bool = False,
 ) -> jax.Array:
-    """Returns what resizes an axis bilinearly, and cuts out a piece of it.
+    """Returns matrices that resize an axis bilinearly, and crop it.
 
-    Pixels are centerd at halves, and a border continues beyond itself, as Pillow and
-    PyTorch have it.
+    As in Pillow and PyTorch, pixels are centered at halves, and the outermost pixels
+    continue beyond the border.
 
     Args:
-      start: pixel of the resized axis that comes first; negative to begin before it.
-      resized: its length in pixels; see `resized_size`.
-      size: of the source in pixels.
-      length: pixels that are cut out.
-      extent: of the array that holds the source at its start.
+      start: first pixel of the crop on the resized axis; may be negative.
+      resized: length of the resized axis in pixels.
+      size: length of the source in pixels.
+      length: length of the crop in pixels.
+      extent: length of the array that holds the source at its start.
       antialias: whether the filter widens where the axis shrinks, as Pillow's does.
-      mirrored: whether what is cut out is reversed.
+      mirrored: whether the crop is reversed.
 
     Returns:
       float32, (..., length, extent). Rows sum to 1, or to 0 outside the resized axis.
@@ -76,11 +74,10 @@ def nearest_weights(
     *,
     mirrored: jax.Array | bool = False,
 ) -> jax.Array:
-    """Returns what `linear_weights` does for the nearest pixel, as Pillow chooses it.
+    """Returns matrices like those of `linear_weights` that choose the nearest pixel.
 
-    Output pixel i takes pixel floor((i + 1/2) size / resized). Where that is a whole
-    number before it is rounded down, Pillow's running sum in floating point may fall
-    on either side of it; here it is exact.
+    Output pixel i takes pixel floor((i + 1/2) size / resized), as in Pillow, whose
+    running sum in floating point may however fall below a whole number.
 
     Returns:
       float32, (..., length, extent): one 1 in a row, or none outside the resized axis.
@@ -100,19 +97,18 @@ def map_weights(
     *,
     mirrored: jax.Array | bool = False,
 ) -> jax.Array:
-    """Returns what brings a network's map of its input to an example's own pixels.
+    """Returns matrices that resize a network's output map to an example's own pixels.
 
-    Bilinear from the centers of the map's cells, of which number j covers the input
-    from j extent / cells on; beyond the outermost centers the map continues. Where the
-    example fills the input this is PyTorch's `interpolate(..., align_corners=False)`.
+    Bilinear between the centers of cells: PyTorch's `interpolate(...,
+    align_corners=False)` where the example fills the input.
 
     Args:
       own: length of the example, in its own pixels.
-      valid: its length in the network's input, in pixels of that.
-      length: of the output in pixels, at least `own`.
+      valid: its length in the network's input, in pixels of the input.
+      length: length of the output in pixels, at least `own`.
       cells: length of the map.
-      extent: of the network's input in pixels.
-      mirrored: whether the example lay mirrored in the input, within its valid part.
+      extent: length of the network's input in pixels.
+      mirrored: whether the example was mirrored in the input.
 
     Returns:
       float32, (..., length, cells). Rows sum to 1, or to 0 from `own` on.
@@ -122,7 +118,7 @@ def map_weights(
     inside = index < own
     index = jnp.where(mirrored, own - 1 - index, index)
     whole, fraction = _positions(index, jnp.maximum(own[..., 0], 1), valid)
-    # From pixels to cells; the whole part in whole numbers, for the same reason.
+    # From pixels to cells, in integers as far as possible, as in `_positions`.
     common = math.gcd(cells, extent)
     up, down = cells // common, extent // common
     moved = whole * up
@@ -132,7 +128,7 @@ def map_weights(
 
 
 def resample(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Applies matrices to the rows and columns of images, or of maps.
+    """Applies matrices to the rows and columns of images or maps.
 
     Args:
       images: (batch, H, W, channels).
@@ -142,16 +138,13 @@ def resample(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arra
     Returns:
       float32, (batch, h, w, channels).
     """
-    # In a single bfloat16 pass, which TPUs take by default, weights have 8 bits, and
-    # levels are off by one.
-    precision = jax.lax.Precision.HIGHEST
     images = images.astype(jnp.float32)
-    images = jnp.einsum("bhy,byxc->bhxc", rows, images, precision=precision)
-    return jnp.einsum("bwx,bhxc->bhwc", columns, images, precision=precision)
+    images = jnp.einsum("bhy,byxc->bhxc", rows, images, precision=EXACT)
+    return jnp.einsum("bwx,bhxc->bhwc", columns, images, precision=EXACT)
 
 
 def select(labels: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Picks the pixels of masks that matrices of `nearest_weights` choose.
+    """Applies matrices of `nearest_weights` to the rows and columns of masks.
 
     Args:
       labels: uint8, (batch, H, W).
@@ -161,9 +154,8 @@ def select(labels: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     Returns:
       uint8, (batch, h, w); IGNORE where there is no source.
     """
-    # Exact in whatever the products are computed: of each sum one term at most is not
-    # zero, and it is 1 times a whole number up to 255, which even bfloat16 holds.
-    # What is left out adds nothing, so that nothing is to stand for IGNORE.
+    # Exact even in bfloat16: each sum has at most one term, an integer up to 255. Where
+    # it has none, 0 stands for IGNORE.
     picked = (IGNORE - labels).astype(jnp.float32)
     precision = jax.lax.Precision.DEFAULT
     picked = jnp.einsum("bhy,byx->bhx", rows, picked, precision=precision)
@@ -171,21 +163,52 @@ def select(labels: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     return IGNORE - picked.astype(jnp.uint8)
 
 
+def center_crop(images: jax.Array, size: int, resize: int) -> jax.Array:
+    """Resizes and crops a batch like `data.center_crop`, for exported programs.
+
+    Like Pillow it resizes the rows, rounds, and then the columns. Pillow's weights are
+    in fixed point, so that a level close to a half may differ by one.
+
+    Args:
+      images: uint8 (batch, H, W, 3), all of one size, which may be symbolic.
+      size: side of the result in pixels.
+      resize: short side in pixels before the cut, at least `size`.
+
+    Returns:
+      Levels from 0 to 255, float32 (batch, size, size, 3).
+    """
+    extents = images.shape[1:3]
+    sides = [jnp.asarray(extent, jnp.int32) for extent in extents]
+
+    def weights(axis: int) -> jax.Array:
+        resized = resized_side(sides[axis], jnp.minimum(*sides), resize)
+        start = (resized - size) // 2
+        return linear_weights(
+            start, resized, sides[axis], size, extents[axis], antialias=True
+        )
+
+    levels = images.astype(jnp.float32)
+    for product, axis in (("wx,bhxc->bhwc", 1), ("hy,bywc->bhwc", 0)):
+        levels = jnp.einsum(product, weights(axis), levels, precision=EXACT)
+        levels = jnp.floor(levels + 0.5)
+    return levels
+
+
 def _index(start: jax.Array, length: int, mirrored: jax.Array | bool) -> jax.Array:
-    """Returns which pixel of the resized axis is output pixel i, (..., length)."""
-    place = jnp.arange(length)
+    """Returns the pixel of the resized axis in each output pixel, (..., length)."""
+    index = jnp.arange(length)
     mirrored = jnp.asarray(mirrored)[..., None]
-    place = jnp.where(mirrored, length - 1 - place, place)
-    return jnp.asarray(start)[..., None] + place
+    index = jnp.where(mirrored, length - 1 - index, index)
+    return jnp.asarray(start)[..., None] + index
 
 
 def _positions(
     index: jax.Array, resized: jax.Array, size: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns where pixels' centers lie in the source: whole pixels and the fraction.
+    """Returns the source coordinate of pixels' centers: whole pixels and the fraction.
 
-    (index + 1/2) size / resized, in whole numbers as long as it can be: float32 alone
-    would choose another pixel where this is close to a whole number.
+    (index + 1/2) size / resized in integers, because float32 would choose another pixel
+    where this is close to a whole number.
     """
     numerator = (2 * index + 1) * jnp.asarray(size)[..., None]
     denominator = 2 * jnp.asarray(resized)[..., None]

@@ -1,4 +1,4 @@
-"""Examples of any size as a network's input of one size, and its maps brought back."""
+"""Segmentation in evaluation: inputs of one size, and maps at the examples' sizes."""
 
 import math
 from typing import NamedTuple
@@ -20,8 +20,8 @@ class Scaled(NamedTuple):
 
     Attributes:
       images: levels from 0 to 255, float32, (batch, h, w, 3), each example in the upper
-        left corner, and around it the mean color: what `normalize` makes 0 of.
-      lengths: int32, (batch, 2): height and width of each example in it.
+        left corner, filled with the mean color.
+      lengths: int32, (batch, 2): height and width of each example in the input.
     """
 
     images: jax.Array
@@ -31,14 +31,14 @@ class Scaled(NamedTuple):
 def eval_canvas(config: ConfigDict) -> tuple[int, int]:
     """Returns height and width of the host's arrays in evaluation."""
     settings = config.segmentation
-    own, other = settings.eval_canvas, settings.canvas
-    return own[0] or other[0], own[1] or other[1]
+    (height, width), default = settings.eval_canvas, settings.canvas
+    return height or default[0], width or default[1]
 
 
 def base_size(canvas: tuple[int, int], config: ConfigDict) -> list[int]:
     """Returns height and width of a network's input in evaluation at a scale of 1."""
     sides = zip(config.segmentation.eval_size, canvas, strict=True)
-    return [side or whole for side, whole in sides]
+    return [side or default for side, default in sides]
 
 
 def input_size(canvas: tuple[int, int], config: ConfigDict, scale: float) -> list[int]:
@@ -50,7 +50,7 @@ def input_size(canvas: tuple[int, int], config: ConfigDict, scale: float) -> lis
       scale: one of `segmentation.eval_scales`.
     """
     sides = base_size(canvas, config)
-    # 1.1 x 500 is not 551 for 550.00000000000006.
+    # Rounded first: 1.1 x 500 is 550.00000000000006 in floating point.
     return [math.ceil(round(side * scale, 6)) for side in sides]
 
 
@@ -61,18 +61,17 @@ def eval_inputs(
     scale: float = 1.0,
     flip: bool = False,
 ) -> Scaled:
-    """Brings examples to a network's input, each by one factor for both axes.
+    """Resizes examples to a network's input, bilinear and antialiased.
 
-    The short side becomes `segmentation.short_side`, or stays where that is 0; but what
-    would not fit `segmentation.eval_size` becomes as large as fits. All that times
-    `scale`, antialiased and bilinear.
+    The short side becomes `segmentation.short_side` (0: unchanged), or as large as
+    `segmentation.eval_size` allows, times `scale`. The aspect ratio does not change.
 
     Args:
       images: uint8, (batch, H, W, 3), each example in the upper left corner.
       sizes: int32, (batch, 2): height and width of each example.
       config: the whole configuration.
       scale: one of `segmentation.eval_scales`.
-      flip: whether each example is mirrored, within its own part of the input.
+      flip: whether each example is mirrored, still in the upper left corner.
     """
     canvas = images.shape[1:3]
     shape = input_size(canvas, config, scale)
@@ -84,16 +83,16 @@ def eval_inputs(
     lengths = resized_size(sizes, factor[:, None])
     lengths = jnp.minimum(lengths, jnp.asarray(shape))
 
-    height, width = jnp.unstack(lengths, axis=1)
-    # Reversed as a whole, what lay at the right end lies at the left one.
-    left = width - shape[1] if flip else jnp.zeros_like(width)
-    rows = linear_weights(
-        *(jnp.zeros_like(height), height, sizes[:, 0], shape[0], canvas[0]),
-        antialias=True,
-    )
-    columns = linear_weights(
-        *(left, width, sizes[:, 1], shape[1], canvas[1]), antialias=True, mirrored=flip
-    )
+    def weights(axis: int, mirrored: bool) -> jax.Array:
+        length = lengths[:, axis]
+        # The reversed crop ends with the example, which then lies at its start.
+        start = length - shape[axis] if mirrored else jnp.zeros_like(length)
+        extents = shape[axis], canvas[axis]
+        return linear_weights(
+            start, length, sizes[:, axis], *extents, antialias=True, mirrored=mirrored
+        )
+
+    rows, columns = weights(0, False), weights(1, flip)
     inside = rows.any(-1)[:, :, None, None] & columns.any(-1)[:, None, :, None]
     mean = 255 * jnp.asarray(config.data.mean, jnp.float32)
     return Scaled(jnp.where(inside, resample(images, rows, columns), mean), lengths)
@@ -106,18 +105,18 @@ def eval_weights(
     canvas: tuple[int, int],
     flip: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns what brings a network's maps of an input to the examples' own pixels.
+    """Returns matrices that resize a network's output maps to the examples' own pixels.
 
     Args:
-      scaled: what `eval_inputs` returned.
+      scaled: result of `eval_inputs`.
       sizes: int32, (batch, 2): height and width of each example.
       cells: height and width of the maps.
-      canvas: height and width of the arrays that hold the examples' own pixels.
-      flip: whether the examples were mirrored; what comes back is not.
+      canvas: height and width of the arrays that hold the examples.
+      flip: whether the input is mirrored, which is undone.
 
     Returns:
-      Matrices for `resample`, of rows, (batch, H, map height), and of columns, (batch,
-      W, map width). Nothing but zeros for pixels outside an example.
+      Matrices for `resample`: rows, (batch, H, map height), and columns, (batch, W, map
+      width); zeros for pixels outside an example.
     """
     shape = scaled.images.shape[1:3]
     rows, columns = (

@@ -1,0 +1,104 @@
+"""Registration, with threads in place of processes."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from vt_flax.errors import UserError
+from vt_flax.parallel import registration
+from vt_flax.parallel.cluster import Cluster
+from vt_flax.parallel.registration import register
+
+
+@pytest.fixture(autouse=True)
+def quicker(monkeypatch):
+    monkeypatch.setattr(registration, "MESSAGE_SECONDS", 1.0)
+    monkeypatch.setattr(registration, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(registration.platform, "node", lambda: "host")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def call(indices, count, *, seconds=1.0, before=None):
+    """Returns the result or the error of each caller, in order."""
+    port = free_port()
+    results = [None] * len(indices)
+
+    def one(k):
+        cluster = Cluster(indices[k], count, f"127.0.0.1:{port}")
+        try:
+            results[k] = register(cluster, seconds)
+        except UserError as error:
+            results[k] = error
+
+    threads = [threading.Thread(target=one, args=(k,)) for k in range(len(indices))]
+    for thread in threads[:1]:
+        thread.start()
+    if before:
+        before(("127.0.0.1", port))
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return results
+
+
+def test_all_processes_register():
+    assert call([0, 1, 2, 3], 4, seconds=10) == [["host"] * 4] * 4
+
+
+def test_missing_processes_are_named():
+    for error in call([0, 1], 4):
+        assert str(error) == "processes 2, 3 of 4 did not start in 1 s"
+        assert (error.status, error.everywhere) == (5, True)
+
+
+def test_process_0_is_missing():
+    (error,) = call([1], 2, seconds=0.2)
+    assert str(error).startswith("process 1 of 2: process 0 does not answer after 0 s")
+    assert "Connection refused" in str(error) and error.status == 5
+
+
+@pytest.mark.parametrize("indices, count", [([0, 1, 1], 3), ([0, 2], 2)])
+def test_a_process_with_a_wrong_index(indices, count):
+    for error in call(indices, count, seconds=20):
+        assert str(error) == (
+            f"process {indices[-1]} (host) does not fit the others: give each "
+            f"--processes {count} and its own --process"
+        )
+        assert (error.status, error.everywhere) == (2, True)
+
+
+def test_a_port_that_is_taken():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        cluster = Cluster(0, 2, f"127.0.0.1:{other.getsockname()[1]}")
+        with pytest.raises(UserError, match="process 0: Address already in use: end"):
+            register(cluster, 1.0)
+
+
+def test_port_scanners_are_ignored(capfd):
+    """One that sends something else, and one that connects and sends nothing."""
+
+    def scan(address):
+        time.sleep(0.2)
+        for text in (
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\xff" * 99,
+            b"1\n",
+            b"[1, 2, 3]\n",
+            b"",
+        ):
+            with socket.create_connection(address) as scanner:
+                scanner.sendall(text)
+                time.sleep(0.1)
+
+    assert call([0, 1], 2, seconds=10, before=scan) == [["host"] * 2] * 2
+    assert capfd.readouterr() == ("", "")
