@@ -2,7 +2,7 @@
 
 The short side is resized to `resize` pixels, bilinear and antialiased, and the central
 `size` x `size` pixels are cut out, as where pretrained weights were evaluated.
-`augment.center_crop` does the same in JAX, for exported programs.
+`augment.resampling.center_crop` does the same in JAX, for exported programs.
 """
 
 from typing import Any
