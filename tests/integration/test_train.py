@@ -27,6 +27,7 @@ from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
 from vt_flax.training.requests import Stopped
 from vt_flax.training.run import prepare
+from vt_flax.training.state import weights_of
 from vt_flax.training.workdir import read_metrics
 
 pytestmark = pytest.mark.usefixtures("shared_steps")
@@ -112,7 +113,7 @@ def test_evaluation_equals_a_recount_image_by_image(trained):
     state = last_state(run, workdir)
     (batch,) = eval_batches(run.eval_source, run.config.data, batch=45)
     images = augment.normalize(batch["image"], run.config.data)
-    for name, (params, stats) in trainer.weights_of(state).items():
+    for name, (params, stats) in weights_of(state).items():
         variables = jax.device_get({"params": params, "batch_stats": stats})
         logits = np.asarray(run.model.apply(variables, images), np.float64)
         order = np.argsort(-logits, axis=-1, kind="stable")

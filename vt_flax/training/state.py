@@ -41,6 +41,27 @@ def abstract_like(state: Any, shardings: Any) -> Any:
     )
 
 
+def weights_of(state: TrainState) -> dict[str, tuple[Any, Any]]:
+    """Returns parameters and batch statistics: `raw`, and `ema` where it is kept."""
+    weights = {"raw": (state.params, state.batch_stats)}
+    if state.ema_params:
+        weights["ema"] = (state.ema_params, state.ema_batch_stats)
+    return weights
+
+
+def differing_array(tree: Any, like: Any) -> str:
+    """Returns the path of the first array of another shape; empty if there is none."""
+    shapes, wanted = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): x.shape
+            for path, x in jax.tree_util.tree_leaves_with_path(each)
+        }
+        for each in (tree, like)
+    )
+    paths = sorted(shapes.keys() | wanted.keys())
+    return next((p for p in paths if shapes.get(p) != wanted.get(p)), "")
+
+
 def create_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,

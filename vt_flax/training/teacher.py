@@ -19,14 +19,10 @@ from vt_flax.parallel.mesh import put_whole, state_sharding
 from vt_flax.training.config import resolve
 from vt_flax.training.fingerprint import host_fingerprint
 from vt_flax.training.run import model_for
+from vt_flax.training.state import differing_array
 from vt_flax.training.tasks import Task, task_of
 from vt_flax.training.tasks.classification import Classification
-from vt_flax.training.weights import (
-    PARTS,
-    differing_array,
-    find_checkpoint,
-    read_weights,
-)
+from vt_flax.training.weights import PARTS, find_checkpoint, read_weights
 from vt_flax.training.workdir import CONFIG_FILE, different_classes, read_run
 
 OPTION = "distillation.teacher"

@@ -15,7 +15,7 @@ from vt_flax.training.logging import Clock, RunLogger, memory
 from vt_flax.training.profiling import Profile
 from vt_flax.training.requests import NONE, SAVE, STOP, Requests, Stopped
 from vt_flax.training.run import Run
-from vt_flax.training.state import TrainState
+from vt_flax.training.state import weights_of
 from vt_flax.training.step import compile_eval_step, compile_train_step
 from vt_flax.training.workdir import Results, recorded_evaluation
 
@@ -253,11 +253,3 @@ class Trainer:
         self._evaluation_notes.update(new)
         self._logger.say_all(f"note: {source.name}: {note}" for note in new)
         return True
-
-
-def weights_of(state: TrainState) -> dict[str, tuple[Any, Any]]:
-    """Returns parameters and batch statistics, raw and, where it is kept, their EMA."""
-    weights = {"raw": (state.params, state.batch_stats)}
-    if state.ema_params:
-        weights["ema"] = (state.ema_params, state.ema_batch_stats)
-    return weights
