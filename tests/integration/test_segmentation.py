@@ -19,7 +19,7 @@ from vt_flax.data.prepare.build import prepare as build
 from vt_flax.errors import UserError
 from vt_flax.inference.predictor import load
 from vt_flax.parallel.mesh import make_mesh, replicated, to_global
-from vt_flax.training import loop, trainer
+from vt_flax.training import loop
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
 from vt_flax.training.run import prepare
@@ -287,7 +287,7 @@ def test_a_split_with_one_labeled_class_has_no_miou(
     assert not list((again / "best").iterdir())
 
     monkeypatch.setattr(evaluate, "prepare", lambda config: run)
-    monkeypatch.setattr(evaluate, "compile_eval_step", trainer.compile_eval_step)
+    monkeypatch.setattr(evaluate, "compile_eval_step", loop.compile_eval_step)
     evaluate.main(["--workdir", str(workdir), "--format", "json"])
     printed = capsys.readouterr()
     for row in json.loads(printed.out):

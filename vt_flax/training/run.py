@@ -39,6 +39,13 @@ class Run:
     # Interval in steps of `log`, `eval` and `checkpoint`.
     every: Mapping[str, int]
 
+    def is_due(self, section: str, step: int) -> bool:
+        """Returns whether an interval of `log`, `eval` or `checkpoint` ends at a step.
+
+        All of them end at the last step.
+        """
+        return step == self.total_steps or step % self.every[section] == 0
+
     def _create(self) -> TrainState:
         return create_state(
             self.model,
