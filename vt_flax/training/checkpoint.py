@@ -57,8 +57,8 @@ class Checkpoints:
       workdir: folder of the run; made where it is missing.
       keep: number of checkpoints to keep.
       read_only: write and remove nothing.
-      best: keep those with the highest metric instead of the newest, in a folder of
-        their own.
+      best: keep those with the highest metric instead of the newest, in the folder
+        `best`.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Checkpoints:
             best_fn=(lambda metrics: metrics[METRIC]) if best else None,
             create=not read_only,
             read_only=read_only,
-            # What a killed process has left half written.
+            # A killed process may have left one half written.
             cleanup_tmp_directories=not read_only,
         )
         with writing(self.folder):
@@ -85,11 +85,11 @@ class Checkpoints:
             )
 
     def steps(self) -> list[int]:
-        """Returns the steps of the whole checkpoints, in order."""
+        """Returns the steps of the complete checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Returns the step with the highest metric, the first of equals, if any."""
+        """Returns the step with the highest metric, the first of equal ones, if any."""
         metrics = self._metrics()
         return max(metrics, key=lambda step: (metrics[step], -step), default=None)
 

@@ -24,7 +24,6 @@ from vt_flax.training.checkpoint import Checkpoints, Restored
 from vt_flax.training.evaluation import evaluate
 from vt_flax.training.formulation import choose_formulation
 from vt_flax.training.logging import RunLogger
-from vt_flax.training.profiling import Profile
 from vt_flax.training.progress import Progress
 from vt_flax.training.requests import NONE, STOP, Requests, Stopped
 from vt_flax.training.run import Run
@@ -115,20 +114,11 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
             logger.print(f"distillation: teacher {teacher.folder}, {teacher_weights}")
 
         # Steps: compiled by their first calls.
-        train_step = compile_train_step(
-            run.model,
-            run.task,
-            run.optimizer,
-            run.schedule,
-            config,
-            mesh,
-            state,
-            teacher,
-        )
+        parts = run.model, run.task, run.optimizer, run.schedule
+        train_step = compile_train_step(*parts, config, mesh, state, teacher)
         eval_step = compile_eval_step(run.model, run.task, mesh)
         progress = Progress(run, logger, checkpoints, start.window)
         requests = stack.enter_context(Requests(mesh))
-        profile = stack.enter_context(Profile(config.profile, workdir))
         # Any implicit transfer between host and devices is an error.
         stack.enter_context(jax.transfer_guard("disallow"))
 
@@ -149,6 +139,8 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
             return results
 
         # Loop.
+        trace = stack.enter_context(contextlib.ExitStack())
+        trace_end = config.profile.start + config.profile.steps - 1
         source = cached(run.train_source) if config.data.cache else run.train_source
         microbatches = config.grad_accum_steps
         split = f" in {microbatches} microbatches" if microbatches > 1 else ""
@@ -165,12 +157,15 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
             processes.report(f"step {step:,}: waiting for its examples")
             batch = next(batches)
             processes.report(f"step {step:,}: waiting for the devices")
-            profile.before(step)
+            if config.profile.steps and step == config.profile.start:
+                trace.enter_context(jax.profiler.trace(str(workdir / "profile")))
             state, metrics = train_step(
                 state, batch | requests.batch(), teacher_variables
             )
             progress.add(step, metrics)
-            profile.after(step, metrics)
+            if config.profile.steps and step == trace_end:
+                jax.block_until_ready(metrics)
+                trace.close()
             if step == first:
                 jax.block_until_ready(metrics)
                 progress.start_clock(step)

@@ -17,7 +17,6 @@ from vt_flax.parallel.mesh import (
     replicated,
     state_sharding,
 )
-from vt_flax.training.ema import update_ema
 from vt_flax.training.state import TrainState
 from vt_flax.training.tasks import Task
 
@@ -126,7 +125,6 @@ def make_train_step(
         ema = state.ema_params, state.ema_batch_stats
         if config.ema.decay:
             ema = update_ema(ema, (params, batch_stats), state.step, config.ema)
-
         grad_norm = optax.tree.norm(grads)
         stats_norm = optax.tree.norm(batch_stats)
         metrics = {
@@ -159,6 +157,20 @@ def _split_batch(batch: dict, count: int, mesh: Mesh) -> dict:
         return jax.lax.with_sharding_constraint(x, sharding)
 
     return jax.tree.map(split, batch)
+
+
+def update_ema(ema: Any, new: Any, step: jax.Array, config: ConfigDict) -> Any:
+    """Updates exponential moving averages, a tree of arrays like `new`.
+
+    `step` is the number of updates before this one, `config` the section `ema`. With
+    `ramp` the decay is at most (1 + step) / (10 + step), as with TensorFlow's
+    `num_updates`, so that a short run does not keep its initial values.
+    """
+    decay = jnp.float32(config.decay)
+    if config.ramp:
+        count = step.astype(jnp.float32)
+        decay = jnp.minimum(decay, (1 + count) / (10 + count))
+    return optax.incremental_update(new, ema, 1 - decay)
 
 
 def compile_train_step(

@@ -21,15 +21,13 @@ HEAD = "head"
 
 
 def find_checkpoint(option: str, place: str) -> pathlib.Path:
-    """Returns the folder of a checkpoint.
+    """Returns the folder of a checkpoint: a workdir's newest, or the place itself.
 
-    Args:
-      option: option that named the place, for messages.
-      place: a workdir, of which the newest is taken; or a checkpoint's own folder, such
-        as WORKDIR/best/1000.
+    `place` is a workdir or a checkpoint's own folder, such as WORKDIR/best/1000, and
+    `option`, for messages, the option that named it.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is no checkpoint.
     """
     folder = typed_path(place)
     if (folder / "state").is_dir():
@@ -46,10 +44,6 @@ def find_checkpoint(option: str, place: str) -> pathlib.Path:
 
 def read_weights(option: str, folder: pathlib.Path) -> tuple[dict[str, Any], str]:
     """Returns the EMA weights of a checkpoint, or the raw ones if no EMA was kept.
-
-    Args:
-      option: option that named the place, for messages.
-      folder: see `find_checkpoint`.
 
     Returns:
       {"params", "batch_stats"}, trees of NumPy arrays; and their name, `ema` or `raw`.
@@ -70,10 +64,7 @@ def initialize(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
 
     Every array is loaded where the model has one of its name and shape: of a ResNet all
     but the head into the backbone of a segmentation network. The EMA starts from them.
-
-    Args:
-      state: the state, where it is trained.
-      place: see `find_checkpoint`.
+    For `place` see `find_checkpoint`.
 
     Returns:
       The state, and lines about the loaded, missing and unexpected modules.
