@@ -13,7 +13,7 @@ from jax._src import config
 
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import make_mesh, state_sharding
-from vt_flax.training.checkpoint import DAMAGED, Checkpoints
+from vt_flax.training.checkpoint import DAMAGED, Checkpoints, read_checkpoint
 from vt_flax.training.config import default_config
 from vt_flax.training.fingerprint import fingerprint, host_fingerprint
 from vt_flax.training.state import TrainState, abstract_like
@@ -104,6 +104,22 @@ def test_whatever_is_damaged_nothing_wrong_is_restored(damage, written, tmp_path
             assert f"checkpoint 3 in {workdir} cannot be restored" in found.damaged[3]
         checkpoints.close()
     assert passed_over >= 4
+
+
+def test_a_failed_read_is_one_error(tmp_path, monkeypatch):
+    """Though other reads are under way when it fails."""
+    rng = np.random.default_rng(0)
+    arrays = {str(i): jnp.asarray(rng.normal(size=400)) for i in range(300)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state_of(1).replace(params=arrays))
+    checkpoints.close()
+    files = (p for p in tmp_path.rglob("*") if p.is_file())
+    truncate(max(files, key=lambda p: p.stat().st_size))
+    others = []
+    monkeypatch.setattr(sys, "unraisablehook", others.append)
+    with pytest.raises(UserError) as error:
+        read_checkpoint(tmp_path / "checkpoints" / "1")
+    assert "\n" not in str(error.value) and not others
 
 
 def test_a_single_bit_is_noticed():
