@@ -49,7 +49,7 @@ class Restored:
 
 
 class Checkpoints:
-    """Checkpoints of a workdir, written in the background, each whole or not at all.
+    """Checkpoints of a workdir, written in the background, and atomically.
 
     All processes call the same methods in the same order. Every method raises
     `UserError` if a checkpoint could not be written.
@@ -322,9 +322,9 @@ def _handlers(**options: Any) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     """Returns one line about an error of Orbax or TensorStore."""
-    # Which hide the system's error among pages of their own.
-    pages = "".join(traceback.format_exception(error))
+    # They hide the system's error in a chain of exceptions of many lines.
+    lines = "".join(traceback.format_exception(error))
     for message in map(os.strerror, DISK_ERRORS):
-        if message in pages:
+        if message in lines:
             return message
     return (first_line(error) or type(error).__name__)[:300]

@@ -129,6 +129,6 @@ def _add(total: Any, value: Any) -> Any:
     """Adds a batch's count to a total, which is None before the first batch."""
     if isinstance(value, Moments):
         return merge(total or Moments(*map(np.zeros_like, value)), value)
-    # Wide enough for the pixels of a whole split.
+    # Wide enough for the number of pixels in a split.
     value = value.astype(np.int64 if value.dtype.kind == "i" else np.float64)
     return value if total is None else total + value

@@ -200,7 +200,7 @@ def _rows(
 def _write(
     out: pathlib.Path, state: TrainState, run: RunRecord | None, record: dict[str, Any]
 ) -> None:
-    """Writes a workdir, whole or not at all."""
+    """Writes a workdir atomically."""
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         partial.mkdir(parents=True)

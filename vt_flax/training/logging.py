@@ -86,7 +86,7 @@ class RunLogger:
 
 def _open_to_append(file: pathlib.Path) -> TextIO:
     with writing(file):
-        # A killed run may have left half a line: the next one starts on its own.
+        # A killed run may have left half a line.
         half = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")
         stream = file.open("a")
         if half:

@@ -128,8 +128,8 @@ def _open_sources(config: ConfigDict) -> tuple[Source, Source]:
 def _check_classes(train: Source, evaluation: Source, num_classes: int) -> None:
     """Checks that both splits and the model have the same classes."""
     if train.class_names != evaluation.class_names:
-        names = set(train.class_names) ^ set(evaluation.class_names)
-        shown = first_names(sorted(map(str, names))) or "in another order"
+        differing = set(train.class_names) ^ set(evaluation.class_names)
+        shown = first_names(sorted(map(str, differing))) or "in another order"
         raise UserError(
             f"{train.name} and {evaluation.name} have different classes ({shown}): "
             "give both the same"

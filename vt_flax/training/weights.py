@@ -86,7 +86,7 @@ def initialize(state: TrainState, place: str) -> tuple[TrainState, list[str]]:
                 f"init_from {place}: {'/'.join(path[1:])} has shape {theirs} there, "
                 f"{ours} here: choose the same options of the model"
             )
-    # A layer of the head is loaded as a whole or not at all.
+    # Of a layer of the head, all arrays are loaded or none.
     other_layers = {path[:-1] for path in mismatched}
     loaded = [p for p in arrays if p in saved and p[:-1] not in other_layers]
     missing = ", ".join(sorted({path[1] for path in arrays.keys() - set(loaded)}))
