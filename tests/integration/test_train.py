@@ -191,22 +191,6 @@ def test_a_finished_run_says_that_nothing_is_left(trained, capsys):
 
 
 @pytest.mark.slow
-def test_a_final_evaluation_that_was_cut_off_is_made_up_for(
-    trained, digits, tmp_path, monkeypatch
-):
-    run, _, results = trained
-
-    def cut_off(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "evaluate", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(run, tmp_path / "run")
-    monkeypatch.undo()
-    assert loop.train(run, tmp_path / "run") == results
-
-
-@pytest.mark.slow
 def test_an_evaluation_on_the_way_that_was_cut_off_is_made_up_for(
     trained, digits, tmp_path, monkeypatch
 ):
