@@ -114,9 +114,11 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
             logger.print(f"distillation: teacher {teacher.folder}, {teacher_weights}")
 
         # Steps: compiled by their first calls.
-        parts = run.model, run.task, run.optimizer, run.schedule
-        train_step = compile_train_step(*parts, config, mesh, state, teacher)
-        eval_step = compile_eval_step(run.model, run.task, mesh)
+        model, task = run.model, run.task
+        train_step = compile_train_step(
+            model, task, run.optimizer, run.schedule, config, mesh, state, teacher
+        )
+        eval_step = compile_eval_step(model, task, mesh)
         progress = Progress(run, logger, checkpoints, start.window)
         requests = stack.enter_context(Requests(mesh))
         # Any implicit transfer between host and devices is an error.
