@@ -40,10 +40,10 @@ from vt_flax.training.config import resolve
 from vt_flax.training.evaluation import evaluate
 from vt_flax.training.requests import Requests
 from vt_flax.training.run import Run, prepare
+from vt_flax.training.state import weights_of
 from vt_flax.training.step import compile_eval_step
 from vt_flax.training.tasks import task_of
 from vt_flax.training.tasks.segmentation import Segmentation
-from vt_flax.training.trainer import weights_of
 from vt_flax.training.workdir import check_classes, read_run
 
 

@@ -11,24 +11,21 @@ class Held(Exception):
 
 
 @contextlib.contextmanager
-def lock(file: pathlib.Path) -> Iterator[OSError | None]:
-    """Holds a file, made where it is missing, against other processes.
+def lock(file: pathlib.Path) -> Iterator[None]:
+    """Locks a file, made where it is missing, against other processes.
 
-    The system lets go of it however the process ends.
-
-    Yields:
-      Why it is not held, where a file system knows no locks; else None.
+    The system unlocks it however this process ends. On a file system without locks
+    nothing is locked.
 
     Raises:
-      Held: if another process does.
+      Held: if another process holds it.
       OSError: if the file cannot be written.
     """
     with file.open("a") as stream:
-        problem = None
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Held(file) from error
-        except OSError as error:
-            problem = error
-        yield problem
+        except OSError:
+            pass
+        yield

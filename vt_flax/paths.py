@@ -1,4 +1,4 @@
-"""Paths as people type them, and files that are written whole."""
+"""Paths as people type them, and files that are written atomically."""
 
 import contextlib
 import os
@@ -14,13 +14,12 @@ def in_bucket(place: str | os.PathLike[str]) -> bool:
 
 
 def typed_path(name: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the path that is meant by a name that somebody typed.
+    """Returns a path as a person typed it, with `~` and `~user` expanded.
 
-    `~` and `~user` in front are home folders. Where there is no such user, the name is
-    taken as it is: a file may be called so. What was found by listing a folder must
-    not come here.
+    Where there is no such user, the name is taken as it is. Not for names from the
+    listing of a folder.
     """
-    # pathlib's own raises an error for users that are not there.
+    # pathlib's own raises an error for users that do not exist.
     return pathlib.Path(os.path.expanduser(name))
 
 
@@ -39,7 +38,7 @@ def local_folder(option: str, path: str) -> pathlib.Path:
 
 
 def write_whole(file: pathlib.Path, text: str) -> None:
-    """Writes a text file, which others see whole or not at all."""
+    """Writes a text file atomically."""
     partial = file.with_suffix(".tmp")
     partial.write_text(text)
     partial.replace(file)

@@ -1,4 +1,4 @@
-"""Train a network, or go on where its workdir stopped.
+"""Train a network, or resume the run in its workdir.
 
 python -m vt_flax.train --config configs/quickstart.py --workdir runs/quickstart
 python -m vt_flax.train --config configs/imagenet.py:vt_resnet50 --workdir WORKDIR
@@ -6,9 +6,9 @@ python -m vt_flax.train --config configs/imagenet.py:vt_resnet50 --workdir WORKD
 Any key of the configuration can be changed: --config.schedule.learning_rate=0.1
 On several machines, start the same command on each; see below.
 
-Run the same command again to go on after a stop. Exit status 2 tells of bad input, 3 of
-a training that diverged, 4 of one that was stopped by SIGTERM and saved what it had
-done, 5 of another process that is gone; nothing saved is lost by any.
+Run the same command again to resume after a stop. Exit status 2 means bad input, 3 that
+training diverged, 4 that SIGTERM stopped it once its state was saved, 5 that another
+process is lost. Saved checkpoints survive all of them.
 """
 
 import sys
@@ -31,7 +31,10 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.make_parser("train", __doc__)
     cli.add_config_argument(parser)
     parser.add_argument(
-        "--workdir", required=True, metavar="FOLDER", help="of all that the run writes"
+        "--workdir",
+        required=True,
+        metavar="FOLDER",
+        help="folder for everything the run writes",
     )
     cli.add_format_argument(parser)
     cli.add_process_arguments(parser)
@@ -47,18 +50,10 @@ def main(argv: Sequence[str]) -> None:
     if args.format == "table" and jax.process_index() == 0:
         height, width = size = run.task.input_size(config)
         counts = count(run.model, size)
+        macs = counts.macs | {"total": counts.total_macs}
+        params = counts.params | {"total": counts.total_params}
         cli.print_rows(
-            [
-                {"part": part, "MACs": counts.macs[part], "params": counts.params[part]}
-                for part in counts.macs
-            ]
-            + [
-                {
-                    "part": "total",
-                    "MACs": counts.total_macs,
-                    "params": counts.total_params,
-                }
-            ],
+            [{"part": p, "MACs": macs[p], "params": params[p]} for p in macs],
             args.format,
             f"{config.model.name}, {run.model.num_classes} classes, {height} x {width}",
         )

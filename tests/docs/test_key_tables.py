@@ -14,8 +14,8 @@ from vt_flax.errors import UserError
 from vt_flax.models import list_models, model_options
 from vt_flax.parallel.registration import LOST
 from vt_flax.training.config import default_config
+from vt_flax.training.progress import Diverged
 from vt_flax.training.requests import Stopped
-from vt_flax.training.trainer import Diverged
 
 
 def table_of(page, *columns):

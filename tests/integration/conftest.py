@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import pytest
 
-from vt_flax.training import trainer
+from vt_flax.training import loop
 
 # Of a configuration, what is no part of a compiled step.
 AROUND = ("eval", "checkpoint", "log", "profile")
@@ -36,5 +36,5 @@ def shared_steps() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("compile_train_step", "compile_eval_step"):
-            patch.setattr(trainer, name, sharing(getattr(trainer, name)))
+            patch.setattr(loop, name, sharing(getattr(loop, name)))
         yield

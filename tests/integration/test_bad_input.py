@@ -192,7 +192,7 @@ def test_a_workdir_of_other_data_is_left_alone(tmp_path, monkeypatch, capsys):
 
     assert check_resumable(workdir, record) == []
     (images / "a" / "3.png").rename(images / "a" / "5.png")
-    assert "the examples to train on are others" in refused()
+    assert "examples to train on: others, or changed" in refused()
     (images / "a" / "5.png").unlink()
     assert "examples to train on: 8 -> 7" in refused()
     (images / "b").rename(images / "c")
@@ -233,19 +233,19 @@ def test_a_workdir_that_is_none(tmp_path, monkeypatch, capsys):
     file.write_text("")
     words = ["--workdir", str(file)]
     line = refusal(evaluate.main, words, monkeypatch, capsys)
-    assert line == f"error: {file}/config.json cannot be read: Not a directory"
+    assert f"{file}/config.json cannot be read (NotADirectoryError: " in line
     for content in ("[]", "{}", "{"):
         (tmp_path / "config.json").write_text(content)
         words = ["--workdir", str(tmp_path)]
         line = refusal(evaluate.main, words, monkeypatch, capsys)
-        assert "config.json cannot be read: it is damaged, or not a run" in line
+        assert "config.json cannot be read (" in line
 
 
 def test_a_workdir_that_cannot_be_written(digits, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     for name, message in (
         ("file/run", "Not a directory"),
-        ("file", "is a file: name a folder"),
+        ("file", "File exists"),
         # As of a folder that may not be looked into.
         ("x" * 300, "File name too long"),
     ):

@@ -453,7 +453,7 @@ def test_bad_files(refused, tmp_path):
         arrays[f"fc.{3 * i}.weight"] = arrays.pop(name)
     safetensors.numpy.save_file(arrays, file)
     line = refused(file, *model, *SET_TINY)
-    assert "over the ResNet (not used: fc): say --num_classes N, for a fresh" in line
+    assert "over the ResNet (not used: fc): add --num_classes N, for a fresh" in line
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
     assert "damaged or cut off" in refused(file, *model)

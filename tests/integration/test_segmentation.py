@@ -19,10 +19,11 @@ from vt_flax.data.prepare.build import prepare as build
 from vt_flax.errors import UserError
 from vt_flax.inference.predictor import load
 from vt_flax.parallel.mesh import make_mesh, replicated, to_global
-from vt_flax.training import loop, trainer
+from vt_flax.training import loop
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
 from vt_flax.training.run import prepare
+from vt_flax.training.state import weights_of
 from vt_flax.training.step import compile_eval_step, make_train_step
 from vt_flax.training.workdir import read_metrics
 
@@ -138,7 +139,7 @@ def test_results_equal_a_recount_image_by_image(trained):
     run, workdir, results = trained
     state = last_state(run, workdir)
     assert set(results) == {"raw", "ema"}
-    for name, (params, stats) in trainer.weights_of(state).items():
+    for name, (params, stats) in weights_of(state).items():
         pairs, loss = recount(run, params, stats, 32)
         found = results[name]
         ious, accuracies = [], []
@@ -196,7 +197,7 @@ def test_a_cut_off_run_equals_an_uninterrupted_one(
 
 def test_one_device_counts_as_eight_do(trained):
     run, workdir, results = trained
-    params, stats = trainer.weights_of(last_state(run, workdir))["ema"]
+    params, stats = weights_of(last_state(run, workdir))["ema"]
     variables = jax.device_get((params, stats))
     found = {}
     for count in (1, 8):
@@ -286,7 +287,7 @@ def test_a_split_with_one_labeled_class_has_no_miou(
     assert not list((again / "best").iterdir())
 
     monkeypatch.setattr(evaluate, "prepare", lambda config: run)
-    monkeypatch.setattr(evaluate, "compile_eval_step", trainer.compile_eval_step)
+    monkeypatch.setattr(evaluate, "compile_eval_step", loop.compile_eval_step)
     evaluate.main(["--workdir", str(workdir), "--format", "json"])
     printed = capsys.readouterr()
     for row in json.loads(printed.out):

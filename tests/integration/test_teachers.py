@@ -97,7 +97,7 @@ def test_a_run_with_a_teacher_resumed_equals_an_uninterrupted_one(
     run = prepare(taught(digits, teacher))
     loop.train(run, tmp_path / "whole")
     out = capsys.readouterr().out
-    assert "distillation: taught by" in out and "resnet18, step 6, ema weights" in out
+    assert "distillation: teacher" in out and "resnet18, step 6, ema weights" in out
     told = [r for r in read_metrics(tmp_path / "whole") if r["kind"] == "train"]
     assert all(0 <= r["teacher_top1"] <= 1 for r in told)
     assert all(0 <= r["teacher_agreement"] <= 1 for r in told)

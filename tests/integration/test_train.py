@@ -22,11 +22,13 @@ from vt_flax.data import augment
 from vt_flax.data.batches import eval_batches
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
-from vt_flax.training import evaluation, loop, trainer
+from vt_flax.training import evaluation, loop
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
+from vt_flax.training.progress import Diverged
 from vt_flax.training.requests import Stopped
 from vt_flax.training.run import prepare
+from vt_flax.training.state import weights_of
 from vt_flax.training.workdir import read_metrics
 
 pytestmark = pytest.mark.usefixtures("shared_steps")
@@ -112,7 +114,7 @@ def test_evaluation_equals_a_recount_image_by_image(trained):
     state = last_state(run, workdir)
     (batch,) = eval_batches(run.eval_source, run.config.data, batch=45)
     images = augment.normalize(batch["image"], run.config.data)
-    for name, (params, stats) in trainer.weights_of(state).items():
+    for name, (params, stats) in weights_of(state).items():
         variables = jax.device_get({"params": params, "batch_stats": stats})
         logits = np.asarray(run.model.apply(variables, images), np.float64)
         order = np.argsort(-logits, axis=-1, kind="stable")
@@ -189,27 +191,11 @@ def test_a_finished_run_says_that_nothing_is_left(trained, capsys):
 
 
 @pytest.mark.slow
-def test_a_final_evaluation_that_was_cut_off_is_made_up_for(
-    trained, digits, tmp_path, monkeypatch
-):
-    run, _, results = trained
-
-    def cut_off(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(trainer, "evaluate", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(run, tmp_path / "run")
-    monkeypatch.undo()
-    assert loop.train(run, tmp_path / "run") == results
-
-
-@pytest.mark.slow
 def test_an_evaluation_on_the_way_that_was_cut_off_is_made_up_for(
     trained, digits, tmp_path, monkeypatch
 ):
     run, workdir, _ = trained
-    evaluate = trainer.evaluate
+    evaluate = loop.evaluate
     steps = iter((3, 6))
 
     def cut_off(*args):
@@ -218,7 +204,7 @@ def test_an_evaluation_on_the_way_that_was_cut_off_is_made_up_for(
         return evaluate(*args)
 
     often = prepare(tiny(digits, **{"eval.every": "3 steps"}))
-    monkeypatch.setattr(trainer, "evaluate", cut_off)
+    monkeypatch.setattr(loop, "evaluate", cut_off)
     with pytest.raises(KeyboardInterrupt):
         loop.train(often, tmp_path)
     monkeypatch.undo()
@@ -307,9 +293,7 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(digits, tm
         },
     )
     run = prepare(config)
-    with pytest.raises(
-        trainer.Diverged, match=r"step 6 .*checkpoint of step 3 is kept"
-    ):
+    with pytest.raises(Diverged, match=r"step 6 .*checkpoint of step 3 is kept"):
         loop.train(run, tmp_path)
     assert Checkpoints(tmp_path, read_only=True).steps() == [3]
     for path, value in leaves(last_state(run, tmp_path)).items():
@@ -362,7 +346,7 @@ def test_a_checkpoint_comes_after_some_minutes_at_the_latest(
     run, workdir, results = trained
     clock = iter(range(0, 10**6, 61))
     monkeypatch.setattr(
-        trainer, "time", types.SimpleNamespace(monotonic=lambda: next(clock))
+        loop, "time", types.SimpleNamespace(monotonic=lambda: next(clock))
     )
     changes = {"checkpoint.every": "8 steps", "checkpoint.minutes": 2.0}
     assert loop.train(prepare(tiny(digits, **changes)), tmp_path) == results
@@ -376,14 +360,14 @@ def test_what_is_asked_for_while_an_evaluation_begins_is_saved(
     digits, tmp_path, monkeypatch
 ):
     """By the very step that is evaluated, whose answer is read just before."""
-    batches, usual = itertools.count(1), trainer.Requests.batch
+    batches, usual = itertools.count(1), loop.Requests.batch
 
     def asking(self):
         if next(batches) == 4:
             self.save()
         return usual(self)
 
-    monkeypatch.setattr(trainer.Requests, "batch", asking)
+    monkeypatch.setattr(loop.Requests, "batch", asking)
     changes = {"eval.every": "4 steps", "checkpoint.every": "8 steps"}
     loop.train(prepare(tiny(digits, **changes)), tmp_path)
     steps = [r["step"] for r in read_metrics(tmp_path) if r["kind"] == "checkpoint"]

@@ -12,8 +12,9 @@ import pytest
 from jax._src import config
 
 from vt_flax.errors import UserError
+from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import make_mesh, state_sharding
-from vt_flax.training.checkpoint import DAMAGED, Checkpoints
+from vt_flax.training.checkpoint import DAMAGED, Checkpoints, read_checkpoint
 from vt_flax.training.config import default_config
 from vt_flax.training.fingerprint import fingerprint, host_fingerprint
 from vt_flax.training.state import TrainState, abstract_like
@@ -106,6 +107,35 @@ def test_whatever_is_damaged_nothing_wrong_is_restored(damage, written, tmp_path
     assert passed_over >= 4
 
 
+def test_what_does_not_fit_is_not_restored(written, monkeypatch):
+    """Another model's checkpoint, and one that another process cannot read."""
+    checkpoints = Checkpoints(written, read_only=True)
+    other = LIKE.replace(params={"w": jax.ShapeDtypeStruct((30, 40), jnp.float32)})
+    with pytest.raises(UserError, match=r"\(params/w has another shape\)"):
+        checkpoints.restore(other, 3)
+    with pytest.raises(UserError, match="checkpoint 3 in .* cannot be restored"):
+        checkpoints.restore(LIKE.replace(params={"v": LIKE.params["w"]}), 3)
+    monkeypatch.setattr(processes, "gather", lambda name, problem: [problem, "gone"])
+    with pytest.raises(UserError, match=r"cannot be restored \(gone\)"):
+        checkpoints.restore(LIKE, 3)
+
+
+def test_a_failed_read_is_one_error(tmp_path, monkeypatch):
+    """Though other reads are under way when it fails."""
+    rng = np.random.default_rng(0)
+    arrays = {str(i): jnp.asarray(rng.normal(size=400)) for i in range(300)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state_of(1).replace(params=arrays))
+    checkpoints.close()
+    files = (p for p in tmp_path.rglob("*") if p.is_file())
+    truncate(max(files, key=lambda p: p.stat().st_size))
+    others = []
+    monkeypatch.setattr(sys, "unraisablehook", others.append)
+    with pytest.raises(UserError) as error:
+        read_checkpoint(tmp_path / "checkpoints" / "1")
+    assert "\n" not in str(error.value) and not others
+
+
 def test_a_single_bit_is_noticed():
     state = state_of(5)
     before = fingerprint(state)
@@ -123,11 +153,14 @@ def test_a_single_bit_is_noticed():
             assert sum(after[k] != before[k] for k in before) == 1
 
 
-def test_the_sum_is_what_numpy_makes_of_the_bits():
+def test_a_fingerprint_is_a_weighted_sum_of_words():
+    """On the devices as on the host, of arrays of each size of words."""
     value = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     words = value.view(np.uint32).astype(object).ravel()
     expected = sum(int(w) * (2 * i + 1) for i, w in enumerate(words)) % 2**32
     assert list(fingerprint({"a": value}).values()) == [expected]
+    state = state_of(9)
+    assert fingerprint(state) == host_fingerprint(jax.device_get(state))
 
 
 def test_a_damaged_one_is_set_aside_and_its_step_saved_again(written, tmp_path):
@@ -231,12 +264,6 @@ def test_what_was_half_written_is_cleared_away(written, tmp_path):
     checkpoints.save(4, state_of(4))
     checkpoints.close()
     assert not half.exists()
-
-
-def test_two_sums_are_the_same(written):
-    """One is computed by the devices, the other, for process 0 alone, by the host."""
-    state = state_of(9)
-    assert fingerprint(state) == host_fingerprint(jax.device_get(state))
 
 
 @pytest.mark.slow

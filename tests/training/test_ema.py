@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from vt_flax.training.ema import update_ema
+from vt_flax.training.step import update_ema
 
 VALUES = np.random.default_rng(0).normal(size=(300, 3))
 

@@ -5,7 +5,6 @@ import json
 import types
 
 import jax
-import numpy as np
 import psutil
 import pytest
 
@@ -26,16 +25,6 @@ def test_half_a_line_does_not_swallow_the_next_one(tmp_path):
         (1, 2.5),
         (2, 1.5),
     ]
-
-
-def test_numbers_are_read_as_they_were_written(tmp_path):
-    values = np.random.default_rng(0).normal(size=100).astype(np.float32)
-    logger = RunLogger(tmp_path, tensorboard=False, stream=io.StringIO())
-    for step, value in enumerate(values):
-        logger.write(step, {"loss": value.item()}, "train")
-    logger.close()
-    found = np.asarray([r["loss"] for r in read_metrics(tmp_path)])
-    assert (found.astype(np.float32) == values).all()
 
 
 def test_what_has_no_value_is_recorded_as_such(tmp_path):

@@ -32,13 +32,6 @@ def test_a_save_is_asked_once_and_a_stop_for_good():
         assert [answer(requests) for _ in range(3)] == [STOP] * 3
 
 
-def test_sigterm_is_what_it_was_outside():
-    before = signal.getsignal(signal.SIGTERM)
-    with Requests(make_mesh()):
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
 @pytest.mark.parametrize(
     "name, value",
     [("preempted", "TRUE"), ("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")],

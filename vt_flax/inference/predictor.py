@@ -28,9 +28,10 @@ from vt_flax.texts import printable
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
 from vt_flax.training.run import model_for
+from vt_flax.training.state import differing_array
 from vt_flax.training.tasks import Task, task_of
 from vt_flax.training.tasks.segmentation import Segmentation
-from vt_flax.training.weights import PARTS, differing_array, read_weights
+from vt_flax.training.weights import PARTS, read_weights
 from vt_flax.training.workdir import read_run
 
 # One or many, read already or not.

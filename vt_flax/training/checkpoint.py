@@ -1,12 +1,14 @@
 """Checkpoints of a run, written and read by Orbax."""
 
+import asyncio
 import contextlib
 import dataclasses
 import errno
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +17,10 @@ import orbax.checkpoint as ocp
 
 from vt_flax.errors import UserError, first_line
 from vt_flax.parallel import processes
+from vt_flax.parallel.mesh import put_whole
 from vt_flax.paths import writing
-from vt_flax.training.fingerprint import changed_arrays, fingerprint, host_fingerprint
-from vt_flax.training.state import TrainState
+from vt_flax.training.fingerprint import fingerprint, host_fingerprint
+from vt_flax.training.state import TrainState, differing_array
 
 # Folder of the workdir for checkpoints that cannot be restored.
 DAMAGED = "damaged"
@@ -46,7 +49,7 @@ class Restored:
 
 
 class Checkpoints:
-    """Checkpoints of a workdir, written in the background, each whole or not at all.
+    """Checkpoints of a workdir, written in the background, and atomically.
 
     All processes call the same methods in the same order. Every method raises
     `UserError` if a checkpoint could not be written.
@@ -55,8 +58,8 @@ class Checkpoints:
       workdir: folder of the run; made where it is missing.
       keep: number of checkpoints to keep.
       read_only: write and remove nothing.
-      best: keep those with the highest metric instead of the newest, in a folder of
-        their own.
+      best: keep those with the highest metric instead of the newest, in the folder
+        `best`.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class Checkpoints:
             best_fn=(lambda metrics: metrics[METRIC]) if best else None,
             create=not read_only,
             read_only=read_only,
-            # What a killed process has left half written.
+            # A killed process may have left one half written.
             cleanup_tmp_directories=not read_only,
         )
         with writing(self.folder):
@@ -83,11 +86,11 @@ class Checkpoints:
             )
 
     def steps(self) -> list[int]:
-        """Returns the steps of the whole checkpoints, in order."""
+        """Returns the steps of the complete checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Returns the step with the highest metric, the first of equals, if any."""
+        """Returns the step with the highest metric, the first of equal ones, if any."""
         metrics = self._metrics()
         return max(metrics, key=lambda step: (metrics[step], -step), default=None)
 
@@ -144,33 +147,29 @@ class Checkpoints:
         return True
 
     def restore(self, like: TrainState, step: int) -> Restored:
-        """Returns the content of a checkpoint.
+        """Returns the content of a checkpoint, sharded like a state or its shapes.
 
-        Args:
-          like: a state, or its shapes, with the shardings to restore to.
-          step: one of `steps()`.
+        Each process reads all of it alone. In a collective read, a process that fails
+        would leave the others waiting.
 
         Raises:
-          UserError: if it cannot be read, does not fit `like`, or has changed since it
-            was saved.
+          UserError: if a process cannot read it, if it does not fit `like`, or if it
+            has changed since it was saved.
         """
-        problem, found = "", None
-        if jax.process_count() > 1:
-            # A process that cannot read its shards would leave the others waiting, so
-            # process 0 reads the whole checkpoint alone first.
-            if jax.process_index() == 0:
-                _, problem = attempt(
-                    lambda: read_on_host(self.folder / str(step), like)
-                )
-            problem = processes.broadcast(f"checkpoint {step}", problem)
-        if not problem:
-            found, problem = attempt(lambda: self._restore(like, step))
-        if problem:
+        content, problem = None, ""
+        try:
+            content = read_checkpoint(self.folder / str(step), like)
+        except UserError as error:
+            problem = str(error)
+        problems = processes.gather(f"checkpoint {step}", problem)
+        if problem := next(filter(None, problems), ""):
             raise UserError(
                 f"checkpoint {step} in {self.workdir} cannot be restored ({problem}): "
                 "it is damaged or of another model"
             )
-        return found
+        shardings = jax.tree.map(lambda x: x.sharding, like)
+        state = jax.tree.map(put_whole, content.state, shardings)
+        return dataclasses.replace(content, state=state)
 
     def restore_newest(self, like: TrainState) -> Restored:
         """Returns the newest checkpoint that can be restored.
@@ -220,13 +219,6 @@ class Checkpoints:
     def _metrics(self) -> dict[int, float]:
         return {step: self._manager.metrics(step)[METRIC] for step in self.steps()}
 
-    def _restore(self, like: TrainState, step: int) -> Restored:
-        items = self._manager.restore(
-            step, args=_restore_args(like, ocp.checkpoint_utils.construct_restore_args)
-        )
-        _check_unchanged(fingerprint(items.state), items.record)
-        return Restored(items.state, items.record["window"])
-
     @contextlib.contextmanager
     def _clear_errors(self) -> Iterator[None]:
         """Turns an error of writing into one line."""
@@ -245,22 +237,16 @@ class Checkpoints:
             ) from error
 
 
-def read_on_host(
-    folder: pathlib.Path, like: Any = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_checkpoint(folder: pathlib.Path, like: TrainState | None = None) -> Restored:
     """Reads a checkpoint into NumPy arrays, in this process alone.
 
     Args:
       folder: folder of the checkpoint.
-      like: tree of the state, whose content is checked then; by default the saved one,
-        in which tuples and dataclasses are lists and dicts, unchecked.
-
-    Returns:
-      The state, and the record beside it: `fingerprint` and `window`.
+      like: the state, or its shapes; by default all but the optimizer's state is read.
 
     Raises:
-      Exception: of any kind, if it cannot be read.
-      ValueError: if it has changed since it was saved.
+      UserError: if it cannot be read, does not fit `like`, or has changed since it was
+        saved. The message is the reason alone.
     """
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -269,20 +255,53 @@ def read_on_host(
         barrier_sync_key_prefix=f"process{index}",
     )
     handlers = _handlers(multiprocessing_options=alone)
-    with ocp.Checkpointer(
-        ocp.CompositeCheckpointHandler(
-            composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
-            **handlers,
-        ),
-        multiprocessing_options=alone,
-    ) as checkpointer:
-        tree = like or handlers["state"].metadata(folder.absolute() / "state").tree
-        items = checkpointer.restore(
-            folder.absolute(), args=_restore_args(tree, _as_numpy)
-        )
-    if like is not None:
-        _check_unchanged(host_fingerprint(items.state), items.record)
-    return items.state, items.record
+    composite = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        **handlers,
+    )
+    folder = folder.absolute()
+    try:
+        with ocp.Checkpointer(composite, multiprocessing_options=alone) as reader:
+            tree = like or handlers["state"].metadata(folder / "state").tree
+            as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+            items = reader.restore(
+                folder,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(
+                        tree, restore_args=jax.tree.map(lambda _: as_numpy, tree)
+                    ),
+                    record=ocp.args.JsonRestore(),
+                ),
+            )
+        state, saved = items.state, items.record["fingerprint"]
+        if like is None:
+            # Without `like`, the optimizer's state has no types.
+            state = TrainState(**state | {"opt_state": ()})
+        elif path := differing_array(state, like):
+            raise UserError(f"{path} has another shape")
+        for path, checksum in host_fingerprint(state).items():
+            if checksum != saved.get(path):
+                raise UserError(f"the content of {path} has changed")
+        return Restored(state, items.record["window"])
+    # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
+    except Exception as error:
+        raise UserError(_reason(error)) from error
+
+
+class _NumpyHandler(ocp.type_handlers.NumpyHandler):
+    """Orbax's handler, which waits for all reads even when one of them fails.
+
+    Orbax's own closes its event loop on the others, and each prints a traceback.
+    """
+
+    async def deserialize(self, infos: Sequence, args: Sequence) -> Sequence:
+        read = super().deserialize
+        reads = [read([info], [arg]) for info, arg in zip(infos, args, strict=True)]
+        results = await asyncio.gather(*reads, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [array for (array,) in results]
 
 
 def _handlers(**options: Any) -> dict[str, Any]:
@@ -293,7 +312,7 @@ def _handlers(**options: Any) -> dict[str, Any]:
     """
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     registry = ocp.type_handlers.create_type_handler_registry(
-        (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())
+        (jax.Array, arrays), (np.ndarray, _NumpyHandler())
     )
     return {
         "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **options),
@@ -301,38 +320,11 @@ def _handlers(**options: Any) -> dict[str, Any]:
     }
 
 
-def _restore_args(tree: Any, make: Any) -> ocp.args.Composite:
-    return ocp.args.Composite(
-        state=ocp.args.PyTreeRestore(tree, restore_args=make(tree)),
-        record=ocp.args.JsonRestore(),
-    )
-
-
-def _as_numpy(tree: Any) -> Any:
-    return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-
-
-def _check_unchanged(now: dict[str, int], record: dict[str, Any]) -> None:
-    if changed := changed_arrays(now, record["fingerprint"]):
-        raise ValueError(changed)
-
-
-def attempt(read: Callable[[], Any]) -> tuple[Any, str]:
-    """Returns the result of a read and an empty string, or None and the error."""
-    try:
-        return read(), ""
-    # Orbax raises OSError, KeyError, TypeError, bare Exceptions and more.
-    except Exception as error:
-        processes.raise_if_lost()
-        return None, _reason(error)
-
-
-def _reason(error: BaseException | None) -> str:
+def _reason(error: Exception) -> str:
     """Returns one line about an error of Orbax or TensorStore."""
-    line = first_line(error) or type(error).__name__
-    while error is not None:
-        for number in DISK_ERRORS:
-            if os.strerror(number) in str(error):
-                return os.strerror(number)
-        error = error.__cause__ or error.__context__
-    return line[:300]
+    # They hide the system's error in a chain of exceptions of many lines.
+    lines = "".join(traceback.format_exception(error))
+    for message in map(os.strerror, DISK_ERRORS):
+        if message in lines:
+            return message
+    return (first_line(error) or type(error).__name__)[:300]

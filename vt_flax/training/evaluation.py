@@ -17,7 +17,11 @@ from vt_flax.training.moments import Moments, merge
 from vt_flax.training.requests import NONE, STOP, Requests
 from vt_flax.training.run import Run
 
-# Sums over a split, by the name of the weights.
+# Maps parameters, batch statistics and a batch to counts.
+EvalStep = Callable[[Any, Any, dict], dict]
+# Parameters and batch statistics by a name such as `raw` or `ema`.
+Weights = dict[str, tuple[Any, Any]]
+# Sums over a split by the name of the weights.
 Totals = dict[str, dict[str, Any]]
 
 
@@ -41,27 +45,14 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    run: Run,
-    eval_step: Callable[[Any, Any, dict], dict],
-    weights: dict[str, tuple[Any, Any]],
-    requests: Requests,
+    run: Run, eval_step: EvalStep, weights: Weights, requests: Requests
 ) -> Evaluation | None:
-    """Evaluates one or more sets of weights in one pass over the evaluation split.
-
-    Arguments and errors are those of `split_totals`.
-
-    Returns:
-      The results, or None if the evaluation was stopped.
-    """
+    """Evaluates one or more sets of weights in one pass: see `split_totals`."""
     totals = split_totals(run, eval_step, weights, requests)
     if totals is None:
         return None
     results = {
-        name: {
-            "examples": total["examples"],
-            "skipped": total["skipped"],
-            **run.task.results(total),
-        }
+        name: {k: total[k] for k in ("examples", "skipped")} | run.task.results(total)
         for name, total in totals.items()
     }
     # Notes are on the labels, which are the same for all weights.
@@ -69,25 +60,17 @@ def evaluate(
 
 
 def split_totals(
-    run: Run,
-    eval_step: Callable[[Any, Any, dict], dict],
-    weights: dict[str, tuple[Any, Any]],
-    requests: Requests,
+    run: Run, eval_step: EvalStep, weights: Weights, requests: Requests
 ) -> Totals | None:
     """Sums the counts of a step over the evaluation split, every example exactly once.
 
-    Args:
-      run: see `run.prepare`.
-      eval_step: maps parameters, batch statistics and a batch to `examples`, `skipped`,
-        `request`, and any other counts, which are the same on every process: arrays,
-        which are summed, and `Moments`, which are merged.
-      weights: parameters and batch statistics, by a name such as `raw` or `ema`.
-      requests: a request to stop ends the evaluation, on all processes after the same
-        batch.
+    `eval_step` returns `examples`, `skipped`, `request` and any other counts, which are
+    the same on every process: arrays are summed, and `Moments` merged.
 
     Returns:
-      None if it was stopped. Otherwise for each name `examples` and `skipped`, int,
-      and the totals of all other counts, 64-bit NumPy.
+      None if a request to stop ended it, on all processes after the same batch.
+      Otherwise for each name `examples` and `skipped`, int, and the totals of all other
+      counts, 64-bit NumPy.
 
     Raises:
       UserError: for an unreadable example, unless `data.on_error` is skip, and if none
@@ -120,8 +103,8 @@ def split_totals(
                 return None
             pending = counts
             processes.report(f"evaluating, batch {i + 1:,}: waiting for its examples")
-        if _add_counts(totals, pending) == STOP:
-            return None
+    if _add_counts(totals, pending) == STOP:
+        return None
 
     for total in totals.values():
         examples, skipped = (total[key].item() for key in ("examples", "skipped"))
@@ -145,8 +128,7 @@ def _add_counts(totals: Totals, counts: dict[str, dict]) -> int:
 def _add(total: Any, value: Any) -> Any:
     """Adds a batch's count to a total, which is None before the first batch."""
     if isinstance(value, Moments):
-        none = Moments(*map(np.zeros_like, value))
-        return merge(none if total is None else total, value)
-    # Wide enough for the pixels of a whole split.
+        return merge(total or Moments(*map(np.zeros_like, value)), value)
+    # Wide enough for the number of pixels in a split.
     value = value.astype(np.int64 if value.dtype.kind == "i" else np.float64)
     return value if total is None else total + value

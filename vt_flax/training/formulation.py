@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -65,57 +64,48 @@ def choose_formulation(
     """
     configured = getattr(model, "formulation", "printed")
     device = min(mesh.local_devices, key=lambda device: device.id)
+    kind, on_cpu = device.device_kind, device.platform == "cpu"
 
     def make(formulation: str) -> nn.Module:
         return model.clone(formulation=formulation)
 
+    def choice_of(record: dict[str, Any], details: str, new: bool) -> Choice:
+        name = record["formulation"]
+        line = f"formulation: {name} (auto on {kind}{details})"
+        return Choice(make(name), line, record if new else {})
+
     if configured == "auto":
         # All take what process 0 has read: a file system may show others less.
-        found = _read(workdir, device.device_kind)
-        kept = processes.broadcast("kept formulation", found)
-        if kept:
-            record, details = kept, f": kept from {FILE}"
-        elif device.platform == "cpu":
-            record = _record(model.computed_by(), device, {})
-            details = ": fastest by BENCHMARKS.md"
-        else:
-            trials = _measure(make, size, device, examples)
-            record = _record(fastest(trials), device, trials)
-            details = "; " + ", ".join(_describe(*item) for item in trials.items())
-        choice = record["formulation"]
-        line = f"formulation: {choice} (auto on {record['device']}{details})"
-        return Choice(make(choice), line, {} if kept else record)
+        recorded = processes.broadcast("recorded formulation", _read(workdir, kind))
+        if recorded:
+            return choice_of(recorded, f": kept from {FILE}", new=False)
+        if on_cpu:
+            record = _record(model.computed_by(), kind, {})
+            return choice_of(record, ": fastest by BENCHMARKS.md", new=True)
+        names = list(fused.FORMULATIONS)
+        measured = try_formulations(make, size, device, examples, names[1:])
+        trials = {}
+        for name in names:
+            # A broadcast for each, since its wait has a timeout.
+            processes.report(f"timing formulation {name}")
+            first = jax.process_index() == 0
+            trial = dataclasses.asdict(next(measured)) if first else None
+            trials[name] = Trial(**processes.broadcast(f"formulation {name}", trial))
+        record = _record(fastest(trials), kind, trials)
+        details = "; " + ", ".join(_describe(*item) for item in trials.items())
+        return choice_of(record, details, new=True)
 
-    if configured != "printed" and device.platform != "cpu":
+    if configured != "printed" and not on_cpu:
         processes.report(f"comparing formulation {configured} with printed")
         *_, trial = try_formulations(
             make, size, device, examples, [configured], timed=False
         )
         if trial.problem:
             raise UserError(
-                f"model.formulation={configured} on {device.device_kind}: "
-                f"{trial.problem}: set --config.model.formulation=printed, and report "
-                "it"
+                f"model.formulation={configured} on {kind}: {trial.problem}: set "
+                "--config.model.formulation=printed, and report it"
             )
     return Choice(model)
-
-
-def _measure(
-    make: Callable[[str], nn.Module],
-    size: tuple[int, int],
-    device: jax.Device,
-    examples: int,
-) -> dict[str, Trial]:
-    """Returns process 0's trials of all formulations, on every process."""
-    names = list(fused.FORMULATIONS)
-    trials = try_formulations(make, size, device, examples, names[1:])
-    found = {}
-    for name in names:
-        # A gather for each, since its wait has a timeout.
-        processes.report(f"timing formulation {name}")
-        own = dataclasses.asdict(next(trials)) if jax.process_index() == 0 else None
-        found[name] = Trial(**processes.broadcast(f"formulation {name}", own))
-    return found
 
 
 def _describe(name: str, trial: Trial) -> str:
@@ -126,17 +116,12 @@ def _describe(name: str, trial: Trial) -> str:
     return f"{name} {trial.milliseconds:.1f} ms"
 
 
-def _record(
-    choice: str, device: jax.Device, trials: dict[str, Trial]
-) -> dict[str, Any]:
+def _record(choice: str, kind: str, trials: dict[str, Trial]) -> dict[str, Any]:
+    times = {name: trial.milliseconds for name, trial in trials.items()}
     return {
         "formulation": choice,
-        "device": device.device_kind,
-        "milliseconds": {
-            name: round(t.milliseconds, 3)
-            for name, t in trials.items()
-            if t.milliseconds
-        },
+        "device": kind,
+        "milliseconds": {name: round(t, 3) for name, t in times.items() if t},
         "left_out": {name: t.problem for name, t in trials.items() if t.problem},
     }
 

@@ -31,7 +31,7 @@ from vt_flax.weights.finding import Found, find_resnet
 from vt_flax.weights.fitting import LoadReport, Path, check_function, fit
 from vt_flax.weights.names import COUNTER
 
-# File in the workdir that says what its checkpoint was made from.
+# File in the workdir that records what its checkpoint was made from.
 RECORD = "imported.json"
 
 Rows = list[dict[str, Any]]
@@ -49,7 +49,7 @@ def import_weights(
 
     Args:
       file: see `weights.files.read_arrays`.
-      name: name of the model: `resnet50`, `se_resnet50` and so on.
+      name: name of the model, such as `se_resnet50`.
       out: the workdir. With the file's own head it is that of a run on ImageNet, for
         `evaluate` and `predict` too; with a fresh one it is for `init_from` alone.
       num_classes: number of classes of the model; 0 takes the file's head. With another
@@ -58,7 +58,7 @@ def import_weights(
       section: which ResNet of the file, if there are several: see `find_resnet`.
 
     Returns:
-      A row for each part of the model, and for each part of the file that is not used:
+      A row for each module of the model, and for each of the file that is not used:
       `name`, `arrays`, `numbers`, `from`; and lines to print below them.
 
     Raises:
@@ -73,7 +73,7 @@ def import_weights(
         )
     with writing(f"--out {out}"):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"--out {out}: something is there; choose a new folder")
+            raise UserError(f"--out {out}: exists and is not empty; name a new folder")
     digest = check_sum(file)
     arrays = read_arrays(file)
     found = find_resnet(file, arrays, section, num_classes)
@@ -81,7 +81,7 @@ def import_weights(
     if not classes:
         left = f" (not used: {first_names(found.left)})" if found.left else ""
         raise UserError(
-            f"{file} has no head, a single linear map over the ResNet{left}: say "
+            f"{file} has no head, a single linear map over the ResNet{left}: add "
             "--num_classes N, for a fresh one"
         )
     model = create_model(name, num_classes=classes, **options)
@@ -113,7 +113,17 @@ def import_weights(
     with writing(f"--out {out}"):
         _write(out.resolve(), _state(create, report), run, record)
 
-    return rows, [_summary(found), *differences, *_next_steps(out, found)]
+    lines = [
+        f"Took the ResNet in section {found.section or '(top level)'}, under prefix "
+        f"{found.prefix or '(none)'}, with head {found.head or '(none)'}."
+    ]
+    if found.others:
+        lines[0] += f" The file has others: --section {' or '.join(found.others)}."
+    lines += differences
+    lines.append(f"Wrote {out}; training starts from it by --config.init_from={out}")
+    if found.head:
+        lines.append(f"As it is: python -m vt_flax.predict --workdir {out} IMAGE...")
+    return rows, lines
 
 
 def _config(name: str, classes: int, options: dict[str, Any]) -> ConfigDict:
@@ -162,10 +172,14 @@ def _rows(
     found: Found,
     arrays: dict[str, Array],
 ) -> Rows:
-    groups: dict[tuple[str, str], list[tuple[int, ...]]] = {}
+    """Returns rows as `import_weights` does."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
 
     def add(name: str, source: str, shape: tuple[int, ...]) -> None:
-        groups.setdefault((name, source), []).append(shape)
+        empty = {"name": name, "arrays": 0, "numbers": 0, "from": source}
+        row = rows.setdefault((name, source), empty)
+        row["arrays"] += 1
+        row["numbers"] += math.prod(shape)
 
     order = ("stem", "stage2", "stage3", "stage4", "stage5", "head")
     for path in sorted(report.arrays, key=lambda path: order.index(path[1])):
@@ -180,39 +194,13 @@ def _rows(
             add(name if len(keys) > 1 else key, "not used", arrays[key].shape)
     for _ in range(report.counters):
         add(COUNTER, "not used", ())
-    return [
-        {
-            "name": name,
-            "arrays": len(group),
-            "numbers": sum(map(math.prod, group)),
-            "from": source,
-        }
-        for (name, source), group in groups.items()
-    ]
-
-
-def _summary(found: Found) -> str:
-    """Returns a line that says which ResNet of the file was taken."""
-    line = (
-        f"Took the ResNet in section {found.section or '(top level)'}, under prefix "
-        f"{found.prefix or '(none)'}, with head {found.head or '(none)'}."
-    )
-    if found.others:
-        line += f" The file has others: --section {' or '.join(found.others)}."
-    return line
-
-
-def _next_steps(out: pathlib.Path, found: Found) -> list[str]:
-    lines = [f"Wrote {out}; training starts from it by --config.init_from={out}"]
-    if found.head:
-        lines.append(f"As it is: python -m vt_flax.predict --workdir {out} IMAGE...")
-    return lines
+    return list(rows.values())
 
 
 def _write(
     out: pathlib.Path, state: TrainState, run: RunRecord | None, record: dict[str, Any]
 ) -> None:
-    """Writes a workdir, whole or not at all."""
+    """Writes a workdir atomically."""
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         partial.mkdir(parents=True)

@@ -1,11 +1,8 @@
 """Progress lines, TensorBoard events and metrics.jsonl of a run."""
 
 import contextlib
-import datetime
 import json
 import pathlib
-import time
-from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 import jax
@@ -31,11 +28,12 @@ class RunLogger:
     def __init__(
         self, workdir: pathlib.Path, *, tensorboard: bool, stream: TextIO, step: int = 0
     ):
-        first = jax.process_index() == 0
-        self._stream = stream if first else None
-        self._file = _open_to_append(workdir / METRICS_FILE) if first else None
-        self._writer = None
-        if first and tensorboard:
+        self._stream = self._file = self._writer = None
+        self._notes: set[str] = set()
+        if jax.process_index():
+            return
+        self._stream, self._file = stream, _open_to_append(workdir / METRICS_FILE)
+        if tensorboard:
             import tensorboardX
 
             self._writer = tensorboardX.SummaryWriter(
@@ -63,15 +61,18 @@ class RunLogger:
                 if value is not None:
                     self._writer.add_scalar(f"{kind}/{name}", value, step)
 
-    def say(self, line: str) -> None:
-        """Prints a progress line."""
-        if self._stream is not None:
-            print(line, file=self._stream, flush=True)
-
-    def say_all(self, lines: Iterable[str]) -> None:
+    def print(self, *lines: str) -> None:
         """Prints progress lines."""
-        for line in lines:
-            self.say(line)
+        if self._stream is not None:
+            for line in lines:
+                print(line, file=self._stream, flush=True)
+
+    def note(self, *notes: str) -> None:
+        """Prints notes, each only once in a run."""
+        for note in notes:
+            if note not in self._notes:
+                self._notes.add(note)
+                self.print(f"note: {note}")
 
     def close(self) -> None:
         """Writes out what is buffered."""
@@ -85,7 +86,7 @@ class RunLogger:
 
 def _open_to_append(file: pathlib.Path) -> TextIO:
     with writing(file):
-        # A killed run may have left half a line: the next one starts on its own.
+        # A killed run may have left half a line.
         half = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")
         stream = file.open("a")
         if half:
@@ -99,48 +100,10 @@ def memory() -> dict[str, int]:
     And, where devices report it, `device_memory` and `device_memory_peak` of this
     process's fullest device.
     """
-    found = {"host_memory": psutil.Process().memory_info().rss}
+    used = {"host_memory": psutil.Process().memory_info().rss}
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     for name, key in (("", "bytes_in_use"), ("_peak", "peak_bytes_in_use")):
         values = [s[key] for s in stats if key in s]
         if values:
-            found[f"device_memory{name}"] = max(values)
-    return found
-
-
-class Clock:
-    """Measures training speed, without compilation, evaluation and saves."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        # Time and step of the last lap.
-        self._mark: tuple[float, int] | None = None
-        self._step_seconds: float | None = None
-
-    def start(self, step: int) -> None:
-        """Starts measuring after the first step, which includes compilation."""
-        self._mark = (time.monotonic(), step)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves out the time of an evaluation or a save."""
-        begin = time.monotonic()
-        yield
-        if self._mark:
-            at, step = self._mark
-            self._mark = (at + time.monotonic() - begin, step)
-
-    def lap(self, step: int) -> float | None:
-        """Returns images per second since the last lap; None without a step."""
-        if self._mark is None or step <= self._mark[1]:
-            return None
-        now = time.monotonic()
-        self._step_seconds = (now - self._mark[0]) / (step - self._mark[1])
-        self._mark = (now, step)
-        return self._batch_size / self._step_seconds
-
-    def remaining(self, steps: int) -> str:
-        """Returns the time that more steps take, h:mm:ss, without evaluation."""
-        if self._step_seconds is None:
-            return "-"
-        return str(datetime.timedelta(seconds=round(steps * self._step_seconds)))
+            used[f"device_memory{name}"] = max(values)
+    return used

@@ -5,7 +5,8 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 import jax
@@ -20,18 +21,22 @@ from vt_flax.parallel.agreement import check_shared
 from vt_flax.parallel.mesh import batch_sharding, describe, own_rows, to_global
 from vt_flax.paths import writing
 from vt_flax.training.checkpoint import Checkpoints, Restored
-from vt_flax.training.formulation import Choice, choose_formulation
+from vt_flax.training.evaluation import evaluate
+from vt_flax.training.formulation import choose_formulation
 from vt_flax.training.logging import RunLogger
-from vt_flax.training.profiling import Profile
+from vt_flax.training.progress import Progress
+from vt_flax.training.requests import NONE, STOP, Requests, Stopped
 from vt_flax.training.run import Run
+from vt_flax.training.state import TrainState, weights_of
+from vt_flax.training.step import compile_eval_step, compile_train_step
 from vt_flax.training.teacher import find_teacher
-from vt_flax.training.trainer import Trainer
 from vt_flax.training.weights import initialize
 from vt_flax.training.workdir import (
     Results,
     RunRecord,
     check_resumable,
     locked,
+    recorded_evaluation,
 )
 
 
@@ -54,7 +59,7 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
       Diverged: at the first step that is not finite; the last checkpoint stays.
       Stopped: after a SIGTERM, once the step that was under way is saved.
     """
-    config = run.config
+    config, mesh, total = run.config, run.mesh, run.total_steps
     with (
         contextlib.ExitStack() as stack,
         processes.failing_together(),
@@ -62,25 +67,31 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
         jax.enable_x64(False),
     ):
         # Setup: everything that can be rejected before the workdir changes.
-        notes = check_splits(run.train_source, run.eval_source)
+        split_notes = check_splits(run.train_source, run.eval_source)
         teacher, teacher_variables, teacher_weights = find_teacher(config), None, ""
         if teacher:
             processes.report("reading the teacher")
-            teacher_variables, teacher_weights = teacher.load(run.task, run.mesh)
+            teacher_variables, teacher_weights = teacher.load(run.task, mesh)
         processes.report("checking the workdir")
         check_shared(workdir)
         record = RunRecord.of(config, run.train_source, teacher_weights)
         changes = check_resumable(workdir, record)
-        run, choice, device_notes = check_devices(run, workdir)
+        processes.report("checking what the devices compute")
+        device_notes = augment.check_device(config.data, batch_sharding(mesh))
+        examples = config.batch_size // mesh.size // config.grad_accum_steps
+        size = run.task.input_size(config)
+        choice = choose_formulation(run.model, size, mesh, examples, workdir)
+        run = dataclasses.replace(run, model=choice.model)
         stack.enter_context(locked(workdir))
 
         # State: from the workdir, from `init_from`, or from scratch.
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         stack.callback(checkpoints.close)
-        start, origin = first_state(run, checkpoints)
+        start, origin = restore_or_initialize(run, checkpoints)
+        state, step = start.state, int(start.state.step)
 
-        # Record: from here on the workdir is this run's.
-        processes.gather("ready", int(start.state.step))
+        # Workdir: from here on it is this run's.
+        processes.gather("ready", step)
         best = None
         if config.checkpoint.keep_best:
             best = Checkpoints(workdir, config.checkpoint.keep_best, best=True)
@@ -90,67 +101,111 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
                 record.write(workdir)
                 choice.write(workdir)
             damaged = [
-                f"warning: {error}: kept as {checkpoints.set_aside(step)}"
-                for step, error in start.damaged.items()
+                f"warning: {error}: kept as {checkpoints.set_aside(damaged_step)}"
+                for damaged_step, error in start.damaged.items()
             ]
-        logger = RunLogger(
-            workdir,
-            tensorboard=config.log.tensorboard,
-            stream=stream or sys.stdout,
-            step=int(start.state.step),
-        )
+        stream = stream or sys.stdout
+        tensorboard = config.log.tensorboard
+        logger = RunLogger(workdir, tensorboard=tensorboard, stream=stream, step=step)
         stack.callback(logger.close)
-        logger.say_all(f"configuration changed: {line}" for line in changes)
-        logger.say_all(filter(None, [choice.line, *damaged, *origin]))
+        logger.print(*(f"configuration changed: {line}" for line in changes))
+        logger.print(*filter(None, [choice.line, *damaged, *origin]))
         if teacher:
-            logger.say(f"distillation: taught by {teacher.folder}, {teacher_weights}")
+            logger.print(f"distillation: teacher {teacher.folder}, {teacher_weights}")
 
-        # Compile: one program for a training step, one for an evaluation step.
-        trainer = Trainer(run, workdir, start, checkpoints, best, logger)
-        trainer.compile(teacher, teacher_variables)
+        # Steps: compiled by their first calls.
+        model, task = run.model, run.task
+        train_step = compile_train_step(
+            model, task, run.optimizer, run.schedule, config, mesh, state, teacher
+        )
+        eval_step = compile_eval_step(model, task, mesh)
+        progress = Progress(run, logger, checkpoints, start.window)
+        requests = stack.enter_context(Requests(mesh))
+        # Any implicit transfer between host and devices is an error.
+        stack.enter_context(jax.transfer_guard("disallow"))
 
-        # Loop, after the evaluation that the resumed step may lack.
-        if not trainer.evaluate_resumed():
-            return trainer.results
+        # Resume: an earlier process may have stopped before or in an evaluation.
+        results: Results | None = {}
+        if step == total:
+            logger.print(
+                f"nothing left to do: {workdir} is at step {total:,} of {total:,}"
+            )
+        if step and run.is_due("eval", step):
+            recorded = recorded_evaluation(workdir, step)
+            results = processes.broadcast("evaluated", recorded)
+            if not results:
+                results = _evaluate(run, eval_step, state, step, best, requests, logger)
+            if results is None:
+                raise _stopped(run, workdir, step)
+        if step == total:
+            return results
+
+        # Loop.
+        trace = stack.enter_context(contextlib.ExitStack())
+        trace_end = config.profile.start + config.profile.steps - 1
         source = cached(run.train_source) if config.data.cache else run.train_source
         microbatches = config.grad_accum_steps
         split = f" in {microbatches} microbatches" if microbatches > 1 else ""
-        logger.say(
-            f"training steps {trainer.step:,} to {run.total_steps:,}: "
-            f"{len(source):,} examples, batch {config.batch_size}{split}, "
-            f"{describe(run.mesh)}"
+        logger.print(
+            f"training steps {step:,} to {total:,}: {len(source):,} examples, batch "
+            f"{config.batch_size}{split}, {describe(mesh)}"
         )
-        notes = [*device_notes, *source.notes, *run.eval_source.notes, *notes]
-        # Two slices of one folder may have the same notes.
-        logger.say_all(f"note: {note}" for note in dict.fromkeys(notes))
-        batches = device_batches(run, source, trainer.step)
-        with (
-            contextlib.closing(batches),
-            Profile(config.profile, workdir) as profile,
-            trainer.requests,
-            # Any implicit transfer between host and devices is an error.
-            jax.transfer_guard("disallow"),
-        ):
-            trainer.train(batches, profile)
-        return trainer.results
+        logger.note(*device_notes, *source.notes, *run.eval_source.notes, *split_notes)
+        batches = device_batches(run, source, step)
+        stack.enter_context(contextlib.closing(batches))
+        first, begin = step + 1, time.monotonic()
+        saved_at = begin
+        for step in range(first, total + 1):
+            processes.report(f"step {step:,}: waiting for its examples")
+            batch = next(batches)
+            processes.report(f"step {step:,}: waiting for the devices")
+            if config.profile.steps and step == config.profile.start:
+                trace.enter_context(jax.profiler.trace(str(workdir / "profile")))
+            state, metrics = train_step(
+                state, batch | requests.batch(), teacher_variables
+            )
+            progress.add(step, metrics)
+            if config.profile.steps and step == trace_end:
+                jax.block_until_ready(metrics)
+                trace.close()
+            if step == first:
+                jax.block_until_ready(metrics)
+                progress.start_clock(step)
+                logger.print(f"first step after {time.monotonic() - begin:.0f} s")
+
+            save_is_due, eval_is_due = (
+                run.is_due(section, step) for section in ("checkpoint", "eval")
+            )
+            if save_is_due or eval_is_due or progress.request != NONE:
+                # Only a state that is known to be finite is saved. Its metrics may also
+                # bring a new request.
+                progress.fetch()
+                request, progress.request = progress.request, NONE
+                with progress.paused():
+                    if save_is_due or request != NONE:
+                        _save(checkpoints, step, state, progress, logger)
+                        saved_at = time.monotonic()
+                    if eval_is_due and request != STOP:
+                        results = _evaluate(
+                            run, eval_step, state, step, best, requests, logger
+                        )
+                        if results is None:
+                            _save(checkpoints, step, state, progress, logger)
+                            request = STOP
+                    if request == STOP:
+                        raise _stopped(run, workdir, step)
+            checkpoints.check()
+            # Process 0's clock decides for all.
+            minutes = (time.monotonic() - saved_at) / 60
+            if jax.process_index() == 0 and 0 < config.checkpoint.minutes <= minutes:
+                requests.save()
+                saved_at = time.monotonic()
+        return results
 
 
-def check_devices(run: Run, workdir: pathlib.Path) -> tuple[Run, Choice, list[str]]:
-    """Chooses the formulation, and checks what the devices compute.
-
-    Returns:
-      The run with the chosen formulation, the choice, and notes to print.
-    """
-    config, mesh = run.config, run.mesh
-    processes.report("checking what the devices compute")
-    notes = augment.check_device(config.data, batch_sharding(mesh))
-    examples = config.batch_size // mesh.size // config.grad_accum_steps
-    size = run.task.input_size(config)
-    choice = choose_formulation(run.model, size, mesh, examples, workdir)
-    return dataclasses.replace(run, model=choice.model), choice, notes
-
-
-def first_state(run: Run, checkpoints: Checkpoints) -> tuple[Restored, list[str]]:
+def restore_or_initialize(
+    run: Run, checkpoints: Checkpoints
+) -> tuple[Restored, list[str]]:
     """Returns the state that training starts from, and lines about its origin.
 
     Raises:
@@ -159,7 +214,7 @@ def first_state(run: Run, checkpoints: Checkpoints) -> tuple[Restored, list[str]
     """
     workdir, total = checkpoints.workdir, run.total_steps
     if not processes.broadcast("saved", checkpoints.steps()):
-        processes.report("making the first state")
+        processes.report("initializing the state")
         state, origin = run.initial_state(), []
         if run.config.init_from:
             state, lines = initialize(state, run.config.init_from)
@@ -200,3 +255,54 @@ def device_batches(
             if len(ahead) > 2:
                 yield ahead.popleft()
     yield from ahead
+
+
+def _save(
+    checkpoints: Checkpoints,
+    step: int,
+    state: TrainState,
+    progress: Progress,
+    logger: RunLogger,
+) -> None:
+    """Starts to write a checkpoint, and logs how long this blocks the loop."""
+    processes.report(f"step {step:,}: saving")
+    begin = time.monotonic()
+    checkpoints.save(step, state, progress.window)
+    logger.write(step, {"blocked_seconds": time.monotonic() - begin}, "checkpoint")
+
+
+def _evaluate(
+    run: Run,
+    eval_step: Callable,
+    state: TrainState,
+    step: int,
+    best: Checkpoints | None,
+    requests: Requests,
+    logger: RunLogger,
+) -> Results | None:
+    """Evaluates a state and logs the results; None if a request to stop ended it."""
+    evaluation = evaluate(run, eval_step, weights_of(state), requests)
+    if evaluation is None:
+        return None
+    results, source = evaluation.results, run.eval_source.name
+    # Of the EMA, if there is one. Saved before the evaluation is recorded: a resumed
+    # run does not repeat a recorded one.
+    metric = list(results.values())[-1][run.task.metric]
+    if best and metric is not None:
+        best.save_if_best(step, state, metric)
+    flat = {f"{name}_{k}": v for name, r in results.items() for k, v in r.items()}
+    logger.write(step, flat, "eval")
+    summaries = (f"{name} {run.task.summary(r)}" for name, r in results.items())
+    line = f"step {step:,}: {source}: {', '.join(summaries)}"
+    if skipped := next(iter(results.values()))["skipped"]:
+        line += f"; {skipped} unreadable examples skipped"
+    logger.print(line)
+    logger.note(*(f"{source}: {note}" for note in evaluation.notes))
+    return results
+
+
+def _stopped(run: Run, workdir: pathlib.Path, step: int) -> Stopped:
+    return Stopped(
+        f"stopped by SIGTERM after step {step:,} of {run.total_steps:,}, which is "
+        f"saved in {workdir}: run the same command to go on"
+    )

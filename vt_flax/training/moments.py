@@ -13,12 +13,9 @@ import numpy as np
 
 
 class Moments(NamedTuple):
-    """Moments of several quantities.
+    """Number of values, their mean, and the sum of squared distances from the mean.
 
-    Attributes:
-      count: number of values.
-      mean: their mean; 0 without values.
-      squares: sum of their squared distances from the mean.
+    Arrays of one shape, an entry for each of several quantities.
     """
 
     count: jax.Array | np.ndarray
@@ -32,11 +29,9 @@ class Moments(NamedTuple):
 
 
 def take_moments(values: jax.Array, valid: jax.Array) -> Moments:
-    """Returns the moments over a batch: (...) int32, float32 and float32.
+    """Returns the moments of (batch, ...) values: (...) int32, float32 and float32.
 
-    Args:
-      values: (batch, ...).
-      valid: bool, of the first axes of `values`; False where one is not counted.
+    `valid`, bool of the first axes of `values`, is False where one is not counted.
     """
     valid = valid.reshape(valid.shape + (1,) * (values.ndim - valid.ndim))
     valid = jnp.broadcast_to(valid, values.shape)
@@ -50,12 +45,8 @@ def take_moments(values: jax.Array, valid: jax.Array) -> Moments:
 def merge(one: Moments, other: Moments) -> Moments:
     """Returns the moments of the union of two sets of values, NumPy in float64."""
     count = one.count.astype(np.int64) + other.count
-    share = other.count / np.maximum(count, 1)
-    apart = other.mean.astype(np.float64) - one.mean
-    return Moments(
-        count,
-        one.mean + apart * share,
-        one.squares.astype(np.float64)
-        + other.squares
-        + np.square(apart) * one.count * share,
-    )
+    fraction = other.count / np.maximum(count, 1)
+    delta = other.mean.astype(np.float64) - one.mean
+    squares = one.squares.astype(np.float64) + other.squares
+    squares += np.square(delta) * one.count * fraction
+    return Moments(count, one.mean + delta * fraction, squares)

@@ -1,8 +1,7 @@
-"""Requests of one process that all save, or stop, after the same step.
+"""Requests of one process that make all processes save, or stop, after the same step.
 
-A request travels with the next batch: each device holds that of its process, the step
-returns the maximum, and every process reads the same value a step later. This needs no
-barrier.
+A request is a field of the next batch: each device holds its process's, and the step
+returns the maximum to every process. This needs no barrier.
 """
 
 import contextlib
@@ -34,7 +33,7 @@ NOTICES = {
 
 
 class Stopped(UserError):
-    """The run was asked to stop, and its state is saved."""
+    """SIGTERM stopped the run, and its state is saved."""
 
     status = 4
     label = ""
@@ -44,16 +43,13 @@ class Stopped(UserError):
 class Requests:
     """Requests of this process; a context manager in which SIGTERM requests a stop.
 
-    Outside the main thread, where Python handles no signals, SIGTERM keeps its default.
+    Outside the main thread, where Python handles no signals, SIGTERM keeps its action.
     """
 
     def __init__(self, mesh: Mesh):
         self._stop = self._save = False
-        devices = len(mesh.local_devices)
-        requests = {
-            kind: np.full(devices, kind, np.int32) for kind in (NONE, SAVE, STOP)
-        }
-        self._arrays = to_global(requests, mesh)
+        ones = np.ones(len(mesh.local_devices), np.int32)
+        self._arrays = to_global({k: k * ones for k in (NONE, SAVE, STOP)}, mesh)
 
     def __enter__(self) -> "Requests":
         with contextlib.suppress(ValueError):
@@ -65,7 +61,7 @@ class Requests:
             signal.signal(signal.SIGTERM, self._previous)
 
     def save(self) -> None:
-        """Asks all processes to save."""
+        """Requests a save after the next step, by all processes."""
         self._save = True
 
     def batch(self) -> dict[str, jax.Array]:
@@ -81,11 +77,8 @@ class Requests:
 def watch_for_preemption(metadata: str = METADATA, seconds: float = 5.0) -> None:
     """Sends this process SIGTERM when Google Cloud announces preemption or maintenance.
 
-    Elsewhere there is no metadata server, and nothing happens.
-
-    Args:
-      metadata: URL of the machine's metadata.
-      seconds: interval between two queries.
+    Asks a machine's metadata server, every few seconds. Elsewhere there is none, and
+    nothing happens.
     """
 
     def watch() -> None:

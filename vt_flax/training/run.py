@@ -39,6 +39,13 @@ class Run:
     # Interval in steps of `log`, `eval` and `checkpoint`.
     every: Mapping[str, int]
 
+    def is_due(self, section: str, step: int) -> bool:
+        """Returns whether an interval of `log`, `eval` or `checkpoint` ends at a step.
+
+        All of them end at the last step.
+        """
+        return step == self.total_steps or step % self.every[section] == 0
+
     def _create(self) -> TrainState:
         return create_state(
             self.model,
@@ -121,8 +128,8 @@ def _open_sources(config: ConfigDict) -> tuple[Source, Source]:
 def _check_classes(train: Source, evaluation: Source, num_classes: int) -> None:
     """Checks that both splits and the model have the same classes."""
     if train.class_names != evaluation.class_names:
-        names = set(train.class_names) ^ set(evaluation.class_names)
-        shown = first_names(sorted(map(str, names))) or "in another order"
+        differing = set(train.class_names) ^ set(evaluation.class_names)
+        shown = first_names(sorted(map(str, differing))) or "in another order"
         raise UserError(
             f"{train.name} and {evaluation.name} have different classes ({shown}): "
             "give both the same"

@@ -11,25 +11,15 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """State of a run.
+    """State of a run. Without an EMA its two fields are empty."""
 
-    Attributes:
-      step: number of updates, int32.
-      params: parameters, float32.
-      batch_stats: running statistics of BatchNorm, float32.
-      opt_state: state of the optimizer.
-      ema_params: EMA of `params`; empty if none is kept.
-      ema_batch_stats: EMA of `batch_stats`; empty if none is kept.
-      key: raw PRNG key, uint32. Every step folds its number into it.
-    """
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
+    step: jax.Array  # number of updates, int32
+    params: Any  # float32
+    batch_stats: Any  # running statistics of BatchNorm, float32
     opt_state: Any
     ema_params: Any
     ema_batch_stats: Any
-    key: jax.Array
+    key: jax.Array  # raw PRNG key, uint32; every step folds its number into it
 
 
 def abstract_like(state: Any, shardings: Any) -> Any:
@@ -41,6 +31,27 @@ def abstract_like(state: Any, shardings: Any) -> Any:
     )
 
 
+def weights_of(state: TrainState) -> dict[str, tuple[Any, Any]]:
+    """Returns parameters and batch statistics: `raw`, and `ema` where it is kept."""
+    weights = {"raw": (state.params, state.batch_stats)}
+    if state.ema_params:
+        weights["ema"] = (state.ema_params, state.ema_batch_stats)
+    return weights
+
+
+def differing_array(tree: Any, like: Any) -> str:
+    """Returns the path of the first array of another shape; empty if there is none."""
+    shapes, wanted = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): x.shape
+            for path, x in jax.tree_util.tree_leaves_with_path(each)
+        }
+        for each in (tree, like)
+    )
+    paths = sorted(shapes.keys() | wanted.keys())
+    return next((p for p in paths if shapes.get(p) != wanted.get(p)), "")
+
+
 def create_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -49,14 +60,9 @@ def create_state(
     *,
     ema: bool,
 ) -> TrainState:
-    """Returns the state at step 0.
+    """Returns the state at step 0, for images of a height and width in pixels.
 
-    Args:
-      model: the network.
-      optimizer: the optimizer.
-      image_size: height and width in pixels.
-      seed: seed of the parameters and of the run's randomness.
-      ema: whether an EMA is kept.
+    `seed` is that of the parameters and of the run's randomness.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *image_size, 3), jnp.float32)

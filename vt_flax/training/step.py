@@ -17,7 +17,6 @@ from vt_flax.parallel.mesh import (
     replicated,
     state_sharding,
 )
-from vt_flax.training.ema import update_ema
 from vt_flax.training.state import TrainState
 from vt_flax.training.tasks import Task
 
@@ -76,36 +75,37 @@ def make_train_step(
                 rngs={"dropout": model_key},
                 mutable=["batch_stats"],
             )
-            loss, found = task.loss(logits, targets, teacher_logits)
-            return loss, (found, updates.get("batch_stats", {}))
+            loss, metrics = task.loss(logits, targets, teacher_logits)
+            return loss, (metrics, updates.get("batch_stats", {}))
 
         with on_devices_of(mesh):
-            (loss, (found, new_stats)), grads = jax.value_and_grad(
+            (loss, (metrics, new_stats)), grads = jax.value_and_grad(
                 compute_loss, has_aux=True
             )(params)
         if sharded:
             grads = jax.lax.with_sharding_constraint(grads, state_sharding(mesh, grads))
-        return grads, new_stats, {"loss": loss, **found}
+        return grads, new_stats, {"loss": loss, **metrics}
 
     def accumulated(params, batch_stats, batch, key, teacher_variables):
         """Returns the mean of `gradients` over the microbatches."""
 
-        def one(carry, inputs):
+        def add_microbatch(carry, inputs):
             total, stats = carry
-            grads, stats, found = gradients(params, stats, *inputs, teacher_variables)
-            return (jax.tree.map(jnp.add, total, grads), stats), found
+            grads, stats, metrics = gradients(params, stats, *inputs, teacher_variables)
+            return (jax.tree.map(jnp.add, total, grads), stats), metrics
 
         examples = {name: x for name, x in batch.items() if name not in BOOKKEEPING}
         zeros = jax.tree.map(jnp.zeros_like, params)
         if sharded:
             zeros = jax.lax.with_sharding_constraint(zeros, state_sharding(mesh, zeros))
-        inputs = (
-            _split_batch(examples, microbatches, mesh),
-            jax.random.split(key, microbatches),
+        keys = jax.random.split(key, microbatches)
+        (total, batch_stats), metrics = jax.lax.scan(
+            add_microbatch,
+            (zeros, batch_stats),
+            (_split_batch(examples, microbatches, mesh), keys),
         )
-        (total, batch_stats), found = jax.lax.scan(one, (zeros, batch_stats), inputs)
         mean = jax.tree.map(lambda x: x / microbatches, total)
-        return mean, batch_stats, jax.tree.map(jnp.mean, found)
+        return mean, batch_stats, jax.tree.map(jnp.mean, metrics)
 
     def train_step(
         state: TrainState, batch: dict, teacher_variables: Any = None
@@ -117,7 +117,7 @@ def make_train_step(
                 (params, teacher_variables), replicated(mesh)
             )
         compute = accumulated if microbatches > 1 else gradients
-        grads, batch_stats, found = compute(
+        grads, batch_stats, metrics = compute(
             params, state.batch_stats, batch, key, teacher_variables
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -126,16 +126,14 @@ def make_train_step(
         ema = state.ema_params, state.ema_batch_stats
         if config.ema.decay:
             ema = update_ema(ema, (params, batch_stats), state.step, config.ema)
-
         grad_norm = optax.tree.norm(grads)
         stats_norm = optax.tree.norm(batch_stats)
-        metrics = {
-            **found,
+        metrics |= {
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "grad_norm": grad_norm,
             "skipped": jnp.sum(batch["bad"], dtype=jnp.int32),
             "request": jnp.max(batch["request"]),
-            "finite": jnp.isfinite(found["loss"] + grad_norm + stats_norm),
+            "finite": jnp.isfinite(metrics["loss"] + grad_norm + stats_norm),
         }
         state = state.replace(
             step=state.step + 1,
@@ -159,6 +157,20 @@ def _split_batch(batch: dict, count: int, mesh: Mesh) -> dict:
         return jax.lax.with_sharding_constraint(x, sharding)
 
     return jax.tree.map(split, batch)
+
+
+def update_ema(ema: Any, new: Any, step: jax.Array, config: ConfigDict) -> Any:
+    """Updates exponential moving averages, a tree of arrays like `new`.
+
+    `step` is the number of updates before this one, `config` the section `ema`. With
+    `ramp` the decay is at most (1 + step) / (10 + step), as with TensorFlow's
+    `num_updates`, so that a short run does not keep its initial values.
+    """
+    decay = jnp.float32(config.decay)
+    if config.ramp:
+        count = step.astype(jnp.float32)
+        decay = jnp.minimum(decay, (1 + count) / (10 + count))
+    return optax.incremental_update(new, ema, 1 - decay)
 
 
 def compile_train_step(

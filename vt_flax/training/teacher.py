@@ -14,19 +14,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError, first_few
-from vt_flax.parallel import processes
+from vt_flax.parallel.agreement import check_equal
 from vt_flax.parallel.mesh import put_whole, state_sharding
 from vt_flax.training.config import resolve
 from vt_flax.training.fingerprint import host_fingerprint
 from vt_flax.training.run import model_for
+from vt_flax.training.state import differing_array
 from vt_flax.training.tasks import Task, task_of
 from vt_flax.training.tasks.classification import Classification
-from vt_flax.training.weights import (
-    PARTS,
-    differing_array,
-    find_checkpoint,
-    read_weights,
-)
+from vt_flax.training.weights import PARTS, find_checkpoint, read_weights
 from vt_flax.training.workdir import CONFIG_FILE, different_classes, read_run
 
 OPTION = "distillation.teacher"
@@ -35,8 +31,7 @@ OPTION = "distillation.teacher"
 class Teacher:
     """Network of another run, as the configuration in its workdir describes it.
 
-    Args:
-      config: the whole configuration of the student's run.
+    `config` is that of the student's run.
 
     Attributes:
       model: the network.
@@ -53,28 +48,30 @@ class Teacher:
         try:
             # The folder is WORKDIR/checkpoints/STEP or WORKDIR/best/STEP.
             record = read_run(self.folder.absolute().parent.parent)
-            own = resolve(ConfigDict(record.config))
+            teacher_config = resolve(ConfigDict(record.config))
         except UserError as error:
             raise UserError(f"{OPTION} {place}: {error}") from error
-        if task_of(own) is not Classification:
+        self._name = teacher_config.model.name
+        if task_of(teacher_config) is not Classification:
             raise UserError(
-                f"{OPTION} {place}: {own.model.name} does not classify: name the "
-                "workdir of a network that does"
+                f"{OPTION} {place}: {self._name} does not classify: name the workdir "
+                "of a network that does"
             )
         self.class_names = tuple(record.class_names)
-        self.model: nn.Module = model_for(own, len(self.class_names))
-        self._name = own.model.name
-        mean, std = (np.asarray(config.data[key]) for key in ("mean", "std"))
-        own_mean, own_std = (np.asarray(own.data[key]) for key in ("mean", "std"))
-        self._scale = (std / own_std).astype(np.float32)
-        self._shift = ((mean - own_mean) / own_std).astype(np.float32)
+        self.model: nn.Module = model_for(teacher_config, len(self.class_names))
+        # From the student's normalization to the teacher's.
+        mean, std, teacher_mean, teacher_std = (
+            np.asarray(data[key])
+            for data in (config.data, teacher_config.data)
+            for key in ("mean", "std")
+        )
+        self._scale = (std / teacher_std).astype(np.float32)
+        self._shift = ((mean - teacher_mean) / teacher_std).astype(np.float32)
 
     def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
         """Returns the teacher's logits, (batch, classes) float32.
 
-        Args:
-          variables: see `load`.
-          images: (batch, H, W, 3), normalized for the student.
+        `images` are (batch, H, W, 3), normalized for the student.
         """
         if (self._scale != 1).any() or self._shift.any():
             images = images * self._scale + self._shift
@@ -94,8 +91,7 @@ class Teacher:
           mesh: over which the weights are sharded as a state is.
 
         Returns:
-          The variables, and a description of the weights that does not depend on their
-          place.
+          The variables, and a description of the weights without their folder.
 
         Raises:
           UserError: if the teacher has other classes, or in another order; if the
@@ -108,22 +104,23 @@ class Teacher:
             )
         weights, name = read_weights(OPTION, self.folder)
         shapes = self.shapes(task.input_size(task.config))
-        path = differing_array(weights, shapes)
-        if path:
+        if path := differing_array(weights, shapes):
             raise UserError(
                 f"{OPTION} {self._place}: {path} is not that of the {self._name} which "
                 f"its {CONFIG_FILE} describes"
             )
         checksum = sum(host_fingerprint(weights).values()) % 2**32
-        own = f"{self._name}, step {self.folder.name}, {name} weights ({checksum:08x})"
-        for i, other in enumerate(processes.gather("teacher", own)):
-            if other != own:
-                raise UserError(
-                    f"{OPTION} {self._place}: {processes.names([i])} reads {other}, "
-                    f"this process {own}: name a folder that all machines share"
-                )
+        description = (
+            f"{self._name}, step {self.folder.name}, {name} weights ({checksum:08x})"
+        )
+        check_equal(
+            "reads another teacher than",
+            {OPTION: description},
+            "name a folder that all machines share",
+        )
         weights = jax.tree.map(lambda x: np.asarray(x, np.float32), weights)
-        return jax.tree.map(put_whole, weights, state_sharding(mesh, shapes)), own
+        shardings = state_sharding(mesh, shapes)
+        return jax.tree.map(put_whole, weights, shardings), description
 
 
 def find_teacher(config: ConfigDict) -> Teacher | None:

@@ -96,12 +96,9 @@ def read_run(workdir: pathlib.Path) -> RunRecord:
             f"{workdir} holds no run ({CONFIG_FILE} is missing): name the folder that "
             "was given to train as --workdir"
         ) from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file} cannot be read: it is damaged, or not a run of vt_flax "
-            f"({type(error).__name__}: {error})"
+            f"{file} cannot be read ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -116,8 +113,6 @@ def check_resumable(workdir: pathlib.Path, record: RunRecord) -> list[str]:
         examples, their order or their classes differ.
     """
     with writing(f"--workdir {workdir}"):
-        if workdir.is_file():
-            raise UserError(f"--workdir {workdir} is a file: name a folder")
         if not (workdir / CONFIG_FILE).exists():
             checkpoints = workdir / "checkpoints"
             if checkpoints.is_dir() and any(checkpoints.iterdir()):
@@ -140,8 +135,10 @@ def check_resumable(workdir: pathlib.Path, record: RunRecord) -> list[str]:
             clashes += [line for line in lines if line.startswith(f"{section}.{key}:")]
     if record.class_names:
         clashes += different_classes(saved.class_names, record.class_names)
-    if saved.data and record.data:
-        clashes += _different_data(saved.data, record.data)
+    if saved.data and record.data and saved.data != record.data:
+        old, new = saved.data["examples"], record.data["examples"]
+        change = f"{old:,} -> {new:,}" if old != new else "others, or changed"
+        clashes.append(f"examples to train on: {change}")
     if clashes:
         raise UserError(
             f"{workdir} holds another run ({first_few(clashes)}): choose another "
@@ -158,11 +155,7 @@ def check_classes(
 ) -> str:
     """Checks that a dataset has the classes that a run was trained on.
 
-    Args:
-      run: the record of the run.
-      workdir: folder of the run, for the message.
-      config: the present configuration.
-      source: a split of its dataset.
+    `run` is the record in `workdir`, and `source` a split of the dataset of `config`.
 
     Returns:
       A note if another dataset has as many classes with other names, which may mean the
@@ -189,14 +182,6 @@ def different_classes(old: Sequence[str], new: Sequence[str]) -> list[str]:
         return [f"classes: {len(old)} -> {len(new)}"] if old else []
     pairs = enumerate(zip(old, new, strict=True))
     return [f"class {i}: {a!r} -> {b!r}" for i, (a, b) in pairs if a != b]
-
-
-def _different_data(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    if old["examples"] != new["examples"]:
-        return [f"examples to train on: {old['examples']:,} -> {new['examples']:,}"]
-    if old["identity"] != new["identity"]:
-        return ["the examples to train on are others, or of another version"]
-    return []
 
 
 @contextlib.contextmanager
