@@ -41,12 +41,12 @@ from collections.abc import Callable, Sequence
 from ml_collections import ConfigDict
 
 from vt_flax import cli
-from vt_flax.analysis.topology import parse_topology
 from vt_flax.data.source import RandomAccessSource, Source
 from vt_flax.data.sources import open_configured, open_source
 from vt_flax.errors import UserError
 from vt_flax.models import model_task
 from vt_flax.paths import local_folder, writing
+from vt_flax.plan.topology import parse_topology
 from vt_flax.training.config import load_config
 from vt_flax.training.tasks import task_of
 
@@ -192,7 +192,7 @@ def _input(args: argparse.Namespace, load: Load) -> None:
     config = load()
     # JAX and matplotlib take a while to import: only who measures waits for them.
     from vt_flax.analysis.contact_sheet import draw_sheet
-    from vt_flax.analysis.input_rate import rows
+    from vt_flax.measure.input_rate import rows
 
     data = config.data
     source = open_configured(data, data.train_split)
@@ -250,7 +250,7 @@ def _step(args: argparse.Namespace, load: Load) -> None:
     batches = [_batch_size(args)] if args.topology else args.batch
     configs = {batch: load(batch) for batch in batches}
     config = configs[batches[0]]
-    from vt_flax.analysis.step_rate import BESIDE, find_references
+    from vt_flax.measure.step_rate import BESIDE, find_references
 
     names = [name for name in args.against.split(",") if name]
     reasons = []
@@ -265,7 +265,7 @@ def _step(args: argparse.Namespace, load: Load) -> None:
     size = " x ".join(map(str, task_of(config).input_size(config)))
     title = f"{config.model.name} at {size}, a training step"
     if args.topology:
-        from vt_flax.analysis.topology_rows import topology_rows
+        from vt_flax.measure.topology_rows import topology_rows
 
         rows = topology_rows(config, references, args.topology)
         title += (
@@ -273,8 +273,8 @@ def _step(args: argparse.Namespace, load: Load) -> None:
         )
         cli.print_rows(rows, args.format, title)
         return
-    from vt_flax.analysis.step_report import report
-    from vt_flax.analysis.step_tables import cost_rows, rate_rows
+    from vt_flax.measure.step_report import report
+    from vt_flax.measure.step_tables import cost_rows, rate_rows
 
     cli.set_up_devices(config)
     records, notes = report(
@@ -298,7 +298,7 @@ def _step(args: argparse.Namespace, load: Load) -> None:
 
 def _profile(args: argparse.Namespace, load: Load) -> None:
     config = load(args.batch)
-    from vt_flax.analysis.step_profile import profile
+    from vt_flax.measure.step_profile import profile
 
     cli.set_up_devices(config)
     folder = local_folder("--trace", args.trace)

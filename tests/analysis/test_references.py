@@ -18,7 +18,6 @@ import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.macs import count
 from vt_flax.analysis.references import beside
 from vt_flax.analysis.references.flax_resnet import (
     FlaxResNet,
@@ -26,11 +25,12 @@ from vt_flax.analysis.references.flax_resnet import (
     plain_optimizer,
 )
 from vt_flax.analysis.references.plain import plain_resnet
-from vt_flax.analysis.step import MeshStep, Step
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.resnet import STAGE_SIZES
+from vt_flax.paper.macs import count
 from vt_flax.parallel.mesh import make_mesh
+from vt_flax.plan.step import MeshStep, Step
 from vt_flax.training.config import resolve
 from vt_flax.training.optimizer import make_optimizer
 from vt_flax.training.state import TrainState

@@ -10,13 +10,9 @@ from PIL import Image
 from test_bad_input import refusal
 
 from vt_flax import benchmark
-from vt_flax.analysis import (
-    attention_memory,
-    augmentation_share,
-    pillow_loader,
-    tpu_compiler,
-)
-from vt_flax.analysis.tpu_compiler import has_tpu_compiler
+from vt_flax.analysis import attention_memory, augmentation_share, pillow_loader
+from vt_flax.plan import tpu_compiler
+from vt_flax.plan.tpu_compiler import has_tpu_compiler
 from vt_flax.training.config import load_config
 
 pytestmark = pytest.mark.slow

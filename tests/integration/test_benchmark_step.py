@@ -9,14 +9,15 @@ import pytest
 from test_bad_input import refusal
 
 from vt_flax import benchmark
-from vt_flax.analysis import peaks, step_rate, step_report
-from vt_flax.analysis.macs import count
 from vt_flax.analysis.references import beside
-from vt_flax.analysis.step import Step
-from vt_flax.analysis.topology import Chip
-from vt_flax.analysis.tpu_compiler import has_tpu_compiler
+from vt_flax.measure import step_rate, step_report
 from vt_flax.models import create_model
+from vt_flax.paper.macs import count
 from vt_flax.parallel.mesh import make_mesh
+from vt_flax.plan import peaks
+from vt_flax.plan.step import Step
+from vt_flax.plan.topology import Chip
+from vt_flax.plan.tpu_compiler import has_tpu_compiler
 from vt_flax.training.config import load_config
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from vt_flax.analysis.batch_norm_collectives import collective_rows
-from vt_flax.analysis.tpu_compiler import has_tpu_compiler
 from vt_flax.models import create_model
 from vt_flax.nn.batch_norm import BatchNorm
 from vt_flax.parallel.mesh import (
@@ -21,6 +20,7 @@ from vt_flax.parallel.mesh import (
     state_sharding,
     to_global,
 )
+from vt_flax.plan.tpu_compiler import has_tpu_compiler
 from vt_flax.training.config import resolve
 from vt_flax.training.state import create_state
 from vt_flax.training.step import (

@@ -11,17 +11,17 @@ import pytest
 from PIL import Image
 from test_bad_input import refusal
 
-from vt_flax import plan
-from vt_flax.analysis import (
+from vt_flax.plan import __main__ as plan
+from vt_flax.plan import (
     compiled_step,
+    here,
     machine,
     peaks,
-    plan_here,
     planning,
     tpu_compiler,
 )
-from vt_flax.analysis.topology import parse_topology
-from vt_flax.analysis.tpu_compiler import has_tpu_compiler
+from vt_flax.plan.topology import parse_topology
+from vt_flax.plan.tpu_compiler import has_tpu_compiler
 
 pytestmark = pytest.mark.slow
 
@@ -215,7 +215,7 @@ def test_a_sweep(monkeypatch, tmp_path, capsys):
 
 def test_here(digits, monkeypatch, capsys):
     """Compiled, measured and compared on the devices that there are."""
-    monkeypatch.setattr(plan_here, "SECONDS", 0.0)
+    monkeypatch.setattr(here, "SECONDS", 0.0)
     monkeypatch.setattr(machine, "SECONDS", 0.0)
     monkeypatch.setattr(peaks, "SECONDS", 0.0)
     monkeypatch.setattr(machine, "COPIED_BY_CPUS", 2**16)
@@ -290,7 +290,7 @@ def test_devices_of_chips():
     )
     program = (
         "import json\n"
-        "from vt_flax.analysis.tpu_compiler import tpu_devices\n"
+        "from vt_flax.plan.tpu_compiler import tpu_devices\n"
         f"found = [tpu_devices(name) for name in {names}]\n"
         "print(json.dumps([\n"
         "  (len(x), x[0].device_kind, len({d.process_index for d in x}))\n"

@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.analysis.tpu_compiler import compile_apart, read_request, tpu_devices
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.comparison.local_attention import ATTENTION
@@ -24,6 +23,7 @@ from vt_flax.models.comparison.san_attention import (
     PatchwiseAttention,
 )
 from vt_flax.models.resnet import BottleneckBlock
+from vt_flax.plan.tpu_compiler import compile_apart, read_request, tpu_devices
 
 # Input of a block of stage 2, in all networks.
 SHAPE = (32, 56, 56, 256)

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.compiled_step import costs
-from vt_flax.analysis.step import Step
-from vt_flax.analysis.topology import parse_topology
 from vt_flax.parallel.mesh import make_mesh
+from vt_flax.plan.compiled_step import costs
+from vt_flax.plan.step import Step
+from vt_flax.plan.topology import parse_topology
 
 OFF = {"augment": "none", "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
 

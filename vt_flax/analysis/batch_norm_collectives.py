@@ -4,9 +4,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.collectives import KINDS
-from vt_flax.analysis.compiled_step import costs
-from vt_flax.analysis.topology import parse_topology
+from vt_flax.plan.collectives import KINDS
+from vt_flax.plan.compiled_step import costs
+from vt_flax.plan.topology import parse_topology
 
 
 def collective_rows(config: ConfigDict, topology: str) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from vt_flax.analysis.step import Step
 from vt_flax.paths import writing
+from vt_flax.plan.step import Step
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.run import Run
 

@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vt_flax.analysis.references.plain import plain_resnet
-from vt_flax.analysis.step import MeshStep
 from vt_flax.models.registry import DTYPES
 from vt_flax.parallel.mesh import replicated, state_sharding
+from vt_flax.plan.step import MeshStep
 from vt_flax.training.state import TrainState, create_state
 from vt_flax.training.tasks import task_of
 

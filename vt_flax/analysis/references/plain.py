@@ -5,10 +5,10 @@ import re
 
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.macs import count
-from vt_flax.analysis.step import CLASSES
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
+from vt_flax.paper.macs import count
+from vt_flax.plan.step import CLASSES
 
 
 @dataclasses.dataclass(frozen=True)
