@@ -16,7 +16,6 @@ from vt_flax.plan import (
     compiled_step,
     here,
     machine,
-    peaks,
     planning,
     tpu_compiler,
 )
@@ -164,10 +163,11 @@ def fake_costs(peak=2**30):
 
 
 def test_a_sweep(monkeypatch, tmp_path, capsys):
-    def compile_step(config, name):
+    def compile_step(configs, name):
+        (config,) = configs
         if config.batch_size == 256 and config.model.bn_group_size == 0:
-            return {"too_large": {"needed": 20 * 2**30, "available": 2**34}}
-        return fake_costs(config.batch_size * 2**22)
+            return [{"too_large": {"needed": 20 * 2**30, "available": 2**34}}]
+        return [fake_costs(config.batch_size * 2**22)]
 
     monkeypatch.setattr(planning, "pod_costs", compile_step)
     chart = tmp_path / "charts" / "sweep.png"
@@ -217,7 +217,7 @@ def test_here(digits, monkeypatch, capsys):
     """Compiled, measured and compared on the devices that there are."""
     monkeypatch.setattr(here, "SECONDS", 0.0)
     monkeypatch.setattr(machine, "SECONDS", 0.0)
-    monkeypatch.setattr(peaks, "SECONDS", 0.0)
+    monkeypatch.setattr(machine, "PRODUCT_SECONDS", 0.0)
     monkeypatch.setattr(machine, "COPIED_BY_CPUS", 2**16)
     monkeypatch.setattr(machine, "REDUCED", 2**12)
     arguments = ["--config", str(CONFIGS / "quickstart.py"), "--topology", "here"]
@@ -325,7 +325,7 @@ def test_what_the_compiler_says_of_too_large_programs():
         "(94.74G). HLO module: jit_train_step.": (3.52 * 1024, 94.74),
         "RESOURCE_EXHAUSTED": (0, 0),
     }.items():
-        found = compiled_step.sizes_told(told)
+        found = compiled_step.read_sizes(told)
         assert found == {
             "needed": int(gibs[0] * 2**30),
             "available": int(gibs[1] * 2**30),

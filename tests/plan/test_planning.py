@@ -174,14 +174,15 @@ def pod(monkeypatch):
     """A compiler of steps that take 1 GiB and 2 MiB for each example of a device."""
     asked = []
 
-    def compile_step(config, topology):
+    def compile_step(configs, topology):
+        (config,) = configs
         asked.append((config, topology))
         examples = config.batch_size // parse_topology(topology).devices
         peak = GIB + examples * 2**21
         if peak > 15.75 * GIB:
-            return {"too_large": {"needed": peak, "available": int(15.75 * GIB)}}
+            return [{"too_large": {"needed": peak, "available": int(15.75 * GIB)}}]
         found = costs()
-        return found | {"memory": found["memory"] | {"peak": peak}}
+        return [found | {"memory": found["memory"] | {"peak": peak}}]
 
     monkeypatch.setattr(planning, "pod_costs", compile_step)
     return asked
@@ -333,7 +334,7 @@ def test_batches_of_the_search_have_whole_groups(pod, tmp_path):
 
 def test_not_even_the_least_fits(monkeypatch, tmp_path):
     too_large = {"too_large": {"needed": 0, "available": 0}}
-    monkeypatch.setattr(planning, "pod_costs", lambda *_: too_large)
+    monkeypatch.setattr(planning, "pod_costs", lambda *_: [too_large])
     (case,) = cases(chip=8)
     with pytest.raises(
         UserError, match=r"than a device has; not even a batch of 4 \(1 a chip\) fits"

@@ -1,8 +1,7 @@
-"""How long compiling a training step takes, and what the program needs of memory.
+"""Compile time of a training step, and the memory that the program needs.
 
-`python -m vt_flax.measure.compile_time` is the part that runs in a process of its own,
-to which nothing has been compiled yet: it reads a request as JSON, compiles, and prints
-what that took.
+`python -m vt_flax.measure.compile_time` is the child process, in which nothing has been
+compiled yet: it reads a request as JSON, compiles, and prints the costs as JSON.
 """
 
 import json
@@ -18,43 +17,42 @@ from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import make_mesh
-from vt_flax.plan.steps import STEPS
+from vt_flax.plan.step import Step
 from vt_flax.plan.tpu_compiler import read_request
 from vt_flax.training.config import resolve
 from vt_flax.training.config_rules import check_step
 
-HIT = "/jax/compilation_cache/cache_hits"
+COSTS = ("trace_s", "compile_s", "cached_s", "arguments_mb", "working_mb", "peak_mb")
+CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
-def compile_costs(name: str, config: ConfigDict, batch: int) -> dict[str, Any]:
+def compile_costs(config: ConfigDict, batch: int) -> dict[str, Any]:
     """Compiles a step twice, each time in a new process, with a cache of their own.
 
     Args:
-      name: whose step, of `steps.STEPS`.
       config: a resolved configuration.
-      batch: examples in a step, over all devices.
+      batch: batch size, over all devices.
 
     Returns:
-      Seconds: `trace_s` to trace it, `compile_s` to compile it with nothing in the
-      cache, and `cached_s` to get it from the cache, None where that did not hold it.
+      Seconds: `trace_s` to trace the step, `compile_s` to compile it with an empty
+      cache, and `cached_s` to load it from the cache; None if it was not there.
       MB of each device: `arguments_mb` of state and batch, `working_mb` beside them as
-      the compiler plans it, and `peak_mb` that was taken while it ran, None where the
-      device does not tell.
+      the compiler plans it, and `peak_mb` while it ran; None where the device does not
+      report it.
 
     Raises:
       UserError: if there is no such step.
-      RuntimeError: if a process fails, as where the memory does not suffice.
+      RuntimeError: if a process fails, for example for lack of memory.
     """
-    request = {"name": name, "config": config.to_dict(), "batch": batch}
+    request = {"config": config.to_dict(), "batch": batch}
     with tempfile.TemporaryDirectory() as cache:
-        first = _apart(request | {"run": True}, cache)
-        second = _apart(request | {"run": False}, cache)
+        first = _run_child(request | {"run": True}, cache)
+        second = _run_child(request | {"run": False}, cache)
     first["cached_s"] = second["compile_s"] if second["cached"] else None
-    del first["cached"]
-    return first
+    return {key: first[key] for key in COSTS}
 
 
-def _apart(request: dict[str, Any], cache: str) -> dict[str, Any]:
+def _run_child(request: dict[str, Any], cache: str) -> dict[str, Any]:
     settings = {
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_ENABLE_COMPILATION_CACHE": "true",
@@ -81,10 +79,10 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
     config = resolve(ConfigDict(request["config"]))
     mesh = make_mesh(fsdp=config.parallel.fsdp)
     check_step(config, mesh.size)
-    step = STEPS[request["name"]](config, mesh, request["batch"])
+    step = Step(config, mesh, request["batch"])
     hits = []
     jax.monitoring.register_event_listener(
-        lambda event, **_: hits.append(event) if event == HIT else None
+        lambda event, **_: hits.append(event) if event == CACHE_HIT else None
     )
     begin = time.perf_counter()
     lowered = step.trace().lower()
@@ -101,7 +99,7 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
         found["arguments_mb"] = memory.argument_size_in_bytes / 1e6
         found["working_mb"] = memory.temp_size_in_bytes / 1e6
         found["peak_mb"] = None
-        # CPUs tell nothing.
+        # CPUs report no memory statistics.
         if mesh.local_devices[0].memory_stats() is not None:
             step.start()
             step.seconds(2)

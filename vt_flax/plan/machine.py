@@ -1,43 +1,74 @@
-"""Peak figures of this machine for a roofline: measured, or stated."""
+"""Peak figures of this machine: published, or measured here."""
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import psutil
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from vt_flax.parallel.mesh import BATCH_AXES
-from vt_flax.plan.peaks import measured_peak
-from vt_flax.plan.topology import HERE, OF_KIND, Chip, Topology
+from vt_flax.models.registry import DTYPES
+from vt_flax.parallel.mesh import batch_sharding, replicated
+from vt_flax.plan.topology import CHIP_OF_KIND, HERE, Chip, Topology
 
-# Bytes of the arrays that are read and written, and of those that are added up over
-# devices.
+# Bytes of the arrays that are copied, and of those that are all-reduced.
 COPIED, COPIED_BY_CPUS = 2**30, 2**27
 REDUCED = 2**25
 SECONDS = 0.5
+# The peak is measured by a product of matrices that takes at least so long.
+PRODUCT_SECONDS = 0.05
+TRIES = 5
+
+
+def published_peak(device_kind: str, dtype: str) -> float | None:
+    """Returns the peak FLOP/s of one JAX device; None if it is not in the table.
+
+    Args:
+      device_kind: its name in JAX.
+      dtype: name of the operands' dtype.
+    """
+    chip = CHIP_OF_KIND.get(device_kind)
+    if chip is None:
+        return None
+    return chip.device.single if dtype == "float32" else chip.device.flops
+
+
+def measured_peak(mesh: Mesh, dtype: str) -> float:
+    """Returns the FLOP/s of the fastest matrix product, on all devices at once.
+
+    Each device multiplies two square matrices of its own, twice as large each time
+    until a product takes PRODUCT_SECONDS.
+    """
+    best, side = 0.0, 256
+    multiply = jax.jit(lambda a: jnp.einsum("nij,njk->nik", a, a))
+    while True:
+        a = _ones(mesh, (side, side), dtype)
+        jax.block_until_ready(multiply(a))
+        seconds = min(_seconds(multiply, a) for _ in range(TRIES))
+        best = max(best, 2 * mesh.size * side**3 / seconds)
+        if seconds > PRODUCT_SECONDS:
+            return best
+        side *= 2
 
 
 def this_machine(
     mesh: Mesh, dtype: str, flops: float = 0.0, bandwidth: float = 0.0
 ) -> Topology:
-    """Returns this machine's devices with their figures, all devices at work at once.
+    """Returns this machine's devices with their figures, all devices working at once.
 
-    What is not stated is measured, the best of some runs: operations by a product of
-    square matrices, bandwidth by a scaled copy (bytes read and written), what devices
-    send each other by adding up an array over them.
+    What is not stated is measured, the best of some runs: FLOP/s by a product of square
+    matrices, memory bandwidth by a scaled copy (bytes read and written), bandwidth
+    between devices by an all-reduce.
 
     Args:
       mesh: all of its devices.
-      dtype: of the matrices: the network's.
-      flops: operations per second of a device, if stated.
+      dtype: name of the network's dtype.
+      flops: FLOP/s of a device, if stated.
       bandwidth: bytes per second of a device's memory, if stated.
     """
     device = mesh.devices.flat[0]
-    known = OF_KIND.get(device.device_kind)
+    known = CHIP_OF_KIND.get(device.device_kind)
     per_chip = known.devices if known else 1
     chips, on_cpus = mesh.size // per_chip, device.platform == "cpu"
     stated = " and ".join(["FLOP/s"] * bool(flops) + ["memory"] * bool(bandwidth))
@@ -49,7 +80,9 @@ def this_machine(
         )
     stats = device.memory_stats() or {}
     memory = stats.get("bytes_limit", psutil.virtual_memory().total // mesh.size)
-    bandwidth = bandwidth or _bandwidth(mesh, COPIED_BY_CPUS if on_cpus else COPIED)
+    if not bandwidth:
+        size = COPIED_BY_CPUS if on_cpus else COPIED
+        bandwidth = 2 * size / _best(jax.jit(lambda x: x * 2), _vector(mesh, size))
     chip = Chip(
         name=device.device_kind,
         flops=flops * per_chip or measured_peak(mesh, dtype) / chips,
@@ -66,32 +99,37 @@ def this_machine(
     return Topology(HERE, chip, (chips,))
 
 
-def _bandwidth(mesh: Mesh, size: int) -> float:
-    seconds = _best(jax.jit(lambda x: x * 2), _spread(mesh, (size // 4,), jnp.float32))
-    return 2 * size / seconds
-
-
 def _link(mesh: Mesh, chips: int) -> float:
     """Returns the bytes per second that a chip sends in an all-reduce."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    add = jax.jit(lambda x: x.sum(0), out_shardings=whole)
-    seconds = _best(add, _spread(mesh, (REDUCED // 4,), jnp.float32))
+    add = jax.jit(lambda x: x.sum(0), out_shardings=replicated(mesh))
+    seconds = _best(add, _vector(mesh, REDUCED))
     return 2 * REDUCED * (chips - 1) / chips / seconds
 
 
-def _spread(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Returns an array of ones for each device."""
-    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    make = jax.jit(lambda: jnp.ones((mesh.size, *shape), dtype), out_shardings=sharding)
+def _vector(mesh: Mesh, size: int) -> jax.Array:
+    """Returns a float32 array of a number of bytes on each device."""
+    return _ones(mesh, (size // 4,), "float32")
+
+
+def _ones(mesh: Mesh, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    """Returns an array of ones with a first axis over the devices."""
+    make = jax.jit(
+        lambda: jnp.ones((mesh.size, *shape), DTYPES[dtype]),
+        out_shardings=batch_sharding(mesh),
+    )
     return make()
 
 
 def _best(run: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
-    """Returns the seconds of the quickest run of those that fit into SECONDS."""
+    """Returns the seconds of the fastest of the runs that fit into SECONDS."""
     jax.block_until_ready(run(x))
     times: list[float] = []
     while sum(times) < SECONDS or len(times) < 3:
-        begin = time.perf_counter()
-        jax.block_until_ready(run(x))
-        times.append(time.perf_counter() - begin)
-    return float(np.min(times))
+        times.append(_seconds(run, x))
+    return min(times)
+
+
+def _seconds(run: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+    begin = time.perf_counter()
+    jax.block_until_ready(run(x))
+    return time.perf_counter() - begin

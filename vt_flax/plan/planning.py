@@ -225,7 +225,7 @@ def _costs(case: Case, batch: int, cache: PlanCache) -> dict[str, Any]:
             _tell(f"{case.label}, batch {batch:,}: compiled before")
             return found
     _tell(f"{case.label}, batch {batch:,}: {config.model.name}")
-    found = pod_costs(config, place)
+    (found,) = pod_costs([config], place)
     if key:
         cache.put(key, found)
     return found

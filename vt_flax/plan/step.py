@@ -1,4 +1,4 @@
-"""A training step on noise, to be compiled for devices or timed on them."""
+"""A training step on noise, to compile for devices or to time on them."""
 
 import time
 from collections.abc import Callable
@@ -20,30 +20,33 @@ from vt_flax.training.step import compile_train_step
 from vt_flax.training.tasks import task_of
 from vt_flax.training.teacher import find_teacher
 
-# Classes where the configuration leaves them to a dataset, which is not opened here: as
-# many as ImageNet has, and ADE20K.
+# Number of classes if the configuration leaves it to the dataset, which is not opened
+# here: those of ImageNet and ADE20K.
 CLASSES = {"classification": 1000, "segmentation": 150}
+# It does not change what a step costs.
+LEARNING_RATE = 1e-3
 
 
 class MeshStep:
-    """A jitted training step, whoever wrote it, with what it needs on a mesh.
+    """A jitted training step with its arguments on a mesh.
 
     Args:
       mesh: devices, real ones or a topology's.
-      batch: examples in a step, over all devices.
+      batch: batch size, over all devices.
       model: the network.
-      size: height and width of the images that it is trained on.
+      size: height and width of the training images.
       step: `step(state, batch, teacher) -> state, metrics`, jitted; the state is
         donated.
       create: makes the state at step 0.
-      shapes: of that state.
-      noise: makes a batch of a number of examples; `request`, if it is there, has an
+      noise: makes a batch of a number of examples; `request`, if present, has an
         element for each device.
       teacher: shapes of a teacher's variables; None without one.
 
     Attributes:
       mesh: as given.
-      state: the newest, once it is started.
+      model: as given.
+      size: as given.
+      state: the newest state, once the step is started.
     """
 
     def __init__(
@@ -54,23 +57,21 @@ class MeshStep:
         size: tuple[int, int],
         step: Callable[..., tuple[TrainState, Any]],
         create: Callable[[], TrainState],
-        shapes: TrainState,
         noise: Callable[[int], dict[str, np.ndarray]],
         teacher: Any = None,
     ):
         self.mesh, self._batch, self._step = mesh, batch, step
         self.model, self.size = model, size
-        self._create, self._shapes = create, shapes
-        self._noise, self._teacher_shapes = noise, teacher
+        self._create, self._noise, self._teacher_shapes = create, noise, teacher
 
     def arguments(self) -> tuple[TrainState, dict[str, Any], Any]:
-        """Returns the shapes of a state, a batch and a teacher's variables, spread."""
+        """Returns shapes and shardings of state, batch and a teacher's variables."""
         state, teacher = (
             abstract_like(shapes, state_sharding(self.mesh, shapes))
-            for shapes in (self._shapes, self._teacher_shapes)
+            for shapes in (jax.eval_shape(self._create), self._teacher_shapes)
         )
         batch = {}
-        # One example tells the shape of all: of a pod's there are too many to make.
+        # One example has the shape of all: a pod's batch may not fit into memory here.
         for key, value in self._noise(1).items():
             size = len(value) if key == "request" else self._batch
             batch[key] = jax.ShapeDtypeStruct(
@@ -84,20 +85,15 @@ class MeshStep:
         """Traces the step, to be compiled for the mesh's devices."""
         return self._step.trace(*self.arguments())
 
-    def compile(self) -> Any:
-        """Compiles the step for the mesh's devices, which need not be there."""
-        return self.trace().lower().compile()
-
     def start(self) -> None:
         """Puts a state and a batch on the devices, and runs a first step."""
 
-        def spread(create: Callable[[], Any], shapes: Any) -> Any:
+        def sharded(create: Callable[[], Any], shapes: Any) -> Any:
             shardings = state_sharding(self.mesh, shapes)
             return jax.jit(create, out_shardings=shardings)()
 
-        self.state = spread(self._create, self._shapes)
-        # A teacher's weights are no part of what a step costs.
-        self._teacher = spread(
+        self.state = sharded(self._create, jax.eval_shape(self._create))
+        self._teacher = sharded(
             lambda: jax.tree.map(jnp.zeros_like, self._teacher_shapes),
             self._teacher_shapes,
         )
@@ -105,12 +101,12 @@ class MeshStep:
         self.seconds()
 
     def advance(self, batch: dict[str, jax.Array]) -> Any:
-        """Runs a step on a batch, and returns its metrics without waiting for them."""
+        """Dispatches a step on a batch, and returns its metrics without waiting."""
         self.state, metrics = self._step(self.state, batch, self._teacher)
         return metrics
 
     def seconds(self, steps: int = 1) -> float:
-        """Returns how long a step takes, on the mean of some, one after the other."""
+        """Runs some steps and returns the mean seconds per step."""
         begin = time.perf_counter()
         for _ in range(steps):
             metrics = self.advance(self._images)
@@ -119,12 +115,12 @@ class MeshStep:
 
 
 class Step(MeshStep):
-    """A training step of a configuration, on images that are noise.
+    """The training step of a configuration, on noise.
 
     Args:
       config: a resolved configuration.
       mesh: devices, real ones or a topology's.
-      batch: examples in a step, over all devices.
+      batch: batch size, over all devices.
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh, batch: int):
@@ -132,8 +128,7 @@ class Step(MeshStep):
         classes = CLASSES[model_task(config.model.name)]
         model = model_for(config, len(teacher.class_names) if teacher else classes)
         task = task_of(config)(config, [""] * model.num_classes)
-        # The rate is no part of what a step costs either.
-        optimizer = make_optimizer(config.optimizer, lambda step: 1e-3)
+        optimizer = make_optimizer(config.optimizer, lambda step: LEARNING_RATE)
         size = task.input_size(config)
 
         def create() -> TrainState:
@@ -147,11 +142,15 @@ class Step(MeshStep):
                 "request": np.zeros(mesh.size, np.int32),
             }
 
-        shapes = jax.eval_shape(create)
         step = compile_train_step(
-            model, task, optimizer, lambda step: 1e-3, config, mesh, shapes, teacher
+            model,
+            task,
+            optimizer,
+            lambda step: LEARNING_RATE,
+            config,
+            mesh,
+            jax.eval_shape(create),
+            teacher,
         )
-        teacher_shapes = teacher.shapes(size) if teacher else None
-        super().__init__(
-            mesh, batch, model, size, step, create, shapes, noise, teacher_shapes
-        )
+        shapes = teacher.shapes(size) if teacher else None
+        super().__init__(mesh, batch, model, size, step, create, noise, shapes)

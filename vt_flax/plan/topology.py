@@ -135,7 +135,7 @@ GPUS = (
     Chip("L4", 121e12, 24 * 10**9, 300e9, kinds=("NVIDIA L4",), single=60e12),
 )  # fmt: skip
 # By `device_kind`.
-OF_KIND = {kind: chip for chip in (*CHIPS.values(), *GPUS) for kind in chip.kinds}
+CHIP_OF_KIND = {kind: chip for chip in (*CHIPS.values(), *GPUS) for kind in chip.kinds}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,12 +84,15 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
         raise UserError(f"--topology {topology}: {reason}") from error
 
 
-def compile_apart(module: str, request: dict[str, Any], programs: int) -> Any:
-    """Compiles for TPUs in a process of its own, since the compiler may crash.
+def compile_apart(
+    arguments: Sequence[str], request: dict[str, Any], programs: int
+) -> Any:
+    """Compiles for TPUs in a child process, since the compiler may crash.
 
     Args:
-      module: module that calls `read_request` and prints its result as JSON.
-      request: arguments for it, with a `topology`.
+      arguments: of Python, to run a program that calls `read_request` and prints its
+        result as JSON.
+      request: the program's input, with a `topology`.
       programs: number of programs to compile, for the progress line.
 
     Raises:
@@ -105,7 +108,7 @@ def compile_apart(module: str, request: dict[str, Any], programs: int) -> Any:
     _print(f"compiling {number} for {topology}: {each} take minutes")
     begin = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", module],
+        [sys.executable, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by what the profiler of JAX has seen."""
+"""`benchmark profile`: where the time of a training step goes, by JAX's profiler."""
 
 import collections
 import pathlib
@@ -9,60 +9,59 @@ import jax
 from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError
-from vt_flax.measure.step_tables import short
+from vt_flax.measure.step import short
 from vt_flax.paper.macs import products
 from vt_flax.parallel.mesh import describe, make_mesh
 from vt_flax.paths import writing
 from vt_flax.plan.collectives import KINDS
 from vt_flax.plan.hlo import Instruction, Program
-from vt_flax.plan.peaks import measured_peak
-from vt_flax.plan.steps import STEPS
+from vt_flax.plan.machine import measured_peak
+from vt_flax.plan.step import Step
 from vt_flax.training.config_rules import check_step
 
-# What an instruction is called for, if it has one of these, itself or fused.
-NAMED = {
+# Kind of an instruction that is, or fuses, one of these; the first that matches counts.
+KIND_OF_OPCODE = {
     "convolution": "convolutions",
     "dot": "products of matrices",
     "custom-call": "kernels and library calls",
     **dict.fromkeys(KINDS, "collectives"),
 }
-# Of these alone an instruction does nothing but move numbers.
+# An instruction of these opcodes alone only moves data.
 MOVES = (
     *("bitcast", "broadcast", "concatenate", "constant", "convert", "copy", "iota"),
     *("fusion", "get-tuple-element", "pad", "parameter", "reshape", "reverse"),
     *("slice", "transpose", "tuple"),
 )
-# What they run is listed itself.
+# The computations that these run are listed themselves.
 CALLERS = ("while", "call", "conditional")
-OF_MATRICES = ("convolutions", "products of matrices")
+PRODUCTS = ("convolutions", "products of matrices")
 
 
 def profile(
-    config: ConfigDict, name: str, batch: int, steps: int, folder: pathlib.Path
+    config: ConfigDict, batch: int, steps: int, folder: pathlib.Path
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Runs some training steps under JAX's profiler.
 
     Args:
       config: a resolved configuration.
-      name: whose step, of `steps.STEPS`.
-      batch: examples in a step.
-      steps: how many are profiled, after two that are not.
-      folder: where the trace is written, for TensorBoard and Perfetto.
+      batch: batch size.
+      steps: number of profiled steps, after two that are not.
+      folder: folder to write the trace to, for TensorBoard and Perfetto.
 
     Returns:
-      A record for each kind of work, the dearest first, of a step: milliseconds, its
-      share of all, and the dearest instruction with its share. And lines on the whole.
+      A record for each kind of work of a step, the most expensive first: milliseconds,
+      their share of all, and the most expensive instruction with its share. And notes.
 
     Raises:
       UserError: if the devices cannot share the batch, the folder cannot be made, or
-        the profiler has seen nothing of them.
+        the profiler recorded nothing of them.
     """
     mesh = make_mesh(fsdp=config.parallel.fsdp)
     check_step(config, mesh.size)
-    # Before the work, which the profiler would lose.
+    # The profiler itself would only fail after the work.
     with writing(f"--trace {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    step = STEPS[name](config, mesh, batch)
+    step = Step(config, mesh, batch)
     traced = step.trace()
     program = Program(traced.lower().compile().as_text())
     step.start()
@@ -75,7 +74,7 @@ def profile(
     each = {name: time / steps / mesh.size for name, time in found.items()}
     records = shares(program, each)
     macs = sum(count for _, count in products(traced.jaxpr.jaxpr, padding=False))
-    busy = sum(r["ms"] for r in records if r["kind"] in OF_MATRICES) / 1e3
+    busy = sum(r["ms"] for r in records if r["kind"] in PRODUCTS) / 1e3
     notes = [f"{describe(mesh)}: {seconds * 1e3:,.1f} ms a step, under the profiler"]
     if busy:
         rate = 2 * macs / mesh.size / busy
@@ -89,7 +88,7 @@ def profile(
 
 
 def shares(program: Program, times: dict[str, float]) -> list[dict[str, Any]]:
-    """Returns what `profile` does, of seconds by the names of instructions."""
+    """Returns the records of `profile` from seconds by instruction name."""
     totals: dict[tuple[str, str], float] = collections.Counter()
     dearest: dict[tuple[str, str], tuple[float, str]] = {}
     for one, _, _ in program.executed():
@@ -118,8 +117,8 @@ def shares(program: Program, times: dict[str, float]) -> list[dict[str, Any]]:
 
 
 def _times(folder: pathlib.Path) -> dict[str, float]:
-    """Returns seconds by instruction, of all devices, of the newest trace."""
-    # A folder for each trace, named by its time.
+    """Returns seconds by instruction, over all devices, of the newest trace."""
+    # Each trace has a folder, named by its time.
     (*_, newest) = sorted((folder / "plugins" / "profile").iterdir())
     times: dict[str, float] = collections.Counter()
     for file in newest.glob("*.xplane.pb"):
@@ -134,20 +133,20 @@ def _times(folder: pathlib.Path) -> dict[str, float]:
 
 def _kind(inside: Sequence[Instruction]) -> str:
     codes = {each.opcode.removesuffix("-start") for each in inside}
-    for code, kind in NAMED.items():
+    for code, kind in KIND_OF_OPCODE.items():
         if code in codes:
             return kind
     return "moves" if codes <= {*MOVES} else "element by element, and sums"
 
 
 def _pass(source: str) -> str:
-    """Whose part of the step it is, by the name that JAX gives it."""
+    """Returns which pass of the step an operation name of JAX belongs to."""
     if "transpose(" in source:
         return "backward"
     return "forward" if "jvp(" in source else "the rest"
 
 
 def _source(one: Instruction) -> str:
-    """What of the step an instruction is from, if it tells."""
+    """Returns the operation name that JAX gave an instruction, if any."""
     _, _, after = one.rest.partition('op_name="')
     return after.partition('"')[0]

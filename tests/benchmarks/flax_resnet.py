@@ -1,11 +1,17 @@
 """A plain ResNet, in the manner of Flax's ImageNet example, and its training step.
 
+python tests/benchmarks/flax_resnet.py --config configs/imagenet.py:resnet18
+    --topology v5p:2x2x1 --chip 128
+
+prints what the TPU compiler counts in it.
+
 What one writes with the layers that Flax has, and trains with optax's optimizers. It
 shares with ours the mesh, the configuration and what holds a state, and nothing that
 could be made faster.
 """
 
 import functools
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,15 +20,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from command import make_parser
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from plain import plain_resnet
 
-from vt_flax.analysis.references.plain import plain_resnet
+from vt_flax import cli
+from vt_flax.benchmark import check_positive
 from vt_flax.models.registry import DTYPES
 from vt_flax.parallel.mesh import replicated, state_sharding
+from vt_flax.plan.compiled_step import fitting_costs, serve
 from vt_flax.plan.step import MeshStep
+from vt_flax.plan.topology import parse_topology
+from vt_flax.training.config import load_config
 from vt_flax.training.state import TrainState, create_state
 from vt_flax.training.tasks import task_of
+
+# Argument of the child process, which compiles for TPUs.
+CHILD = "--child"
 
 
 class FlaxResNet(nn.Module):
@@ -206,4 +221,31 @@ class FlaxResNetStep(MeshStep):
             donate_argnums=0,
             out_shardings=(state_sharding(mesh, shapes), replicated(mesh)),
         )
-        super().__init__(mesh, batch, model, size, step, create, shapes, task.noise)
+        super().__init__(mesh, batch, model, size, step, create, task.noise)
+
+
+def main(argv):
+    parser = make_parser(__doc__)
+    parser.add_argument("--topology", required=True, help="such as v5p:2x2x1")
+    parser.add_argument("--chip", type=int, default=128, help="examples per chip (128)")
+    args, overrides = parser.parse_known_args(argv)
+    check_positive(args, "chip")
+    place = parse_topology(args.topology)
+    batch = place.batch_size(args.chip)
+    config = load_config(args.config, [*overrides, f"--config.batch_size={batch}"])
+    (costs,) = fitting_costs([config], args.topology, [__file__, CHILD])
+    images = batch / place.devices
+    row = {
+        "network": plain_resnet(config).name,
+        "MB an image, compiler's count": round(costs["bytes"] / 1e6 / images, 1),
+        "MB an image, main memory": round(costs["traffic"] / 1e6 / images, 1),
+        "GFLOP an image": round(costs["flops"] / 1e9 / images, 3),
+    }
+    cli.print_rows([row], args.format, f"Plain Flax ResNet on {args.topology}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == [CHILD]:
+        serve(FlaxResNetStep)
+    else:
+        cli.run(main)

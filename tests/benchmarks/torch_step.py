@@ -1,7 +1,7 @@
 """A training step in PyTorch, timed in a process of its own.
 
-`python -m vt_flax.analysis.references.torch_step` reads a request as a line of JSON,
-then numbers of steps, a line each, and answers each line with one of JSON: see `serve`.
+The process reads a request as a line of JSON, then numbers of steps, a line each, and
+answers each line with one of JSON: see `serve`.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
+from plain import Plain
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch_network import TorchResNet
 
-from vt_flax.analysis.references.plain import Plain
-from vt_flax.analysis.references.torch_resnet import TorchResNet
 from vt_flax.errors import UserError, first_line
 from vt_flax.models.resnet import STAGE_SIZES
 

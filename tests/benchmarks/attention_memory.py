@@ -1,19 +1,20 @@
 """Memory of a residual block of local attention, with and without unfolded windows.
 
-`python -m vt_flax.analysis.attention_memory` runs in a process of its own: it reads a
-topology as JSON and prints the rows.
+python tests/benchmarks/attention_memory.py
+python tests/benchmarks/attention_memory.py --topology v5e:2x2
 """
 
 import functools
 import json
 import math
 import sys
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from command import make_parser
 
+from vt_flax import cli
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.comparison.local_attention import ATTENTION
@@ -27,6 +28,8 @@ from vt_flax.plan.tpu_compiler import compile_apart, read_request, tpu_devices
 
 # Input of a block of stage 2, in all networks.
 SHAPE = (32, 56, 56, 256)
+# Argument of the child process, which compiles for TPUs.
+CHILD = "--child"
 BLOCKS = ("LR-Net", "Stand-Alone", "SAN pairwise", "SAN patchwise")
 
 
@@ -67,28 +70,8 @@ def working_memory(block: nn.Module, device: jax.Device) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def rows(topology: str = "") -> list[dict[str, Any]]:
-    """Compares the memory of each block by `attention`.
-
-    Args:
-      topology: such as `v5e:2x2`, to compile for one device of it; empty for this
-        machine's first device.
-
-    Returns:
-      Records with the block, MB of a map, MB of each `attention` and their ratio.
-
-    Raises:
-      UserError: if libtpu is missing, or cannot compile the block.
-    """
-    if topology:
-        programs = len(BLOCKS) * len(ATTENTION)
-        return compile_apart(
-            "vt_flax.analysis.attention_memory", {"topology": topology}, programs
-        )
-    return _rows(jax.devices()[0])
-
-
-def _rows(device: jax.Device) -> list[dict[str, Any]]:
+def measure(device):
+    """Returns MB of a map, and of working memory by `attention`, for each block."""
     found = []
     for name in BLOCKS:
         memory = {
@@ -106,9 +89,27 @@ def _rows(device: jax.Device) -> list[dict[str, Any]]:
     return found
 
 
+def main(argv):
+    parser = make_parser(__doc__, config=False)
+    parser.add_argument("--topology", metavar="NAME", help="such as v5e:2x2")
+    args = parser.parse_args(argv)
+    if args.topology:
+        programs = len(BLOCKS) * len(ATTENTION)
+        child = [__file__, CHILD]
+        rows = compile_apart(child, {"topology": args.topology}, programs)
+    else:
+        cli.start_devices()
+        rows = measure(jax.devices()[0])
+    title = f"MB of a block's forward and backward pass, {args.topology or 'here'}"
+    cli.print_rows(rows, args.format, title)
+
+
 if __name__ == "__main__":
-    try:
-        device = tpu_devices(read_request()["topology"])[0]
-        print(json.dumps(_rows(device)))
-    except UserError as error:
-        sys.exit(str(error))
+    if sys.argv[1:] == [CHILD]:
+        try:
+            device = tpu_devices(read_request()["topology"])[0]
+            print(json.dumps(measure(device)))
+        except UserError as error:
+            sys.exit(str(error))
+    else:
+        cli.run(main)

@@ -10,21 +10,21 @@ import sys
 import types
 from typing import Any
 
+import beside
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import traverse_util
-from ml_collections import ConfigDict
-
-from vt_flax.analysis.references import beside
-from vt_flax.analysis.references.flax_resnet import (
+from flax_resnet import (
     FlaxResNet,
     FlaxResNetStep,
     plain_optimizer,
 )
-from vt_flax.analysis.references.plain import plain_resnet
+from ml_collections import ConfigDict
+from plain import plain_resnet
+
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.resnet import STAGE_SIZES
@@ -228,7 +228,7 @@ def ours_of(state: dict) -> dict:
 
 
 def test_torch_step_is_ours(ours, torch):
-    from vt_flax.analysis.references.torch_step import TorchStep
+    from torch_step import TorchStep
 
     config, step, state = ours
     its = TorchStep(request_of("torch_eager", config, 4))
@@ -248,7 +248,7 @@ def test_torch_step_is_ours(ours, torch):
 
 
 def test_no_gpu_for_pytorch(torch):
-    from vt_flax.analysis.references.torch_step import TorchStep
+    from torch_step import TorchStep
 
     if torch.cuda.is_available():
         pytest.skip("PyTorch finds a GPU here")
@@ -258,7 +258,7 @@ def test_no_gpu_for_pytorch(torch):
 
 
 def test_torch_step_averages_its_weights(torch):
-    from vt_flax.analysis.references.torch_step import TorchStep
+    from torch_step import TorchStep
 
     its = TorchStep(request_of("torch_eager", tiny(18), 2))
     average = its._average.module.state_dict()
@@ -270,7 +270,7 @@ def test_torch_step_averages_its_weights(torch):
 
 @pytest.mark.parametrize("name", ["rmsprop_tf", "rmsprop_torch", "adamw"])
 def test_torch_optimizers(name, torch):
-    from vt_flax.analysis.references.torch_step import make_optimizer
+    from torch_step import make_optimizer
 
     config = tiny(18, name=name, weight_decay=0.1).optimizer.to_dict()
     made = make_optimizer(torch.nn.Linear(2, 3), config)
@@ -282,7 +282,7 @@ def test_torch_optimizers(name, torch):
 
 
 def test_torch_is_eager_where_it_cannot_compile(monkeypatch, torch):
-    from vt_flax.analysis.references.torch_step import TorchStep
+    from torch_step import TorchStep
 
     def broken(network):
         raise RuntimeError("no working compiler\nand pages more")
@@ -299,7 +299,7 @@ def test_torch_is_eager_where_it_cannot_compile(monkeypatch, torch):
 
 
 def test_timms_network(monkeypatch, torch):
-    from vt_flax.analysis.references.torch_step import make_network
+    from torch_step import make_network
 
     made = types.SimpleNamespace(create_model=lambda name, **options: (name, options))
     monkeypatch.setitem(sys.modules, "timm", made)
@@ -312,7 +312,7 @@ def test_timms_network(monkeypatch, torch):
 
 def test_serving(monkeypatch, torch):
     """Requests and answers as they go between the processes."""
-    from vt_flax.analysis.references import torch_step
+    import torch_step
 
     asked = []
 
@@ -353,7 +353,7 @@ def test_serving(monkeypatch, torch):
 
 
 def test_a_process_that_ends_is_told_of(monkeypatch, torch):
-    monkeypatch.setattr(beside, "MODULE", "vt_flax.analysis.references.nowhere")
+    monkeypatch.setattr(beside, "PROGRAM", "nowhere.py")
     with beside.Beside("torch", tiny(18), 2) as process:
-        with pytest.raises(UserError, match="torch ended: .*No module named.*nowhere"):
+        with pytest.raises(UserError, match="torch ended: .*can.t open file.*nowhere"):
             process.start()

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import tempfile
@@ -11,12 +12,12 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+from plain import plain_resnet
 
-from vt_flax.analysis.references.plain import plain_resnet
 from vt_flax.errors import UserError
 from vt_flax.training.tasks import task_of
 
-MODULE = "vt_flax.analysis.references.torch_step"
+PROGRAM = pathlib.Path(__file__).with_name("torch_step.py")
 
 
 def check_installed(kind: str) -> None:
@@ -79,7 +80,7 @@ class Beside:
     def __enter__(self) -> "Beside":
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", MODULE],
+            [sys.executable, str(PROGRAM)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -4,7 +4,7 @@ import pytest
 
 from vt_flax import benchmark
 from vt_flax.errors import UserError
-from vt_flax.measure.step_profile import shares
+from vt_flax.measure.profile import shares
 from vt_flax.plan.hlo import Program
 
 PROGRAM = """HloModule step
@@ -57,7 +57,7 @@ def test_a_real_step(tmp_path, capsys):
 
 
 def test_a_trace_needs_a_folder(capsys):
-    with pytest.raises(UserError, match="steps 0: must be at least 1"):
+    with pytest.raises(UserError, match="steps 0: must be positive"):
         benchmark.main(
             ["profile", "--config", "configs/quickstart.py", "--trace", "x"]
             + ["--steps", "0"]
