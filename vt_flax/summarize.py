@@ -19,16 +19,14 @@ from vt_flax import cli
 from vt_flax.errors import UserError, nearest
 from vt_flax.models import create_model, list_models
 from vt_flax.paper.counts import (
+    classification_table,
     comparison_rows,
+    comparison_table,
     paper_rows,
     segmentation_rows,
-)
-from vt_flax.paper.macs import count
-from vt_flax.paper.tables import (
-    classification_table,
-    comparison_table,
     segmentation_table,
 )
+from vt_flax.paper.macs import count
 from vt_flax.paths import local_folder
 
 

@@ -9,9 +9,9 @@ from comparison_figures import BESIDE, DESCRIBED, PRINTED
 from vt_flax import cli, summarize
 from vt_flax.models import create_model, list_models
 from vt_flax.paper import counts as paper_counts
+from vt_flax.paper.counts import comparison_table
 from vt_flax.paper.macs import Counts, count
 from vt_flax.paper.published_comparison import PUBLISHED_COMPARISON, Figures
-from vt_flax.paper.tables import comparison_table
 
 ROWS = {row.row: row for row in PUBLISHED_COMPARISON}
 

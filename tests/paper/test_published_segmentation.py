@@ -5,9 +5,9 @@ import pytest
 from vt_flax import cli
 from vt_flax.models import create_model
 from vt_flax.paper import counts as paper_counts
+from vt_flax.paper.counts import segmentation_table
 from vt_flax.paper.macs import count
 from vt_flax.paper.published_segmentation import PUBLISHED_SEGMENTATION
-from vt_flax.paper.tables import segmentation_table
 
 pytestmark = pytest.mark.slow
 

@@ -5,9 +5,9 @@ import re
 from typing import Any
 
 from vt_flax.errors import UserError
+from vt_flax.paper.counts import Table
 from vt_flax.paper.published import PUBLISHED, Row
 from vt_flax.paper.runs import read_result, result_row
-from vt_flax.paper.tables import Table
 from vt_flax.training.workdir import CONFIG_FILE
 
 # A row is trained in the folder ROW-DEPTH.
