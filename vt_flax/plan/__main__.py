@@ -85,8 +85,7 @@ def main(argv: Sequence[str]) -> None:
     # JAX and TensorFlow take a while to import: bad input need not wait for them.
     from vt_flax.plan.cache import FOLDER, PlanCache
     from vt_flax.plan.cases import make_cases
-    from vt_flax.plan.here import plan_here
-    from vt_flax.plan.planning import make_plan
+    from vt_flax.plan.planning import plan_here, plan_pod
 
     cache = PlanCache(local_folder("--cache", args.cache or FOLDER), args.fresh)
     points = parse_sweep(args.sweep)
@@ -100,8 +99,7 @@ def main(argv: Sequence[str]) -> None:
             if case.place.name == HERE:
                 plans.append(plan_here(case, args.host_rate, args.measure))
             else:
-                search = len(points) == 1
-                plans.append(make_plan(case, cache, args.host_rate, search))
+                plans.append(plan_pod(case, cache, args.host_rate))
         except UserError as error:
             if len(cases) == 1:
                 raise

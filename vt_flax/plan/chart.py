@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vt_flax.analysis.figures import save_figure
 from vt_flax.plan.planning import Plan
-from vt_flax.plan.report import SHARES, times
+from vt_flax.plan.report import CONTENTS, times
 from vt_flax.plan.topology import GIB
 
 COLOURS = {
@@ -73,7 +73,7 @@ def _kinds(plans: Sequence[Plan]) -> set[str]:
 
 def _draw_memory(axes: Axes, plans: Sequence[Plan]) -> None:
     left = np.zeros(len(plans))
-    for name in SHARES:
+    for name in CONTENTS:
         sizes = np.asarray([plan.costs["memory"][name] / GIB for plan in plans])
         if sizes.any():
             axes.barh(

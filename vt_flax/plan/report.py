@@ -1,4 +1,4 @@
-"""Reports of plans: records, and tables with a column for each plan."""
+"""Reports of plans: records, and tables with a column or a row for each plan."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,14 @@ from vt_flax.plan.planning import Plan
 from vt_flax.plan.topology import GIB, HERE, Chip
 
 MIB = 2**20
-SHARES = ("parameters", "optimizer", "averages", "batch", "teacher", "working")
+# What a device's memory holds.
+CONTENTS = ("parameters", "optimizer", "averages", "batch", "teacher", "working")
 
 
 def record(plan: Plan) -> dict[str, Any]:
-    """Returns all of a plan, of a device and a step where the name says nothing else.
+    """Returns a plan in bytes, seconds and multiply-adds, of a device and a step.
 
-    Bytes, seconds, multiply-adds; `bound_` and `estimate_` say which a figure is.
+    Keys that begin with `bound_` and `estimate_` say which a figure is.
     """
     case, costs, bounds = plan.case, plan.costs, plan.roofline
     place, images = case.place, case.batch / case.place.devices
@@ -62,9 +63,20 @@ def record(plan: Plan) -> dict[str, Any]:
     return found
 
 
+def times(plan: Plan) -> dict[str, float]:
+    """Returns seconds per step: `bound`, `estimate`, and `measured` if it was run."""
+    found = {"bound": plan.roofline.bound, "estimate": plan.roofline.in_turn}
+    return found | ({"measured": plan.measured} if plan.measured else {})
+
+
+def error(plan: Plan, name: str) -> float:
+    """Returns the relative difference of `bound` or `estimate` from measured time."""
+    return times(plan)[name] / plan.measured - 1
+
+
 def title(plans: Sequence[Plan]) -> str:
     """Returns the line above a table."""
-    config = plans[0].case.make(plans[0].case.batch)
+    config = plans[0].case.config
     return (
         f"{config.model.name}, {config.data.name}, {config.duration}: a training step "
         "as compiled"
@@ -79,28 +91,19 @@ def notes(plans: Sequence[Plan]) -> list[str]:
         "at once. estimated: compute, memory and interconnect in turn, each at its "
         "best. In neither are the latency of collectives, evaluations, checkpoints. "
         "images/s of a host is what its input must deliver.",
-        *(
-            f"{chip.name}: {chip.flops / 1e12:,.4g} TFLOP/s, memory "
-            f"{chip.bandwidth / 1e9:,.4g} GB/s, a link {chip.link / 1e9:,.4g} GB/s"
-            f"{_shared(chip)} ({chip.source})"
-            for chip in chips.values()
-        ),
+        *map(_figures, chips.values()),
     ]
-    told = {plan.case.facts.told: plan.case.facts.examples for plan in plans}
-    found += [
-        f"examples in an epoch: {examples:,} ({source})"
-        if examples
-        else f"examples in an epoch: not known ({source}); state them by --examples"
-        for source, examples in told.items()
-    ]
+    for facts in dict.fromkeys(plan.case.facts for plan in plans):
+        known = f"{facts.examples:,} ({facts.source})"
+        unknown = f"not known ({facts.source}); state them by --examples"
+        found.append(f"examples in an epoch: {known if facts.examples else unknown}")
     if any(chip.cached for chip in chips.values()):
         found.append(
-            "a cache may spare what is moved: the bound by memory has only what a step "
+            "a cache may save memory traffic: the bound by memory has only what a step "
             "is given and returns, the estimate all of it"
         )
     pods = [plan.case for plan in plans if plan.case.place.name != HERE]
-    models = [case.make(case.batch).model for case in pods]
-    if any(model.get("formulation") == "auto" for model in models):
+    if any(case.config.model.get("formulation") == "auto" for case in pods):
         found.append(
             "model.formulation=auto is planned as printed; a run on the chips times "
             "all formulations and takes the fastest: plan another by "
@@ -127,118 +130,41 @@ def notes(plans: Sequence[Plan]) -> list[str]:
     return found
 
 
-def times(plan: Plan) -> dict[str, float]:
-    """Returns a step's seconds: `bound`, `estimate`, and `measured` if it was."""
-    found = {"bound": plan.roofline.bound, "estimate": plan.roofline.in_turn}
-    return found | ({"measured": plan.measured} if plan.measured else {})
-
-
-def error(plan: Plan, name: str) -> float:
-    """Returns how much longer a step takes by `bound` or `estimate` than measured.
-
-    As a share of the measured time.
-    """
-    return times(plan)[name] / plan.measured - 1
-
-
 def columns(plans: Sequence[Plan]) -> list[dict[str, Any]]:
     """Returns the rows of a table with a column for each plan."""
-    told = {plan.case.label: _told(plan) for plan in plans}
-    # Not all of them have all rows, but all in this order.
-    longest = max(told.values(), key=len)
+    cells = {plan.case.label: _cells(plan) for plan in plans}
+    # Not all plans have all rows, but all in this order.
+    longest = max(cells.values(), key=len)
     return [
         {"of a device and a step": key}
-        | {label: one.get(key) for label, one in told.items()}
+        | {label: one.get(key) for label, one in cells.items()}
         for key in longest
     ]
-
-
-def _told(plan: Plan) -> dict[str, str]:
-    case, costs, bounds = plan.case, plan.costs, plan.roofline
-    place, images = case.place, case.batch / case.place.devices
-    memory, available = costs["memory"], place.chip.device.memory
-    peak = memory["peak"]
-    found = {
-        "chips; devices; hosts": f"{place.chips:,}; {place.devices:,}; {place.hosts:,}",
-        "batch; a chip": f"{case.batch:,}; {case.batch / place.chips:,.0f}",
-        "memory at the peak, GiB": f"{peak / GIB:.2f} of "
-        f"{available / GIB:.2f} ({peak / available:.0%})",
-        **{
-            f"  {name}, MiB": f"{memory[name] / MIB:,.1f} ({memory[name] / peak:.0%})"
-            for name in SHARES
-            if memory[name] or name != "teacher"
-        },
-        "GMACs an image: forward; step": f"{costs['forward'] / 1e9:.3f}; "
-        f"{costs['macs'] / images / 1e9:.3f}",
-        "MB an image: main memory": f"{costs['traffic'] / images / 1e6:,.1f}",
-        "MB an image: compiler's count": f"{costs['bytes'] / images / 1e6:,.1f}",
-        "collectives: runs; MB": _collectives(costs["collectives"]),
-        "at least, ms: compute": f"{bounds.compute * 1e3:,.2f}",
-        "at least, ms: memory": f"{bounds.memory * 1e3:,.2f}",
-        "at least, ms: interconnect": f"{bounds.interconnect * 1e3:,.2f}",
-    }
-    if bounds.input:
-        found["at least, ms: input"] = f"{bounds.input * 1e3:,.2f}"
-    found["bound by"] = bounds.limit
-    for name, seconds in times(plan).items():
-        word = {"bound": "at most", "estimate": "estimated"}.get(name, name)
-        rate = plan.images_per_second(seconds)
-        rates = (rate / place.chips, rate / place.hosts, rate)
-        found |= {
-            f"images/s of a chip; of a host; all: {word}": "; ".join(
-                f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-                for number in rates
-            ),
-            f"hours; chip-hours: {word.replace('most', 'least')}": _hours(
-                plan, seconds
-            ),
-        }
-    return found
-
-
-def _shared(chip: Chip) -> str:
-    """Returns what to add to a chip's figures if several devices share them."""
-    return f", shared by {chip.devices} JAX devices" if chip.devices > 1 else ""
-
-
-def _hours(plan: Plan, seconds: float) -> str:
-    hours = plan.hours(seconds)
-    if hours is None:
-        return "- (how many examples? --examples N)"
-    return f"{hours:,.2f}; {hours * plan.case.place.chips:,.1f}"
-
-
-def _collectives(found: dict[str, dict[str, float]]) -> str:
-    runs = sum(row["count"] for row in found.values())
-    size = sum(row["bytes"] for row in found.values())
-    return f"{runs:,}; {size / 1e6:,.1f}"
 
 
 def sweep_rows(plans: Sequence[Plan]) -> list[dict[str, Any]]:
     """Returns a row for each plan, with the figures that sweeps are made for."""
     rows = []
     for plan in plans:
-        case, costs, bounds = plan.case, plan.costs, plan.roofline
-        place = case.place
-        images = case.batch / place.devices
-        moved = costs["collectives"].values()
-        rate = plan.images_per_second(bounds.bound)
-        hours = plan.hours(bounds.bound)
+        found, bounds = record(plan), plan.roofline
+        collectives, hours = found["collectives"].values(), found["bound_hours"]
         rows.append(
             {
-                "topology": place.name,
-                **case.swept,
-                "a chip": round(case.batch / place.chips),
-                "GiB": round(costs["memory"]["peak"] / GIB, 2),
-                "MB/image": round(costs["traffic"] / images / 1e6, 1),
-                "collectives": round(sum(row["count"] for row in moved)),
-                "MB sent": round(sum(row["sent"] for row in moved) / 1e6, 1),
+                "topology": found["topology"],
+                **plan.case.swept,
+                "a chip": round(found["batch"] / found["chips"]),
+                "GiB": round(found["memory_peak"] / GIB, 2),
+                "MB/image": round(found["main_memory_bytes_per_image"] / 1e6, 1),
+                "collectives": round(sum(row["count"] for row in collectives)),
+                "MB sent": round(sum(row["sent"] for row in collectives) / 1e6, 1),
                 "compute ms": round(bounds.compute * 1e3, 2),
                 "memory ms": round(bounds.memory * 1e3, 2),
                 "interconnect ms": round(bounds.interconnect * 1e3, 2),
                 "bound by": bounds.limit,
-                "images/s a chip, at most": round(rate / place.chips),
-                "estimated": round(case.batch / bounds.in_turn / place.chips),
+                "images/s a chip, at most": round(
+                    found["bound_images_per_second_of_a_chip"]
+                ),
+                "estimated": round(found["estimate_images_per_second_of_a_chip"]),
                 "hours, at least": hours and round(hours, 2),
             }
         )
@@ -259,3 +185,61 @@ def collective_rows(plans: Sequence[Plan]) -> list[dict[str, Any]]:
         for plan in plans
         for kind, row in sorted(plan.costs["collectives"].items())
     ]
+
+
+def _cells(plan: Plan) -> dict[str, str]:
+    """Returns the column of a plan."""
+    found, costs, bounds = record(plan), plan.costs, plan.roofline
+    memory, available = costs["memory"], found["memory_available"]
+    peak, chips = memory["peak"], found["chips"]
+    images = found["batch"] / found["devices"]
+    collectives = costs["collectives"].values()
+    runs, size = (sum(row[key] for row in collectives) for key in ("count", "bytes"))
+    cells = {
+        "chips; devices; hosts": f"{chips:,}; {found['devices']:,}; {found['hosts']:,}",
+        "batch; a chip": f"{found['batch']:,}; {found['batch'] / chips:,.0f}",
+        "memory at the peak, GiB": f"{peak / GIB:.2f} of "
+        f"{available / GIB:.2f} ({peak / available:.0%})",
+        **{
+            f"  {name}, MiB": f"{memory[name] / MIB:,.1f} ({memory[name] / peak:.0%})"
+            for name in CONTENTS
+            if memory[name] or name != "teacher"
+        },
+        "GMACs an image: forward; step": f"{costs['forward'] / 1e9:.3f}; "
+        f"{found['macs_per_image'] / 1e9:.3f}",
+        "MB an image: main memory": f"{costs['traffic'] / images / 1e6:,.1f}",
+        "MB an image: compiler's count": f"{costs['bytes'] / images / 1e6:,.1f}",
+        "collectives: runs; MB": f"{runs:,}; {size / 1e6:,.1f}",
+        "at least, ms: compute": f"{bounds.compute * 1e3:,.2f}",
+        "at least, ms: memory": f"{bounds.memory * 1e3:,.2f}",
+        "at least, ms: interconnect": f"{bounds.interconnect * 1e3:,.2f}",
+    }
+    if bounds.input:
+        cells["at least, ms: input"] = f"{bounds.input * 1e3:,.2f}"
+    cells["bound by"] = bounds.limit
+    for name in times(plan):
+        word = {"bound": "at most", "estimate": "estimated"}.get(name, name)
+        rate = f"{name}_images_per_second"
+        rates = (found[f"{rate}_of_a_chip"], found[f"{rate}_of_a_host"], found[rate])
+        hours = "- (how many examples? --examples N)"
+        if found[f"{name}_hours"] is not None:
+            hours = f"{found[f'{name}_hours']:,.2f}; {found[f'{name}_chip_hours']:,.1f}"
+        cells |= {
+            f"images/s of a chip; of a host; all: {word}": "; ".join(
+                f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+                for number in rates
+            ),
+            f"hours; chip-hours: {word.replace('most', 'least')}": hours,
+        }
+    return cells
+
+
+def _figures(chip: Chip) -> str:
+    """Returns the line of a chip's published or measured figures."""
+    devices = chip.devices
+    shared = f", shared by {devices} JAX devices" if devices > 1 else ""
+    return (
+        f"{chip.name}: {chip.flops / 1e12:,.4g} TFLOP/s, memory "
+        f"{chip.bandwidth / 1e9:,.4g} GB/s, a link {chip.link / 1e9:,.4g} GB/s"
+        f"{shared} ({chip.source})"
+    )
