@@ -21,16 +21,7 @@ ROOMS = {
     "paper": {"analysis", "training", "models", "nn"},
     "plan": {"analysis", "paper", "training", "models", "data", "parallel"},
     "measure": {"analysis", "paper", "plan", "training", "models", "data", "parallel"},
-    "analysis": {
-        "paper",
-        "measure",
-        "plan",
-        "training",
-        "models",
-        "nn",
-        "data",
-        "parallel",
-    },
+    "analysis": {"training", "models", "nn", "data", "parallel"},
     "inference": {"analysis", "training", "models", "nn", "data", "parallel"},
     "cli": {"parallel"},
 }

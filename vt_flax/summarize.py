@@ -113,7 +113,7 @@ def draw(chart: str, runs: Sequence[pathlib.Path]) -> None:
 def print_ablation(folder: str, form: str) -> None:
     """Prints the runs of `launch/ablation.sh` beside the paper's rows."""
     # Late, as in `print_runs`: what reads workdirs takes a while to import.
-    from vt_flax.paper.ablations import ablation_rows, ablation_table
+    from vt_flax.paper.runs import ablation_rows, ablation_table
 
     rows = ablation_rows(local_folder("--ablation", folder))
     table = ablation_table(rows)

@@ -94,57 +94,38 @@ CHIPS = {
         ),
     )
 }  # fmt: skip
-# Other names of them, in lower case.
+# Other names of the chips, in lower case.
 ALIASES = {
     **dict.fromkeys(("v7x", "v7", "tpu7", "tpu_v7x", "ironwood"), "tpu7x"),
     **dict.fromkeys(("v5litepod", "v5lite", "v5_lite"), "v5e"),
     **dict.fromkeys(("v6lite", "v6_lite", "v6", "trillium"), "v6e"),
 }
-# Dense products, from the data sheets of nvidia.com/en-us/data-center/{a100,l4,h100,
-# h200}; those of the last three print figures with sparsity, which are twice as high. A
-# GPU reaches the others by a switch: one link of all its bandwidth.
-GPUS = (
-    Chip(
-        "H200", 989.4e12, 141 * 10**9, 4.8e12, 450e9, 1,
-        kinds=("NVIDIA H200",), single=494.7e12,
-    ),
-    Chip(
-        "H100", 989.4e12, 80 * 10**9, 3.35e12, 450e9, 1,
-        kinds=("NVIDIA H100 80GB HBM3",), single=494.7e12,
-    ),
-    Chip(
-        "H100 PCIe", 756e12, 80 * 10**9, 2.0e12,
-        kinds=("NVIDIA H100 PCIe",), single=378e12,
-    ),
-    Chip(
-        "A100 80GB", 312e12, 80 * 10**9, 2.039e12, 300e9, 1,
-        kinds=("NVIDIA A100-SXM4-80GB",), single=156e12,
-    ),
-    Chip(
-        "A100 80GB PCIe", 312e12, 80 * 10**9, 1.935e12,
-        kinds=("NVIDIA A100 80GB PCIe",), single=156e12,
-    ),
-    Chip(
-        "A100 40GB", 312e12, 40 * 10**9, 1.555e12, 300e9, 1,
-        kinds=("NVIDIA A100-SXM4-40GB",), single=156e12,
-    ),
-    Chip(
-        "A100 40GB PCIe", 312e12, 40 * 10**9, 1.555e12,
-        kinds=("NVIDIA A100-PCIE-40GB",), single=156e12,
-    ),
-    Chip("L4", 121e12, 24 * 10**9, 300e9, kinds=("NVIDIA L4",), single=60e12),
-)  # fmt: skip
-# By `device_kind`.
-CHIP_OF_KIND = {kind: chip for chip in (*CHIPS.values(), *GPUS) for kind in chip.kinds}
+# By JAX's `device_kind`: dense products, from the data sheets of
+# nvidia.com/en-us/data-center/{a100,l4,h100,h200}; those of the last three print figures
+# with sparsity, which are twice as high.
+GPUS = {
+    kind: Chip(kind, flops, memory * 10**9, bandwidth, single=single)
+    for kind, flops, single, memory, bandwidth in (
+        ("NVIDIA H200", 989.4e12, 494.7e12, 141, 4.8e12),
+        ("NVIDIA H100 80GB HBM3", 989.4e12, 494.7e12, 80, 3.35e12),
+        ("NVIDIA H100 PCIe", 756e12, 378e12, 80, 2.0e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12, 156e12, 80, 2.039e12),
+        ("NVIDIA A100 80GB PCIe", 312e12, 156e12, 80, 1.935e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12, 156e12, 40, 1.555e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12, 156e12, 40, 1.555e12),
+        ("NVIDIA L4", 121e12, 60e12, 24, 300e9),
+    )
+}
+CHIP_OF_KIND = GPUS | {kind: chip for chip in CHIPS.values() for kind in chip.kinds}
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips of one kind, joined to a grid or torus.
+    """Chips of one kind in a grid or torus.
 
     Attributes:
       name: such as `v5e:16x16`.
-      chip: the kind.
+      chip: kind of the chips.
       shape: number of chips along each axis.
     """
 
@@ -173,7 +154,7 @@ class Topology:
 
     @property
     def interconnect(self) -> float:
-        """Bytes per second that a chip can send over all the links it has here.
+        """Bytes per second that a chip can send over all of its links here.
 
         Two links along an axis, one to each side; a single one along an axis of two
         chips.
