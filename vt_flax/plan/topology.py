@@ -101,8 +101,8 @@ ALIASES = {
     **dict.fromkeys(("v6lite", "v6_lite", "v6", "trillium"), "v6e"),
 }
 # By JAX's `device_kind`: dense products, from the data sheets of
-# nvidia.com/en-us/data-center/{a100,l4,h100,h200}; those of the last three print figures
-# with sparsity, which are twice as high.
+# nvidia.com/en-us/data-center/{a100,l4,h100,h200}; those of the last three print
+# figures with sparsity, which are twice as high.
 GPUS = {
     kind: Chip(kind, flops, memory * 10**9, bandwidth, single=single)
     for kind, flops, single, memory, bandwidth in (
