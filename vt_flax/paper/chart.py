@@ -21,7 +21,7 @@ from vt_flax.paper.runs import Result
 
 DISTILLED = "VT-ResNet (v4, distilled)"
 ABLATION = "VT-ResNet (v4, 90 epochs)"
-# Colour, mark and line of each system.
+# Color, mark and line of each system.
 STYLES = {
     DISTILLED: ("#c1121f", "o", "-"),
     ABLATION: ("#e8838a", "o", "--"),
@@ -112,9 +112,9 @@ def make_figure(results: Sequence[Result] = ()) -> Figure:
         texts: list[tuple[Text, float]] = []
         labels.append((axes, texts))
         for system, points in published_lines().items():
-            colour, mark, line = STYLES[system]
+            color, mark, line = STYLES[system]
             ours = system == DISTILLED
-            style = {"color": colour, "marker": mark, "linestyle": line}
+            style = {"color": color, "marker": mark, "linestyle": line}
             style |= {"linewidth": 2.4, "markersize": 7} if ours else {"linewidth": 1.2}
             texts += _draw(axes, key, system, points, zorder=3 if ours else 2, **style)
         for i, (label, point) in enumerate(runs):

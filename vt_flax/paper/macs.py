@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of a model, read from its traced program.
+"""Multiply-adds and parameters of a model, counted in its traced program.
 
 Nothing is run: the model is traced over shapes, and every matrix product and
 convolution of the program is counted. That is the paper's rule: convolutions, linear
@@ -62,7 +62,7 @@ def count(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Counts:
     if getattr(model, "formulation", "printed") != "printed":
         model = model.clone(formulation="printed")
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-    # What makes the parameters multiplies nothing, so one program has it all.
+    # Initializing the parameters has no products, so one program has all that counts.
     traced, (_, variables) = jax.make_jaxpr(model.init_with_output, return_shape=True)(
         jax.random.key(0), images
     )
@@ -72,7 +72,7 @@ def count(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Counts:
     macs: dict[str, int] = collections.defaultdict(int)
     for path, amount in products(traced.jaxpr):
         if INTERPOLATION_SCOPE not in path:
-            # Products outside every parameterised part would be counted under "".
+            # Products outside of all parts with parameters are counted under "".
             macs[next((part for part in path if part in params), "")] += amount
     order = list(macs) + [part for part in params if part not in macs]
     return Counts(
@@ -94,7 +94,8 @@ def products(
       scope: module path of the program that calls this one.
       times: how often this program runs.
       padding: whether convolutions multiply the zeros around and between the values of
-        their input too, as the paper counts; gradients of strided ones are mostly that.
+        their input too, as the paper counts; gradients of strided convolutions mostly
+        multiply zeros.
 
     Yields:
       (module path, multiply-adds) of each dot product, of each convolution and of each
@@ -131,7 +132,7 @@ def products(
 
 
 def _runs(equation: Any) -> int:
-    """Returns how often the programs in an equation run, as far as it tells."""
+    """Returns how often the programs in an equation run."""
     params = equation.params
     match equation.primitive.name:
         case "scan":
@@ -195,7 +196,7 @@ def _pairs(
     spread: int,
     dilation: int,
 ) -> int:
-    """Counts the places of windows along an axis that lie on a value of the input."""
+    """Counts the positions of windows along an axis that lie on an input value."""
     at = np.arange(out)[:, None] * stride + np.arange(window) * dilation - around[0]
     inside = (at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)
     return int(inside.sum())

@@ -13,7 +13,7 @@ from vt_flax.plan.planning import Plan
 from vt_flax.plan.report import CONTENTS, times
 from vt_flax.plan.topology import GIB
 
-COLOURS = {
+COLORS = {
     **{"parameters": "#1f77b4", "optimizer": "#17a2b8", "averages": "#9467bd"},
     **{"batch": "#2ca02c", "teacher": "#8c564b", "working": "#c7c7c7"},
     **{"compute": "#c1121f", "memory": "#1f77b4", "interconnect": "#2ca02c"},
@@ -77,7 +77,7 @@ def _draw_memory(axes: Axes, plans: Sequence[Plan]) -> None:
         sizes = np.asarray([plan.costs["memory"][name] / GIB for plan in plans])
         if sizes.any():
             axes.barh(
-                range(len(plans)), sizes, left=left, label=name, color=COLOURS[name]
+                range(len(plans)), sizes, left=left, label=name, color=COLORS[name]
             )
         left += sizes
     for i, plan in enumerate(plans):
@@ -93,7 +93,7 @@ def _draw_groups(axes: Axes, groups: dict[str, list[float]]) -> None:
     for i, (name, values) in enumerate(groups.items()):
         places = np.arange(len(values)) + (i - (len(groups) - 1) / 2) * height
         axes.barh(
-            places, values, height, label=NAMES.get(name, name), color=COLOURS[name]
+            places, values, height, label=NAMES.get(name, name), color=COLORS[name]
         )
     _finish(axes)
 

@@ -1,4 +1,4 @@
-"""Collectives in a compiled program, and what chips send each other by them."""
+"""Collectives in a compiled program, and the bytes that chips send for them."""
 
 import collections
 import dataclasses
@@ -14,7 +14,7 @@ KINDS = (
     "all-to-all",
 )
 TOTALS = ("count", "looped", "bytes", "sent")
-# A fusion in which TPUs add up and keep a part at once.
+# A fusion on TPUs that reduces and keeps one shard at once.
 SCATTERING = "all-reduce-scatter"
 
 
@@ -42,12 +42,12 @@ class Collective:
 def find_collectives(program: Program, chips: Sequence[Hashable]) -> list[Collective]:
     """Returns the collectives of a program.
 
-    An asynchronous collective counts once, also where TPUs fuse its parts with other
-    computations, as a chain; so does one over many arrays at a time.
+    An asynchronous collective counts once, also if TPUs fuse it in several steps, a
+    chain, with other computations; so does one over several arrays.
 
     Args:
       program: as compiled for one of the devices.
-      chips: for each device of the program, in its order, the chip that it is on.
+      chips: chip of each device of the program, in its order.
     """
     found, seen = [], set()
     for outer, beside, name in program.executed():
@@ -76,10 +76,10 @@ def find_collectives(program: Program, chips: Sequence[Hashable]) -> list[Collec
 
 
 def totals(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
-    """Sums collectives by kind, with all their runs.
+    """Sums the runs of collectives by kind.
 
     Returns:
-      `count` of runs; of them `looped`, those in loops; `bytes` and `sent` of them all.
+      `count` of runs, `looped` of them in loops, `bytes` and `sent` of all.
     """
     sums: dict[str, dict[str, float]] = {}
     for one in found:
@@ -98,11 +98,11 @@ def _sent(
     chips: Sequence[Hashable],
     groups: np.ndarray,
 ) -> float:
-    """Returns the bytes that the busiest chip must send to others, at least.
+    """Returns a lower bound of the bytes that the busiest chip sends to others.
 
-    Rings send the least possible: an array is scattered or gathered by n chips when
-    each has sent n - 1 of its n parts; a reduction on all of them is both, one after
-    the other. Devices of a chip first reduce, or share, what they have among them.
+    That is what rings send: to scatter or gather an array, each of n chips sends n - 1
+    of its n shards; an all-reduce is both in turn. Devices of a chip first reduce, or
+    share, among themselves.
     """
     sent: dict[Hashable, float] = collections.Counter()
     if kind == "collective-permute":
@@ -123,7 +123,7 @@ def _sent(
 
 
 def _groups(one: Instruction, devices: int) -> np.ndarray:
-    """Returns the groups of a collective, each a row of the devices in it."""
+    """Returns the groups of a collective (groups, devices)."""
     rest = one.rest
     # Axes of a mesh: replica_groups=mesh['a'=4,'b'=2] {'a'}, or parts: {'a':(1)2}.
     if match := re.search(

@@ -1,4 +1,4 @@
-"""Compiled programs as XLA writes them down: instructions, shapes, loops."""
+"""Compiled programs parsed from XLA's text: instructions, shapes, loops."""
 
 import collections
 import dataclasses
@@ -7,13 +7,13 @@ import math
 import re
 from collections.abc import Iterator
 
-# Bits of an element; what is not named here has its bits in its name, as in `bf16`.
+# Bits of an element; other types have them in their names, such as `bf16`.
 BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 ARRAY = re.compile(r"([a-z]\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
 INSTRUCTION = re.compile(r"\s+(ROOT )?%([^\s=]+) = ")
 COMPUTATION = re.compile(r"(ENTRY )?%(\S+) \(.*\{$")
-# Instructions that run another computation once; `call-start` on a core beside, such as
-# the SparseCores of a tpu7x.
+# Instructions that run another computation once; `call-start` runs it on another core,
+# such as the SparseCores of a tpu7x.
 CALLS = ("call", "async-start", "call-start")
 CALLED = re.compile(r"\b(?:calls|to_apply|body)=%([^\s,)}]+)")
 BRANCHES = re.compile(r"\b(?:branch_computations=\{([^}]*)\}|\w+_computation=(%\S+))")
@@ -25,8 +25,8 @@ class Array:
 
     Attributes:
       bytes: of its elements.
-      padded: bytes with those that its layout's tiles add.
-      main: whether it lies in the device's main memory, not on the chip itself.
+      padded: bytes including the padding of its layout's tiles.
+      main: whether it lies in HBM, not in on-chip memory.
     """
 
     bytes: int
@@ -42,9 +42,9 @@ class Instruction:
       name: its name in its computation.
       opcode: such as `fusion`.
       shape: of its result, as text: an array or a tuple.
-      operands: names of others; of a parameter or a constant, what it says.
+      operands: names of its operands; the argument of a parameter or a constant.
       rest: its attributes, as text.
-      root: whether it is what its computation returns.
+      root: whether it is the result of its computation.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Instruction:
 
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
-        """Those of its result, a tuple's flattened."""
+        """Arrays of its result; a tuple is flattened."""
         return tuple(map(_array, ARRAY.findall(self.shape)))
 
     @property
     def calls(self) -> str:
-        """The computation that it runs."""
+        """Name of the computation that it runs."""
         return CALLED.search(self.rest)[1]
 
 
@@ -74,12 +74,11 @@ class Program:
     Attributes:
       computations: instructions by name, by computation.
       entry: the computation that is run.
-      runs: how often each is in a run of the entry: it, those that it calls, branches
-        (all of them, where one is taken) and bodies of loops. What a fusion holds is no
-        computation of its own.
+      runs: number of runs of each computation in a run of the entry, which includes
+        called computations, all branches of a conditional, and bodies of loops, but
+        not the computations of fusions.
       looped: those of them that a loop runs.
-      unknown: loops whose length the program does not say; their bodies count as if
-        they ran once.
+      unknown: loops of unknown length; their bodies count once.
     """
 
     def __init__(self, text: str):
@@ -117,10 +116,10 @@ class Program:
                 self._count(one.calls, times, looped)
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """Returns how often a loop runs; None if the program does not say.
+        """Returns the trip count of a loop; None if unknown.
 
-        XLA notes it, or the condition compares the counter, which JAX starts at 0, with
-        a constant.
+        XLA writes it down, or the condition compares the counter, which JAX starts at
+        0, with a constant.
         """
         if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(match[1])
@@ -139,7 +138,7 @@ class Program:
         return None
 
     def executed(self) -> Iterator[tuple[Instruction, dict[str, Instruction], str]]:
-        """Yields each instruction that is run, those beside it, and where they are."""
+        """Yields each instruction that is run, its computation, and that one's name."""
         for name in self.runs:
             inside = self.computations[name]
             for one in inside.values():
@@ -148,7 +147,7 @@ class Program:
     def fused(
         self, fusion: Instruction
     ) -> Iterator[tuple[Instruction, dict[str, Instruction]]]:
-        """Yields each instruction in a fusion, and those beside it; nested ones too."""
+        """Yields each instruction in a fusion and its computation, nested ones too."""
         inside = self.computations[fusion.calls]
         for one in inside.values():
             yield one, inside
@@ -179,7 +178,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(line: str, opening: int) -> int:
-    """Returns the place after the bracket that closes one."""
+    """Returns the index after the bracket that closes one."""
     depth = 0
     for match in re.compile(r"[()]").finditer(line, opening):
         depth += 1 if match[0] == "(" else -1
@@ -195,7 +194,7 @@ def _branches(instruction: Instruction) -> list[str]:
 
 def _array(found: tuple[str, str, str]) -> Array:
     kind, dimensions, layout = found
-    # Of a length that is not known, as in `<=8`, the greatest.
+    # A bounded dimension such as `<=8` counts with its bound.
     shape = [int(d.strip("<= ")) for d in dimensions.split(",") if d]
     bits = BITS[kind] if kind in BITS else int(re.search(r"\d+", kind)[0])
     order, _, place = layout.partition(":")

@@ -15,9 +15,9 @@ class Roofline:
       compute: its products, at the peak of the matrix units.
       memory: its traffic to and from HBM, at the memory's bandwidth.
       interconnect: what chips must send to each other, over all their links.
-      input: its examples, at the rate that the hosts deliver; 0 where none is given.
-      moved: as `memory`, of all the traffic that the program asks for. It is the same
-        but for machines with caches, which may hide part of it.
+      input: its examples, at the rate of the hosts; 0 if none is given.
+      moved: as `memory`, of all the program's traffic. It differs on machines with
+        caches, which may hide part of it.
     """
 
     compute: float
@@ -35,12 +35,12 @@ class Roofline:
 
     @property
     def bound(self) -> float:
-        """Lower bound in seconds: all parts at work at once, without a gap."""
+        """Lower bound in seconds: all parts overlap perfectly."""
         return max(self._bounds.values())
 
     @property
     def limit(self) -> str:
-        """The part that sets the bound."""
+        """Name of the part that sets the bound."""
         return max(self._bounds, key=self._bounds.get)
 
     @property

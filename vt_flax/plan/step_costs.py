@@ -21,15 +21,15 @@ def read_costs(step: MeshStep) -> dict[str, Any]:
     Returns:
       `macs`: multiply-adds of its products, traced, without those of zeros around
       images. `forward`: those of the network for one image, as `summarize` has them.
-      `traffic`: bytes to and from main memory, see `memory_traffic`. `given`: bytes
-      that the step is given and returns, which are the least of it. `flops`, `bytes`,
-      `temporary`: operations, bytes moved (on the chip itself too) and bytes of working
-      memory as the compiler counts them: loops once. `memory`: bytes at the peak by
-      what they hold, see `_memory`. `cycles`: estimated by the TPU compiler, outside of
-      kernels; 0 if it says nothing. `collectives`: by kind, see `collectives.totals`;
-      their `sent` is of a chip. `unknown`: loops whose trip count the program does not
-      say; they count once. `recomputed`: instructions that the compiler makes twice, to
-      save memory. `compile`: seconds that it took.
+      `traffic`: bytes to and from HBM, see `memory_traffic`. `given`: bytes of the
+      step's arguments and results, a lower bound of that. `flops`, `bytes`,
+      `temporary`: operations, bytes moved (on the chip too) and bytes of working memory
+      as the compiler counts them, loops once. `memory`: bytes at the peak by content,
+      see `_memory`. `cycles`: the TPU compiler's estimate outside of kernels; 0 without
+      one. `collectives`: by kind, see `collectives.totals`; `sent` is of a chip.
+      `unknown`: number of loops of unknown length, which count once. `recomputed`:
+      number of instructions that the compiler repeats to save memory. `compile`:
+      seconds to compile.
     """
     begin = time.perf_counter()
     traced = step.trace()
@@ -57,7 +57,7 @@ def read_costs(step: MeshStep) -> dict[str, Any]:
 
 
 def _chips(mesh: Mesh) -> list[Any]:
-    """Returns what identifies each device's chip, in the order of a program's devices.
+    """Returns an identifier of each device's chip, in the order of the devices.
 
     Only TPUs have several devices on a chip.
     """
@@ -70,10 +70,9 @@ def _chips(mesh: Mesh) -> list[Any]:
 
 
 def _estimated_cycles(program: Program) -> int:
-    """Sums what the TPU compiler expects of its own fusions, the basis of its choices.
+    """Sums the TPU compiler's estimates of cycles, which kernels do not have.
 
-    Bytes and FLOPs do not show work that is neither, such as moving single pixels. Of
-    a kernel there is no such estimate.
+    Bytes and FLOPs do not show work that is neither, such as moving single pixels.
     """
     total = 0
     for one, _, name in program.executed():
@@ -83,10 +82,9 @@ def _estimated_cycles(program: Program) -> int:
 
 
 def _memory(step: MeshStep, found: Any) -> dict[str, int]:
-    """Returns bytes at the peak, and of them those of what a step is given.
+    """Returns bytes at the peak, and of them those of the step's arguments.
 
-    The rest of the peak, `working`, holds activations, gradients, temporaries and what
-    the layout of arrays adds.
+    The rest, `working`, holds activations, gradients, temporaries and padding.
     """
     state, batch, teacher = step.arguments()
     parts = {
@@ -97,7 +95,7 @@ def _memory(step: MeshStep, found: Any) -> dict[str, int]:
         "teacher": teacher,
     }
     sizes = {name: _bytes(tree) for name, tree in parts.items()}
-    # The peak is said by some compilers only.
+    # Some compilers report no peak.
     peak = max(
         found.peak_memory_in_bytes,
         found.argument_size_in_bytes
@@ -109,7 +107,7 @@ def _memory(step: MeshStep, found: Any) -> dict[str, int]:
 
 
 def _bytes(tree: Any) -> int:
-    """Returns the bytes that each device holds of some arrays."""
+    """Returns the bytes per device of sharded arrays."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

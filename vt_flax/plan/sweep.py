@@ -1,4 +1,4 @@
-"""What a sweep sets, read from the command line: `KEY=a,b,c ...`."""
+"""Sweeps over keys of the configuration: `KEY=a,b,c ...`."""
 
 import itertools
 import re
@@ -13,18 +13,18 @@ PER_DEVICE = "per_device"
 
 
 def parse_sweep(words: Sequence[str]) -> list[dict[str, str]]:
-    """Returns what each point of a sweep sets: the product of all keys' values.
+    """Returns the points of a sweep: the product of all keys' values.
 
     Args:
       words: such as `["batch=64,128", "model.dtype=bfloat16,float32"]`. A comma within
-        brackets parts no values.
+        brackets does not separate values.
 
     Returns:
       Values by key of the configuration, as on the command line; one empty point
       without words.
 
     Raises:
-      UserError: for a word without values, or a key that is there twice.
+      UserError: for a word without values, or a repeated key.
     """
     values: dict[str, list[str]] = {}
     for word in words:

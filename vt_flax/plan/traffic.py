@@ -1,8 +1,8 @@
-"""What a compiled program reads from, and writes to, a device's main memory."""
+"""Bytes that a compiled program reads from and writes to a device's HBM."""
 
 from vt_flax.plan.hlo import CALLS, Array, Instruction, Program
 
-# Instructions that move nothing, or whose called computations do.
+# Instructions that move nothing, or whose called computations are counted instead.
 STILL = (
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all"),
     *("while", "conditional", *CALLS, "call-update", "partition-id", "replica-id"),
@@ -15,13 +15,12 @@ THROUGH = ("bitcast", "reshape")
 
 
 def memory_traffic(program: Program) -> int:
-    """Returns the bytes that one run of a program moves to and from main memory.
+    """Returns the bytes that one run of a program moves to and from HBM.
 
-    Every instruction reads its operands and writes its results once, with the bytes
-    that their tiles add; a fusion is one instruction. Of a slice only what is read of
-    the array counts, of an update in place only what is written. What a compiler places
-    on the chip itself (VMEM) does not count. Bodies of loops count as often as they
-    run. Caches, as CPUs and GPUs have them, are not known here: they may save some.
+    Every instruction reads its operands and writes its results once, padded to tiles; a
+    fusion is one instruction. Slices count only what they read of an array, updates in
+    place only what they write. On-chip memory (VMEM) does not count. Bodies of loops
+    count as often as they run. The caches of CPUs and GPUs are not modeled.
     """
     return sum(
         program.runs[name] * _moved(program, one, inside)
@@ -50,7 +49,7 @@ def _moved(program: Program, one: Instruction, inside: dict[str, Instruction]) -
     if one.opcode == "dynamic-update-slice":
         return operands[1][0].padded * one.arrays[0].main + _main(operands[1])
     if one.opcode.endswith("-start"):
-        # Of a collective: what comes of it is listed beside what goes in.
+        # A collective: its result lists the output beside the input.
         return 2 * sum(map(_main, operands))
     return _main(one.arrays) + sum(map(_main, operands))
 
@@ -65,7 +64,7 @@ def _read(
     number: int,
     arrays: tuple[Array, ...],
 ) -> int:
-    """Returns how much of a fusion's operand is read inside it."""
+    """Returns the bytes of a fusion's operand that it reads."""
     whole = _main(arrays)
     if not whole:
         return 0
@@ -97,7 +96,7 @@ def _read(
 
 
 def _goes_through(fused: dict[str, Instruction], number: int) -> bool:
-    """Returns whether a fusion's operand is its result as it is."""
+    """Returns whether a fusion returns an operand unchanged."""
     (one,) = (one for one in fused.values() if one.root)
     while one.opcode in THROUGH:
         one = fused[one.operands[0]]
@@ -113,7 +112,7 @@ def _parameter(fused: dict[str, Instruction], number: int) -> str:
 
 
 def _written(fusion: Instruction, fused: dict[str, Instruction]) -> int:
-    """Returns what a fusion writes: its results, or the parts that it updates."""
+    """Returns the bytes that a fusion writes: results, or slices updated in place."""
     (root,) = (one for one in fused.values() if one.root)
     results = root.operands if root.opcode == "tuple" else (root.name,)
     if len(results) != len(fusion.arrays):
