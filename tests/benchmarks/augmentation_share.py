@@ -8,13 +8,12 @@ import statistics
 
 import jax
 import numpy as np
-from command import make_parser
+from command import fitting_costs, make_parser
 
 from vt_flax import cli
 from vt_flax.benchmark import check_positive
 from vt_flax.measure.step import short
 from vt_flax.parallel.mesh import make_mesh
-from vt_flax.plan.compiled_step import fitting_costs
 from vt_flax.plan.step import Step
 from vt_flax.plan.topology import parse_topology
 from vt_flax.training.config import load_config

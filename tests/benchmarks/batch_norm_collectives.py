@@ -3,12 +3,11 @@
 python tests/benchmarks/batch_norm_collectives.py --config configs/imagenet.py
 """
 
-from command import make_parser
+from command import fitting_costs, make_parser
 
 from vt_flax import cli
 from vt_flax.benchmark import check_positive
 from vt_flax.plan.collectives import KINDS
-from vt_flax.plan.compiled_step import fitting_costs
 from vt_flax.plan.topology import parse_topology
 from vt_flax.training.config import load_config
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command import make_parser
+from command import fitting_costs, make_parser
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from plain import plain_resnet
@@ -29,7 +29,7 @@ from vt_flax import cli
 from vt_flax.benchmark import check_positive
 from vt_flax.models.registry import DTYPES
 from vt_flax.parallel.mesh import replicated, state_sharding
-from vt_flax.plan.compiled_step import fitting_costs, serve
+from vt_flax.plan.compiled_step import serve
 from vt_flax.plan.step import MeshStep
 from vt_flax.plan.topology import parse_topology
 from vt_flax.training.config import load_config

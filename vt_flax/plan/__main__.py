@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         "--topology", required=True, nargs="+", metavar="TOPOLOGY", help="see above"
     )
     parser.add_argument(
-        "--chip", type=int, metavar="N", help="examples per chip, which set batch_size"
+        "--chip", type=int, metavar="N", help="examples per chip, which sets batch_size"
     )
     parser.add_argument(
         "--sweep",
@@ -56,28 +56,28 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--save", metavar="FILE.png|FILE.svg", help="draw a chart")
     parser.add_argument(
-        "--examples", type=int, default=0, help="in an epoch, if the data is not here"
+        "--examples", type=int, default=0, help="examples in an epoch, if not known"
     )
     parser.add_argument(
         "--host_rate",
         type=float,
         default=0.0,
         metavar="N",
-        help="images/s that a host delivers, as `benchmark input` says",
+        help="images/s that a host delivers, from `benchmark input`",
     )
+    parser.add_argument("--measure", action="store_true", help="here: run the step too")
     parser.add_argument(
-        "--measure", action="store_true", help="here: run the step beside the plan"
+        "--tflops", type=float, default=0.0, help="here: TFLOP/s of a device"
     )
-    parser.add_argument("--tflops", type=float, default=0.0, help="here: of a device")
     parser.add_argument(
         "--gbs", type=float, default=0.0, help="here: GB/s of a device's memory"
     )
     parser.add_argument(
         "--cache",
         metavar="FOLDER",
-        help="of what was compiled before (~/.cache/vt_flax/plan)",
+        help="folder of earlier results (~/.cache/vt_flax/plan)",
     )
-    parser.add_argument("--fresh", action="store_true", help="compile all anew")
+    parser.add_argument("--fresh", action="store_true", help="ignore earlier results")
     cli.add_format_argument(parser)
     args, overrides = parser.parse_known_args(argv)
     _check(args)
@@ -130,7 +130,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _place(args: argparse.Namespace, name: str) -> Callable[[Any], Topology]:
-    """Returns what gives a topology for a configuration."""
+    """Returns a function from a configuration to the topology of a name."""
     if name != HERE:
         place = parse_topology(name)
         return lambda config: place

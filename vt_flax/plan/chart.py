@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vt_flax.analysis.figures import save_figure
 from vt_flax.plan.planning import Plan
-from vt_flax.plan.report import CONTENTS, times
+from vt_flax.plan.report import CONTENTS, record, times
 from vt_flax.plan.topology import GIB
 
 COLORS = {
@@ -40,20 +40,12 @@ def make_figure(plans: Sequence[Plan]) -> Figure:
         },
     )
     bounds.set_xlabel("ms a step, at least")
-    kinds = [
-        name for name in ("bound", "estimate", "measured") if name in _kinds(plans)
-    ]
-    chips = [plan.case.place.chips for plan in plans]
+    records = [record(plan) for plan in plans]
     _draw_groups(
         rates,
         {
-            name: [
-                plan.images_per_second(times(plan)[name]) / count
-                if name in times(plan)
-                else 0
-                for plan, count in zip(plans, chips, strict=True)
-            ]
-            for name in kinds
+            name: [row.get(f"{name}_images_per_second_of_a_chip", 0) for row in records]
+            for name in max(map(times, plans), key=len)
         },
     )
     rates.set_xlabel("images/s a chip")
@@ -65,10 +57,6 @@ def make_figure(plans: Sequence[Plan]) -> Figure:
 def draw_plans(path: pathlib.Path, plans: Sequence[Plan]) -> None:
     """Draws the chart to a file, see `figures.save_figure`."""
     save_figure("--save", path, make_figure(plans))
-
-
-def _kinds(plans: Sequence[Plan]) -> set[str]:
-    return {name for plan in plans for name in times(plan)}
 
 
 def _draw_memory(axes: Axes, plans: Sequence[Plan]) -> None:

@@ -54,20 +54,6 @@ def pod_costs(
     return compile_apart(program, request, len(configs))
 
 
-def fitting_costs(
-    configs: Sequence[ConfigDict], topology: str, program: Sequence[str] = PROGRAM
-) -> list[dict[str, Any]]:
-    """Returns `pod_costs`; raises `UserError` if a step does not fit."""
-    found = pod_costs(configs, topology, program)
-    for config, costs in zip(configs, found, strict=True):
-        if "too_large" in costs:
-            raise UserError(
-                f"--topology {topology}: batch {config.batch_size:,} needs "
-                f"{excess(**costs['too_large'])}: use a smaller --chip"
-            )
-    return found
-
-
 def excess(needed: int, available: int) -> str:
     """Returns by how much a step exceeds a device's memory, to follow "needs".
 
