@@ -4,11 +4,11 @@ import dataclasses
 import functools
 import re
 
+import batch_norm_collectives
 import jax
 import numpy as np
 import optax
 import pytest
-from batch_norm_collectives import measure
 from ml_collections import ConfigDict
 
 from vt_flax.models import create_model
@@ -246,7 +246,10 @@ def test_groups_on_one_chip_leave_only_the_gradients_collectives():
     config = resolve(
         ConfigDict({"model": model, "data": {"image_size": 16}, "batch_size": 64})
     )
-    rows = {row["statistics over"]: row for row in measure(config, "v5e:2x4")}
+    rows = {
+        row["statistics over"]: row
+        for row in batch_norm_collectives.measure(config, "v5e:2x4")
+    }
     gradients = rows["none: running statistics"]["all-reduce"]
     assert gradients <= 3
     assert rows["groups on one device"]["all-reduce"] == gradients
