@@ -323,6 +323,9 @@ def test_cases_of_a_sweep(pod):
     assert found[3].label == "v5e:2x2, batch_size 64, model.bn_group_size per_device"
     with pytest.raises(UserError, match="did you mean model.bn_group_size"):
         cases(sweep=["model.bn_group_siz=8"])
+    # Only the group size is of a device.
+    with pytest.raises(UserError, match="grad_accum_steps"):
+        cases(sweep=["grad_accum_steps=per_device"])
 
 
 def test_formulations_are_planned_by_a_sweep(pod, tmp_path):

@@ -92,10 +92,10 @@ def make_cases(
     cases = []
     for point in points:
         per_device = point.get(GROUP_SIZE) == PER_DEVICE
-        given = [*overrides]
-        for key, value in point.items():
-            if value != PER_DEVICE:
-                given.append(f"--config.{key}={value}")
+        values = {
+            k: v for k, v in point.items() if not (per_device and k == GROUP_SIZE)
+        }
+        given = [*overrides, *(f"--config.{k}={v}" for k, v in values.items())]
         config = resolve(written, given)
         key = repr((config.data, config.segmentation, config.model))
         if key not in known:
