@@ -21,7 +21,7 @@ def torch_resnet(
     multiple=1,
 ):
     # Without PyTorch tests skip; it imports that.
-    from vt_flax.analysis.references.torch_resnet import Block, TorchResNet
+    from torch_network import Block, TorchResNet
 
     nn = torch.nn
 

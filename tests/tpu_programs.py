@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vt_flax.analysis.tpu_compiler import ENVIRONMENT, has_tpu_compiler, old_compiler
+from vt_flax.plan.tpu_compiler import ENVIRONMENT, has_tpu_compiler, old_compiler
 
 needs_tpu_compiler = pytest.mark.skipif(
     not has_tpu_compiler(), reason='needs libtpu: pip install "jax[tpu]"'
@@ -20,7 +20,7 @@ CHIPS = [
 EACH = """
 import sys
 from vt_flax.parallel.mesh import make_mesh
-from vt_flax.analysis.tpu_compiler import tpu_devices
+from vt_flax.plan.tpu_compiler import tpu_devices
 for topology in sys.argv[1:]:
     print(topology, compile_for(make_mesh(tpu_devices(topology))), flush=True)
 """

@@ -16,19 +16,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from vt_flax import cli
-from vt_flax.analysis.macs import count
-from vt_flax.analysis.paper_counts import (
-    comparison_rows,
-    paper_rows,
-    segmentation_rows,
-)
-from vt_flax.analysis.paper_tables import (
-    classification_table,
-    comparison_table,
-    segmentation_table,
-)
 from vt_flax.errors import UserError, nearest
 from vt_flax.models import create_model, list_models
+from vt_flax.paper.counts import (
+    classification_table,
+    comparison_rows,
+    comparison_table,
+    paper_rows,
+    segmentation_rows,
+    segmentation_table,
+)
+from vt_flax.paper.macs import count
 from vt_flax.paths import local_folder
 
 
@@ -102,9 +100,9 @@ def print_paper(form: str) -> None:
 def draw(chart: str, runs: Sequence[pathlib.Path]) -> None:
     """Draws the chart of published figures, and of some runs if there are any."""
     # matplotlib takes a while to import: only who wants a picture waits for it.
-    from vt_flax.analysis.chart import draw_chart
     from vt_flax.analysis.figures import check_name
-    from vt_flax.analysis.runs import evaluated_result
+    from vt_flax.paper.chart import draw_chart
+    from vt_flax.paper.runs import evaluated_result
 
     path = local_folder("--chart", chart)
     check_name("--chart", path)
@@ -115,7 +113,7 @@ def draw(chart: str, runs: Sequence[pathlib.Path]) -> None:
 def print_ablation(folder: str, form: str) -> None:
     """Prints the runs of `launch/ablation.sh` beside the paper's rows."""
     # Late, as in `print_runs`: what reads workdirs takes a while to import.
-    from vt_flax.analysis.ablations import ablation_rows, ablation_table
+    from vt_flax.paper.runs import ablation_rows, ablation_table
 
     rows = ablation_rows(local_folder("--ablation", folder))
     table = ablation_table(rows)
@@ -126,7 +124,7 @@ def print_ablation(folder: str, form: str) -> None:
 
 def print_runs(runs: Sequence[pathlib.Path], form: str) -> None:
     """Prints what some runs have come to."""
-    from vt_flax.analysis.runs import read_result, result_row
+    from vt_flax.paper.runs import read_result, result_row
 
     rows = [result_row(read_result(run)) for run in runs]
     cli.print_rows(rows, form, "Runs, by their newest evaluation")

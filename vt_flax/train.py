@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import jax
 
 from vt_flax import cli
-from vt_flax.analysis.macs import count
+from vt_flax.paper.macs import count
 from vt_flax.parallel.mesh import banner
 from vt_flax.paths import local_folder
 from vt_flax.training.config import load_config

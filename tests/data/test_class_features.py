@@ -8,10 +8,10 @@ import tensorflow_datasets as tfds
 from image_files import encode
 from PIL import Image
 
-from vt_flax.analysis.dataset_facts import find_facts
 from vt_flax.data.segmentation_sources import TFDSPairs
 from vt_flax.data.sources import open_configured, open_source, tfds_builder
 from vt_flax.errors import UserError
+from vt_flax.plan.cases import find_facts
 from vt_flax.training.config import load_config
 from vt_flax.training.tasks import task_of
 

@@ -8,10 +8,10 @@ import pytest
 from doc_pages import ROOT
 
 from vt_flax import prepare_data
-from vt_flax.analysis.published import PUBLISHED
-from vt_flax.analysis.published_segmentation import PUBLISHED_SEGMENTATION
 from vt_flax.errors import UserError
 from vt_flax.models import list_models, model_options
+from vt_flax.paper.published import PUBLISHED
+from vt_flax.paper.published_segmentation import PUBLISHED_SEGMENTATION
 from vt_flax.parallel.registration import LOST
 from vt_flax.training.config import default_config
 from vt_flax.training.progress import Diverged

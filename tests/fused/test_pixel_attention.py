@@ -276,7 +276,7 @@ from vt_flax.fused import VT_PARTS
 from vt_flax.nn.layers import VTLayers
 from vt_flax.nn.visual_transformer import VTOptions, VTStage
 from vt_flax.parallel.mesh import batch_sharding, make_mesh, replicated
-from vt_flax.analysis.tpu_compiler import tpu_devices
+from vt_flax.plan.tpu_compiler import tpu_devices
 
 mesh = make_mesh(tpu_devices(sys.argv[1]))
 # The stage of a VT-ResNet alone: the compiler needs longer for the other stages.

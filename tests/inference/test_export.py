@@ -337,7 +337,7 @@ def test_tpus_can_compile_it(workdirs, tmp_path, monkeypatch):
 import sys
 import jax
 from vt_flax.inference import loader
-from vt_flax.analysis.tpu_compiler import tpu_devices
+from vt_flax.plan.tpu_compiler import tpu_devices
 
 device = jax.sharding.SingleDeviceSharding(tpu_devices(sys.argv[1])[0])
 images = jax.ShapeDtypeStruct((3, 32, 32, 3), "uint8", sharding=device)

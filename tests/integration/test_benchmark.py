@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import random
 
 import numpy as np
 import pytest
@@ -10,45 +9,30 @@ from PIL import Image
 from test_bad_input import refusal
 
 from vt_flax import benchmark
-from vt_flax.analysis import (
-    attention_memory,
-    augmentation_share,
-    pillow_loader,
-    tpu_compiler,
-)
-from vt_flax.analysis.tpu_compiler import has_tpu_compiler
-from vt_flax.training.config import load_config
+from vt_flax.measure import step as measured_step
+from vt_flax.models import create_model
+from vt_flax.paper.macs import count
+from vt_flax.plan import machine
+from vt_flax.plan.topology import Chip
 
 pytestmark = pytest.mark.slow
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 QUICKSTART, IMAGENET = (str(CONFIGS / f"{n}.py") for n in ("quickstart", "imagenet"))
-TINY = [
-    "--config.model.width=8",
-    "--config.model.token_channels=64",
-    "--config.model.group_channels=8",
-    "--config.model.stage_sizes=[1,1,1,1]",
-    "--config.data.image_size=32",
-    "--config.data.eval_resize=36",
-]
 QUICK = ["--seconds", "0.01", "--rounds", "1"]
+TINY = {"width": 4, "stage_sizes": [1, 1, 1, 1], "stem": "small"}
 
 
 def test_input(prepared_imagenet, tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
-    arguments = ["input", "--config", IMAGENET, *TINY, *QUICK, "--format", "json"]
+    arguments = ["input", "--config", IMAGENET, *QUICK, "--format", "json"]
+    arguments += ["--config.data.image_size=32", "--config.data.eval_resize=36"]
     arguments += [f"--config.data.data_dir={prepared_imagenet}"]
     arguments += ["--compare", "imagenet2012", "--save", str(sheet)]
     benchmark.main(arguments)
     records = json.loads(capsys.readouterr().out)
     names = [record["variant"] for record in records]
-    assert names == [
-        "ours",
-        "bare tf.data, from memory",
-        "Pillow in processes, AutoAugment",
-        "JPEG decoding alone",
-        "ours, imagenet2012 train",
-    ]
+    assert names == ["ours", "JPEG decoding alone", "ours, imagenet2012 train"]
     assert records[0]["ours_ratio"] == 1
     for record in records:
         ratio = records[0]["images_per_second"] / record["images_per_second"]
@@ -60,119 +44,140 @@ def test_input(prepared_imagenet, tmp_path, capsys):
         assert (np.asarray(image.convert("L")) < 250).mean() > 0.4
 
 
-def test_augmentation(capsys):
-    arguments = [
-        "augmentation",
-        "--config",
-        IMAGENET,
-        *TINY,
-        "--config.model.dtype=float32",
-    ]
-    benchmark.main([*arguments, "--batch", "8", "--rounds", "2", "--format", "json"])
-    (record,) = json.loads(capsys.readouterr().out)
-    assert record["what"].startswith("seconds a step of 8")
-    assert record["with"] > 0 and record["without"] > 0 and record["ratio"] > 0
+@pytest.fixture
+def tiny_config(tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        f"    return ConfigDict({{'model': {{'name': 'resnet18', **{TINY}}},\n"
+        "        'data': {'image_size': 16}, 'ema': {'decay': 0.0}})\n"
+    )
+    return str(file)
 
 
-def test_the_reference_is_the_step_without_augmentation():
-    config = load_config(IMAGENET, ["--config.data.mixup=0.2"])
-    plain = augmentation_share.without_augmentation(config)
-    changed = {
-        key
-        for key, value in config.data.to_dict().items()
-        if value != plain.data.to_dict()[key]
-    }
-    assert changed == {"augment", "mixup"}
-    assert config.data.augment == "autoaugment" and config.data.flip
+def records_of(arguments, capsys):
+    benchmark.main(["step", *arguments, "--format", "json"])
+    told = capsys.readouterr()
+    return json.loads(told.out), told.err
 
 
-@pytest.mark.skipif(
-    not has_tpu_compiler(), reason='needs libtpu: pip install "jax[tpu]"'
-)
-def test_tpu_costs_of_augmentation():
-    config = load_config(IMAGENET, [*TINY, "--config.batch_size=32"])
-    rows = augmentation_share.compiled_rows(config, "v5e:2x2")
-    assert [row["what"].split(",")[0] for row in rows] == [
-        "GFLOP an image",
-        "MB an image",
-        "GB of a device's memory at work",
-        "thousand cycles an image outside of kernels",
-    ]
-    # The kernel is counted: two layers of at most 1,736 operations a pixel.
-    assert 3e-3 < rows[0]["with"] - rows[0]["without"] < 5e-3
-    assert rows[1]["with"] > rows[1]["without"] > 0
-    assert rows[3]["with"] > 0 and rows[3]["without"] > 0
+def test_step(tiny_config, digits, monkeypatch, capsys):
+    """With compiling, the training loop and MFU."""
+    monkeypatch.setattr(measured_step, "SECONDS", 0.001)
+    # For the processes that compile.
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    arguments = ["--config", tiny_config, f"--config.data.data_dir={digits}"]
+    arguments += ["--batch", "8", "--rounds", "3", "--warmup", "1"]
+    records, told = records_of([*arguments, "--peak", "measured"], capsys)
+    ours, loop = records
+    assert (ours["step"], loop["step"]) == ("ours", "loop")
+    assert ours["ours_ratio"] == 1 and ours["what"] == "resnet18"
+    assert loop["what"] == "resnet18 on digits train"
+    ratio = loop["ms"] / ours["ms"]
+    assert loop["ours_ratio"] == pytest.approx(ratio, rel=0.01)
+    assert ours["trace_s"] > 0 and ours["compile_s"] > 0
+    assert ours["cached_s"] is not None  # the second found it in the cache
+    assert ours["working_mb"] > 0 and ours["peak_mb"] is None
+    # Parameters, and two arrays of RMSProp's; then statistics and an image of 0.8 kB.
+    model = create_model("resnet18", num_classes=10, **TINY)
+    state = 12 * count(model).total_params / 1e6
+    assert state < ours["arguments_mb"] < 1.1 * state
+    assert loop["compile_s"] is None
+    assert ours["mfu"] > 0 and loop["mfu"] > 0
+    assert "peak, by products of matrices here" in told
 
 
-def test_without_a_tpu_compiler(monkeypatch, capsys):
-    monkeypatch.setattr(tpu_compiler, "has_tpu_compiler", lambda: False)
-    for what in (["augmentation", "--config", IMAGENET], ["attention"]):
-        arguments = [*what, "--topology", "v5e:2x2"]
-        line = refusal(benchmark.main, arguments, monkeypatch, capsys)
-        assert 'pip install "jax[tpu]"' in line
+@pytest.fixture
+def instant(monkeypatch):
+    """Steps of a millisecond an image, that take no time.
+
+    Returns the number of microbatches that they were made with, by batch size.
+    """
+    microbatches = {}
+
+    class Instant:
+        size = (16, 16)
+        model = create_model("resnet18", **TINY)
+
+        def __init__(self, config, mesh, batch):
+            self.batch, self.started = batch, False
+            microbatches[batch] = config.grad_accum_steps
+
+        def start(self):
+            self.started = True
+
+        def seconds(self, steps=1):
+            assert self.started
+            return 1e-3 * self.batch
+
+    monkeypatch.setattr(measured_step, "Step", Instant)
+    return microbatches
 
 
-def test_attention(monkeypatch, capsys):
-    monkeypatch.setattr(attention_memory, "SHAPE", (1, 16, 16, 256))
-    monkeypatch.setattr(attention_memory, "BLOCKS", ("Stand-Alone",))
-    benchmark.main(["attention", "--format", "json"])
-    (record,) = json.loads(capsys.readouterr().out)
-    assert record["block"] == "Stand-Alone" and record["MB of a map"] == 0.3
-    # 49 copies of 64 channels of keys and of values.
-    copies = 2 * 49 * 4 * 16 * 16 * 64 / 1e6
-    assert record["unfold"] > copies > record["scan"] > 0
-    ratio = record["unfold"] / record["scan"]
-    assert record["ratio"] == pytest.approx(ratio, rel=0.05)
+def test_batches(tiny_config, instant, monkeypatch, capsys):
+    """Several, on devices whose peak is known, and what is derived from them."""
+    with open(tiny_config, "a") as file:
+        file.write(
+            "_get_config = get_config\n"
+            "def get_config():\n"
+            "    config = _get_config()\n"
+            "    config.batch_size = 256\n"
+            "    config.grad_accum_steps = config.get_ref('batch_size') // 8\n"
+            "    return config\n"
+        )
+    known = Chip("a CPU", 9e12, 2**30, 1e9, single=1e9)
+    monkeypatch.setitem(machine.CHIP_OF_KIND, "cpu", known)
+    arguments = ["--config", tiny_config, "--batch", "8,16", "--rounds", "2"]
+    arguments += ["--noise", "--no_compile"]
+    records, told = records_of(arguments, capsys)
+    assert [r["batch"] for r in records] == [8, 16]
+    assert instant == {8: 1, 16: 2}
+    assert [r["ms"] for r in records] == [8, 16]
+    assert [r["images_per_second"] for r in records] == [1000, 1000]
+    assert all(r["compile_s"] is r["working_mb"] is None for r in records)
+    # Of eight devices with a GFLOP/s each.
+    macs = count(create_model("resnet18", **TINY), (16, 16)).total_macs
+    share = 100 * 6 * macs * 1000 / 8e9
+    assert records[0]["mfu"] == pytest.approx(share, rel=1e-2)
+    assert "peak, as published: 0.008 TFLOP/s" in told
 
 
-def test_attention_takes_no_configuration(monkeypatch, capsys):
-    arguments = ["attention", "--config.model.width=8"]
-    line = refusal(benchmark.main, arguments, monkeypatch, capsys)
-    assert "--config.model.width=8" in line
+def test_table_without_the_dataset(tiny_config, instant, capsys):
+    arguments = ["step", "--config", tiny_config, "--config.data.name=imagenet2012"]
+    arguments += ["--config.data.data_dir=/nowhere", "--batch", "8", "--rounds", "1"]
+    benchmark.main([*arguments, "--warmup", "1", "--no_compile"])
+    told = capsys.readouterr().out
+    assert "resnet18 at 16 x 16, a training step" in told
+    assert "the whole loop is left out: " in told and "imagenet2012" in told
+    assert "compiling s" not in told
 
 
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (["input", "--seconds", "0"], "--seconds 0.0: must be over 0"),
-        (["input", "--seconds", "inf"], "--seconds inf: must be finite"),
-        (["input", "--seconds", "nan"], "--seconds nan: must be finite"),
+        (["input", "--seconds", "0"], "--seconds 0.0: must be positive"),
+        (["input", "--seconds", "nan"], "--seconds nan: must be positive and finite"),
         (["profile", "--batch", "8", "--trace", "/proc/x"], "--trace /proc/x: No such"),
-        (["input", "--rounds", "0"], "--rounds 0: must be at least 1"),
+        (["input", "--rounds", "0"], "--rounds 0: must be positive"),
         (["input", "--compare", "digts"], "did you mean digits"),
         (["input", "--save", "/proc/none/sheet.png"], "--save /proc/none/sheet.png"),
         (["input", *QUICK], "no JPEGs among the first 500"),
-        (["augmentation", "--batch", "0"], "--batch 0: must be at least 1"),
-        (["augmentation", "--config.data.augment=auto"], "did you mean autoaugment"),
+        (["input", "--config.data.augment=auto"], "did you mean autoaugment"),
+        (["step", "--batch", "8,x"], "write batch sizes, such as 64,128"),
+        (["step", "--batch", "8,0"], "--batch 0: must be at least 1"),
+        (["step", "--batch", "12", "--noise", "--no_compile"], "of the 8 devices"),
+        (["step", "--warmup", "0"], "--warmup 0: must be positive"),
+        (["step", "--peak", "high"], "invalid choice: 'high'"),
         (["rate"], "invalid choice: 'rate'"),
     ],
 )
 def test_bad_input(arguments, message, digits, monkeypatch, capsys):
     command, *rest = arguments
-    data = [f"--config.data.data_dir={digits}"]
     line = refusal(
         benchmark.main,
-        [command, "--config", QUICKSTART, *rest, *data],
+        [command, "--config", QUICKSTART, *rest, f"--config.data.data_dir={digits}"],
         monkeypatch,
         capsys,
     )
     assert message in line
-
-
-def test_the_pillow_loader_does_what_it_is_measured_for(real_data):
-    """Its crops and operations, without its processes."""
-    (file, *_) = sorted((real_data / "imagenet_samples").glob("*/*.JPEG"))
-    encoded = file.read_bytes()
-    made = [pillow_loader.example(encoded, 48, random.Random(i)) for i in range(60)]
-    assert {(image.shape, str(image.dtype)) for image in made} == {
-        ((48, 48, 3), "uint8")
-    }
-    assert len({image.tobytes() for image in made}) == 60
-    draw = random.Random(0)
-    for _ in range(300):
-        left, top, right, lower = pillow_loader.crop(500, 375, draw)
-        assert 0 <= left < right <= 500 and 0 <= top < lower <= 375
-        area = (right - left) * (lower - top) / (500 * 375)
-        assert 0.078 < area <= 1
-        assert 0.74 < (right - left) / (lower - top) < 1.35
-    assert pillow_loader.crop(1000, 10, draw) == (495, 0, 505, 10)

@@ -4,14 +4,13 @@ import dataclasses
 import functools
 import re
 
+import batch_norm_collectives
 import jax
 import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.batch_norm_collectives import collective_rows
-from vt_flax.analysis.tpu_compiler import has_tpu_compiler
 from vt_flax.models import create_model
 from vt_flax.nn.batch_norm import BatchNorm
 from vt_flax.parallel.mesh import (
@@ -21,6 +20,7 @@ from vt_flax.parallel.mesh import (
     state_sharding,
     to_global,
 )
+from vt_flax.plan.tpu_compiler import has_tpu_compiler
 from vt_flax.training.config import resolve
 from vt_flax.training.state import create_state
 from vt_flax.training.step import (
@@ -246,7 +246,10 @@ def test_groups_on_one_chip_leave_only_the_gradients_collectives():
     config = resolve(
         ConfigDict({"model": model, "data": {"image_size": 16}, "batch_size": 64})
     )
-    rows = {row["statistics over"]: row for row in collective_rows(config, "v5e:2x4")}
+    rows = {
+        row["statistics over"]: row
+        for row in batch_norm_collectives.measure(config, "v5e:2x4")
+    }
     gradients = rows["none: running statistics"]["all-reduce"]
     assert gradients <= 3
     assert rows["groups on one device"]["all-reduce"] == gradients

@@ -11,12 +11,12 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from run_states import assert_same, changed, cut_off, last_state, leaves
 
-from vt_flax.analysis.macs import count
-from vt_flax.analysis.step import Step
 from vt_flax.data import augment
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
+from vt_flax.paper.macs import count
 from vt_flax.parallel.mesh import make_mesh
+from vt_flax.plan.step import Step
 from vt_flax.training import loop
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve

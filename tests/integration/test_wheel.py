@@ -31,7 +31,7 @@ COMMANDS = [
     path.stem
     for path in (ROOT / "vt_flax").glob("*.py")
     if "cli.run(main)" in path.read_text()
-]
+] + ["plan.__main__"]
 
 # An editable installation in this environment would lend what the wheel lacks.
 HIDE_CHECKOUTS = """

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from vt_flax.analysis.tpu_compiler import ENVIRONMENT, has_tpu_compiler
 from vt_flax.errors import UserError
 from vt_flax.parallel import mesh as meshes
+from vt_flax.plan.tpu_compiler import ENVIRONMENT, has_tpu_compiler
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
@@ -111,8 +111,8 @@ def test_hosts_of_a_torus_share_out_every_batch(topology):
         pytest.skip("needs libtpu (pip install 'jax[tpu]')")
     program = f"""
 import json
-from vt_flax.parallel.mesh import make_mesh, indices_by_process
-from vt_flax.analysis.tpu_compiler import tpu_devices
+from vt_flax.parallel.mesh import indices_by_process, make_mesh
+from vt_flax.plan.tpu_compiler import tpu_devices
 found = []
 for fsdp in (1, 2, 4):
     mesh = make_mesh(tpu_devices({topology!r}), fsdp)

@@ -9,9 +9,9 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.published import PUBLISHED
 from vt_flax.errors import UserError, differences
 from vt_flax.models import create_model
+from vt_flax.paper.published import PUBLISHED
 from vt_flax.training.config import (
     default_config,
     load_config,

@@ -9,11 +9,11 @@ import pytest
 from block_reference import Same, attend_relatively, augmented, residual_block, same
 from reference import Scope, check, near, normal, variables_of
 
-from vt_flax.analysis.macs import count
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.comparison.aa import AugmentedConv, RelativeAttention, halve
 from vt_flax.models.resnet import BasicBlock, BottleneckBlock
+from vt_flax.paper.macs import count
 
 HEADS, KEYS, VALUES = 2, 6, 4
 

@@ -7,11 +7,11 @@ import pytest
 from block_reference import dense, residual_block, sigmoid
 from reference import check, convolve, near, normal
 
-from vt_flax.analysis.macs import count
 from vt_flax.models import create_model
 from vt_flax.models.comparison.cbam import SpatialGate, maximum
 from vt_flax.models.comparison.se import ChannelGate
 from vt_flax.models.resnet import BasicBlock, BottleneckBlock
+from vt_flax.paper.macs import count
 
 
 def channel_gate(p, x):

@@ -6,9 +6,9 @@ import pytest
 from block_reference import dense
 from reference import check, normal
 
-from vt_flax.analysis.macs import count
 from vt_flax.models import create_model
 from vt_flax.models.comparison.glore import GloReUnit
+from vt_flax.paper.macs import count
 
 
 def unit(p, x):

@@ -10,7 +10,6 @@ import pytest
 import reference
 from jax.extend import core
 
-from vt_flax.analysis import macs
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.comparison.local_attention import (
@@ -26,6 +25,7 @@ from vt_flax.models.comparison.san_attention import (
 )
 from vt_flax.models.comparison.sasa import BlockAttention, StandAloneAttention
 from vt_flax.nn.layers import Layers
+from vt_flax.paper import macs
 
 pytestmark = pytest.mark.slow
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import reference
 
-from vt_flax.analysis import macs
 from vt_flax.models import create_model
 from vt_flax.models.comparison.lr import LRStem
+from vt_flax.paper import macs
 
 SIZES = {18: (2, 2, 2, 2), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 # M parameters of the architecture, and GMACs as the paper prints them.

@@ -9,11 +9,11 @@ import reference
 from flax import traverse_util
 from model_variables import randomized
 
-from vt_flax.analysis import macs
 from vt_flax.errors import UserError
 from vt_flax.models import create_model, model_options
 from vt_flax.models.comparison.san import SANBlock
 from vt_flax.models.comparison.san_attention import PatchwiseAttention
+from vt_flax.paper import macs
 
 SIZES = {10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
 # M parameters and GMACs as the paper prints them.

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from vt_flax.analysis import macs
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.comparison.sasa import (
@@ -12,6 +11,7 @@ from vt_flax.models.comparison.sasa import (
     BlockAttention,
     StandAloneAttention,
 )
+from vt_flax.paper import macs
 
 SIZES = {26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3)}
 # M parameters of the architecture; GFLOPs as the paper prints them, of the network with

@@ -6,11 +6,11 @@ import pytest
 from block_reference import dense, residual_block, sigmoid
 from reference import check, normal
 
-from vt_flax.analysis.macs import count
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.comparison.se import ChannelGate
 from vt_flax.models.resnet import BasicBlock, BottleneckBlock
+from vt_flax.paper.macs import count
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 

@@ -1,0 +1,241 @@
+"""Counted multiply-adds and parameters against arithmetic by hand."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vt_flax.models import create_model
+from vt_flax.nn.layers import PRODUCT_SCOPE, Conv, Linear, resize
+from vt_flax.paper import macs
+
+
+class Probe(nn.Module):
+    """A stem of a given kind, and a head of 5 classes, for images (1, 12, 20, 3)."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        if self.kind == "conv":
+            x = Conv(8, 3, 2, name="stem")(x)
+        elif self.kind == "grouped_conv":
+            x = nn.Conv(6, (5, 3), feature_group_count=3, name="stem")(x)
+        elif self.kind == "valid_conv":
+            x = nn.Conv(4, (3, 3), padding="VALID", use_bias=False, name="stem")(x)
+        elif self.kind == "grouped_map":
+            x = Linear(6, 3, name="stem")(x)
+        elif self.kind == "norm":
+            x = nn.BatchNorm(use_running_average=True, name="stem")(x)
+            x = nn.relu(x) + 1.0
+        elif self.kind == "resize":
+            x = resize(x, 7, 9)
+        return nn.Dense(5, name="head")(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    "kind,stem_macs,stem_params,features",
+    [
+        # Stride 2 and symmetric padding: 6 x 10 pixels.
+        ("conv", 6 * 10 * 8 * 3 * 9, 3 * 8 * 9, 8),
+        # Each of 6 outputs reads 1 input; the bias is a parameter, not a product.
+        ("grouped_conv", 12 * 20 * 6 * 1 * 15, 6 * 15 + 6, 6),
+        ("valid_conv", 10 * 18 * 4 * 3 * 9, 3 * 4 * 9, 4),
+        ("grouped_map", 12 * 20 * 3 * (1 * 2), 3 * 1 * 2, 6),
+        # Scale and bias; running statistics are no parameters.
+        ("norm", 0, 2 * 3, 3),
+    ],
+)
+def test_layers(kind, stem_macs, stem_params, features):
+    counts = macs.count(Probe(kind), (12, 20))
+    assert counts.macs == {"stem": stem_macs, "head": features * 5}
+    assert counts.params == {"stem": stem_params, "head": features * 5 + 5}
+    assert counts.total_macs == stem_macs + features * 5
+    assert counts.total_params == stem_params + features * 5 + 5
+
+
+def test_interpolation_is_not_counted():
+    counts = macs.count(Probe("resize"), (12, 20))
+    assert counts.macs == {"head": 15} and counts.params == {"head": 20}
+
+
+class Attention(nn.Module):
+    """Two heads of 6 channels over all pixels, outside every submodule."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x.reshape(x.shape[0], -1, 3)
+        qkv = nn.Dense(36, use_bias=False, name="qkv")(x)
+        q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 2, 18), 3, -1)
+        weights = nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+        out = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        return nn.Dense(4, name="head")(out.reshape(*x.shape[:2], 12))
+
+
+@pytest.mark.parametrize("height,width", [(4, 5), (3, 3)])
+def test_attention_products_are_counted(height, width):
+    pixels = height * width
+    counts = macs.count(Attention(), (height, width))
+    # Products in no part with parameters have no name.
+    assert counts.params == {"qkv": 3 * 36, "": 0, "head": 12 * 4 + 4}
+    assert counts.macs == {
+        "qkv": pixels * 3 * 36,
+        "": 2 * (2 * pixels * pixels * 6),
+        "head": pixels * 12 * 4,
+    }
+    assert counts.total_macs == sum(counts.macs.values())
+
+
+class Nested(nn.Module):
+    """Submodules of submodules, one of them shared by two calls and under jit."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        class Part(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                linear = nn.Dense(3, use_bias=False, name="head")
+                return linear(jax.jit(nn.relu)(linear(x)))
+
+        x = nn.jit(Part)(name="body")(x.mean((1, 2)))
+        return nn.Dense(2, use_bias=False, name="head")(x)
+
+
+def test_parts_are_the_first_level_of_the_modules():
+    """Shared weights are learned once and used twice; `body/head` is of the body."""
+    counts = macs.count(Nested(), (4, 4))
+    assert counts.params == {"body": 9, "head": 6}
+    assert counts.macs == {"body": 18, "head": 6}
+
+
+def amounts(function, *shapes):
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    jaxpr = jax.make_jaxpr(function)(*arrays).jaxpr
+    return sum(amount for _, amount in macs.products(jaxpr))
+
+
+def test_products_by_hand():
+    assert amounts(lambda a, b: a @ b, (4, 5), (5, 6)) == 4 * 5 * 6
+    assert amounts(lambda a, b: a @ b, (7, 4, 5), (7, 5, 6)) == 7 * 4 * 5 * 6
+    assert amounts(lambda a, b: a @ b, (5,), (5,)) == 5
+    # Two axes are summed over, and one belongs to the batch.
+    assert (
+        amounts(
+            lambda a, b: jnp.einsum("bijk,bjkl->bil", a, b), (2, 3, 4, 5), (2, 4, 5, 6)
+        )
+        == 2 * 3 * 4 * 5 * 6
+    )
+    assert amounts(lambda a, b: a * b + jnp.exp(a).sum(), (4, 5), (4, 5)) == 0
+
+
+def test_marked_multiplications_are_products():
+    def attend(a, b):
+        with jax.named_scope(PRODUCT_SCOPE):
+            weighted = a * b + jnp.exp(a)
+        return (weighted * 2 * b).sum()
+
+    assert amounts(attend, (4, 5), (4, 5)) == 4 * 5
+    # Of a vector for each row as many as of a matrix product.
+    assert amounts(attend, (4, 5), (3, 4, 1)) == 3 * 4 * 5
+
+    def repeated(a, b):
+        return jax.lax.scan(lambda c, _: (c + attend(a, b), None), 0.0, None, 7)[0]
+
+    assert amounts(repeated, (4, 5), (4, 5)) == 7 * 4 * 5
+
+
+def test_a_scan_counts_for_its_length():
+    def run(x, w):
+        return jax.lax.scan(lambda c, _: (c @ w, c.sum()), x, None, length=7)
+
+    assert amounts(run, (4, 5), (5, 5)) == 7 * 4 * 5 * 5
+
+    def nested(x, w):
+        def outer(c, _):
+            return run(c, w)[0], c @ w
+
+        return jax.lax.scan(outer, x, None, length=3)
+
+    assert amounts(nested, (4, 5), (5, 5)) == 3 * (7 + 1) * 4 * 5 * 5
+
+
+def test_a_loop_of_known_length_counts_for_it():
+    def run(x, w):
+        return jax.lax.fori_loop(0, 6, lambda i, c: c @ w, x)
+
+    assert amounts(run, (4, 5), (5, 5)) == 6 * 4 * 5 * 5
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    def run(x, w):
+        return jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ w, x)
+
+    with pytest.raises(NotImplementedError, match="while loop"):
+        amounts(run, (4, 5), (5, 5))
+
+    def harmless(x):
+        return jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x)
+
+    assert amounts(harmless, (4, 5)) == 0
+
+
+def test_products_inside_calls_are_counted():
+    assert amounts(jax.jit(lambda a, b: a @ b), (4, 5), (5, 6)) == 120
+    assert amounts(jax.checkpoint(lambda a, b: a @ b), (4, 5), (5, 6)) == 120
+    assert amounts(jax.vmap(lambda a, b: a @ b), (3, 4, 5), (3, 5, 6)) == 360
+
+
+def resnet18(size, width, classes):
+    """Multiply-adds and parameters of ResNet-18 with the ImageNet stem, by parts."""
+
+    def conv(side, cin, cout, kernel):
+        weights = cin * cout * kernel * kernel
+        return side * side * weights, weights + 2 * cout
+
+    side = size // 2
+    found = {"stem": [conv(side, 3, width, 7)]}
+    side, cin = side // 2, width
+    for stage in range(4):
+        cout = width * 2**stage
+        side = side // 2 if stage else side
+        layers = [conv(side, cin, cout, 3)] + [conv(side, cout, cout, 3)] * 3
+        if stage:
+            layers.append(conv(side, cin, cout, 1))
+        found[f"stage{stage + 2}"] = layers
+        cin = cout
+    found["head"] = [(cin * classes, cin * classes + classes)]
+    return {
+        part: tuple(sum(column) for column in zip(*layers, strict=True))
+        for part, layers in found.items()
+    }
+
+
+@pytest.mark.parametrize("size,width,classes", [(64, 8, 10), (224, 64, 1000)])
+def test_resnet18(size, width, classes):
+    model = create_model("resnet18", width=width, num_classes=classes)
+    counts = macs.count(model, (size, size))
+    expected = resnet18(size, width, classes)
+    assert counts.macs == {part: pair[0] for part, pair in expected.items()}
+    assert counts.params == {part: pair[1] for part, pair in expected.items()}
+    # In the order in which an image goes through them.
+    assert list(counts.macs) == list(expected)
+
+
+@pytest.mark.parametrize("preset", ["v1", "v4"])
+def test_totals_are_the_sums_of_the_parts(preset):
+    model = create_model(
+        "vt_resnet18", preset=preset, width=8, token_channels=32, group_channels=8,
+        heads=2, num_classes=4,
+    )  # fmt: skip
+    counts = macs.count(model, (64, 64))
+    parts = ["stem", "stage2", "stage3", "stage4", "stage5", "head"]
+    assert list(counts.macs) == list(counts.params) == parts
+    assert counts.total_macs == sum(counts.macs[part] for part in parts)
+    # As printed, whatever the formulation.
+    assert macs.count(model.clone(formulation="folded"), (64, 64)) == counts
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3), jnp.float32)
+    )
+    assert counts.total_params == sum(
+        leaf.size for leaf in jax.tree.leaves(shapes["params"])
+    )

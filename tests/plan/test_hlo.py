@@ -1,0 +1,369 @@
+"""Compiled programs, read: against texts written by hand, and against arithmetic."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vt_flax.paper.macs import products
+from vt_flax.plan.collectives import Collective, find_collectives, totals
+from vt_flax.plan.hlo import Program
+from vt_flax.plan.traffic import memory_traffic
+
+# As TPUs have them: tiles, arrays on the chip, copies that go on meanwhile, loops.
+TEXT = """HloModule step, is_scheduled=true, num_partitions=8
+
+FileNames
+1 "step.py"
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%inner_body (p: (s32[], f32[16])) -> (s32[], f32[16]) {
+  %p = (s32[], f32[16]{0:T(128)}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %v = f32[16]{0:T(128)} get-tuple-element(%p), index=1
+  %reduced = f32[16]{0:T(128)} all-reduce(%v), channel_id=3, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+  ROOT %t = (s32[], f32[16]{0:T(128)}) tuple(%i, %reduced)
+}
+
+%inner_condition (p: (s32[], f32[16])) -> pred[] {
+  %p = (s32[], f32[16]{0:T(128)}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %limit = s32[] constant(5)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%body (p: (s32[], f32[16])) -> (s32[], f32[16]) {
+  %p = (s32[], f32[16]{0:T(128)}) parameter(0)
+  ROOT %loop = (s32[], f32[16]{0:T(128)}) while(%p), condition=%inner_condition, body=%inner_body
+}
+
+%condition (p: (s32[], f32[16])) -> pred[] {
+  %p = (s32[], f32[16]{0:T(128)}) parameter(0)
+  ROOT %flag = pred[] custom-call(%p), custom_call_target="unknown"
+}
+
+%halves (a: f32[8,256], at: s32[]) -> f32[4,256] {
+  %a = f32[8,256]{1,0:T(8,128)} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %same = f32[8,256]{1,0:T(8,128)} bitcast(%a)
+  %cut = f32[4,256]{1,0:T(8,128)} dynamic-slice(%same, %at, %zero), dynamic_slice_sizes={4,256}
+  ROOT %twice = f32[4,256]{1,0:T(8,128)} add(%cut, %cut)
+}
+
+%update (a: f32[32,256], b: f32[8,256], at: s32[]) -> f32[32,256] {
+  %a = f32[32,256]{1,0:T(8,128)} parameter(0)
+  %b = f32[8,256]{1,0:T(8,128)} parameter(1)
+  %at = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %new = f32[32,256]{1,0:T(8,128)} dynamic-update-slice(%a, %b, %at, %zero)
+}
+
+%all-reduce-scatter.1 (a: bf16[64,8]) -> bf16[8,8] {
+  %a = bf16[64,8]{1,0} parameter(0)
+  %whole = bf16[64,8]{1,0} all-reduce(%a), channel_id=9, replica_groups=[1,8]<=[8], to_apply=%add
+  %zero = s32[] constant(0)
+  ROOT %part = bf16[8,8]{1,0} dynamic-slice(%whole, %zero, %zero), dynamic_slice_sizes={8,8}
+}
+
+%chain_start (a: bf16[2,8]) -> bf16[8,8] {
+  %a = bf16[2,8]{1,0:T(8,128)S(1)} parameter(0)
+  ROOT %gather = bf16[8,8]{1,0:T(8,128)S(1)} all-gather(%a), channel_id=4, replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}, frontend_attributes={chain_id="0"}
+}
+
+%chain_done (a: bf16[2,8]) -> bf16[8,8] {
+  %a = bf16[2,8]{1,0:T(8,128)S(1)} parameter(0)
+  ROOT %gather = bf16[8,8]{1,0:T(8,128)S(1)} all-gather(%a), channel_id=4, replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}, frontend_attributes={chain_id="0"}
+}
+
+ENTRY %main (a: f32[8,256], b: f32[32,256], c: bf16[3,16]) -> f32[32,256] {
+  %a = f32[8,256]{1,0:T(8,128)} parameter(0)
+  %b = f32[32,256]{1,0:T(8,128)} parameter(1)
+  %c = bf16[3,16]{1,0:T(8,128)(2,1)} parameter(2)
+  %zero = s32[] constant(0)
+  %near = f32[4,256]{1,0:T(8,128)S(1)} fusion(%a, %zero), kind=kLoop, calls=%halves
+  %written = f32[32,256]{1,0:T(8,128)} fusion(%b, %a, %zero), kind=kLoop, calls=%update
+  %padded = bf16[3,16]{1,0:T(8,128)(2,1)} negate(%c)
+  %start = (f32[8,256]{1,0:T(8,128)S(1)}, f32[8,256]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
+  %done = f32[8,256]{1,0:T(8,128)S(1)} copy-done(%start)
+  %cut_start = ((f32[32,256]{1,0:T(8,128)}), f32[8,256]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%b), slice={[0:8], [0:256]}
+  %cut_done = f32[8,256]{1,0:T(8,128)S(1)} slice-done(%cut_start)
+  %room = f32[64,256]{1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
+  %kernel = f32[8,256]{1,0:T(8,128)} custom-call(%done), custom_call_target="tpu_custom_call"
+  %vector = f32[16]{0:T(128)S(1)} iota(), iota_dimension=0
+  %state = (s32[]{:T(128)S(6)}, f32[16]{0:T(128)S(1)}) tuple(%zero, %vector)
+  %outer = (s32[], f32[16]{0:T(128)}) while(%state), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"7"}}
+  %endless = (s32[], f32[16]{0:T(128)}) while(%state), condition=%condition, body=%inner_body
+  %moved = f32[16]{0:T(128)S(1)} collective-permute(%vector), channel_id=5, source_target_pairs={{0,1},{1,0}}
+  %pair = (f32[16]{0:T(128)S(1)}, f32[8]{0:T(128)S(1)}) all-reduce-start(%vector, %vector), channel_id=6, replica_groups={}, to_apply=%add
+  %pair_done = (f32[16]{0:T(128)S(1)}, f32[8]{0:T(128)S(1)}) all-reduce-done(%pair)
+  %small = bf16[64,8]{1,0:S(1)} iota(), iota_dimension=0
+  %scattered = bf16[8,8]{1,0:S(1)} fusion(%small), kind=kCustom, calls=%all-reduce-scatter.1
+  %quarter = bf16[2,8]{1,0:T(8,128)S(1)} iota(), iota_dimension=0
+  %first = bf16[8,8]{1,0:T(8,128)S(1)} fusion(%quarter), kind=kCustom, calls=%chain_start
+  %second = bf16[8,8]{1,0:T(8,128)S(1)} fusion(%quarter), kind=kCustom, calls=%chain_done
+  ROOT %out = f32[32,256]{1,0:T(8,128)} bitcast(%written)
+}
+"""  # noqa: E501, as XLA writes
+
+
+def test_loops():
+    program = Program(TEXT)
+    assert program.entry == "main"
+    # Seven times five, and once in a loop that does not say.
+    assert program.runs == {"main": 1, "body": 7, "inner_body": 7 * 5 + 1}
+    assert program.looped == {"body", "inner_body"}
+    assert program.unknown == ["endless"]
+
+
+def test_arrays():
+    main = Program(TEXT).computations["main"]
+    (array,) = main["c"].arrays
+    # Tiles of 8 x 128: two bytes each.
+    assert (array.bytes, array.padded, array.main) == (3 * 16 * 2, 8 * 128 * 2, True)
+    (array,) = main["near"].arrays
+    assert (array.bytes, array.padded, array.main) == (4096, 8192, False)
+    assert [array.bytes for array in main["state"].arrays] == [4, 64]
+    assert [array.main for array in main["start"].arrays] == [False, True, False]
+    assert len(main["cut_start"].arrays) == 3
+
+
+def test_traffic():
+    kept = 4 * 8 * 256
+    expected = {
+        "near": kept,  # half of `a` in tiles of 8 rows, and nothing written
+        "zero": 2 * 4,  # an operand of two fusions
+        "written": 2 * kept,  # `a` read, eight rows of 32 written
+        "padded": 2 * 2 * 8 * 128,
+        "start": kept,  # read, and written on the chip
+        "cut_start": kept,
+        "kernel": kept,  # its operand lies on the chip
+        "reduced": 36 * 2 * 4 * 128,
+    }
+    assert memory_traffic(Program(TEXT)) == sum(expected.values())
+
+
+def test_collectives():
+    found = find_collectives(Program(TEXT), range(8))
+    assert sorted(found, key=lambda one: (one.kind, one.bytes)) == [
+        Collective("all-gather", 1, 4 * 2 * 8 * 2, 4, False, 3 * 32),
+        Collective("all-reduce", 36, 64, 2, True, 64),
+        Collective("all-reduce", 1, 128, 8, False, 2 * 7 * 16),
+        Collective("collective-permute", 1, 64, 8, False, 64),
+        Collective("reduce-scatter", 1, 64 * 8 * 2, 8, False, 7 * 128),
+    ]
+    sums = totals(found)
+    assert sums["all-reduce"] == {
+        "count": 37,
+        "looped": 36,
+        "bytes": 36 * 64 + 128,
+        # Two devices exchange halves twice; eight send 7 of 8 parts twice.
+        "sent": 36 * 64 + 2 * 128 * 7 / 8,
+    }
+    assert sums["all-gather"]["sent"] == 3 * 32
+    assert sums["reduce-scatter"]["sent"] == 7 * 128
+    assert sums["collective-permute"]["sent"] == 64
+
+
+def one_collective(groups, chips, kind="all-reduce"):
+    """Of a kilobyte on each device."""
+    text = f"""ENTRY %main (a: f32[256]) -> f32[256] {{
+  %a = f32[256]{{0}} parameter(0)
+  ROOT %b = f32[256]{{0}} {kind}(%a), channel_id=1, {groups}, x=1
+}}"""
+    (one,) = find_collectives(Program(text), chips)
+    return one
+
+
+CHIPS_OF_TWO = [0, 0, 1, 1, 2, 2, 3, 3]
+WRITTEN = [
+    # As written; devices in a group; kilobytes that a chip with one device sends, and
+    # one with two, which is in as many groups as its devices are.
+    ("{}", 8, 2 * 7 / 8, 2 * 3 / 4),
+    ("{{0,1,2,3},{4,5,6,7}}", 4, 2 * 3 / 4, 2 * 1 / 2),
+    ("{{0,2,4,6},{1,3,5,7}}", 4, 2 * 3 / 4, 2 * 2 * 3 / 4),
+    ("[4,2]<=[8]", 2, 2 * 1 / 2, 0),
+    ("[2,4]<=[4,2]T(1,0)", 4, 2 * 3 / 4, 2 * 2 * 3 / 4),
+    ("mesh['a'=4,'b'=2] {'a','b'}", 8, 2 * 7 / 8, 2 * 3 / 4),
+    ("mesh['a'=4,'b'=2] {'b'}", 2, 2 * 1 / 2, 0),
+    ("mesh['a'=4,'b'=2] {'a'}", 4, 2 * 3 / 4, 2 * 2 * 3 / 4),
+    ("mesh['a'=8] {'a':(2)4}", 4, 2 * 3 / 4, 2 * 1 / 2),
+    ("mesh['a'=8] {'a':(1)4}", 4, 2 * 3 / 4, 2 * 2 * 3 / 4),
+]
+
+
+@pytest.mark.parametrize("written,size,alone,pairs", WRITTEN)
+def test_groups(written, size, alone, pairs):
+    """As in rings of chips, in which each sends all but one of its parts."""
+    groups = f"replica_groups={written}"
+    one = one_collective(groups, range(8))
+    assert (one.group, one.sent) == (size, alone * 1024)
+    assert one_collective(groups, CHIPS_OF_TWO).sent == pairs * 1024
+
+
+@pytest.mark.parametrize(
+    "kind,groups,alone,pairs",
+    [
+        ("all-to-all", "replica_groups={}", 7 / 8, 2 * 6 / 8),
+        # The whole is eight times as large as what each device has.
+        ("all-gather", "replica_groups={}", 7, 6),
+        ("reduce-scatter", "replica_groups={}", 7 / 8, 3 / 4),
+        # One pair crosses from a chip to another, as in a ring; and all do.
+        ("collective-permute", "source_target_pairs={{0,1},{1,2},{2,3}}", 1, 1),
+        ("collective-permute", "source_target_pairs={{0,2},{1,3}}", 1, 2),
+        ("collective-permute", "source_target_pairs={{0,1},{1,0}}", 1, 0),
+    ],
+)
+def test_what_chips_send(kind, groups, alone, pairs):
+    assert one_collective(groups, range(8), kind).sent == alone * 1024
+    assert one_collective(groups, CHIPS_OF_TWO, kind).sent == pairs * 1024
+
+
+def test_sparse_cores():
+    """As the compiler has a tpu7x's all-reduces, which run beside its TensorCores."""
+    program = Program(
+        """
+%reduce (p: bf16[8,128]) -> bf16[8,128] {
+  %p = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %r = bf16[8,128]{1,0:T(8,128)(2,1)} all-reduce(%p), replica_groups=mesh['a'=8] {'a'}, to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
+  %a = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %start = ((), (), (s32[1]{0:T(128)S(2)})) call-start(), async_execution_thread="sparsecore", to_apply=%reduce
+  %update = ((bf16[8,128]{1,0:T(8,128)(2,1)}), bf16[8,128]{1,0:T(8,128)(2,1)}) call-update(%start, %a)
+  ROOT %done = bf16[8,128]{1,0:T(8,128)(2,1)} call-done(%update)
+}
+"""  # noqa: E501, as XLA writes
+    )
+    (one,) = find_collectives(program, CHIPS_OF_TWO)
+    assert one == Collective("all-reduce", 1, 2048, 8, False, 2 * 2048 * 3 / 4)
+    # Read and written once.
+    assert memory_traffic(program) == 2 * 2048
+
+
+@pytest.fixture
+def mesh():
+    return jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def compiled(mesh, function, *shapes):
+    """Compiles a function of float32 arrays that are spread along their first axis."""
+    spread = NamedSharding(mesh, PartitionSpec("x"))
+    arguments = [jax.ShapeDtypeStruct(x, jnp.float32, sharding=spread) for x in shapes]
+    return jax.jit(function).lower(*arguments).compile()
+
+
+def test_collectives_of_a_real_program(mesh):
+    """A mean in a loop, and each exchange that there is by name."""
+
+    def looped(x):
+        def one(carry, _):
+            return carry - carry.mean(0), None
+
+        return jax.lax.scan(one, x, None, length=11)[0]
+
+    program = Program(compiled(mesh, looped, (16, 100)).as_text())
+    (one,) = [c for c in find_collectives(program, range(8)) if c.bytes > 4]
+    assert one == Collective("all-reduce", 11, 400, 8, True, 2 * 400 * 7 / 8)
+    assert program.unknown == []
+
+    exchanges = {
+        "all-gather": lambda x: jax.lax.all_gather(x, "x"),
+        "reduce-scatter": lambda x: jax.lax.psum_scatter(x, "x", tiled=True),
+        "all-to-all": lambda x: jax.lax.all_to_all(x, "x", 0, 0),
+        "collective-permute": lambda x: jax.lax.ppermute(
+            x, "x", [(i, (i + 1) % 8) for i in range(8)]
+        ),
+    }
+    for kind, exchange in exchanges.items():
+        spread = functools.partial(
+            jax.shard_map, mesh=mesh, in_specs=PartitionSpec("x")
+        )
+        function = spread(exchange, out_specs=PartitionSpec("x"), check_vma=False)
+        text = compiled(mesh, function, (64, 5)).as_text()
+        (one,) = find_collectives(Program(text), range(8))
+        # Each device has 8 rows of 5; gathered, those of all.
+        size = 8 * 5 * 4 * (8 if kind == "all-gather" else 1)
+        sent = size if kind == "collective-permute" else size * 7 / 8
+        assert one == Collective(kind, 1, size, 8, False, sent)
+
+
+def test_traffic_of_a_real_program(mesh):
+    """It is what XLA counts, where no loop runs more than once."""
+
+    def gradient(x, w):
+        def loss(w):
+            y = jnp.tanh(x @ w)
+            return jnp.sum(jnp.square(y - y.mean(0))) + jnp.sum(x[:, :8])
+
+        return jax.grad(loss)(w)
+
+    found = compiled(mesh, gradient, (1024, 128), (128, 128))
+    counted = found.cost_analysis()["bytes accessed"]
+    assert memory_traffic(Program(found.as_text())) == pytest.approx(counted, rel=0.02)
+
+    def looped(x):
+        def one(i, x):
+            return x.at[i].set(jnp.cos(x[i]))
+
+        return jax.lax.fori_loop(0, 500, one, x)
+
+    text = jax.jit(looped).lower(jnp.zeros((500, 1000))).compile().as_text()
+    # Each row is read and written once, the whole at most copied before.
+    assert 2 * 2e6 <= memory_traffic(Program(text)) <= 2 * 2e6 + 3 * 2e6
+
+
+@pytest.mark.parametrize("stride,size,window", [(1, 9, 3), (2, 9, 3), (2, 8, 7)])
+def test_products_without_padding(stride, size, window):
+    """A convolution and both its gradients, counted one by one and by XLA."""
+    pad = window // 2
+
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(
+            x,
+            w,
+            (stride, stride),
+            [(pad, pad)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    x, w = jnp.ones((2, size, size, 5)), jnp.ones((window, window, 5, 4))
+    out = jax.eval_shape(convolve, x, w)
+
+    def gradients(x, w, cotangent):
+        y, pull = jax.vjp(convolve, x, w)
+        return y, pull(cotangent)
+
+    cotangent = jnp.ones(out.shape)
+    along = sum(
+        0 <= o * stride + k - pad < size
+        for o in range(out.shape[1])
+        for k in range(window)
+    )
+    each = 2 * 5 * 4 * along**2
+    for function, arguments, times in (
+        (convolve, (x, w), 1),
+        (gradients, (x, w, cotangent), 3),
+    ):
+        traced = jax.make_jaxpr(function)(*arguments).jaxpr
+        found = sum(macs for _, macs in products(traced, padding=False))
+        assert found == times * each
+        cost = jax.jit(function).lower(*arguments).cost_analysis()
+        assert cost["flops"] == pytest.approx(2 * found, rel=0.02)
+
+
+def test_the_lesser_branch_counts():
+    def branched(x, flag):
+        return jax.lax.cond(flag, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+    traced = jax.make_jaxpr(branched)(np.ones((4, 4), np.float32), True).jaxpr
+    assert sum(macs for _, macs in products(traced)) == 4**3

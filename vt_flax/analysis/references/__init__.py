@@ -1,1 +1,0 @@
-"""Plain ResNets that others would write, to measure training steps against."""

@@ -1,0 +1,1 @@
+"""What this machine does: the input, the training step and its profile."""

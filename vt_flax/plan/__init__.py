@@ -1,0 +1,1 @@
+"""Cost and speed of a training step, from its compiled program."""
