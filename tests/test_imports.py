@@ -18,8 +18,9 @@ ROOMS = {
     "data": set(),
     "parallel": set(),
     "training": {"weights", "models", "fused", "nn", "data", "parallel"},
-    "analysis": {"training", "models", "nn", "data", "parallel"},
-    "inference": {"analysis", "training", "models", "nn", "data", "parallel"},
+    "analysis": {"viz", "training", "models", "nn", "data", "parallel"},
+    "viz": {"inference", "training", "models", "nn", "data", "parallel"},
+    "inference": {"viz", "training", "models", "nn", "data", "parallel"},
     "cli": {"parallel"},
 }
 SHARED = {"errors", "experimental", "locks", "paths", "texts", "version"}

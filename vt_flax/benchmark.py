@@ -191,8 +191,8 @@ def _command(
 def _input(args: argparse.Namespace, load: Load) -> None:
     config = load()
     # JAX and matplotlib take a while to import: only who measures waits for them.
-    from vt_flax.analysis.contact_sheet import draw_sheet
     from vt_flax.analysis.input_rate import rows
+    from vt_flax.viz.contact_sheet import draw_sheet
 
     data = config.data
     source = open_configured(data, data.train_split)

@@ -28,7 +28,6 @@ import jax
 from ml_collections import ConfigDict
 
 from vt_flax import cli
-from vt_flax.analysis.figures import check_name, check_place
 from vt_flax.data.split_check import split_notes
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
@@ -45,6 +44,7 @@ from vt_flax.training.tasks import task_of
 from vt_flax.training.tasks.segmentation import Segmentation
 from vt_flax.training.trainer import weights_of
 from vt_flax.training.workdir import check_classes, read_run
+from vt_flax.viz.figures import check_name, check_place
 
 
 def main(argv: Sequence[str]) -> None:
@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> None:
     variables = {"params": params, "batch_stats": batch_stats}
     # matplotlib takes a while to import: only who wants a picture waits for it.
     if page:
-        from vt_flax.analysis.extremes import draw_extremes
+        from vt_flax.viz.extremes import draw_extremes
 
         @jax.jit
         def predict(variables, images, sizes):
@@ -156,7 +156,7 @@ def main(argv: Sequence[str]) -> None:
             draw_extremes(page, run, functools.partial(predict, variables))
         print(f"wrote {page}", file=sys.stderr)
     if picture:
-        from vt_flax.inference.split_tokens import draw_tokens
+        from vt_flax.viz.split_tokens import draw_tokens
 
         draw_tokens(picture, run.model, variables, run.eval_source, config)
 

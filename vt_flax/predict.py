@@ -37,9 +37,9 @@ from vt_flax.paths import local_folder, writing
 from vt_flax.texts import printable
 
 if TYPE_CHECKING:
-    from vt_flax.inference.gallery import Gallery
     from vt_flax.inference.predictions import Prediction
     from vt_flax.inference.predictor import Predictor
+    from vt_flax.viz.gallery import Gallery
 
 
 def main(argv: Sequence[str]) -> None:
@@ -89,8 +89,8 @@ def main(argv: Sequence[str]) -> None:
     )
     count = len(files) + len(refused)
     # Late, because JAX takes seconds to come: bad arguments need not wait.
-    from vt_flax.inference.gallery import PAGE, Gallery, picture_names
     from vt_flax.inference.predictor import load
+    from vt_flax.viz.gallery import PAGE, Gallery, picture_names
 
     cli.start_devices()
     batch = min(args.batch, len(files))
@@ -145,8 +145,8 @@ def _predict(
       refused: what is wrong with a file is added to it.
       ignore_orientation: keeps images as they are stored.
     """
-    from vt_flax.inference.gallery import Shown
     from vt_flax.inference.reading import read_picture
+    from vt_flax.viz.gallery import Shown
 
     rows: list[dict[str, Any]] = []
     some: list[Shown] = []
@@ -242,8 +242,8 @@ def _check_others(
     out: pathlib.Path, names: Sequence[str], patterns: Sequence[str]
 ) -> None:
     """Checks that no file would be replaced that predict has not made."""
-    from vt_flax.inference.gallery import PAGE
-    from vt_flax.inference.page import is_page
+    from vt_flax.viz.gallery import PAGE
+    from vt_flax.viz.page import is_page
 
     # The page tells whose folder it is; pictures have no mark of their own.
     if is_page(out / PAGE):

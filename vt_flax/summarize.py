@@ -103,8 +103,8 @@ def draw(chart: str, runs: Sequence[pathlib.Path]) -> None:
     """Draws the chart of published figures, and of some runs if there are any."""
     # matplotlib takes a while to import: only who wants a picture waits for it.
     from vt_flax.analysis.chart import draw_chart
-    from vt_flax.analysis.figures import check_name
     from vt_flax.analysis.runs import evaluated_result
+    from vt_flax.viz.figures import check_name
 
     path = local_folder("--chart", chart)
     check_name("--chart", path)

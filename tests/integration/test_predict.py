@@ -15,9 +15,9 @@ from PIL import Image
 from tiny_networks import CANVAS, NAMES, classifier, segmenter
 
 from vt_flax import cli, predict
-from vt_flax.analysis import token_pictures
-from vt_flax.inference import gallery, predictor
+from vt_flax.inference import predictor
 from vt_flax.inference.reading import read_picture
+from vt_flax.viz import gallery, token_pictures
 
 
 def photo(height=30, width=40, seed=0):

@@ -122,7 +122,7 @@ def write_report(folder: pathlib.Path, report: Report) -> list[pathlib.Path]:
       OSError: if it cannot be.
     """
     # matplotlib takes a while to import.
-    from vt_flax.inference.token_chart import draw_report
+    from vt_flax.viz.token_chart import draw_report
 
     files = [folder / "tokens.json", folder / "tokens.png"]
     files[0].write_text(json_text(report) + "\n")

@@ -6,9 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vt_flax.analysis.figures import literal, save_figure
 from vt_flax.inference.token_records import Report
 from vt_flax.inference.token_tables import title
+from vt_flax.viz.figures import literal, save_figure
 
 COLOURS = ("#1f77b4", "#c1121f", "#2ca02c", "#9467bd", "#8c564b", "#17a2b8")
 # Tokens' places between two modules.

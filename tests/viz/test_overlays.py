@@ -6,7 +6,7 @@ import pytest
 from made_maps import softmax_maps
 from PIL import Image
 
-from vt_flax.analysis.overlays import on_image, overlay, share_on_image
+from vt_flax.viz.overlays import on_image, overlay, share_on_image
 
 BLACK = np.zeros((40, 56, 3), np.uint8)
 

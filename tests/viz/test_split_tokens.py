@@ -10,9 +10,9 @@ from tiny_networks import RESNET, SIDE, build, variables_of
 
 from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.errors import UserError
-from vt_flax.inference.split_tokens import draw_tokens
 from vt_flax.models import create_model
 from vt_flax.training.config import resolve
+from vt_flax.viz.split_tokens import draw_tokens
 
 
 class Squares(RandomAccessSource):

@@ -11,16 +11,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.figures import check_name
-from vt_flax.analysis.token_pictures import render
 from vt_flax.data import augment
 from vt_flax.data.batches import eval_batches
 from vt_flax.data.source import Source
 from vt_flax.errors import UserError
-from vt_flax.inference.pictures import token_picture
 from vt_flax.inference.predictor import Looks
 from vt_flax.inference.token_maps import by_module, sown_maps, tokenizer_kinds
 from vt_flax.paths import writing
+from vt_flax.viz.figures import check_name
+from vt_flax.viz.pictures import token_picture
+from vt_flax.viz.token_pictures import render
 
 
 def draw_tokens(

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 
-from vt_flax.analysis import masks
-from vt_flax.analysis.token_pictures import captions, render
-from vt_flax.inference.page import SIDE, Page
-from vt_flax.inference.pictures import head_pictures, shrunk, token_picture
 from vt_flax.inference.predictions import Prediction
 from vt_flax.inference.predictor import Looks, Predictor
 from vt_flax.inference.reading import Picture
 from vt_flax.inference.views import View, view_of
+from vt_flax.viz import masks
+from vt_flax.viz.page import SIDE, Page
+from vt_flax.viz.pictures import head_pictures, shrunk, token_picture
+from vt_flax.viz.token_pictures import captions, render
 
 # The longer side, in pixels, of an image from which masks are drawn.
 MASK_SIDE = 960

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from made_maps import softmax_maps
 
-from vt_flax.analysis import token_pictures
-from vt_flax.analysis.overlays import overlay
-from vt_flax.analysis.token_pictures import (
+from vt_flax.viz import token_pictures
+from vt_flax.viz.overlays import overlay
+from vt_flax.viz.token_pictures import (
     PANEL,
     Block,
     TokenPicture,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vt_flax.inference.page import Page
+from vt_flax.viz.page import Page
 
 
 class Reader(html.parser.HTMLParser):

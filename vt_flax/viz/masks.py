@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from vt_flax.analysis.figures import literal
+from vt_flax.viz.figures import literal
 
 # How much of a pixel is its class's colour.
 OPACITY = 0.55

@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.figures import literal
 from vt_flax.data import augment
 from vt_flax.data.batches import eval_batches, train_batches
 from vt_flax.data.source import Source
+from vt_flax.viz.figures import literal
 
 COLUMNS = 8
 TRAIN_ROWS, EVAL_ROWS = 4, 2

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from vt_flax.analysis.token_pictures import Block, TokenPicture
 from vt_flax.inference.predictor import Looks
+from vt_flax.viz.token_pictures import Block, TokenPicture
 
 # Blocks side by side.
 ABREAST = 4

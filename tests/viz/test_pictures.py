@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vt_flax.inference.pictures import head_pictures, shrunk, token_picture
 from vt_flax.inference.predictor import Looks
 from vt_flax.inference.token_maps import TokenMaps
+from vt_flax.viz.pictures import head_pictures, shrunk, token_picture
 
 
 def maps(*shape):

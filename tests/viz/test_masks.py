@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vt_flax.analysis.masks import (
+from vt_flax.viz.masks import (
     MOST_NAMED,
     OPACITY,
     colours,

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from vt_flax.analysis.masks import paint, write_page
 from vt_flax.data.batches import eval_batches
 from vt_flax.data.masks import IGNORE
 from vt_flax.training.evaluation import eval_batch_size
 from vt_flax.training.run import Run
 from vt_flax.training.tasks.segmentation import scores
+from vt_flax.viz.masks import paint, write_page
 
 # Images at each end.
 SHOWN = 8

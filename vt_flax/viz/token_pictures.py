@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vt_flax.analysis.overlays import on_image, overlay, resized, share_on_image
+from vt_flax.viz.overlays import on_image, overlay, resized, share_on_image
 
 # Sides in pixels: the longer one of a panel, and what is left between things.
 PANEL = 112
