@@ -20,7 +20,7 @@ ROOMS = {
     "training": {"weights", "models", "fused", "nn", "data", "parallel"},
     "analysis": {"viz", "training", "models", "nn", "data", "parallel"},
     "viz": {"inference", "training", "models", "nn", "data", "parallel"},
-    "inference": {"viz", "training", "models", "nn", "data", "parallel"},
+    "inference": {"training", "models", "nn", "data", "parallel"},
     "cli": {"parallel"},
 }
 SHARED = {"errors", "experimental", "locks", "paths", "texts", "version"}

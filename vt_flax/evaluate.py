@@ -6,10 +6,10 @@ python -m vt_flax.evaluate --workdir runs/quickstart --token_picture tokens.png
 python -m vt_flax.evaluate --workdir runs/shapes --page page.html
 python -m vt_flax.evaluate --workdir runs/shapes --tokens
 
---tokens reports what the tokens do instead: entropy of each one's coefficients, their
-share on foreground and classes where there are masks, overlaps, and where tokens move
-from module to module. It is told in tables, and in all detail in tokens.json and a
-chart, tokens.png. Of the averaged weights, if there are any.
+--tokens prints token statistics instead: for each token the entropy of its attention
+map, its overlap with other tokens and, where there are masks, its share on foreground
+and classes. FOLDER gets all values (tokens.json) and a chart (tokens.png). EMA weights
+are used if there are any.
 
 --best takes the checkpoint that was best in evaluation while the run went on. On
 several machines, start the same command on each; see below.
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         nargs="?",
         const="",
         metavar="FOLDER",
-        help="a report on the tokens over the whole split (WORKDIR/tokens)",
+        help="token statistics of the whole split (default folder: WORKDIR/tokens)",
     )
     cli.add_format_argument(parser)
     cli.add_process_arguments(parser)
@@ -92,10 +92,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--token_picture: see `predict --tokens` for segmentation")
     modules = None
     if args.tokens is not None or picture:
-        from vt_flax.inference import token_report
+        from vt_flax.inference.token_statistics import find_modules
 
         option = "--token_picture" if args.tokens is None else "--tokens"
-        found = token_report.find_modules(config, len(record.class_names), option)
+        found = find_modules(config, len(record.class_names), option)
         modules = None if args.tokens is None else found
     run = prepare(config)
     for note in (
@@ -180,34 +180,33 @@ def _report_tokens(
     origin: dict[str, Any],
     form: str,
 ) -> None:
-    """Writes and prints the report on the tokens: see `token_report.measure`."""
-    from vt_flax.inference import token_report, token_tables
+    """Writes and prints the token statistics; see `token_statistics.measure`."""
+    from vt_flax.inference import token_statistics
 
-    # Before all the images are gone through.
+    # Before a pass over the dataset.
     if jax.process_index() == 0:
         with writing(f"--tokens {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
-    found = token_report.measure(run, weights, modules)
+    measured = token_statistics.measure(run, weights, modules)
     if jax.process_index():
         return
-    report = {
-        "network": run.config.model.name,
-        "dataset": run.eval_source.name,
-        **origin,
-        **found,
-    }
+    # matplotlib takes a while to import.
+    from vt_flax.viz.token_chart import draw_chart
+
+    network, dataset = run.config.model.name, run.eval_source.name
+    report = {"network": network, "dataset": dataset, **origin, **measured}
+    files = folder / "tokens.json", folder / "tokens.png"
     with writing(f"--tokens {folder}"):
-        files = token_report.write_report(folder, report)
+        files[0].write_text(json_text(report) + "\n")
+        draw_chart(files[1], report)
     if form == "json":
         print(json_text(report))
     else:
-        rows = token_tables.token_rows(report)
-        cli.print_rows(rows, form, token_tables.title(report))
-        cli.print_rows(token_tables.module_rows(report), form)
-        if report["moves"]:
-            cli.print_rows(token_tables.move_rows(report), form)
-        for note in token_tables.notes(report):
-            print(printable(note))
+        rows, title = (
+            token_statistics.table_rows(report),
+            token_statistics.title(report),
+        )
+        cli.print_rows(rows, form, title, report["notes"])
     for file in files:
         print(f"wrote {file}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""A chart of a report on tokens: entropy and foreground by module and token."""
+"""A chart of token statistics: entropy and foreground of each token."""
 
 import pathlib
 
@@ -6,98 +6,65 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vt_flax.inference.token_records import Report
-from vt_flax.inference.token_tables import title
-from vt_flax.viz.figures import literal, save_figure
+from vt_flax.inference.token_statistics import Report, title
+from vt_flax.viz.figures import literal
 
-COLOURS = ("#1f77b4", "#c1121f", "#2ca02c", "#9467bd", "#8c564b", "#17a2b8")
-# Tokens' places between two modules.
-GAP = 1.5
+# Between two modules, in tokens.
+GAP = 2.5
 
 
-def make_figure(report: Report) -> Figure:
-    """Returns the chart: a panel of entropies and, with masks, one of foreground.
+def draw_chart(path: pathlib.Path, report: Report) -> None:
+    """Writes the chart as PNG: a panel of entropies and, with masks, one of foreground.
 
-    A token is a point with its spread, a module a group of them. Small points are
-    heads; the dashed line in the lower panel is what foreground has of all pixels.
+    A point is a token, with its standard deviation over the examples; small points are
+    its heads.
     """
-    modules = report["modules"]
-    count = sum(len(module["tokens"]) for module in modules)
-    keys = {"entropy_share": "entropy, % of the most"}
-    if report["classes"]:
-        keys["foreground"] = "on foreground, %"
-    width = min(max(7, 1 + 0.22 * count), 30)
-    figure = Figure(figsize=(width, 0.8 + 2.6 * len(keys)), layout="constrained")
+    panels = {"relative_entropy": "entropy, % of the maximum"}
+    if "foreground" in report:
+        panels["foreground"] = "on foreground, %"
+    count = sum(len(module["tokens"]) for module in report["modules"])
+    size = min(max(7, 1 + 0.22 * count), 30), 0.8 + 2.6 * len(panels)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(keys), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (key, label) in zip(panels, keys.items(), strict=True):
-        _draw(axes, report, key)
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (key, label) in zip(grid, panels.items(), strict=True):
+        _draw_panel(axes, report, key)
         axes.set_ylabel(label)
-        axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
-        axes.set_axisbelow(True)
-    if report["classes"]:
-        area = 100 * report["classes"]["foreground_area"]["mean"]
-        panels[1].axhline(area, color="#555555", linestyle="--", linewidth=1)
-    panels[-1].set_xticks(
-        [x for places in _places(report) for x in places],
-        [str(token["token"]) for module in modules for token in module["tokens"]],
-        fontsize=7,
-    )
-    marks = ["bars are the spread over the examples"]
-    if any(module["heads"] > 1 for module in modules):
-        marks.append("small points single heads")
-    if report["classes"]:
-        marks.append("the dashed line is foreground's share of all pixels")
-    panels[-1].set_xlabel(f"token ({', '.join(marks)})", fontsize=8)
-    for module, places in zip(modules, _places(report), strict=True):
-        panels[0].text(
-            *((places[0] + places[-1]) / 2, 1.01),
-            module["module"],
-            transform=panels[0].get_xaxis_transform(),
-            ha="center",
-            va="bottom",
-            fontsize=9,
-        )
+    legend = ["bars: standard deviation over the examples"]
+    if any(module["heads"] > 1 for module in report["modules"]):
+        legend.append("small points: single heads")
+    if "foreground" in report:
+        area = 100 * report["foreground"]["area"]["mean"]
+        grid[1].axhline(area, color="#555555", linestyle="--", linewidth=1)
+        legend.append("dashed: foreground's share of the pixels")
+    grid[-1].set_xlabel(f"token ({'; '.join(legend)})", fontsize=8)
     figure.suptitle(literal(title(report)), fontsize=9)
-    return figure
+    figure.savefig(path, dpi=130)
 
 
-def draw_report(path: pathlib.Path, report: Report) -> None:
-    """Draws the chart to a file, see `figures.save_figure`."""
-    save_figure("--tokens", path, make_figure(report))
-
-
-def _places(report: Report) -> list[list[float]]:
-    """Returns where the tokens of each module stand."""
-    places, first = [], 0.0
-    for module in report["modules"]:
-        count = len(module["tokens"])
-        places.append([first + i for i in range(count)])
-        first += count - 1 + GAP + 1
-    return places
-
-
-def _draw(axes: Axes, report: Report, key: str) -> None:
-    for i, (module, places) in enumerate(
-        zip(report["modules"], _places(report), strict=True)
-    ):
-        colour = COLOURS[i % len(COLOURS)]
-        for x, token in zip(places, module["tokens"], strict=True):
-            # Of heads there are entropies alone.
-            heads = token.get("heads", []) if key == "entropy_share" else []
-            means = [head[key]["mean"] for head in heads]
-            heads = [100 * mean for mean in means if mean is not None]
-            axes.scatter([x] * len(heads), heads, s=6, color=colour, alpha=0.35)
-            figure = token[key]
-            if figure["mean"] is None:
-                continue
-            axes.errorbar(
-                x,
-                100 * figure["mean"],
-                100 * figure["spread"],
-                color=colour,
-                marker="o",
-                markersize=5,
-                capsize=2,
-                linewidth=1,
-            )
+def _draw_panel(axes: Axes, report: Report, key: str) -> None:
+    """Draws one statistic of all tokens, a group for each module."""
+    ticks, labels = [], []
+    left = 0.0
+    for i, module in enumerate(report["modules"]):
+        color = f"C{i % 10}"
+        for x, token in enumerate(module["tokens"], start=len(ticks)):
+            x += left
+            ticks.append(x)
+            labels.append(str(token["token"]))
+            # There are entropies alone of single heads.
+            heads = token.get("head_entropy", ()) if key == "relative_entropy" else ()
+            for head in heads:
+                if head["mean"] is not None:
+                    axes.plot(x, 100 * head["mean"], ".", color=color, alpha=0.35)
+            mean, std = token[key]["mean"], token[key]["std"]
+            if mean is not None:
+                axes.errorbar(x, 100 * mean, 100 * std, color=color, fmt="o", capsize=2)
+        middle = (ticks[-len(module["tokens"])] + ticks[-1]) / 2
+        if key == "relative_entropy":
+            transform = axes.get_xaxis_transform()
+            axes.text(middle, 1.01, module["module"], transform=transform, ha="center", fontsize=9)
+        left += GAP - 1
+    axes.set_xticks(ticks, labels, fontsize=7)
+    axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
+    axes.set_axisbelow(True)
