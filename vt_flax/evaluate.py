@@ -156,9 +156,14 @@ def main(argv: Sequence[str]) -> None:
             draw_extremes(page, run, functools.partial(predict, variables))
         print(f"wrote {page}", file=sys.stderr)
     if picture:
+        from vt_flax.inference.predictor import Predictor
         from vt_flax.viz.split_tokens import draw_tokens
 
-        draw_tokens(picture, run.model, variables, run.eval_source, config)
+        network = Predictor(run.model, variables, run.task, "")
+        with writing(f"--token_picture {picture}"):
+            draw_tokens(picture, network, run.eval_source, config.data)
+        # Standard output is for results, which may be JSON.
+        print(f"wrote {picture}", file=sys.stderr)
 
 
 def _file(

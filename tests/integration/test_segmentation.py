@@ -355,7 +355,7 @@ def test_predict_at_the_images_own_size(trained, tmp_path, capsys):
     assert (found["turned.jpg"] == same).mean() > 0.9
     for row, name in zip(rows, names[::2], strict=True):
         shares = np.bincount(found[name].ravel(), minlength=3) / found[name].size
-        told = {row[f"class {i}"]: row[f"share {i}"] for i in (1, 2, 3)}
+        told = {row[f"class {i}"]: row[f"area {i}"] for i in (1, 2, 3)}
         told.pop(None, None)
         assert told == {n: round(s, 4) for n, s in zip(NAMES, shares, strict=True) if s}
         assert list(told.values()) == sorted(told.values(), reverse=True)
@@ -413,7 +413,7 @@ def test_predict_of_a_classifier(digits, tmp_path, capsys):
     assert [r["image"] for r in rows] == files
     for row in rows:
         classes = [row[f"class {i}"] for i in (1, 2, 3)]
-        shares = [row[f"share {i}"] for i in (1, 2, 3)]
+        shares = [row[f"area {i}"] for i in (1, 2, 3)]
         assert len(set(classes)) == 3 and set(classes) <= set("0123456789")
         assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
     predict.main([*words, files[0]])

@@ -1,8 +1,5 @@
-"""Pictures of segmentations: masks over images with a legend, and pages of them."""
+"""Segmentation masks over images, with a legend."""
 
-import base64
-import html
-import io
 import pathlib
 from collections.abc import Sequence
 
@@ -13,17 +10,17 @@ from matplotlib.patches import Patch
 
 from vt_flax.viz.figures import literal
 
-# How much of a pixel is its class's colour.
+# Weight of the class's color in a pixel.
 OPACITY = 0.55
-# Classes of a legend; those with the fewest pixels are left out.
+# Largest number of classes in a legend; the smallest classes are left out.
 MOST_NAMED = 24
 
 
-def colours(count: int) -> np.ndarray:
-    """Returns a colour for each class, (count, 3) from 0 to 1.
+def colors(count: int) -> np.ndarray:
+    """Returns a color for each class, (count, 3), from 0 to 1.
 
-    Neighbors differ most: the hue goes on by the golden section, and lightness
-    alternates.
+    The hue advances by the golden ratio and lightness alternates, so that neighbors
+    differ most.
     """
     number = np.arange(count)
     hue = number * 0.618034 % 1
@@ -32,39 +29,45 @@ def colours(count: int) -> np.ndarray:
     return matplotlib.colors.hsv_to_rgb(np.stack([hue, saturation, value], -1))
 
 
+def css_colors(count: int) -> list[str]:
+    """Returns the same colors as in `#12ab00`."""
+    return [matplotlib.colors.to_hex(color) for color in colors(count)]
+
+
 def paint(image: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     """Lays a mask over an image.
 
     Args:
       image: (H, W, 3), uint8.
-      labels: (H, W), class indices; those that are no class leave the image as it is.
+      labels: (H, W), class indices; the image is left as it is beyond `count`.
       count: number of classes.
 
     Returns:
-      (H, W, 3), from 0 to 1.
+      (H, W, 3), uint8.
     """
     picture = image / 255
     known = labels < count
-    over = colours(count)[np.where(known, labels, 0)]
+    over = colors(count)[np.where(known, labels, 0)]
     mixed = (1 - OPACITY) * picture + OPACITY * over
-    return np.where(known[..., None], mixed, picture)
+    painted = np.where(known[..., None], mixed, picture)
+    return np.round(255 * painted).astype(np.uint8)
 
 
 def legend(
     labels: np.ndarray, class_names: Sequence[str], counts: np.ndarray | None = None
 ) -> list[Patch]:
-    """Returns a legend of the classes in a mask, with their shares, largest first.
+    """Returns a legend of the classes in a mask with their areas, largest first.
 
     Args:
       labels: (H, W), class indices.
       class_names: their names.
-      counts: pixels of each class, where `labels` are a smaller mask than was counted.
+      counts: number of pixels of each class, if `labels` are a reduced mask.
     """
     pixels = labels.size if counts is None else counts.sum()
     if counts is None:
         known = labels[labels < len(class_names)]
         counts = np.bincount(known, minlength=len(class_names))
-    palette = colours(len(class_names))
+    palette = colors(len(class_names))
     order = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
     return [
         Patch(
@@ -108,45 +111,3 @@ def draw_mask(
     )
     figure.subplots_adjust(0.005, 0.01, 1 - 2.4 / (2 * each + 2.4), 0.99, 0.02)
     figure.savefig(path, format="png", dpi=100)
-
-
-def write_page(
-    path: pathlib.Path,
-    title: str,
-    sections: Sequence[tuple[str, Sequence[tuple[str, Sequence[np.ndarray]]]]],
-    class_names: Sequence[str],
-) -> None:
-    """Writes one HTML file with pictures inside it.
-
-    Args:
-      path: file to write.
-      title: of the page.
-      sections: heading, and rows of a caption and pictures (H, W, 3), from 0 to 1.
-      class_names: of the legend.
-    """
-    palette = (colours(len(class_names)) * 255).round().astype(int)
-    names = " ".join(
-        f'<span><i style="background:rgb({r},{g},{b})"></i>{html.escape(name)}</span>'
-        for (r, g, b), name in zip(palette.tolist(), class_names, strict=True)
-    )
-    body = []
-    for heading, rows in sections:
-        body.append(f"<h2>{html.escape(heading)}</h2>")
-        for caption, pictures in rows:
-            images = "".join(f'<img alt="" src="{_inline(p)}">' for p in pictures)
-            body.append(f"<p>{html.escape(caption)}</p><div>{images}</div>")
-    path.write_text(
-        "<!doctype html><meta charset=utf-8>"
-        f"<title>{html.escape(title)}</title><style>"
-        "body{font:14px sans-serif;margin:2em;max-width:75em}"
-        "img{max-width:32%;margin-right:1%}span{margin-right:1em}"
-        "i{display:inline-block;width:1em;height:1em;margin-right:.3em}</style>"
-        f"<h1>{html.escape(title)}</h1><p>{names}</p>{''.join(body)}\n",
-        encoding="utf-8",
-    )
-
-
-def _inline(picture: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, np.clip(picture, 0, 1), format="png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

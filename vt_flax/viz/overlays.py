@@ -1,4 +1,4 @@
-"""A map of coefficients laid over an image, in colours."""
+"""An attention map over an image, in colors."""
 
 import math
 
@@ -6,60 +6,70 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-COLOURS = "inferno"
+COLORMAP = "inferno"
 
 
 def overlay(
     image: np.ndarray,
     map_: np.ndarray,
     size: tuple[int, int],
-    part: tuple[float, float] = (1.0, 1.0),
+    coverage: tuple[float, float] = (1.0, 1.0),
 ) -> np.ndarray:
-    """Lays a map over the grey version of an image.
+    """Lays an attention map over the grayscale version of an image.
 
     Args:
       image: (H, W, 3), uint8.
-      map_: (h, w), whose cells on the image have the colours from the least to the
-        greatest.
+      map_: (h, w); colors range from its smallest to its largest value on the image.
       size: width and height of the result.
-      part: share of the map's height and width that lies on the image.
+      coverage: fraction of the map's height and width that is on the image.
 
     Returns:
       (height, width, 3), uint8.
     """
-    cells = on_image(map_, part)
+    cells = covered_cells(map_, coverage)
     low, high = cells.min(), cells.max()
-    box = (0, 0, map_.shape[1] * part[1], map_.shape[0] * part[0])
+    box = (0, 0, map_.shape[1] * coverage[1], map_.shape[0] * coverage[0])
     heat = Image.fromarray(map_.astype(np.float32)).resize(
         size, Image.Resampling.BILINEAR, box
     )
     scaled = np.clip((np.asarray(heat) - low) / max(high - low, 1e-12), 0, 1)
-    colours = matplotlib.colormaps[COLOURS](scaled)[..., :3]
-    grey = np.asarray(resized(image, size)).mean(axis=-1, keepdims=True) / 255
-    return np.round(255 * np.clip(0.35 * grey + 0.75 * colours, 0, 1)).astype(np.uint8)
+    colors = matplotlib.colormaps[COLORMAP](scaled)[..., :3]
+    gray = np.asarray(resized(image, size)).mean(axis=-1, keepdims=True) / 255
+    return np.round(255 * np.clip(0.35 * gray + 0.75 * colors, 0, 1)).astype(np.uint8)
 
 
-def on_image(map_: np.ndarray, part: tuple[float, float]) -> np.ndarray:
-    """Returns the cells of a map that lie on the image, also those that do in part."""
-    # Of 3.0000000000000004 cells the fourth is none.
+def covered_cells(map_: np.ndarray, coverage: tuple[float, float]) -> np.ndarray:
+    """Returns the cells of a map that are on the image at least in part."""
+    # 3.0000000000000004 cells are three.
     rows, columns = (
-        math.ceil(round(n * share, 6))
-        for n, share in zip(map_.shape, part, strict=True)
+        math.ceil(round(n * fraction, 6))
+        for n, fraction in zip(map_.shape, coverage, strict=True)
     )
     return map_[:rows, :columns]
 
 
-def share_on_image(map_: np.ndarray, part: tuple[float, float]) -> float:
-    """Returns the sum of a map's cells, each by how much of it lies on the image."""
+def covered_sum(map_: np.ndarray, coverage: tuple[float, float]) -> float:
+    """Returns the sum of a map over the image, cells at its border in part."""
     rows, columns = (
-        np.clip(n * share - np.arange(n), 0, 1)
-        for n, share in zip(map_.shape, part, strict=True)
+        np.clip(n * fraction - np.arange(n), 0, 1)
+        for n, fraction in zip(map_.shape, coverage, strict=True)
     )
     return float(rows @ map_.astype(np.float64) @ columns)
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Resizes an image; of one that grows the pixels are to be seen."""
+    """Resizes an image, by the nearest pixel if it grows."""
     grows = size[0] >= image.shape[1]
     kind = Image.Resampling.NEAREST if grows else Image.Resampling.BILINEAR
     return Image.fromarray(image).resize(size, kind)
+
+
+def shrink(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Returns an image (H, W, 3), uint8, with no side longer than `side` pixels."""
+    image = Image.fromarray(pixels)
+    if max(image.size) <= side:
+        return pixels
+    scale = side / max(image.size)
+    size = tuple(max(1, round(length * scale)) for length in image.size)
+    # The gap lets Pillow take whole blocks of a very large image first.
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))

@@ -62,8 +62,9 @@ def _draw_panel(axes: Axes, report: Report, key: str) -> None:
                 axes.errorbar(x, 100 * mean, 100 * std, color=color, fmt="o", capsize=2)
         middle = (ticks[-len(module["tokens"])] + ticks[-1]) / 2
         if key == "relative_entropy":
-            transform = axes.get_xaxis_transform()
-            axes.text(middle, 1.01, module["module"], transform=transform, ha="center", fontsize=9)
+            style = {"ha": "center", "fontsize": 9}
+            style["transform"] = axes.get_xaxis_transform()
+            axes.text(middle, 1.01, module["module"], **style)
         left += GAP - 1
     axes.set_xticks(ticks, labels, fontsize=7)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
