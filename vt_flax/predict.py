@@ -104,6 +104,7 @@ def main(argv: Sequence[str]) -> None:
     cli.start_devices()
     batch = min(args.batch, len(files))
     network = load(workdir, overrides, step=args.step, best=args.best, batch=batch)
+    cli.keep_programs(network.task.config.compilation_cache)
     if out is None and (args.tokens or network.segments):
         raise UserError("--out FOLDER is missing: where the pictures go")
     if args.tokens and not network.has_tokens:
