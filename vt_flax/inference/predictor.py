@@ -81,7 +81,7 @@ class Predictor:
       model, task, title, batch, step, averaged: as given.
       variables: the weights, on the device.
       class_names: of its classes, in order.
-      segments: whether it says a class of each pixel rather than of each image.
+      segments: whether it predicts a class for each pixel, not for each image.
     """
 
     def __init__(
@@ -155,14 +155,14 @@ class Predictor:
     def predict(
         self, images: Images, *, ignore_orientation: bool = False
     ) -> list[Prediction]:
-        """Returns what the network says of images, of a single one too as a list.
+        """Returns a list of predictions, also for a single image.
 
         Classes with their probabilities, or with their shares of the pixels, and masks
         at each image's own size; see `Prediction`.
         """
         found = []
-        for views, answers in self._batches(self._predict, images, ignore_orientation):
-            for view, *own in zip(views, *answers, strict=True):
+        for views, outputs in self._batches(self._predict, images, ignore_orientation):
+            for view, *own in zip(views, *outputs, strict=True):
                 make = segmented if self.segments else classified
                 found.append(make(view, self.class_names, *own))
         return found
@@ -355,7 +355,7 @@ def load(
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Drops what Orbax says of a folder that is only read."""
+    """Silences the warnings of Orbax about a read-only folder."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(min(verbosity, logging.ERROR))
     try:
