@@ -413,7 +413,7 @@ def test_predict_of_a_classifier(digits, tmp_path, capsys):
     assert [r["image"] for r in rows] == files
     for row in rows:
         classes = [row[f"class {i}"] for i in (1, 2, 3)]
-        shares = [row[f"area {i}"] for i in (1, 2, 3)]
+        shares = [row[f"probability {i}"] for i in (1, 2, 3)]
         assert len(set(classes)) == 3 and set(classes) <= set("0123456789")
         assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
     predict.main([*words, files[0]])
