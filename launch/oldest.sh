@@ -24,7 +24,7 @@ if [ $# -eq 0 ]; then
   set -- tests/training/test_{checkpoint,config,config_files,logging,optimizer}.py \
     tests/nn/test_{tokenizers,transformer}.py tests/models/test_registry.py \
     tests/data/test_{host,images,operations,order,batches,sources}.py \
-    tests/paper/test_chart.py tests/analysis/test_{masks,token_pictures}.py tests/weights \
+    tests/paper/test_chart.py tests/viz tests/weights \
     tests/inference/test_export.py tests/integration/test_{notebooks,wheel}.py \
     tests/integration/test_pods.py::test_two_processes_train_as_one
 fi

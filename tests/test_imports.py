@@ -18,11 +18,11 @@ ROOMS = {
     "data": set(),
     "parallel": set(),
     "training": {"weights", "models", "fused", "nn", "data", "parallel"},
-    "paper": {"analysis", "training", "models", "nn"},
-    "plan": {"analysis", "paper", "training", "models", "data", "parallel"},
-    "measure": {"analysis", "paper", "plan", "training", "models", "data", "parallel"},
-    "analysis": {"training", "models", "nn", "data", "parallel"},
-    "inference": {"analysis", "training", "models", "nn", "data", "parallel"},
+    "inference": {"training", "models", "nn", "data", "parallel"},
+    "viz": {"inference", "training", "models", "nn", "data", "parallel"},
+    "paper": {"viz", "training", "models", "nn"},
+    "plan": {"viz", "paper", "training", "models", "data", "parallel"},
+    "measure": {"viz", "paper", "plan", "training", "models", "data", "parallel"},
     "cli": {"parallel"},
 }
 SHARED = {"errors", "experimental", "locks", "paths", "texts", "version"}

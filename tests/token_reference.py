@@ -1,14 +1,14 @@
-"""Figures of tokens restated in NumPy, float64, an example and a map at a time."""
+"""Token statistics restated in NumPy, float64, an example and a map at a time."""
 
 import itertools
 import math
 
 import numpy as np
 
-LEAST = 1e-6
+MIN_MASS = 1e-6
 
 
-def parts(length, shape, cells):
+def coverage(length, shape, cells):
     """How much of each cell of an axis lies before `length`."""
     side = shape / cells
     return np.asarray(
@@ -16,27 +16,26 @@ def parts(length, shape, cells):
     )
 
 
-def cut(coefficients, length, shape):
-    """A map on an example alone, None if nothing is there; and what was there of it."""
+def crop(coefficients, length, shape):
+    """A map on an example alone, None if nothing is there."""
     rows, columns = (
-        parts(n, s, c)
+        coverage(n, s, c)
         for n, s, c in zip(length, shape, coefficients.shape, strict=True)
     )
-    there = coefficients.astype(np.float64) * rows[:, None] * columns
-    inside = there.sum()
-    return (there / inside if inside >= LEAST else None), inside
+    covered = coefficients.astype(np.float64) * rows[:, None] * columns
+    return covered / covered.sum() if covered.sum() >= MIN_MASS else None
 
 
-def entropies(map_, length, shape):
-    """In nats, and as a share of the most, NaN if there is none."""
+def relative_entropy(map_, length, shape):
+    """As a share of the maximum, NaN if that is 0."""
     if map_ is None:
-        return math.nan, math.nan
+        return math.nan
     nats = -sum(p * math.log(p) for p in map_.ravel() if p > 0)
     cells = math.prod(
-        np.count_nonzero(parts(n, s, c))
+        np.count_nonzero(coverage(n, s, c))
         for n, s, c in zip(length, shape, map_.shape, strict=True)
     )
-    return nats, nats / math.log(cells) if cells > 1 else math.nan
+    return nats / math.log(cells) if cells > 1 else math.nan
 
 
 def overlap(one, other):
@@ -45,116 +44,61 @@ def overlap(one, other):
     return sum(map(min, one.ravel().tolist(), other.ravel().tolist()))
 
 
-def center(map_, length, shape):
-    """Of mass, a cell's being in the middle of what the example has of it."""
-    place = []
-    for axis in range(2):
-        side = shape[axis] / map_.shape[axis]
-        begins = side * np.arange(map_.shape[axis])
-        ends = np.minimum(begins + side, length[axis])
-        middles = (begins + np.maximum(ends, begins)) / 2
-        place.append((map_.sum(1 - axis) * middles).sum() / length[axis])
-    return np.asarray(place)
-
-
-def figures(maps, length, shape):
-    """All figures of one example's maps {module: (heads, L', h, w)}.
-
-    The first of its modules gives all tokens maps.
-    """
-    found, state = {}, []
-    for name, of_heads in maps.items():
-        mean = of_heads.astype(np.float64).mean(0)
-        cuts = [cut(m, length, shape) for m in mean]
-        pairs = [entropies(m, length, shape) for m, _ in cuts]
-        found[f"{name}/entropy"], found[f"{name}/entropy_share"] = zip(
-            *pairs, strict=True
-        )
-        found[f"{name}/outside"] = [1 - inside for _, inside in cuts]
-        if len(of_heads) > 1:
-            heads = [
-                [entropies(cut(m, length, shape)[0], length, shape) for m in head]
-                for head in of_heads
+def statistics(maps, length, shape):
+    """Of one example's maps {module: (heads, tokens, h, w)}."""
+    found = {}
+    for name, per_head in maps.items():
+        mean = [crop(m, length, shape) for m in per_head.astype(np.float64).mean(0)]
+        found[f"{name}/relative_entropy"] = [
+            relative_entropy(m, length, shape) for m in mean
+        ]
+        if len(per_head) > 1:
+            found[f"{name}/head_entropy"] = [
+                [relative_entropy(crop(m, length, shape), length, shape) for m in head]
+                for head in per_head
             ]
-            found[f"{name}/head_entropy"] = np.asarray(heads)[..., 0]
-            found[f"{name}/head_entropy_share"] = np.asarray(heads)[..., 1]
-        new = [m for m, _ in cuts]
-        if len(new) > 1:
-            between = [overlap(a, b) for a, b in itertools.combinations(new, 2)]
-            known = [o for o in between if not math.isnan(o)]
-            found[f"{name}/overlap"] = np.mean(known) if known else math.nan
-        if name.startswith("module"):
-            if state:
-                found[f"{name}/moved_overlap"] = [
-                    [overlap(a, b) for b in new] for a in state
-                ]
-                found[f"{name}/moved_distance"] = [
-                    np.linalg.norm(center(a, length, shape) - center(b, length, shape))
-                    if a is not None and b is not None
-                    else math.nan
-                    for a, b in zip(state, new, strict=False)
-                ]
-            # All are replaced, or the first half; then what was kept comes first.
-            state = [*state[len(new) :], *new]
+        pairs = np.full((len(mean), len(mean)), np.nan)
+        for i, j in itertools.permutations(range(len(mean)), 2):
+            pairs[i, j] = overlap(mean[i], mean[j])
+        known = np.maximum((~np.isnan(pairs)).sum(1), 1)
+        means = np.nansum(pairs, 1) / known
+        alone = np.isnan(pairs).all(1)
+        found[f"{name}/overlap"] = np.where(alone, np.nan, means)
     return {key: np.asarray(value, np.float64) for key, value in found.items()}
 
 
-def class_figures(maps, label, length, shape, classes, background):
-    """Shares of classes of one example's maps {module: (L, h, w)}, 255: no label."""
-    height, width = label.shape
-    everywhere = np.full((1, 1, 1), 1.0)
-    found = {}
-    for name, of_module in {**maps, "": everywhere}.items():
+def class_statistics(maps, label, length, shape, classes, background):
+    """Of one example's maps {module: (tokens, h, w)}; a label of 255 is none."""
+    kinds = [*range(classes), 255]
+    front = [i for i in range(classes) if i not in background]
+    area = np.asarray([np.mean(label == kind) for kind in kinds])
+    found = {"area": area, "foreground_area": area[front].sum()}
+    for name, of_module in maps.items():
+        cells = of_module.shape[1:]
+        pixels = [[[] for _ in range(cells[1])] for _ in range(cells[0])]
+        for y, x in np.ndindex(*label.shape):
+            # The center of the pixel, in cells.
+            row, column = (
+                int((i + 0.5) * length[axis] / label.shape[axis] * n / shape[axis])
+                for axis, (i, n) in enumerate(zip((y, x), cells, strict=True))
+            )
+            pixels[row][column].append(label[y, x])
         shares = []
-        for map_ in of_module.astype(np.float64):
-            # A map of one cell that is the whole example: its area.
-            whole = shape if name else length
-            spread = np.zeros((height, width))
-            for y, x in np.ndindex(height, width):
-                spread[y, x] = (
-                    _in_pixel(y, height, length[0], map_.shape[0], whole[0])
-                    @ map_
-                    @ _in_pixel(x, width, length[1], map_.shape[1], whole[1])
-                )
-            mine = [spread[label == k].sum() for k in (*range(classes), 255)]
-            shares.append(np.asarray(mine) / sum(mine))
-        front = [i for i in range(classes) if i not in background]
-        prefix = f"{name}/" if name else ""
-        shares = np.asarray(shares) if name else shares[0]
-        found[f"{prefix}classes"] = shares
-        found[f"{prefix}foreground"] = shares[..., front].sum(-1)
+        for map_ in of_module:
+            map_ = crop(map_, length, shape)
+            mine = np.zeros(len(kinds))
+            for row, column in np.ndindex(*cells):
+                inside = pixels[row][column]
+                for value in inside:
+                    mine[kinds.index(value)] += map_[row, column] / len(inside)
+            shares.append(mine / mine.sum())
+        found[f"{name}/classes"] = np.asarray(shares)
+        found[f"{name}/foreground"] = np.asarray(shares)[:, front].sum(-1)
     return found
 
 
-def _in_pixel(index, own, length, cells, extent):
-    """The share of each cell that lies in a pixel of the example."""
-    low, high = index * length / own, (index + 1) * length / own
-    side = extent / cells
-    edges = side * np.arange(cells)
-    inside = np.minimum(high, edges + side) - np.maximum(low, edges)
-    return np.maximum(inside, 0) / side
-
-
-def best_match(overlaps):
-    """For each new token the earlier one, of all ways the one that overlaps most."""
-    earlier, new = overlaps.shape
-    ways = itertools.permutations(range(earlier), new)
-    return max(ways, key=lambda way: sum(overlaps[e, n] for n, e in enumerate(way)))
-
-
-def information(shares):
-    """Mutual information of token and class in nats, and of the class's entropy."""
-    joint = shares / shares.sum()
-    token, classes = joint.sum(1), joint.sum(0)
-    nats = sum(
-        joint[t, c] * math.log(joint[t, c] / token[t] / classes[c])
-        for t, c in zip(*np.nonzero(joint), strict=True)
-    )
-    return nats, nats / -sum(p * math.log(p) for p in classes if p)
-
-
 def all_examples(rows):
-    """Means and spreads of examples' figures, those that are not there left out."""
+    """Means and standard deviations over examples, leaving out NaN."""
     return {
         key: (
             np.nanmean([row[key] for row in rows], 0),

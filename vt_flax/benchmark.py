@@ -126,8 +126,8 @@ def _input(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             f"{config.model.name} is for {task}"
         )
     # JAX and matplotlib take a while to import.
-    from vt_flax.analysis.contact_sheet import draw_sheet
     from vt_flax.measure.input import report
+    from vt_flax.viz.contact_sheet import draw_sheet
 
     data = config.data
     source = open_configured(data, data.train_split)

@@ -6,10 +6,10 @@ python -m vt_flax.evaluate --workdir runs/quickstart --token_picture tokens.png
 python -m vt_flax.evaluate --workdir runs/shapes --page page.html
 python -m vt_flax.evaluate --workdir runs/shapes --tokens
 
---tokens reports what the tokens do instead: entropy of each one's coefficients, their
-share on foreground and classes where there are masks, overlaps, and where tokens move
-from module to module. It is told in tables, and in all detail in tokens.json and a
-chart, tokens.png. Of the averaged weights, if there are any.
+--tokens prints token statistics instead: for each token the entropy of its attention
+map, its overlap with other tokens and, where there are masks, its share on foreground
+and classes. FOLDER gets all values (tokens.json) and a chart (tokens.png). EMA weights
+are used if there are any.
 
 --best takes the checkpoint that was best in evaluation while the run went on. On
 several machines, start the same command on each; see below.
@@ -28,7 +28,6 @@ import jax
 from ml_collections import ConfigDict
 
 from vt_flax import cli
-from vt_flax.analysis.figures import check_name, check_place
 from vt_flax.data.split_check import split_notes
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
@@ -45,6 +44,7 @@ from vt_flax.training.step import compile_eval_step
 from vt_flax.training.tasks import task_of
 from vt_flax.training.tasks.segmentation import Segmentation
 from vt_flax.training.workdir import check_classes, read_run
+from vt_flax.viz.figures import check_name, check_place
 
 
 def main(argv: Sequence[str]) -> None:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         nargs="?",
         const="",
         metavar="FOLDER",
-        help="a report on the tokens over the whole split (WORKDIR/tokens)",
+        help="token statistics of the whole split (default folder: WORKDIR/tokens)",
     )
     cli.add_format_argument(parser)
     cli.add_process_arguments(parser)
@@ -92,10 +92,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--token_picture: see `predict --tokens` for segmentation")
     modules = None
     if args.tokens is not None or picture:
-        from vt_flax.inference import token_report
+        from vt_flax.inference.token_statistics import find_modules
 
         option = "--token_picture" if args.tokens is None else "--tokens"
-        found = token_report.find_modules(config, len(record.class_names), option)
+        found = find_modules(config, len(record.class_names), option)
         modules = None if args.tokens is None else found
     run = prepare(config)
     for note in (
@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> None:
     variables = {"params": params, "batch_stats": batch_stats}
     # matplotlib takes a while to import: only who wants a picture waits for it.
     if page:
-        from vt_flax.analysis.extremes import draw_extremes
+        from vt_flax.viz.extremes import draw_extremes
 
         @jax.jit
         def predict(variables, images, sizes):
@@ -156,9 +156,14 @@ def main(argv: Sequence[str]) -> None:
             draw_extremes(page, run, functools.partial(predict, variables))
         print(f"wrote {page}", file=sys.stderr)
     if picture:
-        from vt_flax.inference.split_tokens import draw_tokens
+        from vt_flax.inference.predictor import Predictor
+        from vt_flax.viz.split_tokens import draw_tokens
 
-        draw_tokens(picture, run.model, variables, run.eval_source, config)
+        network = Predictor(run.model, variables, run.task, "")
+        with writing(f"--token_picture {picture}"):
+            draw_tokens(picture, network, run.eval_source, config.data)
+        # Standard output is for results, which may be JSON.
+        print(f"wrote {picture}", file=sys.stderr)
 
 
 def _file(
@@ -180,34 +185,33 @@ def _report_tokens(
     origin: dict[str, Any],
     form: str,
 ) -> None:
-    """Writes and prints the report on the tokens: see `token_report.measure`."""
-    from vt_flax.inference import token_report, token_tables
+    """Writes and prints the token statistics; see `token_statistics.measure`."""
+    from vt_flax.inference import token_statistics
 
-    # Before all the images are gone through.
+    # Before a pass over the dataset.
     if jax.process_index() == 0:
         with writing(f"--tokens {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
-    found = token_report.measure(run, weights, modules)
+    measured = token_statistics.measure(run, weights, modules)
     if jax.process_index():
         return
-    report = {
-        "network": run.config.model.name,
-        "dataset": run.eval_source.name,
-        **origin,
-        **found,
-    }
+    # matplotlib takes a while to import.
+    from vt_flax.viz.token_chart import draw_chart
+
+    network, dataset = run.config.model.name, run.eval_source.name
+    report = {"network": network, "dataset": dataset, **origin, **measured}
+    files = folder / "tokens.json", folder / "tokens.png"
     with writing(f"--tokens {folder}"):
-        files = token_report.write_report(folder, report)
+        files[0].write_text(json_text(report) + "\n")
+        draw_chart(files[1], report)
     if form == "json":
         print(json_text(report))
     else:
-        rows = token_tables.token_rows(report)
-        cli.print_rows(rows, form, token_tables.title(report))
-        cli.print_rows(token_tables.module_rows(report), form)
-        if report["moves"]:
-            cli.print_rows(token_tables.move_rows(report), form)
-        for note in token_tables.notes(report):
-            print(printable(note))
+        rows, title = (
+            token_statistics.table_rows(report),
+            token_statistics.title(report),
+        )
+        cli.print_rows(rows, form, title, report["notes"])
     for file in files:
         print(f"wrote {file}", file=sys.stderr)
 

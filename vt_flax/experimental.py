@@ -1,9 +1,12 @@
 """The one place that imports what JAX calls experimental, for those who need it."""
 
+import importlib
 import types
+from typing import TYPE_CHECKING
 
-from jax.experimental import mesh_utils, pallas, topologies
-from jax.experimental.pallas import tpu as pallas_tpu
+if TYPE_CHECKING:
+    from jax.experimental import mesh_utils, pallas, topologies
+    from jax.experimental.pallas import tpu as pallas_tpu
 
 __all__ = [
     "mesh_utils",
@@ -12,6 +15,13 @@ __all__ = [
     "tensorflow_bridge",
     "topologies",
 ]
+
+
+def __getattr__(name: str) -> types.ModuleType:
+    """Imports a module on first use: Pallas takes a third of a second."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"jax.experimental.{name.replace('_tpu', '.tpu')}")
 
 
 def tensorflow_bridge() -> types.ModuleType:

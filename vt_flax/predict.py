@@ -1,25 +1,24 @@
-"""What a trained network says of images: their classes, or a mask for each.
+"""Predict classes or segmentation masks of images with a trained network.
 
 python -m vt_flax.predict --workdir runs/quickstart digit.png
 python -m vt_flax.predict --workdir runs/quickstart --out pictures --tokens FOLDER
 python -m vt_flax.predict --workdir runs/shapes --out pictures "shots/**/*.jpg"
 
-IMAGE is a file; a folder, whose images are taken, and those of the folders in it; or a
-pattern in quotes. Of a network that classifies, the likeliest classes are printed; of
-one that segments, the shares of the largest classes, and the mask is drawn over the
-image as OUT/NAME.png, with a legend. --tokens also draws where each token looks,
-OUT/NAME_tokens.png: the coefficients of every tokenizer over the image, and for
-segmentation those of the projectors. OUT/index.html has all images in one page that
-needs nothing else: their classes, masks and tokens, to be sorted in the browser. What
-an earlier predict has left in OUT is replaced; of other files, only with --overwrite.
+IMAGE is a file, a folder (searched recursively) or a pattern in quotes. A classifier
+prints the most likely classes; a segmentation network prints the largest classes, and
+draws the mask over the image with a legend, OUT/NAME.png. --tokens also draws the
+attention maps of each token over the image, OUT/NAME_tokens.png: those of every
+tokenizer, and for segmentation those of the projectors. OUT/index.html shows all images
+with classes, masks and tokens on one self-contained page that can be sorted. What an
+earlier predict has left in OUT is replaced; other files only with --overwrite.
 
 Images are turned upright by their EXIF orientation, as training and evaluation turn
 those of class folders. A network that was trained on a TFDS dataset has seen images as
 they are stored; --ignore_orientation uses them like that.
 
-Averaged weights are taken where there are any. The configuration is the workdir's;
---config.k=v changes it. A file that is no image is named, the others are done; the exit
-status is then 2.
+EMA weights are used if there are any. The configuration is the workdir's;
+--config.k=v changes it. An unreadable file prints an error line and does not stop the
+others; the exit status is then 2.
 """
 
 import contextlib
@@ -37,29 +36,40 @@ from vt_flax.paths import local_folder, writing
 from vt_flax.texts import printable
 
 if TYPE_CHECKING:
-    from vt_flax.inference.gallery import Gallery
     from vt_flax.inference.predictions import Prediction
     from vt_flax.inference.predictor import Predictor
+    from vt_flax.inference.views import View
+    from vt_flax.viz.gallery import Gallery
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     parser = cli.make_parser("predict", __doc__)
     cli.add_checkpoint_arguments(parser)
-    parser.add_argument("--out", default="", metavar="FOLDER", help="for pictures")
+    parser.add_argument(
+        "--out", default="", metavar="FOLDER", help="folder for pictures"
+    )
     parser.add_argument(
         "--overwrite",
         action="store_true",
         help="replace files in --out that predict has not made",
     )
     parser.add_argument(
-        "--top", type=int, default=3, metavar="K", help="classes to tell (%(default)s)"
+        "--top",
+        type=int,
+        default=3,
+        metavar="K",
+        help="number of classes per image (%(default)s)",
     )
     parser.add_argument(
-        "--batch", type=int, default=16, metavar="N", help="at a time (%(default)s)"
+        "--batch",
+        type=int,
+        default=16,
+        metavar="N",
+        help="number of images per batch (%(default)s)",
     )
     parser.add_argument(
-        "--tokens", action="store_true", help="draw where each token looks"
+        "--tokens", action="store_true", help="draw the attention maps of tokens"
     )
     parser.add_argument(
         "--heads", action="store_true", help="with --tokens: also head by head"
@@ -67,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--ignore_orientation",
         action="store_true",
-        help="use images as they are stored, not turned by their EXIF orientation",
+        help="ignore EXIF orientation",
     )
     cli.add_format_argument(parser)
     parser.add_argument(
@@ -88,13 +98,13 @@ def main(argv: Sequence[str]) -> None:
         args.images, out, lambda e: _refuse(f"{e.filename}: {e.strerror}", refused)
     )
     count = len(files) + len(refused)
-    # Late, because JAX takes seconds to come: bad arguments need not wait.
-    from vt_flax.inference.gallery import PAGE, Gallery, picture_names
+    # Late, because JAX takes seconds to import: bad arguments need not wait.
     from vt_flax.inference.predictor import load
 
     cli.start_devices()
     batch = min(args.batch, len(files))
     network = load(workdir, overrides, step=args.step, best=args.best, batch=batch)
+    cli.keep_programs(network.task.config.compilation_cache)
     if out is None and (args.tokens or network.segments):
         raise UserError("--out FOLDER is missing: where the pictures go")
     if args.tokens and not network.has_tokens:
@@ -102,6 +112,9 @@ def main(argv: Sequence[str]) -> None:
     top = min(args.top, len(network.class_names))
     names: list[str] = []
     if out is not None:
+        # matplotlib takes a while to import too.
+        from vt_flax.viz.gallery import PAGE, Gallery, picture_names
+
         patterns = picture_names(network, tokens=args.tokens, heads=args.heads)
         names = _names(files, patterns)
         _check_out(out, files, names, patterns)
@@ -127,67 +140,71 @@ def main(argv: Sequence[str]) -> None:
 
 def _predict(
     files: Sequence[pathlib.Path],
-    names: Sequence[str],
+    stems: Sequence[str],
     network: "Predictor",
     gallery: "Gallery | None",
     top: int,
     refused: list[str],
     ignore_orientation: bool,
 ) -> list[dict[str, Any]]:
-    """Goes through the files a batch at a time, and returns a row for each image.
+    """Predicts the files a batch at a time, and returns a row for each image.
 
     Args:
       files: images.
-      names: of their pictures; none without a gallery.
-      network: what speaks of them.
-      gallery: where pictures are drawn, if they are.
-      top: classes of a row.
-      refused: what is wrong with a file is added to it.
-      ignore_orientation: keeps images as they are stored.
+      stems: names of their pictures without endings; unused without a gallery.
+      network: the network.
+      gallery: folder of pictures; None to draw none.
+      top: number of classes in a row.
+      refused: errors of files are appended to it.
+      ignore_orientation: see `read_picture`.
     """
-    from vt_flax.inference.gallery import Shown
     from vt_flax.inference.reading import read_picture
+    from vt_flax.inference.views import view_of
+
+    if gallery:
+        from vt_flax.viz.gallery import Shown
 
     rows: list[dict[str, Any]] = []
-    some: list[Shown] = []
-    own: list[str] = []
+    views: list[View] = []
+    shown: list[Shown] = []
 
     def finish() -> None:
-        found = network.predict([shown.view for shown in some])
-        for shown, prediction in zip(some, found, strict=True):
-            for note in shown.picture.notes:
-                _say(f"note: {shown.picture.name}: {note}")
+        predictions = network.predict(views)
+        for view, prediction in zip(views, predictions, strict=True):
+            for note in view.notes:
+                _print(f"note: {view.name}: {note}")
             rows.append(_row(prediction, top, segments=network.segments))
         if gallery:
-            gallery.add(own, some, found)
-        some.clear()
-        own.clear()
+            gallery.add(shown, views, predictions)
+        views.clear()
+        shown.clear()
 
     for i, file in enumerate(
         tqdm(files, unit=" images", disable=None, leave=False, file=sys.stderr)
     ):
         try:
             picture = read_picture(file, ignore_orientation=ignore_orientation)
-            some.append(Shown.of(picture, network))
-            own.append(names[i] if gallery else "")
+            views.append(view_of(picture, network.task))
+            if gallery:
+                shown.append(Shown.of(stems[i], picture))
         except UserError as error:
             _refuse(str(error), refused)
             if gallery:
                 gallery.page.leave_out(str(error))
-        if len(some) == network.batch:
+        if len(views) == network.batch:
             finish()
-    if some:
+    if views:
         finish()
     return rows
 
 
 def _row(prediction: "Prediction", top: int, *, segments: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"image": prediction.name}
-    for i in range(top):
-        told = i < len(prediction.shares)
-        of, share = prediction.shares[i] if told else (None, None)
-        row[f"class {i + 1}"] = of
-        row[f"share {i + 1}"] = round(share, 4) if told else None
+    kind = "area" if segments else "probability"
+    scores = [(name, round(score, 4)) for name, score in prediction.scores[:top]]
+    scores += [(None, None)] * (top - len(scores))
+    for i, (name, score) in enumerate(scores, 1):
+        row |= {f"class {i}": name, f"{kind} {i}": score}
     if segments:
         row["confidence"] = round(prediction.confidence, 4)
     return row
@@ -195,21 +212,21 @@ def _row(prediction: "Prediction", top: int, *, segments: bool) -> dict[str, Any
 
 def _refuse(line: str, refused: list[str]) -> None:
     refused.append(line)
-    _say(f"error: {line}")
+    _print(f"error: {line}")
 
 
-def _say(line: str) -> None:
-    """Prints a line on stderr, above a progress line that may be there."""
+def _print(line: str) -> None:
+    """Prints a line on stderr, above a progress line."""
     tqdm.write(printable(" ".join(line.split())), file=sys.stderr)
 
 
 def _names(files: Sequence[pathlib.Path], patterns: Sequence[str]) -> list[str]:
-    """Returns a name for each file's pictures; files may share theirs."""
+    """Returns distinct names for the pictures of files, which may share their own."""
     names: list[str] = []
     taken: set[str] = set()
     counts: dict[str, int] = {}
     for file in files:
-        # Names of files have 255 bytes at most, and something is put behind this one.
+        # File names have at most 255 bytes, and a suffix is added to this one.
         name = stem = os.fsdecode(os.fsencode(file.stem)[:200])
         while taken & (pictures := {pattern.format(name) for pattern in patterns}):
             counts[stem] = counts.get(stem, 1) + 1
@@ -225,8 +242,8 @@ def _check_out(
     names: Sequence[str],
     patterns: Sequence[str],
 ) -> None:
-    """Checks that no picture would be written over an image."""
-    # pathlib's own resolving raises an error for a link to itself.
+    """Checks that no picture would overwrite an image."""
+    # pathlib's resolve raises an error for a link to itself.
     images = {os.path.realpath(file) for file in files}
     for name in names:
         for pattern in patterns:
@@ -241,16 +258,16 @@ def _check_out(
 def _check_others(
     out: pathlib.Path, names: Sequence[str], patterns: Sequence[str]
 ) -> None:
-    """Checks that no file would be replaced that predict has not made."""
-    from vt_flax.inference.gallery import PAGE
-    from vt_flax.inference.page import is_page
+    """Checks that only files of an earlier predict would be replaced."""
+    from vt_flax.viz.gallery import PAGE
+    from vt_flax.viz.page import is_prediction_page
 
-    # The page tells whose folder it is; pictures have no mark of their own.
-    if is_page(out / PAGE):
+    # The page identifies the folder; pictures have no mark.
+    if is_prediction_page(out / PAGE):
         return
     pictures = (pattern.format(name) for name in names for pattern in patterns)
     for file in (PAGE, *pictures):
-        # A link to nowhere too is somebody's.
+        # Broken links too.
         if os.path.lexists(out / file):
             raise UserError(
                 f"--out {out}: {file} is there and not made by predict: choose another "

@@ -100,9 +100,9 @@ def print_paper(form: str) -> None:
 def draw(chart: str, runs: Sequence[pathlib.Path]) -> None:
     """Draws the chart of published figures, and of some runs if there are any."""
     # matplotlib takes a while to import: only who wants a picture waits for it.
-    from vt_flax.analysis.figures import check_name
     from vt_flax.paper.chart import draw_chart
     from vt_flax.paper.runs import evaluated_result
+    from vt_flax.viz.figures import check_name
 
     path = local_folder("--chart", chart)
     check_name("--chart", path)

@@ -85,7 +85,7 @@ def test_orientation_is_ignored_where_asked(classify, tmp_path):
         features = classify.features(file, **options)
         (prediction,) = classify.predict(file, **options)
         view = classify.view(file, **options).pixels
-        return view, tokens, features["C4"], prediction.shares
+        return view, tokens, features["C4"], prediction.scores
 
     ignored = seen("turned.png", ignore_orientation=True)
     for found, name in ((ignored, "plain.png"), (seen("turned.png"), "upright.png")):
@@ -107,8 +107,8 @@ def test_probabilities(classify):
     powers = np.exp(logits - logits.max(1, keepdims=True))
     expected = powers / powers.sum(1, keepdims=True)
     for i, prediction in enumerate(found):
-        told = dict(prediction.shares)
-        assert [of for of, _ in prediction.shares] == sorted(
+        told = dict(prediction.scores)
+        assert [of for of, _ in prediction.scores] == sorted(
             NAMES, key=told.get, reverse=True
         )
         np.testing.assert_allclose([told[n] for n in NAMES], expected[i], atol=1e-5)
@@ -126,12 +126,12 @@ def test_one_program_whatever_comes(tmp_path):
     few = network.predict(images[:3])
     (one,) = network.predict(images[5])
     assert network._predict._cache_size() == 1
-    assert [p.shares for p in few] == [p.shares for p in many[:3]]
-    assert one.shares == many[5].shares
+    assert [p.scores for p in few] == [p.scores for p in many[:3]]
+    assert one.scores == many[5].scores
     Image.fromarray(images[1]).save(tmp_path / "1.png")
     mixed = [Image.fromarray(images[0]), tmp_path / "1.png", network.view(images[2])]
     found = network.predict(mixed)
-    assert [p.shares for p in found] == [p.shares for p in many[:3]]
+    assert [p.scores for p in found] == [p.scores for p in many[:3]]
     assert [p.name for p in found] == ["image 0", str(tmp_path / "1.png"), "image 0"]
     assert network._predict._cache_size() == 1
     assert network.predict([]) == []
@@ -227,22 +227,22 @@ def test_masks(segment):
         np.testing.assert_array_equal(prediction.mask[sure], wide.argmax(-1)[sure])
         assert prediction.confidence == pytest.approx(shares.max(-1).mean(), abs=1e-4)
         counts = np.bincount(prediction.mask.ravel(), minlength=3) / (height * width)
-        assert dict(prediction.shares) == {
+        assert dict(prediction.scores) == {
             name: share for name, share in zip(NAMES, counts, strict=True) if share
         }
     large = found[2]
     assert large.mask.shape == (61, 90) and large.classes.shape == (19, 28)
-    assert sum(share for _, share in large.shares) == pytest.approx(1)
+    assert sum(share for _, share in large.scores) == pytest.approx(1)
 
 
 def test_tokens_of_a_pyramid(segment):
     images = [blocks(20, 28), blocks(10, 21)]
-    looks = segment.looks(images)
-    assert list(looks.tokens) == ["level2", "level3", "level4", "level5"]
-    np.testing.assert_array_equal(looks.parts, [(1, 1), (0.5, 0.75)])
-    for image, shown in zip(images, looks.images, strict=True):
+    attention = segment.attention(images)
+    assert list(attention.tokens) == ["level2", "level3", "level4", "level5"]
+    np.testing.assert_array_equal(attention.coverage, [(1, 1), (0.5, 0.75)])
+    for image, shown in zip(images, attention.images, strict=True):
         np.testing.assert_array_equal(shown, image)
-    for maps in looks.tokens.values():
+    for maps in attention.tokens.values():
         assert maps.kind == "static" and maps.coefficients.shape[:3] == (2, 1, 8)
         assert maps.projection.shape[:3] == (2, 2, 8)
         assert maps.projection.shape[3:] == maps.coefficients.shape[3:]
@@ -288,9 +288,9 @@ def test_folders_bytes_and_arrays_of_paths(classify, tmp_path):
     ):
         found = classify.predict(images)
         assert [p.name for p in found] == names
-        assert [p.shares for p in found] == [p.shares for p in expected]
+        assert [p.scores for p in found] == [p.scores for p in expected]
         assert len(classify.features(images)["C4"]) == 3
-        assert len(classify.looks(images).images) == 3
+        assert len(classify.attention(images).images) == 3
     np.testing.assert_array_equal(
         classify.view(encoded[0]).pixels, classify.view(noise(20, 24)).pixels
     )
@@ -302,7 +302,7 @@ def test_folders_bytes_and_arrays_of_paths(classify, tmp_path):
 def test_broken_weights_are_told(classify, monkeypatch):
     broken = jax.tree.map(lambda x: x * np.nan, classify.variables)
     monkeypatch.setattr(classify, "variables", broken)
-    with pytest.raises(UserError, match="^image 0: what the network says is no number"):
+    with pytest.raises(UserError, match="^image 0: .* probabilities are not"):
         classify.predict(noise(8, 8))
     with pytest.raises(UserError, match="batch 0: must be at least 1"):
         classifier(batch=0)
@@ -319,7 +319,7 @@ def test_networks_are_pickled(classify, segment):
         (expected,) = network.predict(image)
         for (found,) in (again, copy.deepcopy(network).predict(image)):
             # A program for another number of images may round otherwise.
-            assert dict(found.shares) == pytest.approx(dict(expected.shares), rel=1e-6)
+            assert dict(found.scores) == pytest.approx(dict(expected.scores), rel=1e-6)
             np.testing.assert_array_equal(found.mask, expected.mask)
 
 
@@ -329,7 +329,7 @@ def test_views_are_taken_as_they_are(classify):
     view = view_of(read_picture(image, "that"), classify.task)
     (found,) = classify.predict([view])
     assert found.name == "that" and found.size == (33, 44)
-    assert found.shares == classify.predict(image)[0].shares
+    assert found.scores == classify.predict(image)[0].scores
 
 
 @pytest.mark.slow

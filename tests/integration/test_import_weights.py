@@ -351,7 +351,7 @@ def test_predict_names_imagenets_classes(tmp_path, monkeypatch, capsys, torch):
     row = json.loads(run(predict.main, arguments, monkeypatch, capsys))[0]
     names = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split()
     assert row["class 1"] == names[best]
-    assert row["share 1"] == pytest.approx(shares[best] / shares.sum(), abs=1e-4)
+    assert row["probability 1"] == pytest.approx(shares[best] / shares.sum(), abs=1e-4)
 
 
 def test_evaluate(digits, tmp_path, monkeypatch, capsys, torch):

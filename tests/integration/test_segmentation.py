@@ -241,8 +241,8 @@ def test_evaluate_prints_two_tables_json_and_a_page(trained, tmp_path, capsys):
     parts = text.split("<h2>")[1:]
     orders = []
     for part in parts:
-        rows = part.split("<p>example ")[1:]
-        assert all(row.count("data:image/png;base64,") == 3 for row in rows)
+        rows = part.split("<h3>example ")[1:]
+        assert all(row.count(";base64,") == 3 for row in rows)
         values = [float(row.split("mIoU ")[1].split(" %")[0]) for row in rows]
         numbers = [int(row.split(":")[0]) for row in rows]
         assert sorted(numbers) == list(range(6))
@@ -356,7 +356,7 @@ def test_predict_at_the_images_own_size(trained, tmp_path, capsys):
     assert (found["turned.jpg"] == same).mean() > 0.9
     for row, name in zip(rows, names[::2], strict=True):
         shares = np.bincount(found[name].ravel(), minlength=3) / found[name].size
-        told = {row[f"class {i}"]: row[f"share {i}"] for i in (1, 2, 3)}
+        told = {row[f"class {i}"]: row[f"area {i}"] for i in (1, 2, 3)}
         told.pop(None, None)
         assert told == {n: round(s, 4) for n, s in zip(NAMES, shares, strict=True) if s}
         assert list(told.values()) == sorted(told.values(), reverse=True)
@@ -414,7 +414,7 @@ def test_predict_of_a_classifier(digits, tmp_path, capsys):
     assert [r["image"] for r in rows] == files
     for row in rows:
         classes = [row[f"class {i}"] for i in (1, 2, 3)]
-        shares = [row[f"share {i}"] for i in (1, 2, 3)]
+        shares = [row[f"probability {i}"] for i in (1, 2, 3)]
         assert len(set(classes)) == 3 and set(classes) <= set("0123456789")
         assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
     predict.main([*words, files[0]])

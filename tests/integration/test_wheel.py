@@ -26,6 +26,7 @@ FILES = [
 ]
 FOLDERS = "vt_flax configs launch tests docs".split()
 MODULES = [path.relative_to(ROOT) for path in (ROOT / "vt_flax").rglob("*.py")]
+TEMPLATES = [path.relative_to(ROOT) for path in (ROOT / "vt_flax").rglob("*.j2")]
 CONFIGS = [path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.py")]
 COMMANDS = [
     path.stem
@@ -122,14 +123,15 @@ def test_a_source_distribution_can_be_tested(sdist):
     with tarfile.open(sdist) as archive:
         files = {name.partition("/")[2] for name in archive.getnames()}
     assert {*FILES, "launch/test.sh", "docs/chart.png", "tests/pods.py"} <= files
-    assert {path.as_posix() for path in (*MODULES, *CONFIGS)} <= files
+    assert {path.as_posix() for path in (*MODULES, *TEMPLATES, *CONFIGS)} <= files
     assert not any("__pycache__" in name for name in files)
 
 
 def test_a_wheel_holds_the_modules_and_the_configurations(installed):
     found = {path.relative_to(installed) for path in installed.glob("vt_flax/**/*")}
     files = {path for path in found if (installed / path).is_file()}
-    assert files == {*MODULES, *("vt_flax" / path for path in CONFIGS)}
+    configs = ("vt_flax" / path for path in CONFIGS)
+    assert files == {*MODULES, *TEMPLATES, *configs}
     assert {path.name for path in installed.iterdir()} == {
         "vt_flax",
         f"vt_flax-{__version__}.dist-info",

@@ -1,1 +1,1 @@
-"""Trained networks in use: what they say of images, and where their tokens look."""
+"""Trained networks: predictions, exported programs and token statistics."""

@@ -1,4 +1,4 @@
-"""Which files are meant: images, folders of them, and patterns."""
+"""Finds image files by name, by folder and by pattern."""
 
 import glob
 import os
@@ -54,7 +54,7 @@ def find_images(
             if not some:
                 raise UserError(f"{name}: no image matches this pattern")
         else:
-            # One that is not there is told of when it is read.
+            # Reading it raises the error if it is missing.
             some = [path]
         found |= dict.fromkeys(some)
     return list(found)

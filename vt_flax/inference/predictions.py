@@ -1,4 +1,4 @@
-"""What a network says of an image."""
+"""The prediction for one image."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from vt_flax.inference.views import View
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a network says of an image.
+    """Classes of an image, or of each of its pixels.
 
     Attributes:
       name: of the image.
-      shares: classes, the likeliest or largest first, each with its probability or its
-        share of the pixels.
+      scores: (class, score) pairs, best first: probabilities; of a mask, the fraction
+        of the pixels of each class.
       confidence: the probability of the likeliest class; of a mask, the mean over the
         pixels of the probabilities of their classes.
       size: height and width of the image.
@@ -26,7 +26,7 @@ class Prediction:
     """
 
     name: str
-    shares: Sequence[tuple[str, float]]
+    scores: Sequence[tuple[str, float]]
     confidence: float
     size: tuple[int, int]
     classes: np.ndarray | None = None
@@ -47,20 +47,20 @@ class Prediction:
 def classified(
     view: View, class_names: Sequence[str], probabilities: np.ndarray
 ) -> Prediction:
-    """Returns what the probabilities of classes say.
+    """Returns the prediction of a classifier.
 
     Raises:
-      UserError: if they are no numbers.
+      UserError: if they are not finite.
     """
     order = np.argsort(-probabilities, kind="stable")
-    shares = [(class_names[i], float(probabilities[i])) for i in order]
-    return _checked(Prediction(view.name, shares, shares[0][1], view.size))
+    scores = [(class_names[i], float(probabilities[i])) for i in order]
+    return _checked(Prediction(view.name, scores, scores[0][1], view.size))
 
 
 def segmented(
     view: View, class_names: Sequence[str], classes: np.ndarray, confidence: float
 ) -> Prediction:
-    """Returns what the classes of pixels say.
+    """Returns the prediction of a segmentation network.
 
     Args:
       view: of the image.
@@ -69,7 +69,7 @@ def segmented(
       confidence: see `Prediction`.
 
     Raises:
-      UserError: if the network's probabilities are no numbers.
+      UserError: if the probabilities are not finite.
     """
     height, width = view.lengths
     # A copy, so that the batch it is cut from can go.
@@ -79,14 +79,14 @@ def segmented(
     counts = np.asarray(found.mask_of(view.size).histogram())[: len(class_names)]
     order = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
     pixels = view.size[0] * view.size[1]
-    shares = [(class_names[i], float(counts[i] / pixels)) for i in order]
-    return _checked(dataclasses.replace(found, shares=shares))
+    scores = [(class_names[i], float(counts[i] / pixels)) for i in order]
+    return _checked(dataclasses.replace(found, scores=scores))
 
 
 def _checked(prediction: Prediction) -> Prediction:
     if not np.isfinite(prediction.confidence):
         raise UserError(
-            f"{prediction.name}: what the network says is no number; its weights are "
-            "broken: take another checkpoint"
+            f"{prediction.name}: the network's probabilities are not finite; its "
+            "weights are broken: take another checkpoint"
         )
     return prediction

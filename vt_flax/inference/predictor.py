@@ -1,4 +1,4 @@
-"""A trained network: what it says of images, and what it computes on the way."""
+"""Predictor: a trained network that takes images as files, bytes or arrays."""
 
 import contextlib
 import dataclasses
@@ -39,17 +39,17 @@ Images = ImageLike | View | Iterable[ImageLike | View]
 
 
 @dataclasses.dataclass(frozen=True)
-class Looks:
-    """Where tokens look in images, and what the network was shown of these.
+class TokenAttention:
+    """Attention maps of tokens, and the images as the network gets them.
 
     Attributes:
-      images: of each image what the network was shown, (h, w, 3), uint8.
-      parts: of each image which share of the input's height and width that is.
+      images: each (h, w, 3), uint8, without padding.
+      coverage: for each image its fraction of the input's height and width.
       tokens: by module; see `TokenMaps`.
     """
 
     images: Sequence[np.ndarray]
-    parts: Sequence[tuple[float, float]]
+    coverage: Sequence[tuple[float, float]]
     tokens: dict[str, TokenMaps]
 
 
@@ -82,7 +82,7 @@ class Predictor:
       model, task, title, batch, step, averaged: as given.
       variables: the weights, on the device.
       class_names: of its classes, in order.
-      segments: whether it says a class of each pixel rather than of each image.
+      segments: whether it predicts a class for each pixel, not for each image.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Predictor:
         self._compiled: set[int] = set()
         self._predict = jax.jit(self._segment if self.segments else self._classify)
         self._features = jax.jit(self._compute_features)
-        self._look = jax.jit(self._compute_maps)
+        self._attention = jax.jit(self._compute_maps)
 
     def __repr__(self) -> str:
         """Says which network it is, of how many classes, with which weights."""
@@ -124,7 +124,7 @@ class Predictor:
     def __getstate__(self) -> dict[str, Any]:
         """Returns what `pickle` and `copy.deepcopy` keep: all but compiled programs."""
         state = dict(vars(self))
-        for name in ("_compiled", "_predict", "_features", "_look"):
+        for name in ("_compiled", "_predict", "_features", "_attention"):
             del state[name]
         return state | {"variables": jax.device_get(self.variables)}
 
@@ -156,14 +156,14 @@ class Predictor:
     def predict(
         self, images: Images, *, ignore_orientation: bool = False
     ) -> list[Prediction]:
-        """Returns what the network says of images, of a single one too as a list.
+        """Returns a list of predictions, also for a single image.
 
         Classes with their probabilities, or with their shares of the pixels, and masks
         at each image's own size; see `Prediction`.
         """
         found = []
-        for views, answers in self._batches(self._predict, images, ignore_orientation):
-            for view, *own in zip(views, *answers, strict=True):
+        for views, outputs in self._batches(self._predict, images, ignore_orientation):
+            for view, *own in zip(views, *outputs, strict=True):
                 make = segmented if self.segments else classified
                 found.append(make(view, self.class_names, *own))
         return found
@@ -187,30 +187,32 @@ class Predictor:
     def tokens(
         self, images: Images, *, ignore_orientation: bool = False
     ) -> dict[str, TokenMaps]:
-        """Returns where tokens look and write, by module: `module1`, or `level2`.
+        """Returns attention maps of tokens by module: `module1`, or `level2`.
 
         A network that is no VT has none. In segmentation the maps are those of the
         network's whole input, also where that is larger than an image.
         """
-        return self.looks(images, ignore_orientation=ignore_orientation).tokens
+        return self.attention(images, ignore_orientation=ignore_orientation).tokens
 
-    def looks(self, images: Images, *, ignore_orientation: bool = False) -> Looks:
-        """Returns what `tokens` does, and what the network was shown."""
-        shown, parts, maps = [], [], []
-        batches = self._batches(self._look, images, ignore_orientation)
+    def attention(
+        self, images: Images, *, ignore_orientation: bool = False
+    ) -> TokenAttention:
+        """Returns attention maps as `tokens` does, and the network's inputs."""
+        shown, coverage, maps = [], [], []
+        batches = self._batches(self._attention, images, ignore_orientation)
         for _, (found, levels, lengths) in batches:
             levels = np.clip(levels + 0.5, 0, 255).astype(np.uint8)
             whole = levels.shape[1:3]
             maps.append(found)
             for image, (height, width) in zip(levels, lengths, strict=True):
                 shown.append(image[:height, :width])
-                parts.append((float(height / whole[0]), float(width / whole[1])))
+                coverage.append((float(height / whole[0]), float(width / whole[1])))
         joined = {
             path: np.concatenate([part[path] for part in maps])
             for path in (maps[0] if maps else ())
         }
         kinds = self.tokenizers if maps else {}
-        return Looks(shown, parts, token_maps.by_module(joined, kinds))
+        return TokenAttention(shown, coverage, token_maps.by_module(joined, kinds))
 
     def _view(self, name: str, image: Any, ignore_orientation: bool) -> View:
         if isinstance(image, View):
@@ -303,7 +305,7 @@ def load(
 
       network = vt_flax.load("runs/quickstart")
       (digit,) = network.predict("digit.png")
-      digit.shares[0]  # ("7", 0.98)
+      digit.scores[0]  # ("7", 0.98)
       tokens = network.tokens(["digit.png", "another.jpg"])
       tokens["module1"].kind  # "static"
       tokens["module1"].coefficients.shape  # (2, 1, 8, 8, 8)
@@ -354,7 +356,7 @@ def load(
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Drops what Orbax says of a folder that is only read."""
+    """Silences the warnings of Orbax about a read-only folder."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(min(verbosity, logging.ERROR))
     try:

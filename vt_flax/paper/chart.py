@@ -14,10 +14,10 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from vt_flax.analysis.figures import check_name, literal, save_figure
 from vt_flax.paper.published import PUBLISHED
 from vt_flax.paper.published_comparison import PUBLISHED_COMPARISON
 from vt_flax.paper.runs import Result
+from vt_flax.viz.figures import check_name, literal, save_figure
 
 DISTILLED = "VT-ResNet (v4, distilled)"
 ABLATION = "VT-ResNet (v4, 90 epochs)"

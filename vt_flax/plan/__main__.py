@@ -30,11 +30,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vt_flax import cli
-from vt_flax.analysis.figures import check_name
 from vt_flax.errors import UserError
 from vt_flax.paths import local_folder
 from vt_flax.plan.sweep import BATCH, parse_sweep
 from vt_flax.plan.topology import HERE, Topology, parse_topology
+from vt_flax.viz.figures import check_name
 
 
 def main(argv: Sequence[str]) -> None:

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vt_flax.analysis.figures import save_figure
 from vt_flax.plan.planning import Plan
 from vt_flax.plan.report import CONTENTS, record, times
 from vt_flax.plan.topology import GIB
+from vt_flax.viz.figures import save_figure
 
 COLORS = {
     **{"parameters": "#1f77b4", "optimizer": "#17a2b8", "averages": "#9467bd"},

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vt_flax.inference.page import Page
+from vt_flax.viz.page import Page, is_prediction_page
 
 
 class Reader(html.parser.HTMLParser):
@@ -62,12 +62,12 @@ def page(tmp_path):
         for name, shares, confidence in ENTRIES:
             it.add(
                 name,
-                shares,
-                confidence,
                 [small, large],
-                [("what <it> shows", Image.fromarray(large))],
-                ["#102030"] * len(shares),
-                ["the first of 3 frames"],
+                scores=shares,
+                confidence=confidence,
+                colors=["#102030"] * len(shares),
+                notes=["the first of 3 frames"],
+                wide=[("what <it> shows", Image.fromarray(large))],
             )
         it.leave_out("c.png: <not> a readable image")
     return tmp_path / "index.html", small, large
@@ -75,6 +75,7 @@ def page(tmp_path):
 
 def test_everything_is_in_it(page):
     path, small, large = page
+    assert is_prediction_page(path)
     assert [p.name for p in path.parent.iterdir()] == ["index.html"]
     text = path.read_text(encoding="utf-8")
     # Nothing is asked of a network, or of other files.
@@ -165,7 +166,7 @@ def test_what_was_done_before_a_failure_is_kept(tmp_path):
     path = tmp_path / "index.html"
     path.write_text("an earlier page")
     with pytest.raises(KeyboardInterrupt), Page(path, "a page") as page:
-        page.add("a.png", [("cat", 1.0)], 1.0, [np.zeros((4, 4, 3), np.uint8)])
+        page.add("a.png", [np.zeros((4, 4, 3), np.uint8)])
         assert path.read_text() == "an earlier page"
         raise KeyboardInterrupt
     assert [p.name for p in tmp_path.iterdir()] == ["index.html"]
@@ -179,7 +180,7 @@ def test_images_are_not_kept(tmp_path):
     with Page(tmp_path / "index.html", "a page") as page:
         sizes = []
         for i in range(3):
-            page.add(f"{i}.png", [("cat", 1.0)], 1.0, [picture])
+            page.add(f"{i}.png", [picture])
             (partial,) = tmp_path.iterdir()
             sizes.append(partial.stat().st_size)
     assert min(np.diff([0, *sizes])) > 50_000
@@ -189,7 +190,23 @@ def test_a_confidence_that_is_no_share_is_told(tmp_path):
     """Of masks it is: without it an order by confidence would show no reason."""
     path = tmp_path / "page.html"
     with Page(path, "Masks") as page:
-        page.add("a.png", [("sky", 0.25)], 0.875, [], (), ["#00ff00"])
-        page.add("b.png", [("sky", 0.5)], 0.5, [])
+        page.add("a.png", [], scores=[("sky", 0.25)], confidence=0.875)
+        page.add("b.png", [], scores=[("sky", 0.5)], confidence=0.5)
     words = " ".join(" ".join(Reader(path.read_text()).words).split())
     assert words.endswith("a.png sky 25.00 % confidence 87.50 % b.png sky 50.00 %")
+
+
+def test_sections_and_a_legend(tmp_path):
+    path = tmp_path / "page.html"
+    legend = [("<b>road</b>", "#102030"), ("cañon", "#00ff00")]
+    with Page(path, "T", generator="other", legend=legend, sort_keys={}) as page:
+        page.add_section("Best <1>")
+        page.add("a & b", [])
+        page.add_section("Worst")
+    reader = Reader(path.read_text(encoding="utf-8"))
+    words = [word.strip() for word in reader.words if word.strip()]
+    expected = ["T", "T", "<b>road</b>", "cañon", "Best <1>", "a & b", "Worst"]
+    assert words == expected and not reader.all("button")
+    styles = [attributes["style"] for attributes in reader.all("i")]
+    assert styles == ["background:#102030", "background:#00ff00"]
+    assert not is_prediction_page(path)

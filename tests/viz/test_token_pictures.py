@@ -4,21 +4,25 @@ import numpy as np
 import pytest
 from made_maps import softmax_maps
 
-from vt_flax.analysis import token_pictures
-from vt_flax.analysis.overlays import overlay
-from vt_flax.analysis.token_pictures import (
+from vt_flax.inference.predictor import TokenAttention
+from vt_flax.inference.token_maps import TokenMaps
+from vt_flax.viz import token_pictures
+from vt_flax.viz.overlays import overlay
+from vt_flax.viz.token_pictures import (
     PANEL,
     Block,
     TokenPicture,
     captions,
+    head_pictures,
     render,
+    token_picture,
 )
 
 BLACK = np.zeros((40, 56, 3), np.uint8)
 
 
-def picture_of(*blocks, image=BLACK, part=(1.0, 1.0)):
-    return TokenPicture("a title", image, [list(blocks)], part)
+def picture_of(*blocks, image=BLACK, coverage=(1.0, 1.0)):
+    return TokenPicture("a title", image, [list(blocks)], coverage)
 
 
 def test_every_panel_is_in_the_picture():
@@ -66,13 +70,13 @@ def test_what_is_said(monkeypatch):
     block = Block("module1: static tokenizer", maps)
     render([picture_of(block)])
     assert "module1: static tokenizer, 5 x 7 cells" in said
-    assert {"0", "1", "least", "greatest"} <= set(said)
+    assert {"0", "1", "smallest", "largest"} <= set(said)
     for map_ in maps:
         assert f"{map_.min():.2g} – {map_.max():.2g}" in said
     text = " ".join(said)
     for words in (
-        "to 80 x 112 pixels, bilinearly between the cells' centres",
-        "its least and its greatest coefficient",
+        "to 80 x 112 pixels, bilinearly between the cells' centers",
+        "its smallest and largest coefficient",
         "sum to 1 over all cells of its map",
         "1 / 35 = 0.029",
     ):
@@ -80,9 +84,9 @@ def test_what_is_said(monkeypatch):
     assert "projector" not in text and "Σ" not in text
 
     said.clear()
-    part = (0.5, 1.0)
+    coverage = (0.5, 1.0)
     tokens = Block("module1: projector", softmax_maps(2, 3, 3), over="tokens")
-    picture = picture_of(block, tokens, part=part)
+    picture = picture_of(block, tokens, coverage=coverage)
     render([picture])
     # Two rows of cells and a half.
     assert f"{maps[0, :3].min():.2g} – {maps[0, :3].max():.2g}" in said
@@ -106,3 +110,69 @@ def test_pictures_stand_under_each_other():
     one = picture_of(Block("one", softmax_maps(4, 5, 7)))
     heights = [render([one] * count).height for count in (1, 2, 3)]
     assert heights[1] - heights[0] == heights[2] - heights[1] > PANEL
+
+
+def maps(*shape):
+    return np.random.default_rng(sum(shape)).random(shape, np.float32)
+
+
+STATIC = TokenMaps("static", maps(2, 1, 6, 4, 5), 0, maps(2, 2, 6, 4, 5))
+DYNAMIC = TokenMaps("dynamic", maps(2, 3, 3, 4, 5), 3, None)
+POOLING = TokenMaps("pooling", None, 0, maps(2, 2, 6, 4, 5))
+IMAGES = [np.full((8, 10, 3), 9, np.uint8), np.full((4, 10, 3), 7, np.uint8)]
+ATTENTION = TokenAttention(
+    IMAGES,
+    [(1.0, 1.0), (0.5, 1.0)],
+    {"module1": STATIC, "module2": DYNAMIC, "module3": POOLING},
+)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_means_over_heads(index):
+    picture = token_picture(ATTENTION, index, "it", projections=True)
+    tokenizers, projectors = picture.rows
+    assert [block.heading for block in tokenizers] == [
+        "module1: static tokenizer",
+        "module2: dynamic tokenizer, mean of 3 heads",
+    ]
+    assert [block.heading for block in projectors] == [
+        "module1: projector, mean of 2 heads",
+        "module3: projector, mean of 2 heads",
+    ]
+    assert [block.first for block in tokenizers] == [0, 3]
+    for block, values in zip(
+        (*tokenizers, *projectors),
+        (STATIC.coefficients, DYNAMIC.coefficients, STATIC.projection)
+        + (POOLING.projection,),
+        strict=True,
+    ):
+        own = values[index].astype(np.float64)
+        expected = sum(own[head] for head in range(len(own))) / len(own)
+        np.testing.assert_allclose(block.maps, expected, rtol=1e-6)
+    assert [block.over for block in tokenizers] == ["pixels"] * 2
+    assert [block.over for block in projectors] == ["tokens"] * 2
+    assert picture.image is IMAGES[index]
+    assert picture.coverage == ATTENTION.coverage[index]
+
+    assert len(token_picture(ATTENTION, index, "it", projections=False).rows) == 1
+
+
+def test_head_by_head():
+    found = head_pictures(ATTENTION, 1, "it", projections=True)
+    assert list(found) == [
+        *("module1_projector_heads", "module2_heads", "module3_projector_heads")
+    ]
+    blocks = [block for row in found["module2_heads"].rows for block in row]
+    assert [block.heading for block in blocks] == [
+        f"token {i}, head by head" for i in (3, 4, 5)
+    ]
+    for token, block in enumerate(blocks):
+        for head in range(3):
+            np.testing.assert_array_equal(
+                block.maps[head], DYNAMIC.coefficients[1, head, token]
+            )
+    # Rows of four.
+    assert [len(r) for r in found["module1_projector_heads"].rows] == [4, 2]
+    assert list(head_pictures(ATTENTION, 1, "it", projections=False)) == [
+        "module2_heads"
+    ]

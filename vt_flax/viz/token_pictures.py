@@ -1,4 +1,4 @@
-"""Pictures of where tokens look: coefficient maps over an image, a panel for each."""
+"""Pictures of token attention: attention maps over an image, a panel for each."""
 
 import dataclasses
 import functools
@@ -10,24 +10,26 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vt_flax.analysis.overlays import on_image, overlay, resized, share_on_image
+from vt_flax.inference.predictor import TokenAttention
+from vt_flax.viz.overlays import covered_cells, covered_sum, overlay, resized
 
-# Sides in pixels: the longer one of a panel, and what is left between things.
+# In pixels: the longer side of a panel, and gaps.
 PANEL = 112
 GAP, BETWEEN = 4, 20
 TEXT, SMALL, LINE = 11, 9, 15
-# Panels of a block that stand side by side, at least; more make a square.
-ABREAST = 4
+# Smallest number of columns of panels in a block; many panels make a square.
+COLUMNS = 4
+BLOCKS_IN_A_ROW = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Maps that belong together, such as those of a module's tokens.
+    """Attention maps under one heading, such as those of a module's tokens.
 
     Attributes:
-      heading: over them.
-      maps: (panels, h, w), the coefficients themselves.
-      first: number of the first; the places before it stay empty.
+      heading: text above the maps.
+      maps: (panels, h, w), coefficients.
+      first: number of the first map; panels before it stay empty.
       over: what coefficients sum to 1 over, `pixels` or `tokens`.
     """
 
@@ -39,24 +41,99 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class TokenPicture:
-    """An image, and blocks of maps that lie over it.
+    """An image, and blocks of attention maps over it.
 
     Attributes:
-      title: over it.
+      title: text above the image.
       image: (H, W, 3), uint8.
       rows: blocks side by side, row by row.
-      part: share of the maps' height and width that lies on the image, from the upper
-        left corner on.
+      coverage: fraction of the maps' height and width that is on the image, from the
+        upper left corner.
     """
 
     title: str
     image: np.ndarray
     rows: Sequence[Sequence[Block]]
-    part: tuple[float, float] = (1.0, 1.0)
+    coverage: tuple[float, float] = (1.0, 1.0)
+
+
+def token_picture(
+    attention: TokenAttention, index: int, title: str, *, projections: bool
+) -> TokenPicture:
+    """Returns the picture of an image's attention maps, averaged over heads.
+
+    Args:
+      attention: of a batch.
+      index: of the image in the batch.
+      title: of the picture.
+      projections: whether to add the projectors' maps below.
+    """
+    tokenizers, projectors = [], []
+    for module, maps in attention.tokens.items():
+        if maps.coefficients is not None:
+            heading = f"{module}: {maps.kind} tokenizer{_heads(maps.coefficients)}"
+            mean = maps.coefficients[index].mean(0)
+            tokenizers.append(Block(heading, mean, maps.first))
+        if projections and maps.projection is not None:
+            heading = f"{module}: projector{_heads(maps.projection)}"
+            mean = maps.projection[index].mean(0)
+            projectors.append(Block(heading, mean, over="tokens"))
+    rows = _in_rows(tokenizers) + _in_rows(projectors)
+    return TokenPicture(title, attention.images[index], rows, attention.coverage[index])
+
+
+def head_pictures(
+    attention: TokenAttention, index: int, title: str, *, projections: bool
+) -> dict[str, TokenPicture]:
+    """Returns a picture of each token head by head, for modules with several heads.
+
+    Args:
+      attention: of a batch.
+      index: of the image in the batch.
+      title: of each picture.
+      projections: whether to add the projectors' pictures.
+
+    Returns:
+      By `MODULE_heads` and `MODULE_projector_heads`.
+    """
+    pictures = {}
+    for module, maps in attention.tokens.items():
+        kinds = [("", f"{maps.kind} tokenizer", maps.coefficients, maps.first)]
+        if projections:
+            kinds.append(("_projector", "projector", maps.projection, 0))
+        for suffix, kind, values, first in kinds:
+            if values is None or values.shape[1] == 1:
+                continue
+            blocks = [
+                Block(
+                    f"token {token}, head by head",
+                    values[index, :, token - first],
+                    over="tokens" if suffix else "pixels",
+                )
+                for token in range(first, first + values.shape[2])
+            ]
+            pictures[f"{module}{suffix}_heads"] = TokenPicture(
+                f"{title} – {module}: {kind}",
+                attention.images[index],
+                _in_rows(blocks),
+                attention.coverage[index],
+            )
+    return pictures
+
+
+def _heads(maps: np.ndarray) -> str:
+    heads = maps.shape[1]
+    return f", mean of {heads} heads" if heads > 1 else ""
+
+
+def _in_rows(blocks: list[Block]) -> list[list[Block]]:
+    return [
+        blocks[i : i + BLOCKS_IN_A_ROW] for i in range(0, len(blocks), BLOCKS_IN_A_ROW)
+    ]
 
 
 def render(pictures: Sequence[TokenPicture]) -> Image.Image:
-    """Draws images with their maps under each other, and what the colours mean."""
+    """Draws pictures below each other, and captions that explain them."""
     drawn = [_render_one(picture) for picture in pictures]
     width = max(image.width for image in drawn)
     lines = [
@@ -78,14 +155,14 @@ def render(pictures: Sequence[TokenPicture]) -> Image.Image:
 
 
 def captions(pictures: Sequence[TokenPicture]) -> list[str]:
-    """Returns what is to be known of the panels, a sentence or two each."""
+    """Returns explanations of the panels, a sentence or two each."""
     blocks = [block for p in pictures for row in p.rows for block in row]
     sizes = sorted({_panel_size(p.image)[::-1] for p in pictures})
     to = " or ".join(f"{height} x {width}" for height, width in sizes)
     texts = [
-        "Each map was brought from its cells (their number is in the heading, height "
-        f"x width) to {to} pixels, bilinearly between the cells' centres. Below each "
-        "panel are its least and its greatest coefficient."
+        "Each map was enlarged from its cells (their number is in the heading, height "
+        f"x width) to {to} pixels, bilinearly between the cells' centers. Below each "
+        "panel are its smallest and largest coefficient."
     ]
     over = {block.over for block in blocks}
     if "pixels" in over:
@@ -95,18 +172,18 @@ def captions(pictures: Sequence[TokenPicture]) -> list[str]:
             (number,) = cells
             even = f"1 / {number} = {1 / number:.2g}"
         texts.append(
-            "The coefficients of a token sum to 1 over all cells of its map; if it "
-            f"looked everywhere alike, each would be {even}."
+            "The coefficients of a token sum to 1 over all cells of its map; in a "
+            f"uniform map each would be {even}."
         )
     if "tokens" in over:
         texts.append(
-            "The projector's coefficients say which tokens write to a pixel: in each "
-            "cell those of all tokens sum to 1."
+            "A projector's coefficients weight the tokens at each pixel: in each cell "
+            "those of all tokens sum to 1."
         )
-    if any(picture.part != (1.0, 1.0) for picture in pictures):
+    if any(picture.coverage != (1.0, 1.0) for picture in pictures):
         texts.append(
             "The network's input is larger than the image; panels show what lies on "
-            "the image, and Σ is what a token's coefficients sum to there."
+            "the image, and Σ is the sum of a token's coefficients there."
         )
     return texts
 
@@ -115,7 +192,6 @@ def _render_one(picture: TokenPicture) -> Image.Image:
     large = tuple(2 * side for side in _panel_size(picture.image))
     rows = [[_render_block(block, picture) for block in r] for r in picture.rows]
     widths = [sum(b.width for b in row) + BETWEEN * len(row) for row in rows]
-    # A row's blocks end with what is between rows.
     heights = [max(block.height for block in row) for row in rows]
     top = LINE + 2 * GAP
     width = large[0] + 2 * GAP + max(widths)
@@ -136,7 +212,7 @@ def _render_one(picture: TokenPicture) -> Image.Image:
 def _render_block(block: Block, picture: TokenPicture) -> Image.Image:
     width, height = _panel_size(picture.image)
     total = block.first + len(block.maps)
-    columns = min(total, max(ABREAST, math.ceil(total**0.5)))
+    columns = min(total, max(COLUMNS, math.ceil(total**0.5)))
     rows = -(-total // columns)
     cells = " x ".join(map(str, block.maps.shape[1:]))
     heading = f"{block.heading}, {cells} cells"
@@ -157,7 +233,7 @@ def _render_block(block: Block, picture: TokenPicture) -> Image.Image:
             draw.text((left + 3, top + 1), f"{number} kept", "#777", _font(TEXT - 1))
             continue
         map_ = block.maps[number - block.first]
-        panel = overlay(picture.image, map_, (width, height), picture.part)
+        panel = overlay(picture.image, map_, (width, height), picture.coverage)
         page.paste(Image.fromarray(panel), (left, top))
         place = left + 3, top + 1
         draw.text(
@@ -170,24 +246,24 @@ def _render_block(block: Block, picture: TokenPicture) -> Image.Image:
 
 
 def _numbers(map_: np.ndarray, block: Block, picture: TokenPicture) -> list[str]:
-    """Returns what stands below a panel: its least and its greatest coefficient."""
-    cells = on_image(map_, picture.part)
+    """Returns the lines below a panel: its smallest and largest coefficient."""
+    cells = covered_cells(map_, picture.coverage)
     lines = [f"{cells.min():.2g} – {cells.max():.2g}"]
-    if block.over == "pixels" and picture.part != (1.0, 1.0):
-        lines.append(f"Σ {share_on_image(map_, picture.part):.2f}")
+    if block.over == "pixels" and picture.coverage != (1.0, 1.0):
+        lines.append(f"Σ {covered_sum(map_, picture.coverage):.2f}")
     return lines
 
 
 def _draw_scale(page: Image.Image, draw: ImageDraw.ImageDraw, top: int) -> None:
-    """Draws the colours from the least to the greatest, as they are over grey."""
+    """Draws the color scale, over gray."""
     left, width = GAP, PANEL
-    draw.text((left, top - 2), "least", "black", _font(TEXT))
-    left += math.ceil(_font(TEXT).getlength("least")) + GAP
+    draw.text((left, top - 2), "smallest", "black", _font(TEXT))
+    left += math.ceil(_font(TEXT).getlength("smallest")) + GAP
     ramp = np.linspace(0, 1, width, dtype=np.float32)[None]
-    grey = np.full((1, width, 3), 128, np.uint8)
-    bar = Image.fromarray(overlay(grey, ramp, (width, LINE - 4)))
+    gray = np.full((1, width, 3), 128, np.uint8)
+    bar = Image.fromarray(overlay(gray, ramp, (width, LINE - 4)))
     page.paste(bar, (left, top))
-    draw.text((left + width + GAP, top - 2), "greatest", "black", _font(TEXT))
+    draw.text((left + width + GAP, top - 2), "largest", "black", _font(TEXT))
 
 
 def _panel_size(image: np.ndarray) -> tuple[int, int]:
@@ -198,7 +274,7 @@ def _panel_size(image: np.ndarray) -> tuple[int, int]:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Breaks a text into lines that are not wider than so many pixels."""
+    """Breaks a text into lines of at most `width` pixels."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -211,6 +287,6 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Returns the font that comes with matplotlib, which has most alphabets."""
+    """Returns matplotlib's font, which has most alphabets."""
     folder = pathlib.Path(matplotlib.get_data_path())
     return ImageFont.truetype(str(folder / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

@@ -6,7 +6,7 @@ import pytest
 from made_maps import softmax_maps
 from PIL import Image
 
-from vt_flax.analysis.overlays import on_image, overlay, share_on_image
+from vt_flax.viz.overlays import covered_cells, covered_sum, overlay, shrink
 
 BLACK = np.zeros((40, 56, 3), np.uint8)
 
@@ -60,7 +60,7 @@ def test_a_part_is_cut_out_of_the_whole():
 
 
 @pytest.mark.parametrize(
-    "part, rows, columns, total",
+    "coverage, rows, columns, total",
     [
         ((1.0, 1.0), 4, 5, 1.0),
         ((0.5, 0.6), 2, 3, 6 / 20),
@@ -68,7 +68,22 @@ def test_a_part_is_cut_out_of_the_whole():
         ((0.3, 0.6000000000000001), 2, 3, 3.6 / 20),
     ],
 )
-def test_the_cells_on_an_image(part, rows, columns, total):
+def test_the_cells_on_an_image(coverage, rows, columns, total):
     map_ = np.full((4, 5), 1 / 20, np.float32)
-    assert on_image(map_, part).shape == (rows, columns)
-    assert share_on_image(map_, part) == pytest.approx(total)
+    assert covered_cells(map_, coverage).shape == (rows, columns)
+    assert covered_sum(map_, coverage) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (100, 50), (700, 900), (5, 2000)])
+def test_large_images_are_shrink(shape):
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    ramp = np.stack([x * 255 // shape[1], y * 255 // shape[0], 0 * x], -1)
+    ramp = ramp.astype(np.uint8)
+    found = shrink(ramp, 100)
+    if max(shape) <= 100:
+        np.testing.assert_array_equal(found, ramp)
+        return
+    size = [max(1, round(side * 100 / max(shape))) for side in shape]
+    assert list(found.shape) == [*size, 3]
+    exact = Image.fromarray(ramp).resize(size[::-1], Image.Resampling.BILINEAR)
+    assert np.abs(found.astype(int) - np.asarray(exact)).max() <= 6

@@ -1,4 +1,4 @@
-"""Pictures in files, of a name that says what they are."""
+"""Output files of pictures: their names, folders and formats."""
 
 import os
 import pathlib
@@ -11,25 +11,25 @@ SUFFIXES = (".png", ".svg")
 
 
 def literal(text: str) -> str:
-    """Returns what matplotlib must be given to write a text as it is.
+    """Escapes a text, so that matplotlib draws it unchanged.
 
-    Names are other people's: between two `$` it would read mathematics, and leave out
-    of a legend what begins with `_`.
+    It would read mathematics between two `$`, and leave a label that begins with `_`
+    out of a legend.
     """
     text = text.replace("$", r"\$")
-    # A space without width, which is seen by nobody else.
+    # A space of zero width.
     return f"\u200b{text}" if text.startswith("_") else text
 
 
 def check_name(
     option: str, path: pathlib.Path, suffixes: tuple[str, ...] = SUFFIXES
 ) -> None:
-    """Checks that a picture's name says what it is.
+    """Checks the suffix of a picture's name.
 
     Args:
-      option: of the command line, for the message.
+      option: command-line option, for the message.
       path: file to be written.
-      suffixes: that it may have, in small letters.
+      suffixes: allowed suffixes, in lower case.
 
     Raises:
       UserError: if it does not.

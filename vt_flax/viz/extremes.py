@@ -1,4 +1,4 @@
-"""The images of a split that a network segments best and worst."""
+"""A page of the images of a split with the highest and the lowest mIoU."""
 
 import contextlib
 import dataclasses
@@ -10,26 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from vt_flax.analysis.masks import paint, write_page
 from vt_flax.data.batches import eval_batches
 from vt_flax.data.masks import IGNORE
 from vt_flax.training.evaluation import eval_batch_size
 from vt_flax.training.run import Run
 from vt_flax.training.tasks.metrics import segmentation_scores
+from vt_flax.viz.masks import css_colors, paint
+from vt_flax.viz.overlays import shrink
+from vt_flax.viz.page import SIDE, Page
 
-# Images at each end.
+# Number of images at each end.
 SHOWN = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """An image and what became of it.
+class Segmented:
+    """An image with its labels and its prediction.
 
     Attributes:
-      number: in the split, from 0.
-      miou: of this image alone, in percent.
+      number: index of the example in the split.
+      miou: mIoU of this image alone, in percent.
       image: (H, W, 3), uint8.
-      label: (H, W), class indices, IGNORE where there is none.
+      label: (H, W), class indices, or IGNORE.
       predicted: (H, W), class indices.
     """
 
@@ -55,39 +57,37 @@ def draw_extremes(
     Raises:
       OSError: if it cannot be written.
     """
-    best: list[tuple[float, int, Found]] = []
-    worst: list[tuple[float, int, Found]] = []
-    for found in _all(run, predict):
+    best: list[tuple[float, int, Segmented]] = []
+    worst: list[tuple[float, int, Segmented]] = []
+    for example in _all(run, predict):
         for heap, sign in ((best, 1), (worst, -1)):
-            # Of equals the first stay.
-            entry = (sign * found.miou, -found.number, found)
+            # Of equal values the first examples stay.
+            entry = (sign * example.miou, -example.number, example)
             (heapq.heappush if len(heap) < SHOWN else heapq.heappushpop)(heap, entry)
     names = run.task.class_names
-    sections = [
-        (
-            heading,
-            [
-                (
-                    f"example {found.number}: mIoU {found.miou:.1f} %",
-                    [
-                        found.image / 255,
-                        paint(found.image, found.label, len(names)),
-                        paint(found.image, found.predicted, len(names)),
-                    ],
-                )
-                for _, _, found in sorted(heap, key=lambda e: (-e[0], -e[1]))
-            ],
-        )
-        for heading, heap in (("Best", best), ("Worst", worst))
-    ]
     title = (
         f"{run.eval_source.name}, {run.config.model.name}: image, labels, prediction"
     )
-    write_page(path, title, sections, names)
+    legend = list(zip(names, css_colors(len(names)), strict=True))
+    with Page(
+        path, title, generator="vt_flax evaluate", legend=legend, sort_keys={}
+    ) as page:
+        for heading, heap in (("Best", best), ("Worst", worst)):
+            page.add_section(heading)
+            for _, _, example in sorted(heap, reverse=True):
+                image = example.image
+                painted = (
+                    paint(image, mask, len(names))
+                    for mask in (example.label, example.predicted)
+                )
+                page.add(
+                    f"example {example.number}: mIoU {example.miou:.1f} %",
+                    [shrink(picture, SIDE) for picture in (image, *painted)],
+                )
 
 
 def _all(run: Run, predict: Callable[[Any, Any], Any]):
-    """Yields every readable example with labels."""
+    """Yields every readable example that has labels."""
     size = eval_batch_size(run.config, run.mesh)
     batches = eval_batches(
         run.eval_source,
@@ -106,15 +106,10 @@ def _all(run: Run, predict: Callable[[Any, Any], Any]):
                 if not real or (label == IGNORE).all():
                     continue
                 predicted = classes[i, :height, :width]
-                yield Found(
-                    number,
-                    segmentation_scores(
-                        _confusion(label, predicted, run), run.task.class_names
-                    )["miou"],
-                    batch["image"][i, :height, :width],
-                    label,
-                    predicted,
-                )
+                image = batch["image"][i, :height, :width]
+                confusion = _confusion(label, predicted, run)
+                miou = segmentation_scores(confusion, run.task.class_names)["miou"]
+                yield Segmented(number, miou, image, label, predicted)
 
 
 def _confusion(label: np.ndarray, predicted: np.ndarray, run: Run) -> np.ndarray:

@@ -1,40 +1,35 @@
-"""Masks laid over images, and pages of them."""
-
-import base64
-import io
-import re
+"""Masks over images, and legends."""
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vt_flax.analysis.masks import (
+from vt_flax.viz.masks import (
     MOST_NAMED,
     OPACITY,
-    colours,
+    colors,
     draw_mask,
     legend,
     paint,
-    write_page,
 )
 
 NAMES = ("sky", "<b>road & rail</b>", "cañon")
 
 
 @pytest.mark.parametrize("count", [1, 3, 20, 150, 171, 254])
-def test_colours_are_distinct(count):
-    found = colours(count)
+def test_colors_are_distinct(count):
+    found = colors(count)
     assert found.shape == (count, 3)
     assert found.min() >= 0 and found.max() <= 1
     levels = (found * 255).round().astype(int)
     assert len(np.unique(levels, axis=0)) == count
     # A class has one colour, whatever the number of classes.
-    np.testing.assert_array_equal(found, colours(254)[:count])
+    np.testing.assert_array_equal(found, colors(254)[:count])
 
 
-def test_neighboring_colours_differ_much():
-    found = colours(254)
+def test_neighboring_colors_differ_much():
+    found = colors(254)
     assert np.abs(np.diff(found, axis=0)).max(1).min() > 0.25
 
 
@@ -45,14 +40,14 @@ def test_paint():
     labels[0, :3] = 255, 3, 254
     found = paint(image, labels, 3)
     assert found.shape == image.shape
-    palette = colours(3)
+    palette = colors(3)
     for y in range(5):
         for x in range(6):
             own = image[y, x] / 255
             if labels[y, x] < 3:
                 own = own + OPACITY * (palette[labels[y, x]] - own)
-            np.testing.assert_allclose(found[y, x], own, atol=1e-12)
-    assert not np.allclose(found[1:], image[1:] / 255, atol=0.05)
+            np.testing.assert_allclose(found[y, x], 255 * own, atol=0.51)
+    assert not np.allclose(found[1:], image[1:], atol=13)
 
 
 def test_legend_has_shares_largest_first():
@@ -60,7 +55,7 @@ def test_legend_has_shares_largest_first():
     found = legend(labels, NAMES)
     assert [p.get_label() for p in found] == ["cañon 62.5%", "sky 25.0%"]
     for patch, index in zip(found, (2, 0), strict=True):
-        np.testing.assert_allclose(patch.get_facecolor()[:3], colours(3)[index])
+        np.testing.assert_allclose(patch.get_facecolor()[:3], colors(3)[index])
     assert legend(np.full((2, 2), 255, np.uint8), NAMES) == []
 
 
@@ -97,7 +92,7 @@ def test_draw_mask(tmp_path, height, width):
     with Image.open(tmp_path / "a.png") as file:
         assert file.format == "PNG"
         picture = np.asarray(file.convert("RGB"))
-    painted = (1 - OPACITY) * image[0, 0] + OPACITY * 255 * colours(3)[1]
+    painted = (1 - OPACITY) * image[0, 0] + OPACITY * 255 * colors(3)[1]
     left = coloured(picture, image[0, 0])
     right = coloured(picture, painted)
     assert left.sum() > 300 and right.sum() > 300
@@ -105,48 +100,6 @@ def test_draw_mask(tmp_path, height, width):
     sides = [np.ptp(axis) + 1 for axis in left.nonzero()]
     assert sides[0] / sides[1] == pytest.approx(height / width, rel=0.1, abs=0.02)
     # The legend's patch, further to the right.
-    patch = coloured(picture, 255 * colours(3)[1])
+    patch = coloured(picture, 255 * colors(3)[1])
     assert patch.sum() > 20
     assert patch.nonzero()[1].min() > right.nonzero()[1].max()
-
-
-def test_write_page(tmp_path):
-    generator = np.random.default_rng(0)
-    pictures = [generator.random((h, w, 3)) for h, w in ((5, 7), (3, 4), (6, 2))]
-    sections = [
-        ("Best <1>", [("a & b", pictures[:2])]),
-        ("Worst", [("<script>c</script>", pictures[2:]), ("none", [])]),
-    ]
-    write_page(tmp_path / "page.html", 'T < "U"', sections, NAMES)
-    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
-    page = (tmp_path / "page.html").read_bytes().decode("utf-8")
-    assert page.startswith("<!doctype html>") and "charset=utf-8" in page
-
-    sources = re.findall(r'src="(.*?)"', page)
-    start = "data:image/png;base64,"
-    assert len(sources) == 3 == page.count("<img")
-    for source, picture in zip(sources, pictures, strict=True):
-        assert source.startswith(start)
-        content = base64.b64decode(source[len(start) :], validate=True)
-        found = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-        assert found.shape == picture.shape
-        assert np.abs(found - 255 * picture).max() <= 1
-    rest = re.sub(r'src=".*?"', "", page)
-    assert not re.search(r"https?:|href=|@import|url\(", rest)
-
-    for raw in ("<script>", "<b>road", "Best <1>", "T < ", " & "):
-        assert raw not in rest
-    for text in ("&lt;b&gt;road &amp; rail&lt;/b&gt;", "cañon", "a &amp; b", "Worst"):
-        assert rest.count(text) == 1
-    assert rest.index("a &amp; b") < rest.index("Worst") < rest.index("&lt;script")
-    for level in (colours(3) * 255).round().astype(int).tolist():
-        assert f"rgb({level[0]},{level[1]},{level[2]})" in rest
-
-
-def test_levels_beyond_the_range_are_clipped(tmp_path):
-    picture = np.asarray([[[-0.5, 0.0, 0.5], [1.0, 1.5, 0.0]]])
-    write_page(tmp_path / "p.html", "t", [("h", [("c", [picture])])], NAMES)
-    (content,) = re.findall(r"base64,(.*?)\"", (tmp_path / "p.html").read_text("utf-8"))
-    image = Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")
-    found = np.asarray(image).astype(int)
-    assert np.abs(found - [[[0, 0, 127], [255, 255, 0]]]).max() <= 1

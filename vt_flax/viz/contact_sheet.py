@@ -1,4 +1,4 @@
-"""A picture of what a network gets to see: augmented images and evaluation crops."""
+"""A contact sheet of the network's inputs: augmented images and evaluation crops."""
 
 import contextlib
 import pathlib
@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from vt_flax.analysis.figures import literal
 from vt_flax.data import augment
 from vt_flax.data.batches import eval_batches, train_batches
 from vt_flax.data.source import Source
+from vt_flax.viz.figures import literal
 
 COLUMNS = 8
 TRAIN_ROWS, EVAL_ROWS = 4, 2
@@ -87,7 +87,7 @@ def _visible(images: jax.Array, config: ConfigDict) -> np.ndarray:
 
 
 def _caption(labels: list[int], weights: list[float], source: Source) -> str:
-    """Names an image's class, or the classes of a mixed one and their shares."""
+    """Returns the class of an image, or the classes of a mixed one with weights."""
     names = [_short(source.class_names[label]) for label in labels]
     if len(names) == 1:
         return names[0]

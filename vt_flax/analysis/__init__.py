@@ -1,1 +1,0 @@
-"""Counts, the paper's tables as data, and pictures."""
