@@ -1,8 +1,6 @@
 """Damaged files and wrong labels: named, or skipped, replaced and counted."""
 
-import contextlib
 import pathlib
-import time
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from PIL import Image
 
 from vt_flax.data import order
 from vt_flax.data.batches import eval_batches, train_batches
-from vt_flax.data.decoders import ClassDecoder
 from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
@@ -71,7 +68,17 @@ def settings(**changes):
     return config
 
 
-def train(source, *, batch=8, first=0, last=6, seed=0, part=0, parts=1, **changes):
+def train(
+    source,
+    *,
+    batch=8,
+    first=0,
+    last=6,
+    seed=0,
+    process_index=0,
+    process_count=1,
+    **changes,
+):
     return list(
         train_batches(
             source,
@@ -80,8 +87,8 @@ def train(source, *, batch=8, first=0, last=6, seed=0, part=0, parts=1, **change
             batch=batch,
             first=first,
             last=last,
-            part=part,
-            parts=parts,
+            process_index=process_index,
+            process_count=process_count,
         )
     )
 
@@ -130,14 +137,17 @@ def test_skipping_replaces_and_marks(kind):
     assert sum(marks) == 8
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_what_stands_for_it_does_not_depend_on_parts_or_restarts(parts):
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_what_stands_for_it_does_not_depend_on_processes_or_restarts(process_count):
     source = Files()
     for index in (1, 2, 9, 17):
         damage(source, index, "zeros")
     crop = {"on_error": "skip", "train_crop": "pad"}
     whole = train(source, **crop)
-    shares = [train(source, part=p, parts=parts, **crop) for p in range(parts)]
+    shares = [
+        train(source, process_index=i, process_count=process_count, **crop)
+        for i in range(process_count)
+    ]
     for step, expected in enumerate(whole):
         for key, value in expected.items():
             joined = np.concatenate([share[step][key] for share in shares])
@@ -176,22 +186,6 @@ def test_an_endless_run_of_bad_examples_ends_at_once(kind):
         train(source, last=10**7)
     with pytest.raises(UserError, match="24 examples in a row are bad"):
         train(source, last=10**7, on_error="skip")
-
-
-def test_a_slow_consumer_does_not_end_the_reading(monkeypatch):
-    """However little is consumed, all examples come from tf.data."""
-    monkeypatch.setattr(ClassDecoder, "decode_alone", None)
-    for batch, prefetch in ((1, 0), (8, 2), (8, 9)):
-        config = settings(prefetch=prefetch, readers=3)
-        batches = train_batches(
-            Files(), config, seed=0, batch=batch, first=5, last=10**7
-        )
-        with contextlib.closing(batches):
-            for _ in range(2):
-                next(batches)
-                time.sleep(0.5)
-            for _ in range(100):
-                next(batches)
 
 
 # Real photographs.

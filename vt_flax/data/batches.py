@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
+from vt_flax.data import order
 from vt_flax.data.decoders import ClassDecoder, Decoder
-from vt_flax.data.order import Order, own_part
-from vt_flax.data.reading import RandomAccessReader, StreamReader
+from vt_flax.data.reading import Reader, StreamReader
 from vt_flax.data.source import Source, StreamSource
 
 Batch = dict[str, np.ndarray]
@@ -22,16 +22,16 @@ def train_batches(
     batch: int,
     first: int,
     last: int,
-    part: int = 0,
-    parts: int = 1,
-    own: np.ndarray | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    local_indices: np.ndarray | None = None,
     decoder: Decoder | None = None,
 ) -> Iterator[Batch]:
-    """Yields one process's share of the training batches.
+    """Yields one process's examples of the training batches.
 
     Which examples a batch has, and how each is cropped, depends on `seed` and the step
-    alone (see `order`): not on the number of processes or threads, nor on restarts. A
-    `StreamSource` has only the crops in common.
+    alone (see `order`), not on the number of processes or threads. Of a `StreamSource`
+    this is true of the crops only.
 
     Args:
       source: the training split.
@@ -40,32 +40,38 @@ def train_batches(
       batch: examples in the global batch.
       first: first step.
       last: step before which to end.
-      part: index of the process.
-      parts: number of processes.
-      own: which examples of each batch this process reads, batch / parts of them,
-        ascending; by default its block of neighbors.
+      process_index: index of this process.
+      process_count: number of processes.
+      local_indices: indices in the global batch of the examples that this process
+        reads, batch / process_count of them, ascending; by default a contiguous block.
       decoder: makes arrays of an example; by default a crop and its class.
 
     Yields:
-      The decoder's fields, by default `image` (batch / parts, size, size, 3) uint8 and
-      `label` (batch / parts,) int32; and `bad` (batch / parts,) bool, True where
-      another example replaces an unreadable one.
+      The decoder's fields, by default `image` (local, size, size, 3) uint8 and `label`
+      (local,) int32; and `bad` (local,) bool, True where another example replaces an
+      unreadable one. `local` is batch / process_count.
 
     Raises:
       UserError: for an example that cannot be read, unless `config.on_error` is skip.
     """
-    own = own_part(batch, part, parts) if own is None else own
+    if local_indices is None:
+        local_indices = order.local_block(batch, process_index, process_count)
     decoder = decoder or ClassDecoder(source, config, train=True)
-    order = Order(batch, own, first, last, len(source), seed)
+    steps = order.steps(batch, local_indices, first, last, len(source), seed)
+    arguments = source, config, decoder, seed
     if isinstance(source, StreamSource):
-        # A restart cannot continue within a shuffled stream: it takes another one.
-        stream, _ = source.stream(seed + first, part, parts, config.shuffle_buffer)
-        reader = StreamReader(stream, source, config, decoder, order, seed)
+        # A shuffled stream cannot be entered in its middle: a resumed run shuffles it
+        # by another seed.
+        stream, _ = source.stream(
+            seed + first, process_index, process_count, config.shuffle_buffer
+        )
+        reader = StreamReader(stream, *arguments, replace=True)
     else:
-        reader = RandomAccessReader(source, config, decoder, order, seed)
-    with contextlib.closing(reader.batches()) as batches:
+        reader = Reader(*arguments, replace=True)
+    with contextlib.closing(reader.batches(steps, len(local_indices))) as batches:
         for examples in batches:
-            yield {key: examples[key] for key in (*decoder.fields, "bad")}
+            del examples["mask"]
+            yield examples
 
 
 def eval_batches(
@@ -73,43 +79,46 @@ def eval_batches(
     config: ConfigDict,
     *,
     batch: int,
-    part: int = 0,
-    parts: int = 1,
-    own: np.ndarray | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    local_indices: np.ndarray | None = None,
     decoder: Decoder | None = None,
 ) -> Iterator[Batch]:
-    """Yields one process's share of an evaluation: every example exactly once.
+    """Yields one process's examples of an evaluation, which has every example once.
 
-    All processes have equally many batches, all of one shape: where the split has no
-    more examples, they are padded with zeros.
+    All processes have equally many batches of the same shape: beyond the end of the
+    split they are padded with zeros.
 
     Args:
       source: the split.
       config: the section `data`.
       batch: examples in the global batch.
-      part: index of the process.
-      parts: number of processes.
-      own: see `train_batches`.
+      process_index: index of this process.
+      process_count: number of processes.
+      local_indices: see `train_batches`.
       decoder: see `train_batches`.
 
     Yields:
-      The decoder's fields as in training; `mask` (batch / parts,) bool, False for
-      padding and for unreadable examples; and `bad`, True for the latter.
+      The decoder's fields as in training; `mask` (local,) bool, False for padding and
+      for unreadable examples; and `bad` (local,) bool, True for the latter.
 
     Raises:
       UserError: for an example that cannot be read, unless `config.on_error` is skip.
     """
-    own = own_part(batch, part, parts) if own is None else own
+    if local_indices is None:
+        local_indices = order.local_block(batch, process_index, process_count)
     decoder = decoder or ClassDecoder(source, config, train=False)
-    steps = -(-len(source) // batch)
+    local, last = len(local_indices), -(-len(source) // batch)
+    arguments = source, config, decoder, 0
     if isinstance(source, StreamSource):
-        stream, count = source.stream(None, part, parts, config.shuffle_buffer)
-        # Each process reads a part of the split, from its start to its end.
-        order = Order(len(own), np.arange(len(own)), 0, steps, count)
-        reader = StreamReader(stream, source, config, decoder, order, 0)
+        # Each process reads a shard of the split, from its start to its end.
+        stream, count = source.stream(
+            None, process_index, process_count, config.shuffle_buffer
+        )
+        steps = order.steps(local, np.arange(local), 0, last, count)
+        reader = StreamReader(stream, *arguments, replace=False)
     else:
-        order = Order(batch, own, 0, steps, len(source))
-        reader = RandomAccessReader(source, config, decoder, order, 0)
-    with contextlib.closing(reader.batches(replace=False)) as batches:
-        for examples in batches:
-            yield {key: examples[key] for key in (*decoder.fields, "mask", "bad")}
+        steps = order.steps(batch, local_indices, 0, last, len(source))
+        reader = Reader(*arguments, replace=False)
+    with contextlib.closing(reader.batches(steps, local)) as batches:
+        yield from batches

@@ -2,10 +2,9 @@
 
 A run is one endless sequence of examples, a permutation of the split for each epoch.
 Step k takes positions k * batch to (k + 1) * batch of it, whatever the number of
-processes, so that a restart needs the step and no state of an iterator.
+processes, so that resuming needs the step and no state of an iterator.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -19,61 +18,43 @@ import numpy as np
 ROUNDS = 12
 
 
-@dataclasses.dataclass(frozen=True)
-class Order:
-    """The examples that one process reads, step by step.
+def steps(
+    batch: int,
+    local_indices: np.ndarray,
+    first: int,
+    last: int,
+    count: int,
+    seed: int | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields which examples one process reads in each step.
 
-    Attributes:
+    Args:
       batch: examples in the global batch.
-      own: (share,), which examples of a batch this process reads, ascending.
+      local_indices: indices in the global batch of this process's examples, ascending.
       first: first step.
       last: step before which to end.
       count: examples in the split.
-      seed: seed of the shuffled epochs; None for every example once, as it is stored.
+      seed: seed of the shuffled epochs; None reads every example once, in stored order.
+
+    Yields:
+      Positions in the run, and indices in the split of the same examples. After the end
+      of a single pass there are fewer than `local_indices`, or none.
     """
-
-    batch: int
-    own: np.ndarray
-    first: int
-    last: int
-    count: int
-    seed: int | None = None
-
-    @property
-    def length(self) -> int:
-        """The number of examples that this process reads, with those beyond the end."""
-        return (self.last - self.first) * len(self.own)
-
-    def positions(self, start: int, stop: int) -> np.ndarray:
-        """Returns the positions in the run of this process's examples start to stop."""
-        places = np.arange(start, min(stop, self.length))
-        steps, within = np.divmod(places, len(self.own))
-        return (self.first + steps) * self.batch + self.own[within]
-
-    def steps(self) -> Iterator[np.ndarray]:
-        """Yields the positions (share,) of each step."""
-        share = len(self.own)
-        for start in range(0, self.length, share):
-            yield self.positions(start, start + share)
-
-    def exist(self, positions: np.ndarray) -> np.ndarray:
-        """Returns which positions have an example: not those after a single pass."""
-        return (positions < self.count) | (self.seed is not None)
-
-    def indices(self, positions: np.ndarray) -> np.ndarray:
-        """Returns which examples of the split are at some positions of the run."""
-        if self.seed is None:
-            return positions
-        return locate(positions, self.count, self.seed)
+    for step in range(first, last):
+        positions = step * batch + local_indices
+        if seed is None:
+            positions = positions[positions < count]
+            yield positions, positions
+        else:
+            yield positions, locate(positions, count, seed)
 
 
 def locate(positions: Sequence[int] | np.ndarray, count: int, seed: int) -> np.ndarray:
     """Returns which examples of a split are at some positions of a run.
 
-    Nothing is shuffled or stored: the permutation is a Feistel network over
-    side x side >= count values, keyed by seed and epoch, and walked on from values
-    that are no example (Black and Rogaway, "Ciphers with Arbitrary Finite Domains",
-    2002). Its cost does not depend on the size of the split.
+    Nothing is shuffled or stored: the permutation is a Feistel network over side x side
+    >= count values, keyed by seed and epoch, and applied again to values that are not
+    below `count` (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
 
     Args:
       positions: positions in the run from 0, in any epochs and any order.
@@ -103,21 +84,17 @@ def permute(positions: np.ndarray, count: int, seed: int, epoch: int) -> np.ndar
         for key in keys:
             left, right = right, (left + _hash(right + key) % side) % side
         values[outside] = left * side + right
-        # At most 2 * side - 1 of the values are no example: few walk on.
+        # Few: at most 2 * side - 1 of all values are not below `count`.
         outside = outside[values[outside] >= count]
     return values.astype(np.int64)
 
 
-def own_part(batch: int, part: int = 0, parts: int = 1) -> np.ndarray:
-    """Returns which examples of a batch a process reads if each reads a block.
-
-    Args:
-      batch: examples in the global batch.
-      part: index of the process.
-      parts: number of processes; divides `batch`.
-    """
-    share = batch // parts
-    return np.arange(part * share, (part + 1) * share)
+def local_block(
+    batch: int, process_index: int = 0, process_count: int = 1
+) -> np.ndarray:
+    """Returns the indices in a batch of a process that reads a contiguous block."""
+    local = batch // process_count
+    return np.arange(process_index * local, (process_index + 1) * local)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,331 +1,278 @@
-"""Reads and decodes one process's examples ahead of the devices, in tf.data."""
+"""Reads and decodes one process's examples ahead of the devices, on threads.
 
-import abc
-import atexit
-import contextlib
-import functools
+The examples of a step are cut into chunks. For each chunk, a thread of one pool reads
+the encoded examples and a thread of another decodes and crops them, by one call of a
+TensorFlow graph. A batch is put together from its chunks in their order, so that the
+number of threads changes nothing.
+"""
+
+import collections
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from vt_flax.data.decoders import Decoder, Item
-from vt_flax.data.host import as_written, tensorflow
-from vt_flax.data.order import Order
-from vt_flax.data.orientation import UPRIGHT
-from vt_flax.data.source import Example, RandomAccessSource, StreamSource
+from vt_flax.data.host import tensorflow
+from vt_flax.data.source import (
+    Example,
+    RandomAccessSource,
+    Records,
+    Source,
+    StreamSource,
+)
 from vt_flax.data.storage import UnreachableError, storage_errors
 from vt_flax.errors import UserError
 
-# Records that are read by one call into Python: enough to outweigh its cost.
+# Examples that are read or decoded by one call: enough to outweigh its cost in Python.
 CHUNK = 32
-# Chunks whose examples are looked up at once, which costs as much as for a single one.
-BLOCK = 32
-# Examples in a row that may be unreadable before single ones are no longer to blame.
-MOST_UNREADABLE = 100
+# Examples in a row that may be bad before the data set as a whole is at fault.
+MAX_BAD = 100
 
-# Positions in the run, encoded records, labels, orientations.
-Chunk = tuple[list[int], list[bytes], list[int], list[int]]
-NO_EXAMPLES: Chunk = ([], [], [], [])
+# A source, the indices of a chunk's examples in it, and what `fetch` returns of them;
+# None if one of them cannot be read.
+Encoded = tuple[RandomAccessSource, Sequence[int], Records | None]
 
 
-class Reader(abc.ABC):
-    """Makes batches of one process's decoded examples.
+class Reader:
+    """Makes batches of one process's examples from a source with random access.
 
     Args:
       source: the split.
       config: the section `data`.
       decoder: makes arrays of an example.
-      order: which examples this process reads.
       seed: seed of what the decoder draws.
+      replace: whether the next readable example replaces a bad one.
     """
 
     def __init__(
-        self, source: Any, config: ConfigDict, decoder: Decoder, order: Order, seed: int
+        self,
+        source: Source,
+        config: ConfigDict,
+        decoder: Decoder,
+        seed: int,
+        *,
+        replace: bool,
     ):
         self._source, self._config, self._decoder = source, config, decoder
-        self._order, self._seed = order, seed
+        self._seed, self._replace = seed, replace
         self._readers = config.readers
-        self._workers = config.workers or os.cpu_count() or 1
-        # What ended the reading; raised when the examples before it are used up.
-        self._error: Exception | None = None
-        # The last position of the batches that are complete.
-        self._done = order.first * order.batch - 1
-        self._block = functools.lru_cache(maxsize=4)(self._locate)
+        self._unreachable: UnreachableError | None = None
 
-    @abc.abstractmethod
-    def _read(self, positions: list[int], indices: list[int]) -> Chunk:
-        """Reads the examples at some positions; leaves out those that are unreadable.
+    def batches(
+        self, steps: Iterable[tuple[np.ndarray, np.ndarray]], size: int
+    ) -> Iterator[Item]:
+        """Yields a batch for each step.
 
         Args:
-          positions: in the run.
-          indices: of the same examples in the split.
-
-        Raises:
-          UserError: if the storage cannot be read at all.
-        """
-
-    @abc.abstractmethod
-    def _parse(self, record: Any, label: Any) -> tuple[Any, Any]:
-        """Returns the file and the label of an example of a chunk, scalar tensors."""
-
-    @abc.abstractmethod
-    def _candidates(self, position: int) -> Iterable[int]:
-        """Returns keys for `_read_alone`: of an example, then of its replacements."""
-
-    @abc.abstractmethod
-    def _read_alone(self, key: int) -> tuple[Example, str]:
-        """Reads one example again; returns it and its name, for messages.
-
-        Raises:
-          UserError: if it cannot be read.
-        """
-
-    def batches(self, *, replace: bool = True) -> Iterator[Item]:
-        """Yields the examples of each step.
-
-        Args:
-          replace: whether the next readable example replaces a bad one.
+          steps: see `order.steps`.
+          size: examples in this process's part of a batch.
 
         Yields:
-          The decoder's fields, (share, ...) each; `bad` (share,), True where an example
-          is unreadable; and `mask` (share,), False where no example is, because it is
+          The decoder's fields, (size, ...) each; `bad` (size,), True where an example
+          is unreadable; and `mask` (size,), False where no example is, because it is
           unreadable or because the split has ended.
 
         Raises:
           UserError: that names a bad example, unless `config.on_error` is skip.
         """
-        # Decoded examples that are in no batch yet. Bad ones are missing.
-        rest = self._decoder.zeros(0) | {"position": np.zeros(0, np.int64)}
-        with contextlib.closing(_iterate(self._dataset())) as decoded:
-            for positions in self._order.steps():
-                last = positions[-1]
-                while not len(rest["position"]) or rest["position"][-1] < last:
-                    piece = next(decoded, None)
-                    if piece is None:
-                        break
-                    rest = _joined(rest, piece)
-                count = np.searchsorted(rest["position"], last, "right")
-                found = {key: values[:count] for key, values in rest.items()}
-                rest = {key: values[count:] for key, values in rest.items()}
-                if count == len(positions):
-                    mask = np.ones(count, bool)
-                    yield found | {"bad": ~mask, "mask": mask}
-                else:
-                    yield self._completed(found, positions, replace)
-                self._done = int(last)
+        workers = self._config.workers or os.cpu_count() or 1
+        steps, steps_ahead = itertools.tee(steps)
+        chunks = (
+            (positions[start : start + CHUNK], indices[start : start + CHUNK])
+            for positions, indices in steps_ahead
+            for start in range(0, len(positions), CHUNK)
+        )
+        # Those of the batches ahead, and enough to keep all threads busy.
+        chunks_ahead = self._config.prefetch * -(-size // CHUNK)
+        chunks_ahead += 2 * (workers + self._readers)
+        decode = self._decode_function()
+        with (
+            ThreadPoolExecutor(self._readers) as read_pool,
+            ThreadPoolExecutor(workers) as decode_pool,
+        ):
 
-    def _completed(self, found: Item, positions: np.ndarray, replace: bool) -> Item:
-        """Returns a batch of which some examples were not decoded."""
-        batch = self._decoder.zeros(len(positions))
-        mask = np.isin(positions, found["position"])
-        bad = self._order.exist(positions) & ~mask
-        for key, values in batch.items():
-            values[mask] = found[key]
-        for i in np.flatnonzero(bad):
-            bad[i], item = self._decode_alone(int(positions[i]), replace)
-            mask[i] = item is not None
-            for key, value in (item or {}).items():
-                batch[key][i] = value
-        return batch | {"bad": bad, "mask": mask}
+            def submit(chunk: tuple[np.ndarray, np.ndarray]) -> Future:
+                positions, indices = chunk
+                encoded = read_pool.submit(self._read, indices.tolist())
+                return decode_pool.submit(self._decode, decode, positions, encoded)
 
-    def _decode_alone(self, position: int, replace: bool) -> tuple[bool, Item | None]:
-        """Decodes an example that is missing, to name what is wrong, or replaces it.
+            try:
+                first = itertools.islice(chunks, chunks_ahead)
+                decoded = collections.deque(map(submit, first))
+                for positions, _ in steps:
+                    batch = self._zeros(size)
+                    for start in range(0, len(positions), CHUNK):
+                        chunk = decoded.popleft().result()
+                        decoded.extend(map(submit, itertools.islice(chunks, 1)))
+                        stop = min(start + CHUNK, len(positions))
+                        for key, values in batch.items():
+                            values[start:stop] = chunk[key]
+                    yield batch
+            finally:
+                for pool in (read_pool, decode_pool):
+                    pool.shutdown(wait=False, cancel_futures=True)
 
-        Returns:
-          Whether it is bad, and its fields or those of its replacement.
+    def _zeros(self, count: int) -> Item:
+        """Returns a batch without examples."""
+        flags = {name: np.zeros(count, bool) for name in ("bad", "mask")}
+        return self._decoder.zeros(count) | flags
+
+    def _read(self, indices: list[int]) -> Encoded:
+        """Reads a chunk.
 
         Raises:
-          UserError: if it is bad and is neither skipped nor replaced, or if the reading
-            has ended.
+          UserError: if the storage cannot be read at all.
         """
-        if self._error is not None:
-            raise self._error
-        seed, tries = (self._seed, position), 0
-        for key in self._candidates(position):
+        if self._unreachable:
+            raise self._unreachable  # another attempt could take a quarter of an hour
+        try:
+            return self._source, indices, self._source.fetch(indices)
+        except UnreachableError as error:
+            self._unreachable = error
+            raise
+        except Exception:
+            return self._source, indices, None
+
+    def _parse(self, record: Any, label: Any) -> tuple[Any, Any]:
+        """Returns file and label of one of a chunk's records, scalar tensors."""
+        return self._source.parse(record, label)
+
+    def _decode_function(self) -> Callable[..., dict[str, Any]]:
+        """Returns a TensorFlow graph that decodes a chunk.
+
+        It takes positions, records, labels and orientations, (examples,) each, and
+        returns the decoder's fields.
+        """
+        tf = tensorflow()
+
+        def decode_one(columns: Any) -> dict[str, Any]:
+            position, record, label, orientation = columns
+            file, label = self._parse(record, label)
+            seed = tf.stack([tf.constant(self._seed, tf.int64), position])
+            return self._decoder.decode(file, label, orientation, seed)
+
+        kinds = (tf.int64, tf.string, tf.int64, tf.int64)
+        fields = self._decoder.fields.items()
+        result = {key: tf.TensorSpec(shape, kind) for key, (shape, kind) in fields}
+        # AutoGraph would read and rewrite the decoder's source, half a second long.
+        function = tf.function(
+            lambda *columns: tf.map_fn(
+                decode_one, columns, fn_output_signature=result, parallel_iterations=1
+            ),
+            input_signature=[tf.TensorSpec((None,), kind) for kind in kinds],
+            autograph=False,
+        )
+        return function.get_concrete_function()
+
+    def _decode(
+        self,
+        decode: Callable[..., dict[str, Any]],
+        positions: np.ndarray,
+        encoded: Future,
+    ) -> Item:
+        """Decodes a chunk; example by example if any of them is bad."""
+        tf = tensorflow()
+        source, indices, records = encoded.result()
+        if records is not None:
+            files, labels, orientations = records
             try:
-                example, name = self._read_alone(key)
-                return tries > 0, self._decoder.decode_alone(example, seed, name)
+                fields = decode(
+                    tf.constant(positions, tf.int64),
+                    tf.constant(files, tf.string),
+                    tf.constant(labels, tf.int64),
+                    tf.constant(orientations, tf.int64),
+                )
+            except (tf.errors.OpError, ValueError):
+                pass  # decoding it alone names the bad example
+            else:
+                items = {key: np.asarray(value) for key, value in fields.items()}
+                return items | {"bad": False, "mask": True}
+        items = self._zeros(len(positions))
+        for i, (index, position) in enumerate(zip(indices, positions, strict=True)):
+            for key, value in self._decode_alone(source, index, int(position)).items():
+                items[key][i] = value
+        return items
+
+    def _decode_alone(
+        self, source: RandomAccessSource, index: int, position: int
+    ) -> Item:
+        """Decodes an example, or, if it is bad, the next one that is not.
+
+        Raises:
+          UserError: if it is bad and is neither skipped nor replaced.
+        """
+        tries = min(len(source), MAX_BAD) if self._replace else 1
+        for offset in range(tries):
+            candidate = (index + offset) % len(source)
+            try:
+                (example,) = source.read([candidate])
+                fields = self._decoder.decode_alone(
+                    example, (self._seed, position), source.describe(candidate)
+                )
             except UnreachableError:
                 raise  # the network is at fault, not the example
             except UserError as error:
                 if self._config.on_error == "raise":
                     raise
-                if not replace:
-                    return True, None
-                tries, last = tries + 1, error
-        raise UserError(f"{tries} examples in a row are bad; the last: {last}")
-
-    def _dataset(self) -> Any:
-        """Returns a `tf.data.Dataset` of decoded examples, up to a batch at a time.
-
-        Each has its `position` in the run. Bad examples are left out.
-        """
-        tf = tensorflow()
-
-        def read(number: Any) -> Any:
-            kinds = (tf.int64, tf.string, tf.int64, tf.int64)
-            columns = tf.numpy_function(self._chunk, [number], kinds)
-            return tuple(tf.ensure_shape(column, (None,)) for column in columns)
-
-        def decode(position: Any, record: Any, label: Any, orientation: Any) -> Any:
-            file, label = self._parse(record, label)
-            seed = tf.stack([tf.constant(self._seed, tf.int64), position])
-            fields = self._decoder.decode(file, label, orientation, seed)
-            return {"position": position, **fields}
-
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        options.threading.private_threadpool_size = self._workers + self._readers
-        return (
-            tf.data.Dataset.range(-(-self._order.length // CHUNK))
-            .map(as_written(read), num_parallel_calls=self._readers, deterministic=True)
-            .take_while(as_written(lambda positions, *_: tf.reduce_all(positions >= 0)))
-            .unbatch()
-            # More calls than threads: while one takes long, the others go on.
-            .map(
-                as_written(decode),
-                num_parallel_calls=4 * self._workers,
-                deterministic=True,
-            )
-            .ignore_errors()
-            .batch(len(self._order.own))
-            .prefetch(self._config.prefetch)
-            .with_options(options)
-        )
-
-    @property
-    def _most_steps(self) -> int:
-        """The number of steps that may be read ahead.
-
-        More than tf.data holds are read only if examples are bad, and of nothing but
-        bad ones no batch would ever come. Then decoding one alone names it.
-        """
-        examples = CHUNK * (2 * self._readers + 2) + 4 * self._workers
-        steps = self._config.prefetch + 4 + examples // len(self._order.own)
-        return steps * (5 if self._config.on_error == "skip" else 1)
-
-    def _chunk(self, number: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Reads a chunk for tf.data, which a position of -1 ends."""
-        block, within = divmod(int(number), BLOCK)
-        part = np.s_[CHUNK * within : CHUNK * (within + 1)]
-        positions, indices = (column[part].tolist() for column in self._block(block))
-        end = [-1], [b""], [0], [UPRIGHT]
-        try:
-            if not positions:
-                chunk = NO_EXAMPLES
-            elif positions[0] > self._done + self._order.batch * self._most_steps:
-                chunk = end
+                last = error
             else:
-                chunk = self._read(positions, indices)
-        except Exception as error:
-            self._error, chunk = error, end
-        kinds = (np.int64, object, np.int64, np.int64)
-        return tuple(map(np.asarray, chunk, kinds))
-
-    def _locate(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns positions and indices of the examples in a block of chunks."""
-        start = CHUNK * BLOCK * block
-        positions = self._order.positions(start, start + CHUNK * BLOCK)
-        positions = positions[self._order.exist(positions)]
-        return positions, self._order.indices(positions)
-
-
-class RandomAccessReader(Reader):
-    """Reads a source with random access; its keys are indices in the split."""
-
-    _source: RandomAccessSource
-
-    def _read(self, positions: list[int], indices: list[int]) -> Chunk:
-        try:
-            return positions, *self._source.fetch(indices)
-        except UnreachableError:
-            raise  # every further attempt would take minutes
-        except Exception:
-            if len(positions) == 1:
-                return NO_EXAMPLES
-        # One at a time: only the unreadable ones are left out.
-        pairs = zip(positions, indices, strict=True)
-        chunks = [self._read([position], [index]) for position, index in pairs]
-        return tuple(sum(column, []) for column in zip(*chunks, strict=True))
-
-    def _parse(self, record: Any, label: Any) -> tuple[Any, Any]:
-        return self._source.parse(record, label)
-
-    def _candidates(self, position: int) -> Iterable[int]:
-        (index,) = self._order.indices(np.asarray([position])).tolist()
-        count = len(self._source)
-        return [(index + i) % count for i in range(min(count, MOST_UNREADABLE))]
-
-    def _read_alone(self, key: int) -> tuple[Example, str]:
-        (example,) = self._source.read([key])
-        return example, self._source.describe(key)
+                return fields | {"bad": offset > 0, "mask": True}
+        if self._replace:
+            raise UserError(f"{tries} examples in a row are bad; the last: {last}")
+        return {"bad": True, "mask": False}
 
 
 class StreamReader(Reader):
-    """Reads a stream; its keys are positions.
+    """Makes batches from a stream, which one thread reads from its start.
 
     Args:
       stream: a dataset from `StreamSource.stream`.
-      *arguments: see `Reader`.
+      *arguments, **options: see `Reader`.
     """
 
     _source: StreamSource
 
-    def __init__(self, stream: Any, *arguments: Any):
-        super().__init__(*arguments)
+    def __init__(self, stream: Any, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
         self._readers = 1
-        self._stream = stream.batch(CHUNK).as_numpy_iterator()
-        # Examples that may be needed again: a stream cannot be read twice.
-        self._kept: dict[int, tuple[bytes, bytes, int]] = {}
+        # One example at a time would be slow.
+        chunks = stream.batch(CHUNK).as_numpy_iterator()
+        self._examples = (
+            example for chunk in chunks for example in zip(*chunk, strict=True)
+        )
 
-    def _read(self, positions: list[int], indices: list[int]) -> Chunk:
-        del indices  # it has none
+    def _read(self, indices: list[int]) -> Encoded:
         with storage_errors(self._source.place):
-            chunk = next(self._stream, ([], [], []))
-        if len(chunk[0]) < len(positions):
+            examples = list(itertools.islice(self._examples, len(indices)))
+        if len(examples) < len(indices):
             raise UserError(
                 f"{self._source.place}: has fewer examples than its metadata counts: "
                 "prepare it again"
             )
-        names, records, labels = (column.tolist() for column in chunk)
-        # In a run's last chunk the stream may have more examples than positions.
-        count = len(positions)
-        new = zip(positions, zip(names, records, labels, strict=True), strict=False)
-        kept = {key: one for key, one in self._kept.items() if key > self._done}
-        self._kept = kept | dict(new)
-        # Such datasets are used as they are stored.
-        return positions, records[:count], labels[:count], [UPRIGHT] * count
+        chunk = _StreamChunk(self._source.name, examples)
+        indices = range(len(examples))
+        return chunk, indices, chunk.fetch(indices)
 
     def _parse(self, record: Any, label: Any) -> tuple[Any, Any]:
         return record, label
 
-    def _candidates(self, position: int) -> Iterable[int]:
-        return sorted(self._kept, key=lambda other: (other < position, other))
 
-    def _read_alone(self, key: int) -> tuple[Example, str]:
-        name, image, label = self._kept[key]
-        return Example(image, label), f"{self._source.name}, example {name.decode()}"
+class _StreamChunk(RandomAccessSource):
+    """Consecutive examples of a stream, which cannot be read twice."""
 
+    def __init__(self, name: str, examples: Sequence[tuple[bytes, bytes, int]]):
+        self.name, self._examples = name, examples
 
-def _iterate(data: Any) -> Iterator[Item]:
-    """Yields the elements of a dataset, and ends its threads with the iteration.
+    def __len__(self) -> int:
+        return len(self._examples)
 
-    A thread that calls Python while the interpreter ends would crash it.
-    """
-    iterators = [data.as_numpy_iterator()]
-    atexit.register(iterators.clear)
-    try:
-        while (element := next(iterators[0], None)) is not None:
-            yield element
-    finally:
-        atexit.unregister(iterators.clear)
-        iterators.clear()
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        return [Example(*self._examples[index][1:]) for index in indices]
 
-
-def _joined(first: Item, second: Item) -> Item:
-    if not len(first["position"]):
-        return second  # without a copy
-    return {key: np.concatenate([first[key], second[key]]) for key in first}
+    def describe(self, index: int) -> str:
+        return f"{self.name}, example {self._examples[index][0].decode()}"

@@ -101,9 +101,9 @@ def split_totals(
         source,
         run.config.data,
         batch=size,
-        part=jax.process_index(),
-        parts=jax.process_count(),
-        own=own_rows(mesh, size),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        local_indices=own_rows(mesh, size),
         decoder=run.task.decoder(source, train=False),
     )
     with contextlib.closing(batches):

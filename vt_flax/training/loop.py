@@ -187,9 +187,9 @@ def device_batches(
         batch=run.config.batch_size,
         first=first,
         last=run.total_steps,
-        part=jax.process_index(),
-        parts=jax.process_count(),
-        own=own_rows(run.mesh, run.config.batch_size),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        local_indices=own_rows(run.mesh, run.config.batch_size),
         # `source` may be a copy of this split in memory.
         decoder=run.task.decoder(run.train_source, train=True),
     )
