@@ -44,7 +44,7 @@ def train_batches(
       process_count: number of processes.
       local_indices: indices in the global batch of the examples that this process
         reads, batch / process_count of them, ascending; by default a contiguous block.
-      decoder: makes arrays of an example; by default a crop and its class.
+      decoder: decodes an example; by default to a crop and its class.
 
     Yields:
       The decoder's fields, by default `image` (local, size, size, 3) uint8 and `label`

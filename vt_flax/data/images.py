@@ -1,4 +1,4 @@
-"""Decodes and crops images inside tf.data: tensors in, tensors out."""
+"""Decodes and crops images in a TensorFlow graph: tensors in, tensors out."""
 
 import functools
 from collections.abc import Callable

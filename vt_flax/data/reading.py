@@ -18,13 +18,7 @@ from ml_collections import ConfigDict
 
 from vt_flax.data.decoders import Decoder, Item
 from vt_flax.data.host import tensorflow
-from vt_flax.data.source import (
-    Example,
-    RandomAccessSource,
-    Records,
-    Source,
-    StreamSource,
-)
+from vt_flax.data.source import Example, RandomAccessSource, Records, StreamSource
 from vt_flax.data.storage import UnreachableError, storage_errors
 from vt_flax.errors import UserError
 
@@ -33,8 +27,8 @@ CHUNK = 32
 # Examples in a row that may be bad before the data set as a whole is at fault.
 MAX_BAD = 100
 
-# A source, the indices of a chunk's examples in it, and what `fetch` returns of them;
-# None if one of them cannot be read.
+# The source of a chunk, indices of its examples there, and their records; None if one of
+# them cannot be read.
 Encoded = tuple[RandomAccessSource, Sequence[int], Records | None]
 
 
@@ -44,14 +38,14 @@ class Reader:
     Args:
       source: the split.
       config: the section `data`.
-      decoder: makes arrays of an example.
-      seed: seed of what the decoder draws.
+      decoder: decodes an example.
+      seed: seed of random crops.
       replace: whether the next readable example replaces a bad one.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: RandomAccessSource,
         config: ConfigDict,
         decoder: Decoder,
         seed: int,
@@ -70,12 +64,12 @@ class Reader:
 
         Args:
           steps: see `order.steps`.
-          size: examples in this process's part of a batch.
+          size: local batch size.
 
         Yields:
-          The decoder's fields, (size, ...) each; `bad` (size,), True where an example
-          is unreadable; and `mask` (size,), False where no example is, because it is
-          unreadable or because the split has ended.
+          The decoder's fields, (size, ...) each; `bad` (size,), True for unreadable
+          examples; and `mask` (size,), False for padding after the end of the split and
+          for unreadable examples that are not replaced.
 
         Raises:
           UserError: that names a bad example, unless `config.on_error` is skip.
@@ -87,7 +81,7 @@ class Reader:
             for positions, indices in steps_ahead
             for start in range(0, len(positions), CHUNK)
         )
-        # Those of the batches ahead, and enough to keep all threads busy.
+        # Those of `prefetch` batches, and enough to keep all threads busy.
         chunks_ahead = self._config.prefetch * -(-size // CHUNK)
         chunks_ahead += 2 * (workers + self._readers)
         decode = self._decode_function()
@@ -123,11 +117,7 @@ class Reader:
         return self._decoder.zeros(count) | flags
 
     def _read(self, indices: list[int]) -> Encoded:
-        """Reads a chunk.
-
-        Raises:
-          UserError: if the storage cannot be read at all.
-        """
+        """Reads a chunk; raises `UserError` if the storage is unreachable."""
         if self._unreachable:
             raise self._unreachable  # another attempt could take a quarter of an hour
         try:
@@ -139,7 +129,7 @@ class Reader:
             return self._source, indices, None
 
     def _parse(self, record: Any, label: Any) -> tuple[Any, Any]:
-        """Returns file and label of one of a chunk's records, scalar tensors."""
+        """Returns the file and label of a record, scalar tensors."""
         return self._source.parse(record, label)
 
     def _decode_function(self) -> Callable[..., dict[str, Any]]:
@@ -162,7 +152,7 @@ class Reader:
         # AutoGraph would read and rewrite the decoder's source, half a second long.
         function = tf.function(
             lambda *columns: tf.map_fn(
-                decode_one, columns, fn_output_signature=result, parallel_iterations=1
+                decode_one, columns, fn_output_signature=result, parallel_iterations=8
             ),
             input_signature=[tf.TensorSpec((None,), kind) for kind in kinds],
             autograph=False,
@@ -201,10 +191,10 @@ class Reader:
     def _decode_alone(
         self, source: RandomAccessSource, index: int, position: int
     ) -> Item:
-        """Decodes an example, or, if it is bad, the next one that is not.
+        """Decodes an example, or, if it is bad, the next good one.
 
         Raises:
-          UserError: if it is bad and is neither skipped nor replaced.
+          UserError: if it is bad and `config.on_error` is not skip.
         """
         tries = min(len(source), MAX_BAD) if self._replace else 1
         for offset in range(tries):
