@@ -24,11 +24,11 @@ from vt_flax.errors import UserError
 
 # Examples that are read or decoded by one call: enough to outweigh its cost in Python.
 CHUNK = 32
-# Examples in a row that may be bad before the data set as a whole is at fault.
+# Examples in a row that may be bad before the dataset as a whole is at fault.
 MAX_BAD = 100
 
-# The source of a chunk, indices of its examples there, and their records; None if one of
-# them cannot be read.
+# The source of a chunk, indices of its examples there, and their records, or None if
+# one of them cannot be read.
 Encoded = tuple[RandomAccessSource, Sequence[int], Records | None]
 
 
