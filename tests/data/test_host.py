@@ -81,11 +81,3 @@ def test_gpus_are_hidden_from_tensorflow(with_gpu, capsys):
     assert tf.config.get_visible_devices("GPU") == []
     assert len(tf.config.get_visible_devices("CPU")) == 1
     assert capsys.readouterr().err == ""
-
-
-def test_a_gpu_that_tensorflow_has_already_is_told_of(with_gpu, monkeypatch, capsys):
-    with_gpu.get_visible_devices()
-    # What it holds once it has started.
-    monkeypatch.setattr(with_gpu, "_context_handle", object())
-    tensorflow()
-    assert "note: TensorFlow has started with a GPU" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vt_flax.data import order
 from vt_flax.data.batches import eval_batches, train_batches
-from vt_flax.data.pair_decoder import PairDecoder
+from vt_flax.data.decoders import PairDecoder
 from vt_flax.data.source import Example, RandomAccessSource
 from vt_flax.errors import UserError
 from vt_flax.training.config import default_config

@@ -21,40 +21,23 @@ _KEEP = 1 << 30
 
 @functools.cache
 def tensorflow() -> types.ModuleType:
-    """Imports TensorFlow without its log messages, and hides all GPUs from it.
-
-    It is imported where it is first needed, for it takes seconds.
-    """
+    """Imports TensorFlow, which takes seconds, without log messages and GPUs."""
     # Its warnings are about datasets that are closed early, and errors that we catch.
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-    has_gpu = False
     with _quiet(), _without_keras():
         import tensorflow as tf
 
-        try:
-            # Else it would take the GPU memory that JAX computes in.
+        # Else it would take the GPU memory that JAX computes in. A notebook that has
+        # computed with TensorFlow before keeps what it has.
+        with contextlib.suppress(RuntimeError):
             tf.config.set_visible_devices([], "GPU")
-        except RuntimeError:
-            has_gpu = True
-    if has_gpu:
-        # As in a notebook that has computed with TensorFlow before.
-        print(
-            "note: TensorFlow has started with a GPU in this process, and keeps memory "
-            "that JAX then lacks: restart, and hide it before TensorFlow computes, by "
-            "tf.config.set_visible_devices([], 'GPU')",
-            file=sys.stderr,
-        )
     _keep_memory()
     return tf
 
 
 def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps TensorFlow from rewriting `if` and `for` of a function that it traces.
-
-    Ours have none over tensors, and reading and rewriting their source takes half a
-    second of each start.
-    """
+    """Keeps AutoGraph from rewriting a function, which takes half a second."""
     return tensorflow().autograph.experimental.do_not_convert(function)
 
 

@@ -1,4 +1,4 @@
-"""Decodes and crops images inside tf.data: tensors in, tensors out."""
+"""Decodes and crops images in a TensorFlow graph: tensors in, tensors out."""
 
 import functools
 from collections.abc import Callable
@@ -59,17 +59,17 @@ def random_resized_crop(
     seed: Tensor,
     orientation: Tensor | int = UPRIGHT,
 ) -> Tensor:
-    """Decodes a random part of an image and resizes it (Szegedy et al., 2014).
+    """Decodes a random box of an image and resizes it (Szegedy et al., 2014).
 
-    Bilinear, without antialiasing, as is usual with TensorFlow; but a JPEG whose part
-    is two times the size or more is decoded at a half, a quarter or an eighth, which is
-    faster and does not alias. The part is drawn in the upright image.
+    Bilinear, without antialiasing, as is usual with TensorFlow; but a JPEG whose box is
+    two times the size or more is decoded at a half, a quarter or an eighth, which is
+    faster and does not alias. The box is drawn in the upright image.
 
     Args:
       encoded: a file, scalar string.
       size: side of the result in pixels.
-      min_area: least share of the image's area; the most is 1.
-      seed: (2,) integers that decide the part.
+      min_area: least fraction of the image's area; the most is 1.
+      seed: (2,) integers that determine the box.
       orientation: EXIF orientation of the file, scalar.
 
     Returns:
@@ -87,20 +87,20 @@ def random_resized_crop(
         # In the coordinates of the reduced image.
         window = tf.maximum(box // ratio, [0, 0, 1, 1])
 
-        def part(ratio: int) -> Callable[[], Tensor]:
+        def reduced(ratio: int) -> Callable[[], Tensor]:
             return lambda: tf.io.decode_and_crop_jpeg(encoded, window, 3, ratio=ratio)
 
         is_plain = (stored[2] != CMYK_CHANNELS) & (orientation == UPRIGHT)
         return tf.switch_case(
             tf.where(is_plain, branch[0], 4),
             [
-                *map(part, (1, 2, 4, 8)),
-                lambda: _in_python(_reduced_part, encoded, orientation, window, ratio),
+                *map(reduced, (1, 2, 4, 8)),
+                lambda: _in_python(_reduced, encoded, orientation, window, ratio),
             ],
         )
 
     def from_other() -> Tensor:
-        image = decode_upright(encoded, orientation)
+        image = decode(encoded, orientation)
         top, left, height, width = tf.unstack(
             random_box(tf.shape(image), min_area, seed)
         )
@@ -117,13 +117,13 @@ def random_resized_crop(
 
 
 def random_box(shape: Tensor, min_area: float, seed: Tensor) -> Tensor:
-    """Draws a part of random area and aspect ratio by TensorFlow's sampler.
+    """Draws a box of random area and aspect ratio by TensorFlow's sampler.
 
     The ratio is uniform, then the height over what the least area and the image allow.
 
     Args:
       shape: (3,), height, width and channels of the image.
-      min_area: least share of the image's area; the most is 1.
+      min_area: least fraction of the image's area; the most is 1.
       seed: (2,) integers.
 
     Returns:
@@ -182,7 +182,7 @@ def center_crop(
     """
     del seed
     tf = tensorflow()
-    image = decode_upright(encoded, orientation)
+    image = decode(encoded, orientation)
     shape = tf.shape(image)[:2]
     start = tf.concat([(shape - size) // 2, [0]], 0)
     crop = tf.cond(
@@ -196,59 +196,52 @@ def center_crop(
 
 
 def is_whole_jpeg(encoded: Tensor) -> Tensor:
-    """Returns whether a file begins and ends as a JPEG; ImageNet has a PNG among them.
+    """Returns whether a file begins and ends as a JPEG.
 
-    A decoder that is asked for a part would not notice that a file is cut off below it.
-    One that does not end as it should is decoded in full.
+    If it is cut off, decoding a window above the cut would not raise an error, so such
+    a file is decoded in full.
     """
     tf = tensorflow()
     start = tf.strings.substr(encoded, 0, len(JPEG_START))
-    # A position before the start would be an error, and this one is none yet.
+    # A position before the start would raise an error.
     length = tf.strings.length(encoded)
     end = tf.strings.substr(encoded, tf.maximum(length - 2, 0), 2)
     return (start == JPEG_START) & (end == JPEG_END)
 
 
-def decode(encoded: Tensor) -> Tensor:
-    """Decodes a whole file to (height, width, 3), uint8, as it is stored.
+def decode(encoded: Tensor, orientation: Tensor | int = UPRIGHT) -> Tensor:
+    """Decodes a whole file to (height, width, 3), uint8, and turns it upright.
 
-    The result equals `decode_with_pillow`'s, which decodes what is rare: formats other
-    than JPEG and PNG; and JPEGs in CMYK, which TensorFlow rounds differently, and
-    inverts without Adobe's marker.
+    The result equals `decode_with_pillow`'s, which decodes what is rare: turned images;
+    formats other than JPEG and PNG; and JPEGs in CMYK, which TensorFlow rounds
+    differently, and inverts without Adobe's marker.
 
     Raises:
       tf.errors.OpError, ValueError: if the bytes are no image, or a damaged one.
     """
     tf = tensorflow()
 
+    def by_pillow() -> Tensor:
+        return _in_python(_pixels, encoded, orientation)
+
     def from_jpeg() -> Tensor:
-        # Pillow's transform; the default is a faster one, up to 15 levels off.
-        return tf.io.decode_jpeg(encoded, 3, dct_method="INTEGER_ACCURATE")
+        return tf.cond(
+            tf.io.extract_jpeg_shape(encoded)[2] == CMYK_CHANNELS,
+            by_pillow,
+            # Pillow's transform; the default is a faster one, up to 15 levels off.
+            lambda: tf.io.decode_jpeg(encoded, 3, dct_method="INTEGER_ACCURATE"),
+        )
 
     start = tf.strings.substr(encoded, 0, len(PNG_START))
-    image = tf.cond(
-        tf.strings.substr(start, 0, len(JPEG_START)) == JPEG_START,
-        lambda: tf.cond(
-            tf.io.extract_jpeg_shape(encoded)[2] == CMYK_CHANNELS,
-            lambda: _in_python(_pixels, encoded, UPRIGHT),
-            from_jpeg,
-        ),
-        lambda: tf.cond(
-            start == PNG_START,
-            lambda: tf.io.decode_png(encoded, 3),
-            lambda: _in_python(_pixels, encoded, UPRIGHT),
-        ),
+    image = tf.case(
+        [
+            (tf.not_equal(orientation, UPRIGHT), by_pillow),
+            (tf.strings.substr(start, 0, len(JPEG_START)) == JPEG_START, from_jpeg),
+            (start == PNG_START, lambda: tf.io.decode_png(encoded, 3)),
+        ],
+        by_pillow,
     )
     return tf.ensure_shape(image, (None, None, 3))
-
-
-def decode_upright(encoded: Tensor, orientation: Tensor | int) -> Tensor:
-    """Decodes a whole file and turns it upright; see `decode`."""
-    return tensorflow().cond(
-        tensorflow().equal(orientation, UPRIGHT),
-        lambda: decode(encoded),
-        lambda: _in_python(_pixels, encoded, orientation),
-    )
 
 
 def _in_python(function: Callable[..., np.ndarray], *arguments: Tensor) -> Tensor:
@@ -265,9 +258,7 @@ def _pixels(encoded: Any, orientation: Any) -> np.ndarray:
     return np.ascontiguousarray(upright(np.asarray(image), int(orientation)))
 
 
-def _reduced_part(
-    encoded: Any, orientation: Any, window: Any, ratio: Any
-) -> np.ndarray:
+def _reduced(encoded: Any, orientation: Any, window: Any, ratio: Any) -> np.ndarray:
     """Decodes a window of the upright image averaged down by a ratio."""
     image = Image.fromarray(_pixels(encoded, orientation))
     top, left, height, width = map(int, window * ratio)
@@ -279,15 +270,14 @@ def problem(encoded: bytes) -> str:
     """Returns why Pillow cannot decode a file, in a few words; empty if it can."""
     if not encoded.strip(b"\0"):
         reason = f"{len(encoded)} zero bytes" if encoded else "it is empty"
-    else:
-        try:
-            decode_with_pillow(encoded)
-        except ValueError as error:
-            # Pillow names an object in memory where it means the file.
-            reason = str(error).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
-        else:
-            return ""
-    return f"not a readable image ({reason})"
+        return f"not a readable image ({reason})"
+    try:
+        decode_with_pillow(encoded)
+    except ValueError as error:
+        # Pillow names an object in memory where it means the file.
+        reason = str(error).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
+        return f"not a readable image ({reason})"
+    return ""
 
 
 def to_uint8(image: Tensor) -> Tensor:

@@ -14,32 +14,25 @@ from vt_flax.data.orientation import UPRIGHT, as_stored, orientation_of
 
 # A 16-bit image without a level from here on probably holds data of 14 bits or fewer.
 LEAST_OF_16_BITS = 1 << 14
-# Files of a split that are opened before a run starts to look for more than 8 bits, and
-# those of more bits that are decoded.
-HEADERS, DECODED = 32, 8
+# Files of a split that are opened before a run starts to look for more than 8 bits.
+SAMPLE = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """An image of 8 bits a channel.
+    """An image of 8 bits per channel.
 
     Attributes:
       image: RGB, as it is stored: not turned by its orientation.
-      orientation: 1 to 8; see `orientation`.
-      highest: the highest level of a 16-bit file (as Pillow reads only the upper byte
-        of several channels, up to 255 more there); None for other files.
+      orientation: EXIF orientation, 1 to 8.
       note: how more than 8 bits were converted; else empty.
+      is_doubtful: True if the levels are probably not those that were meant.
     """
 
     image: Image.Image
     orientation: int = UPRIGHT
-    highest: int | None = None
     note: str = ""
-
-    @property
-    def is_dark(self) -> bool:
-        """True for 16 bits of which so few are used that the image is nearly black."""
-        return self.highest is not None and self.highest < LEAST_OF_16_BITS
+    is_doubtful: bool = False
 
 
 def decode_with_pillow(encoded: bytes) -> Image.Image:
@@ -102,8 +95,7 @@ def _to_rgb(image: Image.Image, raw_mode: str) -> Decoded:
         eight = levels >> 8 if image.format == "PNG" else levels // 257
         return _of_16_bits(_gray(eight), int(levels.max()))
     if image.mode in ("I", "F"):
-        levels, note = _stretched(image)
-        return Decoded(_gray(levels), note=note)
+        return _stretched(image)
     # A copy of a large image takes half a gigabyte.
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     if ";16" in raw_mode:  # several channels
@@ -117,60 +109,49 @@ def _gray(levels: np.ndarray) -> Image.Image:
 
 
 def _of_16_bits(image: Image.Image, highest: int) -> Decoded:
+    """Returns an image, of whose 16-bit levels the highest is given."""
     note = "16 bits converted to 8: 65,535 is white"
-    if highest < LEAST_OF_16_BITS:
+    is_dark = highest < LEAST_OF_16_BITS
+    if is_dark:
         note += (
             f", but no level is above {highest:,}, so that it is nearly black: if its "
             "data have fewer bits, scale them to 16, or save 8 bits"
         )
-    return Decoded(image, highest=highest, note=note)
+    return Decoded(image, note=note, is_doubtful=is_dark)
 
 
-def _stretched(image: Image.Image) -> tuple[np.ndarray, str]:
-    """Converts 32 bits a pixel, of which no format defines the white, to 8."""
+def _stretched(image: Image.Image) -> Decoded:
+    """Converts 32 bits per pixel, of which no format defines the white, to 8."""
     low, high = image.getextrema()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("it has levels that are no finite numbers")
     levels = np.asarray(image, np.float32)
     if low >= 0 and 1 < high <= 255:
-        return np.round(levels), ""
+        return Decoded(_gray(np.round(levels)))
     levels = np.round((levels - low) / max(high - low, 1e-30) * 255)
-    return levels, f"32 bits converted to 8: {low:g} is black, {high:g} is white"
+    note = f"32 bits converted to 8: {low:g} is black, {high:g} is white"
+    return Decoded(_gray(levels), note=note, is_doubtful=True)
 
 
 def notes_on_levels(name: str, files: Sequence[epath.Path]) -> list[str]:
-    """Returns notes on images of 16 and 32 bits, from a small sample.
+    """Returns a note if the images of 16 or 32 bits in a small sample are doubtful.
 
     No file is read of formats that have 8 bits, such as JPEG.
     """
     files = [
         file for file in files if not file.name.lower().endswith(SUFFIXES_OF_8_BITS)
     ]
-    found: list[tuple[epath.Path, Decoded]] = []
-    for file in files[:: -(-len(files) // HEADERS) or 1]:
-        # An image that cannot be read is named when its turn comes.
+    note = ""
+    for file in files[:: -(-len(files) // SAMPLE) or 1]:
+        # A file that cannot be read is reported when a batch needs it.
         with (
             contextlib.suppress(Exception),
             file.open("rb") as stream,
             Image.open(stream) as image,
         ):
             if image.mode[0] in "IF" or ";16" in _raw_mode(image):
-                found.append((file, decode_opened(image)))
-        if len(found) == DECODED:
-            break
-    notes = []
-    of_16 = [pair for pair in found if pair[1].highest is not None]
-    if of_16 and all(decoded.is_dark for _, decoded in of_16):
-        file, brightest = max(of_16, key=lambda pair: pair[1].highest)
-        notes.append(
-            f"{name}: {file}, the brightest of {len(of_16)} images of 16 bits in a "
-            f"sample: {brightest.note}"
-        )
-    for file, decoded in found:
-        if decoded.note.startswith("32"):
-            notes.append(
-                f"{name}: {file}: {decoded.note}; every image of 32 bits is stretched "
-                "by its own levels: save 8 bits to keep their relative brightness"
-            )
-            break
-    return notes
+                decoded = decode_opened(image)
+                if not decoded.is_doubtful:
+                    return []  # one that reaches white shows what the others mean
+                note = note or f"{name}: {file}: {decoded.note}"
+    return [note] if note else []

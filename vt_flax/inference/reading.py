@@ -11,7 +11,7 @@ import os
 import pathlib
 import stat
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -56,10 +56,8 @@ ImageLike = (
 
 WHAT_TO_PASS = (
     "pass a path, an encoded image as bytes or an open file, a PIL image, or a uint8 "
-    "array (H, W, channels)"
+    "array (H, W, channels); of several images, one flat list"
 )
-# Linux's own limit on the length of a path.
-LONGEST_PATH = 4096
 
 
 def each_image(images: Any) -> Iterator[tuple[str, Any]]:
@@ -74,11 +72,6 @@ def each_image(images: Any) -> Iterator[tuple[str, Any]]:
     Raises:
       UserError: for what can be no image.
     """
-    if isinstance(images, Mapping):
-        raise UserError(
-            f"images are of type {type(images).__name__}: pass a list of its values, "
-            "as in list(images.values())"
-        )
     for i, image in enumerate(_listed(images)):
         if isinstance(image, (str, os.PathLike)):
             yield from ((os.fspath(file), file) for file in _files(image))
@@ -108,11 +101,6 @@ def _files(path: str | os.PathLike) -> list[pathlib.Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: {error.strerror}") from error
 
-    if isinstance(path, str) and len(path) > LONGEST_PATH:
-        raise UserError(
-            f"text of {len(path):,} characters is no path: of an image in base64 pass "
-            "the bytes, base64.b64decode(text)"
-        )
     return find_images([path], on_error=refuse)
 
 
@@ -146,49 +134,23 @@ def _read(image: ImageLike, name: str) -> Picture:
         # Text is what somebody has typed; a path may come from listing a folder.
         typed = isinstance(image, str)
         return _read_file(typed_path(image) if typed else pathlib.Path(image))
-    if isinstance(image, Image.Image):
-        with _readable(name):
-            try:
-                return _decode(name, image)
-            except (AttributeError, AssertionError) as error:  # of a missing file
-                raise UserError(
-                    f"{name}: this PIL image was closed; pass it before its file is "
-                    "closed, or pass the path"
-                ) from error
-    if hasattr(image, "read"):
-        image = _content(name, image)
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return _read_bytes(name, bytes(image))
-    if hasattr(image, "shape"):
-        array = _as_array(name, image)
-        if array.ndim == 0 and isinstance(array.item(), bytes):
-            return _read_bytes(name, array.item())
-        return Picture(name, _from_array(name, array))
-    if isinstance(image, (list, tuple)):
-        raise UserError(
-            f"{name} is of type {type(image).__name__}: pass one flat list of images, "
-            "and levels as np.asarray(levels, np.uint8)"
-        )
-    raise UserError(f"{name} is of type {type(image).__name__}: {WHAT_TO_PASS}")
-
-
-def _content(name: str, file: Any) -> bytes:
-    """Reads an open file, from its start where it can be rewound, as Pillow does."""
     with _readable(name):
-        with contextlib.suppress(AttributeError, OSError):
-            file.seek(0)
-        content = file.read()
-    if not isinstance(content, bytes):
-        raise UserError(
-            f"{name} is of type {type(file).__name__}, whose read() returns no bytes: "
-            "open the file with 'rb'"
-        )
-    return content
-
-
-def _read_bytes(name: str, content: bytes) -> Picture:
-    with _readable(name), Image.open(io.BytesIO(content)) as image:
-        return _decode(name, image)
+        if isinstance(image, Image.Image):
+            return _decode(name, image)
+        if hasattr(image, "read"):
+            # From its start where it can be rewound, as Pillow does.
+            with contextlib.suppress(AttributeError, OSError):
+                image.seek(0)
+            image = io.BytesIO(image.read()).getvalue()
+        elif hasattr(image, "shape") and not isinstance(image, memoryview):
+            array = _as_array(name, image)
+            if array.ndim or not isinstance(array.item(), bytes):
+                return Picture(name, _from_array(name, array))
+            image = array.item()
+        if isinstance(image, (bytes, bytearray, memoryview)):
+            with Image.open(io.BytesIO(image)) as opened:
+                return _decode(name, opened)
+    raise UserError(f"{name} is of type {type(image).__name__}: {WHAT_TO_PASS}")
 
 
 def _read_file(file: pathlib.Path) -> Picture:
@@ -258,37 +220,22 @@ def _is_transparent(image: Image.Image) -> bool:
 
 def _as_array(name: str, array: Any) -> np.ndarray:
     """Returns an array of NumPy's, JAX's, TensorFlow's or PyTorch's as NumPy's."""
-    try:
+    with _readable(name):
         # PyTorch's may be on a GPU, or have gradients.
         return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
-    except Exception as error:
-        # Whatever a library raises for types that NumPy has not.
-        raise UserError(
-            f"{name}: NumPy cannot read this {type(array).__name__} "
-            f"({first_line(error)[:200]}): pass a uint8 array"
-        ) from error
 
 
 def _from_array(name: str, array: np.ndarray) -> np.ndarray:
-    shape = " x ".join(map(str, array.shape))
-    if array.ndim not in (2, 3) or not array.size:
+    """Returns levels as (H, W, 3)."""
+    pixels = array[..., None] if array.ndim == 2 else array
+    is_image = pixels.ndim == 3 and 1 <= pixels.shape[-1] <= 4 and pixels.size
+    # Of other types it is not known which value is white.
+    if not is_image or pixels.dtype != np.uint8:
+        shape = " x ".join(map(str, array.shape)) or "no dimensions"
         raise UserError(
-            f"{name} is an array of {shape or 'no dimensions'}: must be (H, W) or (H, "
-            "W, channels), or of many images (images, H, W, channels)"
+            f"{name} is an array of {shape}, {array.dtype}: pass levels from 0 to 255 "
+            "as uint8, (H, W) or (H, W, channels) with 1 to 4 channels"
         )
-    if array.ndim == 2:
-        array = array[..., None]
-    if not 1 <= array.shape[-1] <= 4:
-        raise UserError(
-            f"{name} is an array of {shape}: must be (H, W) or (H, W, channels) with 1 "
-            "to 4 channels, which come last"
-        )
-    if array.dtype != np.uint8:
-        # Of other types it is not known which value is white.
-        raise UserError(
-            f"{name} is an array of {array.dtype}: levels must be uint8, 0 to 255; if "
-            "they are from 0 to 1, pass np.uint8(np.round(255 * array))"
-        )
-    if array.shape[-1] < 3:
-        return np.repeat(array[..., :1], 3, axis=-1)
-    return np.ascontiguousarray(array[..., :3])
+    if pixels.shape[-1] < 3:
+        return np.repeat(pixels[..., :1], 3, axis=-1)
+    return np.ascontiguousarray(pixels[..., :3])

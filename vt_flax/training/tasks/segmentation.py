@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from vt_flax.data.augment import normalize, pairs
 from vt_flax.data.augment.scaled import eval_canvas, eval_inputs, eval_weights
+from vt_flax.data.decoders import PairDecoder
 from vt_flax.data.masks import IGNORE
-from vt_flax.data.pair_decoder import PairDecoder
 from vt_flax.data.segmentation_sources import TFDSPairs, notes_on_classes
 from vt_flax.data.sources import FOLDER_PREFIX, prepared_builder
 from vt_flax.errors import UserError, first_names
