@@ -71,7 +71,17 @@ def settings(**changes):
     return config
 
 
-def train(source, *, batch=8, first=0, last=6, seed=0, part=0, parts=1, **changes):
+def train(
+    source,
+    *,
+    batch=8,
+    first=0,
+    last=6,
+    seed=0,
+    process_index=0,
+    process_count=1,
+    **changes,
+):
     return list(
         train_batches(
             source,
@@ -80,8 +90,8 @@ def train(source, *, batch=8, first=0, last=6, seed=0, part=0, parts=1, **change
             batch=batch,
             first=first,
             last=last,
-            part=part,
-            parts=parts,
+            process_index=process_index,
+            process_count=process_count,
         )
     )
 
@@ -130,14 +140,17 @@ def test_skipping_replaces_and_marks(kind):
     assert sum(marks) == 8
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_what_stands_for_it_does_not_depend_on_parts_or_restarts(parts):
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_what_stands_for_it_does_not_depend_on_processes_or_restarts(process_count):
     source = Files()
     for index in (1, 2, 9, 17):
         damage(source, index, "zeros")
     crop = {"on_error": "skip", "train_crop": "pad"}
     whole = train(source, **crop)
-    shares = [train(source, part=p, parts=parts, **crop) for p in range(parts)]
+    shares = [
+        train(source, process_index=p, process_count=process_count, **crop)
+        for p in range(process_count)
+    ]
     for step, expected in enumerate(whole):
         for key, value in expected.items():
             joined = np.concatenate([share[step][key] for share in shares])

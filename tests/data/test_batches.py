@@ -1,4 +1,4 @@
-"""Batches: the same for any number of threads and parts, and each example once."""
+"""Batches: the same for any number of threads and processes, and each example once."""
 
 import os
 import pathlib
@@ -48,7 +48,7 @@ def settings(**changes):
     return config
 
 
-def train(source, config=None, *, seed=0, batch=20, first=0, last=5, **parts):
+def train(source, config=None, *, seed=0, batch=20, first=0, last=5, **options):
     return list(
         train_batches(
             source,
@@ -57,7 +57,7 @@ def train(source, config=None, *, seed=0, batch=20, first=0, last=5, **parts):
             batch=batch,
             first=first,
             last=last,
-            **parts,
+            **options,
         )
     )
 
@@ -96,15 +96,18 @@ def test_reading_ahead_does_not_change_the_batches():
         assert_same(usual, train(source, settings(prefetch=prefetch)))
 
 
-@pytest.mark.parametrize("crop, parts", [("random_resized", 2), ("pad", 4)])
-def test_parts_make_up_the_global_batch(crop, parts):
+@pytest.mark.parametrize("crop, process_count", [("random_resized", 2), ("pad", 4)])
+def test_processes_make_up_the_global_batch(crop, process_count):
     source, config = ArraySource(50), settings(train_crop=crop)
-    shares = [train(source, config, part=part, parts=parts) for part in range(parts)]
+    shares = [
+        train(source, config, process_index=process_index, process_count=process_count)
+        for process_index in range(process_count)
+    ]
     joined = [
         {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
         for batches in zip(*shares, strict=True)
     ]
-    assert shares[0][0]["label"].shape == (20 // parts,)
+    assert shares[0][0]["label"].shape == (20 // process_count,)
     assert_same(joined, train(source, config))
 
 
@@ -115,9 +118,15 @@ SCATTERED = ([0, 1, 2, 9, 10, 11, 16], [3, 4, 5, 6, 7, 8, 12, 13, 14, 15, 17, 18
 def test_rows_that_are_no_neighbors_make_up_the_global_batch():
     source, config = ArraySource(50), settings(train_crop="random_resized")
     whole = train(source, config)
-    for part, own in enumerate(SCATTERED):
-        share = train(source, config, part=part, parts=2, own=np.asarray(own))
-        assert_same(share, [{k: b[k][own] for k in b} for b in whole])
+    for process_index, indices in enumerate(SCATTERED):
+        share = train(
+            source,
+            config,
+            process_index=process_index,
+            process_count=2,
+            local_indices=np.asarray(indices),
+        )
+        assert_same(share, [{k: b[k][indices] for k in b} for b in whole])
 
 
 def test_a_restart_goes_on_with_the_same_batches():
@@ -223,9 +232,15 @@ def test_a_process_ends_in_silence_amid_reading():
 # Evaluation.
 
 
-def evaluate(source, batch, part=0, parts=1, **changes):
+def evaluate(source, batch, process_index=0, process_count=1, **changes):
     return list(
-        eval_batches(source, settings(**changes), batch=batch, part=part, parts=parts)
+        eval_batches(
+            source,
+            settings(**changes),
+            batch=batch,
+            process_index=process_index,
+            process_count=process_count,
+        )
     )
 
 
@@ -250,34 +265,37 @@ def index_of(source):
 def test_rows_of_an_evaluation_that_are_no_neighbors(count):
     source = ArraySource(count)
     whole = evaluate(source, 20)
-    for part, own in enumerate(SCATTERED):
+    for process_index, indices in enumerate(SCATTERED):
         share = list(
             eval_batches(
                 source,
                 settings(),
                 batch=20,
-                part=part,
-                parts=2,
-                own=np.asarray(own),
+                process_index=process_index,
+                process_count=2,
+                local_indices=np.asarray(indices),
             )
         )
-        assert_same(share, [{k: b[k][own] for k in b} for b in whole])
+        assert_same(share, [{k: b[k][indices] for k in b} for b in whole])
 
 
 @pytest.mark.parametrize(
-    "count,batch,parts",
+    "count,batch,process_count",
     [(12, 4, 1), (13, 4, 1), (3, 8, 1), (13, 4, 2), (17, 8, 2), (9, 8, 4), (40, 20, 1)],
 )
-def test_each_example_is_seen_once(count, batch, parts):
+def test_each_example_is_seen_once(count, batch, process_count):
     source = ArraySource(count)
     index = index_of(source)
-    shares = [evaluate(source, batch, part, parts) for part in range(parts)]
-    # All parts take part in each step, or the others would wait for ever.
+    shares = [
+        evaluate(source, batch, process_index, process_count)
+        for process_index in range(process_count)
+    ]
+    # All processes take part in each step, or the others would wait for ever.
     assert {len(share) for share in shares} == {-(-count // batch)}
     seen = []
     for batches in zip(*shares, strict=True):
         for b in batches:
-            assert b["image"].shape == (batch // parts, 8, 8, 3)
+            assert b["image"].shape == (batch // process_count, 8, 8, 3)
             assert b["mask"].dtype == bool and b["label"].dtype == np.int32
             for image, label, real in zip(
                 b["image"], b["label"], b["mask"], strict=True

@@ -29,7 +29,7 @@ def config():
     return config
 
 
-def digests(source, config, *, seed=0, first=0, last=STEPS, parts=1):
+def digests(source, config, *, seed=0, first=0, last=STEPS, process_count=1):
     """Returns what identifies each global batch: one hash of its bytes."""
     shares = [
         train_batches(
@@ -39,10 +39,10 @@ def digests(source, config, *, seed=0, first=0, last=STEPS, parts=1):
             batch=BATCH,
             first=first,
             last=last,
-            part=part,
-            parts=parts,
+            process_index=process_index,
+            process_count=process_count,
         )
-        for part in range(parts)
+        for process_index in range(process_count)
     ]
     result = []
     for batches in zip(*shares, strict=True):
@@ -62,11 +62,11 @@ def test_no_two_batches_are_alike(alone):
     assert len(set(alone)) == STEPS
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("process_count", [2, 4])
 def test_200_global_batches_are_the_same_for_any_number_of_processes(
-    parts, source, config, alone
+    process_count, source, config, alone
 ):
-    assert digests(source, config, parts=parts) == alone
+    assert digests(source, config, process_count=process_count) == alone
 
 
 @pytest.mark.parametrize("first", [1, 57, 199])

@@ -1,4 +1,4 @@
-"""The order of examples: a permutation each epoch, alike for any number of parts."""
+"""The order of examples: permutations, the same for any number of processes."""
 
 import collections
 import itertools
@@ -73,23 +73,25 @@ def test_successive_epochs_are_independent():
 
 
 def test_rows_of_a_part_by_hand():
-    assert list(order.own_part(8)) == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert list(order.own_part(8, 0, 2)) == [0, 1, 2, 3]
-    assert list(order.own_part(8, 1, 2)) == [4, 5, 6, 7]
-    assert list(order.own_part(8, 3, 4)) == [6, 7]
+    assert list(order.local_block(8)) == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert list(order.local_block(8, 0, 2)) == [0, 1, 2, 3]
+    assert list(order.local_block(8, 1, 2)) == [4, 5, 6, 7]
+    assert list(order.local_block(8, 3, 4)) == [6, 7]
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_parts_make_up_the_global_batches(parts):
+@pytest.mark.parametrize("process_count", [1, 2, 4])
+def test_processes_make_up_the_global_batches(process_count):
     """Batches of 8 from 10 examples straddle the epochs; 10 steps are 8 epochs."""
     count, seed, batch = 10, 3, 8
     epochs = np.concatenate([epoch_order(count, seed, e) for e in range(8)])
     for step in range(10):
         joined = [
             index
-            for part in range(parts)
+            for process_index in range(process_count)
             for index in order.locate(
-                step * batch + order.own_part(batch, part, parts), count, seed
+                step * batch + order.local_block(batch, process_index, process_count),
+                count,
+                seed,
             )
         ]
         assert joined == epochs[step * batch : (step + 1) * batch].tolist()

@@ -48,7 +48,16 @@ def stream(folder, split="train"):
     return source
 
 
-def train(source, first=0, last=4, seed=0, batch=60, part=0, parts=1, **changes):
+def train(
+    source,
+    first=0,
+    last=4,
+    seed=0,
+    batch=60,
+    process_index=0,
+    process_count=1,
+    **changes,
+):
     return list(
         train_batches(
             source,
@@ -57,8 +66,8 @@ def train(source, first=0, last=4, seed=0, batch=60, part=0, parts=1, **changes)
             batch=batch,
             first=first,
             last=last,
-            part=part,
-            parts=parts,
+            process_index=process_index,
+            process_count=process_count,
         )
     )
 
@@ -70,22 +79,30 @@ def test_it_says_what_it_gives_up_and_what_to_do(digits_tfrecord):
     assert command in note
 
 
-@pytest.mark.parametrize("batch,parts", [(100, 1), (64, 2), (8, 4)])
-def test_an_evaluation_sees_each_example_once(batch, parts, digits_tfrecord, stored):
+@pytest.mark.parametrize("batch,process_count", [(100, 1), (64, 2), (8, 4)])
+def test_an_evaluation_sees_each_example_once(
+    batch, process_count, digits_tfrecord, stored
+):
     source = stream(digits_tfrecord, "test")
     assert len(source) == TEST
     seen = collections.Counter()
     steps = set()
-    for part in range(parts):
+    for process_index in range(process_count):
         batches = list(
-            eval_batches(source, settings(), batch=batch, part=part, parts=parts)
+            eval_batches(
+                source,
+                settings(),
+                batch=batch,
+                process_index=process_index,
+                process_count=process_count,
+            )
         )
         steps.add(len(batches))
         for b in batches:
-            assert b["image"].shape == (batch // parts, 32, 32, 3)
+            assert b["image"].shape == (batch // process_count, 32, 32, 3)
             seen.update(pairs(b))
     assert seen == stored["test"]
-    # All parts take part in each step, or the others would wait for ever.
+    # All processes take part in each step, or the others would wait for ever.
     assert len(steps) == 1
 
 
@@ -127,7 +144,10 @@ def test_a_restart_takes_another_order(digits_tfrecord):
 
 def test_parts_share_no_example(digits_tfrecord):
     source = stream(digits_tfrecord)
-    shares = [train(source, part=part, parts=2, batch=200) for part in range(2)]
+    shares = [
+        train(source, process_index=process_index, process_count=2, batch=200)
+        for process_index in range(2)
+    ]
     one, two = ({pair for batch in share for pair in pairs(batch)} for share in shares)
     # A few digits are stored twice.
     assert len(one) > 350 and len(one & two) < 10
@@ -150,7 +170,7 @@ class Damaged(StreamSource):
     def __len__(self):
         return len(self.files)
 
-    def stream(self, seed, part, parts, buffer):
+    def stream(self, seed, process_index, process_count, buffer):
         from vt_flax.data.host import tensorflow
 
         tf = tensorflow()

@@ -74,7 +74,7 @@ def test_rows_are_what_the_devices_hold():
     array = meshes.to_global(batch, mesh)["x"]
     for shard in array.addressable_shards:
         np.testing.assert_array_equal(shard.data, batch["x"][shard.index])
-    assert list(meshes.own_rows(mesh, 32)) == list(range(32))
+    assert list(meshes.local_indices(mesh, 32)) == list(range(32))
 
 
 def test_slices_are_joined_along_data_alone():

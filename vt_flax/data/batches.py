@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vt_flax.data.decoders import ClassDecoder, Decoder
-from vt_flax.data.order import Order, own_part
+from vt_flax.data.order import Order, local_block
 from vt_flax.data.reading import RandomAccessReader, StreamReader
 from vt_flax.data.source import Source, StreamSource
 
@@ -22,12 +22,12 @@ def train_batches(
     batch: int,
     first: int,
     last: int,
-    part: int = 0,
-    parts: int = 1,
-    own: np.ndarray | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    local_indices: np.ndarray | None = None,
     decoder: Decoder | None = None,
 ) -> Iterator[Batch]:
-    """Yields one process's share of the training batches.
+    """Yields one process's examples of the training batches.
 
     Which examples a batch has, and how each is cropped, depends on `seed` and the step
     alone (see `order`): not on the number of processes or threads, nor on restarts. A
@@ -40,26 +40,29 @@ def train_batches(
       batch: examples in the global batch.
       first: first step.
       last: step before which to end.
-      part: index of the process.
-      parts: number of processes.
-      own: which examples of each batch this process reads, batch / parts of them,
-        ascending; by default its block of neighbors.
-      decoder: makes arrays of an example; by default a crop and its class.
+      process_index: this process.
+      process_count: number of processes.
+      local_indices: (local batch,), examples of each global batch that this process
+        reads, ascending; by default a block of neighbors.
+      decoder: decodes an example; by default to a crop and its class.
 
     Yields:
-      The decoder's fields, by default `image` (batch / parts, size, size, 3) uint8 and
-      `label` (batch / parts,) int32; and `bad` (batch / parts,) bool, True where
-      another example replaces an unreadable one.
+      The decoder's fields, by default `image` (local batch, size, size, 3) uint8 and
+      `label` (local batch,) int32; and `bad` (local batch,) bool, True where another
+      example replaces an unreadable one.
 
     Raises:
       UserError: for an example that cannot be read, unless `config.on_error` is skip.
     """
-    own = own_part(batch, part, parts) if own is None else own
+    if local_indices is None:
+        local_indices = local_block(batch, process_index, process_count)
     decoder = decoder or ClassDecoder(source, config, train=True)
-    order = Order(batch, own, first, last, len(source), seed)
+    order = Order(batch, local_indices, first, last, len(source), seed)
     if isinstance(source, StreamSource):
         # A restart cannot continue within a shuffled stream: it takes another one.
-        stream, _ = source.stream(seed + first, part, parts, config.shuffle_buffer)
+        stream, _ = source.stream(
+            seed + first, process_index, process_count, config.shuffle_buffer
+        )
         reader = StreamReader(stream, source, config, decoder, order, seed)
     else:
         reader = RandomAccessReader(source, config, decoder, order, seed)
@@ -73,12 +76,12 @@ def eval_batches(
     config: ConfigDict,
     *,
     batch: int,
-    part: int = 0,
-    parts: int = 1,
-    own: np.ndarray | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    local_indices: np.ndarray | None = None,
     decoder: Decoder | None = None,
 ) -> Iterator[Batch]:
-    """Yields one process's share of an evaluation: every example exactly once.
+    """Yields one process's examples of an evaluation: every example exactly once.
 
     All processes have equally many batches, all of one shape: where the split has no
     more examples, they are padded with zeros.
@@ -87,28 +90,32 @@ def eval_batches(
       source: the split.
       config: the section `data`.
       batch: examples in the global batch.
-      part: index of the process.
-      parts: number of processes.
-      own: see `train_batches`.
+      process_index: this process.
+      process_count: number of processes.
+      local_indices: see `train_batches`.
       decoder: see `train_batches`.
 
     Yields:
-      The decoder's fields as in training; `mask` (batch / parts,) bool, False for
+      The decoder's fields as in training; `mask` (local batch,) bool, False for
       padding and for unreadable examples; and `bad`, True for the latter.
 
     Raises:
       UserError: for an example that cannot be read, unless `config.on_error` is skip.
     """
-    own = own_part(batch, part, parts) if own is None else own
+    if local_indices is None:
+        local_indices = local_block(batch, process_index, process_count)
     decoder = decoder or ClassDecoder(source, config, train=False)
     steps = -(-len(source) // batch)
     if isinstance(source, StreamSource):
-        stream, count = source.stream(None, part, parts, config.shuffle_buffer)
-        # Each process reads a part of the split, from its start to its end.
-        order = Order(len(own), np.arange(len(own)), 0, steps, count)
+        size = len(local_indices)
+        stream, count = source.stream(
+            None, process_index, process_count, config.shuffle_buffer
+        )
+        # Each process reads a shard of the split, from its start to its end.
+        order = Order(size, np.arange(size), 0, steps, count)
         reader = StreamReader(stream, source, config, decoder, order, 0)
     else:
-        order = Order(batch, own, 0, steps, len(source))
+        order = Order(batch, local_indices, 0, steps, len(source))
         reader = RandomAccessReader(source, config, decoder, order, 0)
     with contextlib.closing(reader.batches(replace=False)) as batches:
         for examples in batches:

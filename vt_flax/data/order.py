@@ -25,7 +25,8 @@ class Order:
 
     Attributes:
       batch: examples in the global batch.
-      own: (share,), which examples of a batch this process reads, ascending.
+      local_indices: (local batch,), examples of a global batch that this process reads,
+        ascending.
       first: first step.
       last: step before which to end.
       count: examples in the split.
@@ -33,7 +34,7 @@ class Order:
     """
 
     batch: int
-    own: np.ndarray
+    local_indices: np.ndarray
     first: int
     last: int
     count: int
@@ -42,19 +43,19 @@ class Order:
     @property
     def length(self) -> int:
         """The number of examples that this process reads, with those beyond the end."""
-        return (self.last - self.first) * len(self.own)
+        return (self.last - self.first) * len(self.local_indices)
 
     def positions(self, start: int, stop: int) -> np.ndarray:
         """Returns the positions in the run of this process's examples start to stop."""
-        places = np.arange(start, min(stop, self.length))
-        steps, within = np.divmod(places, len(self.own))
-        return (self.first + steps) * self.batch + self.own[within]
+        offsets = np.arange(start, min(stop, self.length))
+        steps, within = np.divmod(offsets, len(self.local_indices))
+        return (self.first + steps) * self.batch + self.local_indices[within]
 
     def steps(self) -> Iterator[np.ndarray]:
-        """Yields the positions (share,) of each step."""
-        share = len(self.own)
-        for start in range(0, self.length, share):
-            yield self.positions(start, start + share)
+        """Yields the positions (local batch,) of each step."""
+        size = len(self.local_indices)
+        for start in range(0, self.length, size):
+            yield self.positions(start, start + size)
 
     def exist(self, positions: np.ndarray) -> np.ndarray:
         """Returns which positions have an example: not those after a single pass."""
@@ -108,16 +109,18 @@ def permute(positions: np.ndarray, count: int, seed: int, epoch: int) -> np.ndar
     return values.astype(np.int64)
 
 
-def own_part(batch: int, part: int = 0, parts: int = 1) -> np.ndarray:
-    """Returns which examples of a batch a process reads if each reads a block.
+def local_block(
+    batch: int, process_index: int = 0, process_count: int = 1
+) -> np.ndarray:
+    """Returns the examples of a batch that a process reads if each reads a block.
 
     Args:
       batch: examples in the global batch.
-      part: index of the process.
-      parts: number of processes; divides `batch`.
+      process_index: this process.
+      process_count: number of processes; divides `batch`.
     """
-    share = batch // parts
-    return np.arange(part * share, (part + 1) * share)
+    size = batch // process_count
+    return np.arange(process_index * size, (process_index + 1) * size)
 
 
 @functools.lru_cache(maxsize=8)

@@ -37,9 +37,9 @@ class Reader(abc.ABC):
     Args:
       source: the split.
       config: the section `data`.
-      decoder: makes arrays of an example.
+      decoder: decodes an example.
       order: which examples this process reads.
-      seed: seed of what the decoder draws.
+      seed: seed of random crops.
     """
 
     def __init__(
@@ -90,9 +90,9 @@ class Reader(abc.ABC):
           replace: whether the next readable example replaces a bad one.
 
         Yields:
-          The decoder's fields, (share, ...) each; `bad` (share,), True where an example
-          is unreadable; and `mask` (share,), False where no example is, because it is
-          unreadable or because the split has ended.
+          The decoder's fields, (local batch, ...) each; `bad` (local batch,), True
+          for unreadable examples; and `mask` (local batch,), False where no example
+          is, because it is unreadable or because the split has ended.
 
         Raises:
           UserError: that names a bad example, unless `config.on_error` is skip.
@@ -191,7 +191,7 @@ class Reader(abc.ABC):
                 deterministic=True,
             )
             .ignore_errors()
-            .batch(len(self._order.own))
+            .batch(len(self._order.local_indices))
             .prefetch(self._config.prefetch)
             .with_options(options)
         )
@@ -204,14 +204,16 @@ class Reader(abc.ABC):
         bad ones no batch would ever come. Then decoding one alone names it.
         """
         examples = CHUNK * (2 * self._readers + 2) + 4 * self._workers
-        steps = self._config.prefetch + 4 + examples // len(self._order.own)
+        steps = self._config.prefetch + 4 + examples // len(self._order.local_indices)
         return steps * (5 if self._config.on_error == "skip" else 1)
 
     def _chunk(self, number: np.ndarray) -> tuple[np.ndarray, ...]:
         """Reads a chunk for tf.data, which a position of -1 ends."""
         block, within = divmod(int(number), BLOCK)
-        part = np.s_[CHUNK * within : CHUNK * (within + 1)]
-        positions, indices = (column[part].tolist() for column in self._block(block))
+        within_block = np.s_[CHUNK * within : CHUNK * (within + 1)]
+        positions, indices = (
+            column[within_block].tolist() for column in self._block(block)
+        )
         end = [-1], [b""], [0], [UPRIGHT]
         try:
             if not positions:

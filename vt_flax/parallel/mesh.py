@@ -116,7 +116,7 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(one, state)
 
 
-def own_rows(mesh: Mesh, batch: int) -> np.ndarray:
+def local_indices(mesh: Mesh, batch: int) -> np.ndarray:
     """Returns the indices in a global batch of this process's examples, ascending.
 
     They may have gaps: on a torus, the devices of a host may be far apart in the mesh.
@@ -134,7 +134,7 @@ def indices_by_process(mesh: Mesh, batch: int) -> dict[int, np.ndarray]:
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """Returns global arrays from each process's examples: see `own_rows`.
+    """Returns global arrays from each process's examples: see `local_indices`.
 
     The copy to the devices is asynchronous.
     """

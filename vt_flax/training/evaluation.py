@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from vt_flax.data.batches import eval_batches
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
-from vt_flax.parallel.mesh import own_rows, to_global
+from vt_flax.parallel.mesh import local_indices, to_global
 from vt_flax.training.moments import Moments, merge
 from vt_flax.training.requests import NONE, STOP, Requests
 from vt_flax.training.run import Run
@@ -84,9 +84,9 @@ def split_totals(
         source,
         run.config.data,
         batch=size,
-        part=jax.process_index(),
-        parts=jax.process_count(),
-        own=own_rows(mesh, size),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        local_indices=local_indices(mesh, size),
         decoder=run.task.decoder(source, train=False),
     )
     with contextlib.closing(batches):

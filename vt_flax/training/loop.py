@@ -18,7 +18,7 @@ from vt_flax.data.split_check import check_splits
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.agreement import check_shared
-from vt_flax.parallel.mesh import batch_sharding, describe, own_rows, to_global
+from vt_flax.parallel.mesh import batch_sharding, describe, local_indices, to_global
 from vt_flax.paths import writing
 from vt_flax.training.checkpoint import Checkpoints, Restored
 from vt_flax.training.evaluation import evaluate
@@ -242,9 +242,9 @@ def device_batches(
         batch=run.config.batch_size,
         first=first,
         last=run.total_steps,
-        part=jax.process_index(),
-        parts=jax.process_count(),
-        own=own_rows(run.mesh, run.config.batch_size),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        local_indices=local_indices(run.mesh, run.config.batch_size),
         # `source` may be a copy of this split in memory.
         decoder=run.task.decoder(run.train_source, train=True),
     )
