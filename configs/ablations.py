@@ -1,7 +1,7 @@
 """The paper's ablations on ImageNet, each under its recipe of 90 epochs (v4).
 
-python -m vt_flax.train --config configs/ablations.py:recurrent --workdir WORKDIR
-python -m vt_flax.train --config configs/ablations.py:tokens32,34 --workdir WORKDIR
+vt_flax train --config configs/ablations.py:recurrent --workdir WORKDIR
+vt_flax train --config configs/ablations.py:tokens32,34 --workdir WORKDIR
 
 ARG is a row, then the depth of the ResNet: 18 (the default) or 34. The recipe: SGD with
 momentum 0.9, batch 256, rate 0.1 divided by 10 every 30 epochs, weight decay 4e-5.
@@ -15,7 +15,7 @@ Expect the top-1 in percent printed in the paper, for VT-R18 and VT-R34:
   graph              69.2  73.6     no_position     (v1; not printed as a number)
   transformer        72.0  74.8     v1              (v1; not printed as a number)
 
-We have not run them. Their multiply-adds: python -m vt_flax.summarize --paper
+We have not run them. Their multiply-adds: vt_flax summarize --paper
 """
 
 from ml_collections import ConfigDict

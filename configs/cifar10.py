@@ -1,8 +1,8 @@
 """CIFAR-10: VT-ResNet-18 and ResNet-18 with a stem for small images.
 
-python -m vt_flax.train --config configs/cifar10.py --workdir runs/cifar10
-python -m vt_flax.train --config configs/cifar10.py:resnet18 --workdir runs/resnet18
-python -m vt_flax.train --config configs/cifar10.py:cpu,no_position --workdir runs/cpu
+vt_flax train --config configs/cifar10.py --workdir runs/cifar10
+vt_flax train --config configs/cifar10.py:resnet18 --workdir runs/resnet18
+vt_flax train --config configs/cifar10.py:cpu,no_position --workdir runs/cpu
 
 ARG is a list of words joined by commas:
   a model     vt_resnet18 (the default), resnet18, or any other name of the registry
@@ -13,7 +13,7 @@ Without `cpu` this is the usual recipe of 200 epochs, meant for an accelerator. 
 `cpu`, on two cores, expect about 25 minutes; what was measured is in BENCHMARKS.md.
 A network that was trained before teaches another with
 --config.distillation.teacher=runs/resnet18
-CIFAR-10 must have been prepared: `python -m vt_flax.prepare_data cifar10 --data_dir D`
+CIFAR-10 must have been prepared: `vt_flax prepare_data cifar10 --data_dir D`
 and --config.data.data_dir=D, or name your own with --config.data.name.
 """
 

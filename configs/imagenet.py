@@ -1,6 +1,6 @@
 """ImageNet with the paper's advanced recipe (v4, training settings).
 
-python -m vt_flax.train --config configs/imagenet.py:vt_resnet18 --workdir WORKDIR
+vt_flax train --config configs/imagenet.py:vt_resnet18 --workdir WORKDIR
 
 ARG is a model, vt_resnet18 by default: `vt_resnet{18,34,50,101}`,
 `resnet{18,34,50,101}`; `vt_resnet18,v4` takes the second version of the modules.
@@ -17,7 +17,7 @@ import_weights, such as --config.distillation.teacher=runs/resnet101
 Expect, from the paper's table and with its distillation: 76.8 (VT-R18), 79.9 (VT-R34),
 80.6 (VT-R50) and 82.3 (VT-R101) percent top-1. We have not run this. Needs imagenet2012
 as it is prepared by
-`python -m vt_flax.prepare_data imagenet2012 --manual_dir ARCHIVES --data_dir D`, and
+`vt_flax prepare_data imagenet2012 --manual_dir ARCHIVES --data_dir D`, and
 --config.data.data_dir=D.
 """
 

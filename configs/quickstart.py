@@ -1,6 +1,6 @@
 """VT-ResNet-18 at small size on handwritten digits: the embedded default.
 
-python -m vt_flax.train --config configs/quickstart.py --workdir runs/quickstart
+vt_flax train --config configs/quickstart.py --workdir runs/quickstart
 
 Expect 96.5 to 99 % test top-1 after about two minutes on two CPU cores; it depends on
 the processor, whose sums are rounded in another order.

@@ -1,8 +1,8 @@
 """Semantic segmentation: Panoptic FPN's semantic branch, and VT-FPN.
 
-python -m vt_flax.train --config configs/segmentation.py --workdir runs/shapes
-python -m vt_flax.train --config configs/segmentation.py:camvid,fpn --workdir runs/fpn
-python -m vt_flax.train --config configs/segmentation.py:coco_stuff,vt_fpn,resnet50 \
+vt_flax train --config configs/segmentation.py --workdir runs/shapes
+vt_flax train --config configs/segmentation.py:camvid,fpn --workdir runs/fpn
+vt_flax train --config configs/segmentation.py:coco_stuff,vt_fpn,resnet50 \
     --workdir runs/coco --config.init_from=runs/resnet50_msra
 
 ARG is a list of words joined by commas:

@@ -116,11 +116,11 @@ else
   make_environment ""
   export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
 fi
-table=("$VENV/bin/python" -m vt_flax.summarize --ablation "$workdir")
+table=("$VENV/bin/python" -m vt_flax summarize --ablation "$workdir")
 if [ "$mode" = print ]; then
   for row in "${rows[@]}"; do
     arguments_of "$row"
-    show "$VENV/bin/python" -m vt_flax.train "${arguments[@]}"
+    show "$VENV/bin/python" -m vt_flax train "${arguments[@]}"
   done
   show "${table[@]}"
   exit 0
@@ -129,7 +129,7 @@ fi
 # What a later row cannot be told is known before days of training.
 "$VENV/bin/python" -c '
 import sys
-from vt_flax import cli
+from vt_flax.cli import startup
 from vt_flax.errors import UserError
 from vt_flax.training.config import load_config
 
@@ -140,7 +140,7 @@ def main(words):
         except UserError as error:
             raise UserError(f"row {row}: {error}") from error
 
-cli.run(main)
+startup.run(main)
 ' "$(IFS=,; echo "${rows[*]}")" "$depth" "${changes[@]}"
 
 pid='' stopped=''
@@ -150,7 +150,7 @@ failed=0
 for row in "${rows[@]}"; do
   echo "== $row, depth $depth"
   arguments_of "$row"
-  "$VENV/bin/python" -m vt_flax.train "${arguments[@]}" &
+  "$VENV/bin/python" -m vt_flax train "${arguments[@]}" &
   pid=$!
   # For a signal that came before there was one to pass it on to.
   [ -z "$stopped" ] || kill -TERM "$pid"

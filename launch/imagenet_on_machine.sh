@@ -22,7 +22,7 @@ for file in ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar; do
 done
 # What a run that was killed has left, which would fill the disk.
 rm -rf ~/data/*/incomplete.*
-prepare=("$VENV/bin/python" -m vt_flax.prepare_data imagenet2012 --data_dir ~/data)
+prepare=("$VENV/bin/python" -m vt_flax prepare_data imagenet2012 --data_dir ~/data)
 "${prepare[@]}" --manual_dir ~/archives
 [ -z "$resize" ] || "${prepare[@]}" --resize "$resize"
 gcloud storage rsync --recursive ~/data "$out"

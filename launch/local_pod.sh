@@ -82,7 +82,7 @@ pids=()
 # Started in the background, they ignore Ctrl-C; a SIGTERM makes them save.
 trap '[ ${#pids[@]} = 0 ] || kill -TERM "${pids[@]}" 2>/dev/null' INT TERM
 for ((i = 0; i < count; i++)); do
-  command=("$VENV/bin/python" -m vt_flax.train "${train[@]}"
+  command=("$VENV/bin/python" -m vt_flax train "${train[@]}"
     --coordinator "127.0.0.1:$port" --processes "$count" --process "$i")
   if [ -n "$dry_run" ]; then
     printf -v line '%q ' "JAX_PLATFORMS=$JAX_PLATFORMS" "XLA_FLAGS=$XLA_FLAGS" \

@@ -63,9 +63,9 @@ make_environment "$extra"
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
 
 echo "== training in $workdir"
-"$VENV/bin/python" -m vt_flax.train --config configs/quickstart.py \
+"$VENV/bin/python" -m vt_flax train --config configs/quickstart.py \
   --workdir "$workdir" "$@"
 echo "== evaluating the newest checkpoint"
-"$VENV/bin/python" -m vt_flax.evaluate --workdir "$workdir" \
+"$VENV/bin/python" -m vt_flax evaluate --workdir "$workdir" \
   --token_picture "$workdir/tokens.png"
 echo "== done: metrics in $workdir/metrics.jsonl, token coefficients in $workdir/tokens.png"

@@ -1,4 +1,4 @@
-"""A `python -m vt_flax.NAME` for scripts that takes no time to import anything.
+"""A `python -m vt_flax NAME` for scripts that takes no time to import anything.
 
 It asks the tests, which fork the command from a process that has imported it all.
 """
@@ -46,9 +46,9 @@ class Starter:
         while True:
             link, _ = self._server.accept()
             with link, link.makefile("rw") as stream:
-                name, *words = json.loads(stream.readline())
+                _, name, *words = json.loads(stream.readline())
                 output = self._folder / f"{len(self.processes)}.out"
-                process = Process(name.removeprefix("vt_flax."), words, 1, output)
+                process = Process(name, words, 1, output)
                 self.processes.append(process)
                 stream.write(f"{process.pid}\n")
                 stream.flush()

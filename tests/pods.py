@@ -22,7 +22,7 @@ from jax._src import compiler, distributed
 from PIL import Image
 from quicker import ROUGH, spare_the_collector
 
-from vt_flax import cli
+from vt_flax.cli import startup
 from vt_flax.training.workdir import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -88,7 +88,10 @@ def arguments(workdir: Any, changes: dict[str, Any]) -> list[str]:
 # import takes longer than most of what they do.
 _starter = multiprocessing.get_context("forkserver")
 _starter.set_forkserver_preload(
-    ["vt_flax.train", "vt_flax.evaluate", "tensorflow", "vt_flax.data.prepare.digits"]
+    [
+        *("vt_flax.cli.train", "vt_flax.cli.evaluate"),
+        *("tensorflow", "vt_flax.data.prepare.digits"),
+    ]
 )
 
 
@@ -115,7 +118,7 @@ def _run(
     home: str,
     setup: Callable[[], None],
 ) -> None:
-    """Runs `python -m vt_flax.NAME`, in a process of its own."""
+    """Runs `vt_flax NAME`, in a process of its own."""
     spare_the_collector()
     os.chdir(ROOT)
     for stream, file in ((1, output), (2, output.with_suffix(".err"))):
@@ -130,7 +133,7 @@ def _run(
     warnings.filterwarnings("error", module="vt_flax")
     setup()
     sys.argv = [name, *words]
-    cli.run(importlib.import_module(f"vt_flax.{name}").main)
+    startup.run(importlib.import_module(f"vt_flax.cli.{name}").main)
 
 
 def _nothing() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 class UserError(Exception):
     """Bad input. The message says what, where, and what to do.
 
-    Front doors print it as a single line and exit with its status (see `cli.run`).
+    Front doors print it as a single line and exit with its status (see `startup.run`).
 
     Attributes:
       status: exit status.

@@ -19,11 +19,12 @@ from command import make_parser
 from flax_resnet import FlaxResNetStep
 from plain import plain_resnet
 
-from vt_flax import cli
-from vt_flax.benchmark import check_positive, load_batch
+from vt_flax.cli import startup, tables
+from vt_flax.cli.benchmark import check_positive, load_batch
 from vt_flax.errors import UserError, nearest
 from vt_flax.measure.step import find_peak, rate_rows, record, start
 from vt_flax.paper.macs import count
+from vt_flax.parallel import devices
 from vt_flax.parallel.mesh import make_mesh
 from vt_flax.plan.step import Step
 from vt_flax.training.config_rules import check_step
@@ -136,7 +137,7 @@ def main(argv):
     config = load_batch(args, overrides, args.batch)
     # JAX would take most of a GPU's memory, which the other process needs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    cli.set_up_devices(config)
+    devices.set_up_devices(config)
     mesh = make_mesh(fsdp=config.parallel.fsdp)
     check_step(config, mesh.size)
     names, notes = find_references(args.against.split(","), config, mesh)
@@ -150,12 +151,12 @@ def main(argv):
     )
     notes += reasons
     if args.format == "json":
-        cli.print_rows(records, args.format)
+        tables.print_rows(records, args.format)
         print("\n".join(notes), file=sys.stderr)
         return
     title = f"{config.model.name}: a training step of {args.batch}"
-    cli.print_rows(rate_rows(records), args.format, title, notes)
+    tables.print_rows(rate_rows(records), args.format, title, notes)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    startup.run(main)

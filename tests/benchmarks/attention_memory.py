@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from command import make_parser
 
-from vt_flax import cli
+from vt_flax.cli import startup, tables
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.comparison.local_attention import ATTENTION
@@ -24,6 +24,7 @@ from vt_flax.models.comparison.san_attention import (
     PatchwiseAttention,
 )
 from vt_flax.models.resnet import BottleneckBlock
+from vt_flax.parallel import devices
 from vt_flax.plan.tpu_compiler import compile_apart, read_request, tpu_devices
 
 # Input of a block of stage 2, in all networks.
@@ -98,10 +99,10 @@ def main(argv):
         child = [__file__, CHILD]
         rows = compile_apart(child, {"topology": args.topology}, programs)
     else:
-        cli.start_devices()
+        devices.start_devices()
         rows = measure(jax.devices()[0])
     title = f"MB of a block's forward and backward pass, {args.topology or 'here'}"
-    cli.print_rows(rows, args.format, title)
+    tables.print_rows(rows, args.format, title)
 
 
 if __name__ == "__main__":
@@ -112,4 +113,4 @@ if __name__ == "__main__":
         except UserError as error:
             sys.exit(str(error))
     else:
-        cli.run(main)
+        startup.run(main)

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from command import fitting_costs, make_parser
 
-from vt_flax import cli
-from vt_flax.benchmark import check_positive
+from vt_flax.cli import startup, tables
+from vt_flax.cli.benchmark import check_positive
 from vt_flax.measure.step import short
+from vt_flax.parallel import devices
 from vt_flax.parallel.mesh import make_mesh
 from vt_flax.plan.step import Step
 from vt_flax.plan.topology import parse_topology
@@ -83,14 +84,14 @@ def main(argv):
         return load_config(args.config, [*overrides, f"--config.batch_size={batch}"])
 
     config, rows = load(args.batch), []
-    cli.start_devices()
+    devices.start_devices()
     if args.topology:
         batch = parse_topology(args.topology).batch_size(args.chip)
         rows += compiled_rows(load(batch), args.topology)
     rows.append(measured_row(config, args.batch, args.rounds))
     title = f"data.augment {config.data.augment}, and none: a training step"
-    cli.print_rows(rows, args.format, f"{config.model.name}, {title}")
+    tables.print_rows(rows, args.format, f"{config.model.name}, {title}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    startup.run(main)

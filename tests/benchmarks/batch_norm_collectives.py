@@ -5,8 +5,8 @@ python tests/benchmarks/batch_norm_collectives.py --config configs/imagenet.py
 
 from command import fitting_costs, make_parser
 
-from vt_flax import cli
-from vt_flax.benchmark import check_positive
+from vt_flax.cli import startup, tables
+from vt_flax.cli.benchmark import check_positive
 from vt_flax.plan.collectives import KINDS
 from vt_flax.plan.topology import parse_topology
 from vt_flax.training.config import load_config
@@ -57,8 +57,8 @@ def main(argv):
     batch = parse_topology(args.topology).batch_size(args.chip)
     config = load_config(args.config, [*overrides, f"--config.batch_size={batch}"])
     title = f"{config.model.name} on {args.topology}, {args.chip} examples a chip"
-    cli.print_rows(measure(config, args.topology), args.format, title)
+    tables.print_rows(measure(config, args.topology), args.format, title)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    startup.run(main)

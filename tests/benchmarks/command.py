@@ -2,20 +2,20 @@
 
 import argparse
 
-from vt_flax import cli
+from vt_flax.cli import parsing
 from vt_flax.errors import UserError
 from vt_flax.plan.compiled_step import PROGRAM, excess, pod_costs
 
 
 def make_parser(description, config=True):
-    parser = cli.ArgumentParser(
+    parser = parsing.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     if config:
-        cli.add_config_argument(parser)
-    cli.add_format_argument(parser)
+        parsing.add_config_argument(parser)
+    parsing.add_format_argument(parser)
     return parser
 
 

@@ -25,8 +25,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from plain import plain_resnet
 
-from vt_flax import cli
-from vt_flax.benchmark import check_positive
+from vt_flax.cli import startup, tables
+from vt_flax.cli.benchmark import check_positive
 from vt_flax.models.registry import DTYPES
 from vt_flax.parallel.mesh import replicated, state_sharding
 from vt_flax.plan.compiled_step import serve
@@ -241,11 +241,11 @@ def main(argv):
         "MB an image, main memory": round(costs["traffic"] / 1e6 / images, 1),
         "GFLOP an image": round(costs["flops"] / 1e9 / images, 3),
     }
-    cli.print_rows([row], args.format, f"Plain Flax ResNet on {args.topology}")
+    tables.print_rows([row], args.format, f"Plain Flax ResNet on {args.topology}")
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == [CHILD]:
         serve(FlaxResNetStep)
     else:
-        cli.run(main)
+        startup.run(main)

@@ -10,8 +10,8 @@ import os
 import pillow_loader
 from command import make_parser
 
-from vt_flax import cli
-from vt_flax.benchmark import check_positive, random_access
+from vt_flax.cli import startup, tables
+from vt_flax.cli.benchmark import check_positive, random_access
 from vt_flax.data.host import tensorflow
 from vt_flax.data.sources import open_configured
 from vt_flax.measure.input import BATCH, ours, read_jpegs, run_dataset, take_turns
@@ -63,8 +63,8 @@ def main(argv):
         "Pillow in processes, AutoAugment": lambda: pillow(files, config, workers),
     }
     rows = take_turns(variants, args.rounds, args.seconds)
-    cli.print_rows(rows, args.format, f"{source.name}: images per second")
+    tables.print_rows(rows, args.format, f"{source.name}: images per second")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    startup.run(main)

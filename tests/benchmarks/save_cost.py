@@ -12,8 +12,9 @@ from typing import Any
 import jax
 from command import make_parser
 
-from vt_flax import cli
-from vt_flax.benchmark import check_positive
+from vt_flax.cli import startup, tables
+from vt_flax.cli.benchmark import check_positive
+from vt_flax.parallel import devices
 from vt_flax.paths import writing
 from vt_flax.plan.step import Step
 from vt_flax.training.checkpoint import Checkpoints
@@ -67,10 +68,10 @@ def main(argv):
     args, overrides = parser.parse_known_args(argv)
     check_positive(args, "saves")
     config = load_config(args.config, overrides)
-    cli.start_devices()
+    devices.start_devices()
     row = measure(prepare(config), args.folder, args.saves)
-    cli.print_rows([row], args.format, "What a checkpoint keeps the loop waiting")
+    tables.print_rows([row], args.format, "What a checkpoint keeps the loop waiting")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    startup.run(main)

@@ -56,7 +56,7 @@ def test_the_commands_of_benchmarks_md():
     assert len(commands) >= 7
     for name, arguments in commands:
         text = (HERE / f"{name}.py").read_text()
-        assert "cli.run(main)" in text
+        assert "startup.run(main)" in text
         for option in re.findall(r"--\w+(?![\w.])", arguments):
             assert option == "--config" or f'"{option}"' in text, (name, option)
 

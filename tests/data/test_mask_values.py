@@ -5,7 +5,7 @@ import pytest
 from pair_trees import assert_same, draw_image, draw_labels, stored, write
 from PIL import Image
 
-from vt_flax import prepare_data
+from vt_flax.cli import prepare_data
 from vt_flax.data.prepare import build
 from vt_flax.errors import UserError
 

@@ -146,7 +146,7 @@ def test_killed_in_the_middle_then_run_again(
     script = f"""
         import os, signal, sys
         from tensorflow_datasets.core import shuffle
-        from vt_flax import prepare_data
+        from vt_flax.cli import prepare_data
         import tensorflow_datasets as tfds
 
         shuffle.MAX_MEM_BUFFER_SIZE = 1 << 18

@@ -16,7 +16,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vt_flax import cli, prepare_data, train
+from vt_flax.cli import prepare_data, startup, train
 from vt_flax.data import storage
 from vt_flax.data.batches import train_batches
 from vt_flax.data.sources import open_source
@@ -143,7 +143,7 @@ def test_a_dataset_in_a_bucket_is_prepared_elsewhere(name, monkeypatch):
     message = str(refusal.value)
     assert message.startswith(f"dataset '{name}' is not prepared in gs://bucket/data/")
     assert "--data_dir gs://" not in message
-    assert f"`python -m vt_flax.prepare_data {name} --data_dir DATA`" in message
+    assert f"`vt_flax prepare_data {name} --data_dir DATA`" in message
     assert "`gcloud storage cp -r DATA/* gs://bucket/data/`" in message
     with pytest.raises(UserError, match="buckets are not supported yet"):
         prepare_data.main([name, "--data_dir", "gs://bucket/data"])
@@ -326,7 +326,7 @@ def test_the_command_ends_with_2_and_one_line(bucket, monkeypatch, capsys):
     words += ["--config.data.data_dir=gs://bucket/data"]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stop:
-        cli.run(train.main)
+        startup.run(train.main)
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: gs://bucket/data: no permission to read it")

@@ -22,7 +22,8 @@ from doc_pages import ROOT
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vt_flax import cli
+from vt_flax.__main__ import COMMANDS, dispatch
+from vt_flax.cli import parsing
 from vt_flax.data.sources import EMBEDDED
 from vt_flax.errors import UserError
 from vt_flax.models import create_model, list_models
@@ -33,8 +34,7 @@ from vt_flax.training.config_rules import check_step
 from vt_flax.training.durations import duration_steps
 from vt_flax.training.run import model_for
 
-COMMANDS = [c for page in doc_pages.PAGES for c in doc_pages.commands(page)]
-MODULE = "vt_flax."
+LINES = [c for page in doc_pages.PAGES for c in doc_pages.commands(page)]
 ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)")
 # The options that the pages use, as Google's reference has them:
 # https://cloud.google.com/sdk/gcloud/reference/storage
@@ -54,14 +54,13 @@ class Parsed(Exception):
 
 
 def front_door(name):
-    """Returns the module of a command: `plan` is a package, the others are files."""
-    is_package = (ROOT / "vt_flax" / name).is_dir()
-    return importlib.import_module(MODULE + name + ".__main__" * is_package)
+    """Returns the module of a command."""
+    return importlib.import_module(f"vt_flax.cli.{name}")
 
 
 def parsed(name, arguments):
     """Returns what a front door's own parser makes of arguments; nothing is run."""
-    parse = cli.ArgumentParser.parse_known_args
+    parse = parsing.ArgumentParser.parse_known_args
     begun = False
 
     def stop(self, args=None, namespace=None):
@@ -71,7 +70,7 @@ def parsed(name, arguments):
         begun = True
         raise Parsed(self, *parse(self, args, namespace))
 
-    with mock.patch.object(cli.ArgumentParser, "parse_known_args", stop):
+    with mock.patch.object(parsing.ArgumentParser, "parse_known_args", stop):
         with pytest.raises(Parsed) as found:
             front_door(name).main(list(arguments))
     return found.value.args
@@ -83,7 +82,7 @@ def parsers_of(name):
     def stop(self, args=None, namespace=None):
         raise Parsed(self)
 
-    with mock.patch.object(cli.ArgumentParser, "parse_known_args", stop):
+    with mock.patch.object(parsing.ArgumentParser, "parse_known_args", stop):
         with pytest.raises(Parsed) as found:
             front_door(name).main([])
     (parser,) = found.value.args
@@ -101,15 +100,15 @@ def options_of(name, command=""):
 def workdirs():
     """The workdirs that commands of the pages make, and their configurations."""
     found = {"runs/quickstart": load_config("configs/quickstart.py")}
-    for command in COMMANDS:
+    for command in LINES:
         words = list(command.words)
-        if MODULE + "train" in words:
-            start = words.index(MODULE + "train") + 1
+        if words[:2] == ["vt_flax", "train"]:
+            start = 2
         elif "launch/tpu/resubmit.sh" in words or "launch/tpu/run.sh" in words:
             start = words.index("--") + 1
-        elif MODULE + "import_weights" in words:
-            _, args, _ = parsed("import_weights", words[3:])
-            options = cli.parse_overrides(args.set)
+        elif words[:2] == ["vt_flax", "import_weights"]:
+            _, args, _ = parsed("import_weights", words[2:])
+            options = parsing.parse_overrides(args.set)
             model = {"name": args.model, **options}
             # What is told of it is in docs/weights.md: a workdir on ImageNet.
             data = {"name": "imagenet2012", "eval_split": "validation"}
@@ -129,7 +128,7 @@ def root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=str)
+@pytest.mark.parametrize("command", LINES, ids=str)
 def test_a_command(command, workdirs):
     words = list(command.words)
     assert not set("".join(words)) & set("|;<>&()"), "no kind of command known here"
@@ -140,11 +139,11 @@ def test_a_command(command, workdirs):
     while ASSIGNMENT.fullmatch(words[0]):
         check_variable(words.pop(0))
     if words[0] == "srun":
-        words = words[words.index("python") :]
+        words = words[words.index("vt_flax") :]
         assert all(word.startswith("--") for word in command.words[1 : -len(words)])
     match words:
-        case ["python", "-m", module, *arguments] if module.startswith(MODULE):
-            check_front_door(module.removeprefix(MODULE), arguments, workdirs)
+        case ["vt_flax", name, *arguments]:
+            check_front_door(name, arguments, workdirs)
         case ["python", script, *arguments]:
             check_python_script(script, arguments)
         case ["bash", script, *arguments]:
@@ -215,12 +214,12 @@ def check_front_door(name, arguments, workdirs):
             if key not in (BATCH, GROUP_SIZE):
                 load_config(args.config, [*overrides, f"--config.{key}={value}"])
     if "model" in known:
-        create_model(args.model, **cli.parse_overrides(args.set))
+        create_model(args.model, **parsing.parse_overrides(args.set))
     if "pattern" in known:
         names = list_models(args.pattern)
         assert names
         for model in names if args.set else ():
-            create_model(model, **cli.parse_overrides(args.set))
+            create_model(model, **parsing.parse_overrides(args.set))
     if name == "prepare_data":
         dataset = args.words[-1].partition("/")[0]
         assert dataset in tfds_names()
@@ -297,8 +296,8 @@ def check_bash_script(script, arguments, exported, workdirs):
         trained = [arguments[arguments.index("--") + 1 :]]
     else:
         words = [shlex.split(line[2:]) for line in lines]
-        name = MODULE + "train"
-        trained = [w[w.index(name) + 1 :] for w in words if name in w]
+        words = [w for w in words if {"vt_flax", "train"} <= {*w}]
+        trained = [w[w.index("vt_flax") + 2 :] for w in words]
     for words in trained:
         check_front_door("train", words, workdirs)
 
@@ -337,14 +336,14 @@ def test_an_unknown_kind_of_command_fails(line, workdirs):
 @pytest.mark.parametrize(
     "line",
     [
-        "python -m vt_flax.train --config configs/imagenet.py --workdir d --sed=1",
-        "python -m vt_flax.train --config configs/imagenet.py:resnet19 --workdir d",
-        "python -m vt_flax.train --config configs/quickstart.py --workdir d"
+        "python -m vt_flax train --config configs/imagenet.py --workdir d --sed=1",
+        "python -m vt_flax train --config configs/imagenet.py:resnet19 --workdir d",
+        "python -m vt_flax train --config configs/quickstart.py --workdir d"
         " --config.data.flp=False",
-        "python -m vt_flax.evaluate --workdir runs/that_nothing_makes",
-        "python -m vt_flax.plan --config configs/imagenet.py --topology v9:1x1",
-        "python -m vt_flax.prepare_data cifar11 --data_dir D",
-        "python -m vt_flax.summarize --papers",
+        "python -m vt_flax evaluate --workdir runs/that_nothing_makes",
+        "python -m vt_flax plan --config configs/imagenet.py --topology v9:1x1",
+        "python -m vt_flax prepare_data cifar11 --data_dir D",
+        "python -m vt_flax summarize --papers",
         "python tests/kills.py --killed 1",
         "bash launch/tpu/create.sh --tipe v4-8 --name n --zone z",
         "bash launch/ablation.sh --rows nothing",
@@ -378,12 +377,7 @@ def test_a_row_of_the_table_of_commands(row):
 
 
 def test_every_front_door_is_in_the_table_of_commands():
-    front_doors = {"plan"} | {
-        path.stem
-        for path in ROOT.glob("vt_flax/*.py")
-        if "def main(argv" in path.read_text()
-    }
-    assert {row.split()[0] for row in rows_of_commands()} == front_doors
+    assert {row.split()[0] for row in rows_of_commands()} == {*COMMANDS}
 
 
 @pytest.mark.parametrize("name", sorted({row.split()[0] for row in rows_of_commands()}))
@@ -398,15 +392,14 @@ def test_every_option_is_described(name):
 
 
 def test_what_is_cheap_is_run(tmp_path, monkeypatch, capsys):
-    lines = {" ".join(command.words): command.words for command in COMMANDS}
+    lines = {" ".join(command.words): command.words for command in LINES}
     monkeypatch.chdir(tmp_path)
     for line, found in {
-        "python -m vt_flax.summarize vt_resnet18": "vt_resnet18",
-        "python -m vt_flax.summarize --chart docs/chart.png": "wrote docs/chart.png",
+        "vt_flax summarize vt_resnet18": "vt_resnet18",
+        "vt_flax summarize --chart docs/chart.png": "wrote docs/chart.png",
     }.items():
         (tmp_path / "docs").mkdir(exist_ok=True)
-        _, _, module, *arguments = lines[line]
-        importlib.import_module(module).main(arguments)
+        dispatch(lines[line][1:])
         told = capsys.readouterr()
         assert found in told.out + told.err
     assert (tmp_path / "docs" / "chart.png").stat().st_size > 10_000
@@ -437,17 +430,15 @@ def test_the_way_of_ones_own_images_is_run(tmp_path, monkeypatch, capsys):
         for command in doc_pages.commands(ROOT / "README.md")
         if "runs/mine" in command.words
     ]
-    assert [words[2] for words in lines] == [
-        MODULE + name for name in ("train", "evaluate", "predict")
-    ]
-    for _, _, module, *arguments in lines:
+    assert [words[1] for words in lines] == ["train", "evaluate", "predict"]
+    for _, name, *arguments in lines:
         if "IMAGE..." in arguments:
             arguments[arguments.index("IMAGE...") :] = ["PHOTOS/cats"]
-        if module == MODULE + "train":
+        if name == "train":
             arguments += SMALL
-        importlib.import_module(module).main(arguments)
+        dispatch([name, *arguments])
         told = capsys.readouterr().out
-        if module == MODULE + "predict":
+        if name == "predict":
             assert told.count("PHOTOS/cats") == 8
             assert "cats" in told and "dogs" in told
         else:

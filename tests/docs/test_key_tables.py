@@ -7,7 +7,7 @@ import doc_pages
 import pytest
 from doc_pages import ROOT
 
-from vt_flax import prepare_data
+from vt_flax.cli import prepare_data
 from vt_flax.errors import UserError
 from vt_flax.models import list_models, model_options
 from vt_flax.paper.published import PUBLISHED

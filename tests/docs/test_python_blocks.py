@@ -15,7 +15,7 @@ import pytest
 from doc_pages import ROOT
 from PIL import Image
 
-from vt_flax import export, train
+from vt_flax.cli import export, train
 from vt_flax.errors import UserError
 from vt_flax.models import create_model, registry
 from vt_flax.training.config import load_config

@@ -22,7 +22,7 @@ from packaging.version import Version
 from sklearn.datasets import load_sample_images
 from tpu_programs import needs_tpu_compiler, run_program
 
-from vt_flax import cli, export
+from vt_flax.cli import export, startup
 from vt_flax.data.augment import normalize
 from vt_flax.data.augment.resampling import center_crop
 from vt_flax.data.host import tensorflow
@@ -78,7 +78,7 @@ def photographs(count, height, width):
 def exported(monkeypatch, *arguments):
     """Runs the command, which must succeed."""
     monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
-    cli.run(export.main)
+    startup.run(export.main)
 
 
 def weights_of(predictor):

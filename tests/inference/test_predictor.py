@@ -372,7 +372,7 @@ import numpy as np
 import vt_flax
 network = vt_flax.load("run")
 np.save("seen.npy", np.stack([network.view(file).pixels for file in sys.argv[1:]]))
-from vt_flax import predict
+from vt_flax.cli import predict
 predict.main(["--workdir", "run", "--out", "out", *sys.argv[1:]])
 """
 

@@ -69,18 +69,18 @@ def configuration(command):
 
 def test_a_dry_run_prints_every_row_of_the_configurations():
     *rows, table = commands("--dry_run", "--depth", "34", "--data_dir", "/data")
-    assert table == [".venv/bin/python", "-m", "vt_flax.summarize", *table[3:]]
-    assert table[3:] == ["--ablation", "runs/ablation"]
+    assert table == [".venv/bin/python", "-m", "vt_flax", "summarize", *table[4:]]
+    assert table[4:] == ["--ablation", "runs/ablation"]
     text = (ROOT / "configs" / "ablations.py").read_text()
     names = re.findall(r'^    "(\w+)": \{', text, re.M)
     trained = []
     for row in rows:
-        assert row[:3] == [".venv/bin/python", "-m", "vt_flax.train"]
+        assert row[:4] == [".venv/bin/python", "-m", "vt_flax", "train"]
         config, workdir = configuration(row)
         trained.append(pathlib.Path(workdir).name.removesuffix("-34"))
         assert config.model.name.endswith("resnet34")
         assert config.data.data_dir == "/data"
-        assert row[4] == f"configs/ablations.py:{trained[-1]},34"
+        assert row[5] == f"configs/ablations.py:{trained[-1]},34"
     # recurrent is the same model as these.
     assert sorted(trained) == sorted(set(names) - {"transformer", "tokens16"})
 

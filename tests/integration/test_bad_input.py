@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from vt_flax import cli, evaluate, prepare_data, summarize, train
+from vt_flax.cli import evaluate, parsing, prepare_data, startup, summarize, train
 from vt_flax.data.folders import FolderSource
 from vt_flax.errors import UserError
+from vt_flax.parallel import devices
 from vt_flax.training.config import load_config
 from vt_flax.training.workdir import RunRecord, check_classes, check_resumable
 
@@ -23,7 +24,7 @@ def refusal(main, arguments, monkeypatch, capsys) -> str:
     """Returns the one line that a command refuses its arguments with."""
     monkeypatch.setattr(sys, "argv", ["command", *arguments])
     with pytest.raises(SystemExit) as stop:
-        cli.run(main)
+        startup.run(main)
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
@@ -33,7 +34,7 @@ def refusal(main, arguments, monkeypatch, capsys) -> str:
 
 def test_an_override_is_no_option_s_value():
     """Though there is a space in it, before which argparse stops."""
-    parser = cli.make_parser("evaluate", "")
+    parser = parsing.make_parser("evaluate", "")
     parser.add_argument("--tokens", nargs="?", const="")
     parser.add_argument("images", nargs="*")
     overrides = ["--config.data.data_dir=/my data", "-config.duration=3 epochs"]
@@ -70,7 +71,7 @@ def test_an_override_is_no_option_s_value():
         ("--config.model.bn_group_size=5", "does not divide"),
         ("--config.model.dtype=float16", "train in bfloat16"),
         ("--config.parallel.cpu_devices=-1", "cpu_devices -1: must be at least 0"),
-        ("--config.parallel.cpu_devices=3", "JAX has begun with 8 in this process"),
+        ("--config.parallel.cpu_devices=3", "JAX has started with 8 in this process"),
         ("--config.log.every=often", "often"),
         ("--config.log.every=0 %", "log.every '0 %': must be over 0"),
         ("--config.eval.every=0 steps", "eval.every '0 steps': must be over 0"),
@@ -281,7 +282,7 @@ def test_evaluate_notes_classes_without_images(tmp_path, monkeypatch, capsys):
     workdir = str(tmp_path / "run")
     monkeypatch.setattr(sys, "argv", ["evaluate", "--workdir", workdir])
     with pytest.raises(SystemExit):
-        cli.run(evaluate.main)
+        startup.run(evaluate.main)
     *notes, error = capsys.readouterr().err.splitlines()
     assert notes[-2].endswith("have no suffix of an image: 1 (.heic)")
     assert notes[-1] == f"note: {name} val has no images of 1 of the 2 classes: b"
@@ -306,7 +307,7 @@ def test_summarize_refuses(arguments, message, monkeypatch, capsys):
 
 def test_the_real_command_exits_with_2_and_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "vt_flax.train", "--config", "none.py"]
+        [sys.executable, "-m", "vt_flax", "train", "--config", "none.py"]
         + ["--workdir", str(tmp_path / "run")],
         capture_output=True,
         text=True,
@@ -329,7 +330,7 @@ def test_a_device_without_memory_is_one_line(monkeypatch, capsys):
     assert "a device is out of memory (RESOURCE_EXHAUSTED: Out of memory all" in error
     assert "grad_accum_steps=2" in error and "batch_size" in error
     with pytest.raises(SystemExit) as stop:
-        cli.run(fail)
+        startup.run(fail)
     assert stop.value.code == 1
     assert "Traceback" in capsys.readouterr().err
 
@@ -338,9 +339,9 @@ def test_a_device_without_memory_is_one_line(monkeypatch, capsys):
 def test_help(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["command", "--help"])
     with pytest.raises(SystemExit) as stop:
-        cli.run(module.main)
+        startup.run(module.main)
     assert stop.value.code == 0
-    assert "python -m vt_flax." in capsys.readouterr().out
+    assert "usage: vt_flax " in capsys.readouterr().out
 
 
 def test_a_cache_that_cannot_be_written_is_told_and_done_without(
@@ -348,17 +349,17 @@ def test_a_cache_that_cannot_be_written_is_told_and_done_without(
 ):
     monkeypatch.setattr(jax.config, "update", pytest.fail)
     # The tests have one, which goes before.
-    cli.keep_programs(str(tmp_path / "other"))
+    devices.keep_programs(str(tmp_path / "other"))
     monkeypatch.undo()
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     try:
         (tmp_path / "file").write_text("")
-        cli.keep_programs(str(tmp_path / "file" / "cache"))
+        devices.keep_programs(str(tmp_path / "file" / "cache"))
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"note: compilation_cache {tmp_path}/file/cache cannot")
         assert jax.config.jax_compilation_cache_dir is None
-        cli.keep_programs(str(tmp_path / "new" / "cache"))
+        devices.keep_programs(str(tmp_path / "new" / "cache"))
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "new" / "cache")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

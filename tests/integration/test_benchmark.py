@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from test_bad_input import refusal
 
-from vt_flax import benchmark
+from vt_flax.cli import benchmark
 from vt_flax.measure import step as measured_step
 from vt_flax.models import create_model
 from vt_flax.paper.macs import count

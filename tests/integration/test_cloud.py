@@ -353,7 +353,8 @@ def test_the_arguments_of_train_arrive_as_they_were_given(cloud):
     assert json.loads(done.stdout) == [
         str(home / "vt_flax"),
         "-m",
-        "vt_flax.train",
+        "vt_flax",
+        "train",
         *arguments,
     ]
 

@@ -30,7 +30,7 @@ def mounted(script: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def train(workdir: str, changes: dict) -> list[str]:
-    return [sys.executable, "-m", "vt_flax.train", *arguments(workdir, changes)]
+    return [sys.executable, "-m", "vt_flax", "train", *arguments(workdir, changes)]
 
 
 def error_line(done: subprocess.CompletedProcess) -> str:

@@ -17,7 +17,7 @@ from flax import traverse_util
 from PIL import Image
 from torch_resnet import randomize, torch_logits, torch_resnet
 
-from vt_flax import cli, evaluate, import_weights, predict
+from vt_flax.cli import evaluate, import_weights, predict, startup
 from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
 from vt_flax.inference.predictor import load
@@ -33,7 +33,7 @@ SET_TINY = ["--set", "stage_sizes=[1,1,1,1]", "--set", "width=4"]
 def run(main, arguments, monkeypatch, capsys):
     """Returns what a command prints; it must succeed."""
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    cli.run(main)
+    startup.run(main)
     return capsys.readouterr().out
 
 
@@ -334,7 +334,7 @@ def test_predict_names_imagenets_classes(tmp_path, monkeypatch, capsys, torch):
     arguments = [tmp_path / "file.pth", "--model", "resnet18", *SET_TINY]
     arguments += ["--out", tmp_path / "out"]
     told = run(import_weights.main, arguments, monkeypatch, capsys)
-    assert f"python -m vt_flax.predict --workdir {tmp_path}/out IMAGE" in told
+    assert f"python -m vt_flax predict --workdir {tmp_path}/out IMAGE" in told
     picture = tmp_path / "picture.png"
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(picture)
@@ -396,7 +396,7 @@ def refused(tmp_path, monkeypatch, capsys):
         arguments = [file, "--out", tmp_path / "out", *arguments]
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            cli.run(import_weights.main)
+            startup.run(import_weights.main)
         assert stop.value.code == 2
         printed = capsys.readouterr()
         line = printed.err.strip()

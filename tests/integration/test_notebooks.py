@@ -257,7 +257,7 @@ def test_a_notebook_in_a_checkout_installs_that(install, tmp_path, monkeypatch):
     checkout = tmp_path / "my checkout"
     (checkout / "launch" / "notebooks").mkdir(parents=True)
     (checkout / "vt_flax").mkdir()
-    (checkout / "vt_flax" / "cli.py").touch()
+    (checkout / "vt_flax" / "cli").touch()
     monkeypatch.setattr(pathlib.Path, "cwd", lambda: checkout / "launch" / "notebooks")
     (wanted,) = install()
     assert path_in(wanted) == ("vt_flax[]", checkout)

@@ -15,7 +15,7 @@ import pytest
 from kills import LONG
 from pods import assert_same_run, make_images, measured, pod
 
-from vt_flax import evaluate
+from vt_flax.cli import evaluate
 from vt_flax.fused.selection import Trial
 from vt_flax.training import formulation, loop
 

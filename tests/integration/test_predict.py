@@ -14,7 +14,7 @@ from image_files import with_orientation
 from PIL import Image
 from tiny_networks import CANVAS, NAMES, classifier, segmenter
 
-from vt_flax import cli, predict
+from vt_flax.cli import predict, startup
 from vt_flax.inference import predictor
 from vt_flax.inference.reading import read_picture
 from vt_flax.viz import gallery, token_pictures
@@ -43,7 +43,7 @@ def run(networks, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", words)
         status = 0
         try:
-            cli.run(predict.main)
+            startup.run(predict.main)
         except SystemExit as stop:
             status = stop.code
         said = capsys.readouterr()

@@ -11,7 +11,7 @@ import requests
 from pair_trees import assert_same, make_lip, stored
 from test_bad_input import refusal
 
-from vt_flax import cli, prepare_data, train
+from vt_flax.cli import prepare_data, startup, train
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ def run(main, arguments, monkeypatch, capsys) -> str:
     """Runs a command that succeeds and returns its standard output."""
     monkeypatch.setattr(sys, "argv", ["command", *arguments])
     capsys.readouterr()
-    cli.run(main)
+    startup.run(main)
     return capsys.readouterr().out
 
 
@@ -67,7 +67,7 @@ def test_a_download_without_a_network(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(requests.Session, "send", unreachable)
     monkeypatch.setattr(sys, "argv", ["_", "cifar10", "--data_dir", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
-        cli.run(prepare_data.main)
+        startup.run(prepare_data.main)
     assert stop.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line == "error: building cifar10/3.0.2: ConnectionError: no route"

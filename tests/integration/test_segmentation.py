@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from run_states import assert_same, changed, cut_off, last_state
 
-from vt_flax import evaluate, predict
+from vt_flax.cli import evaluate, predict
 from vt_flax.data import augment
 from vt_flax.data.batches import eval_batches
 from vt_flax.data.prepare.build import prepare as build

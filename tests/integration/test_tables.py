@@ -1,4 +1,4 @@
-"""What commands print, whatever things are called: `cli.print_rows`."""
+"""What commands print, whatever things are called: `tables.print_rows`."""
 
 import io
 import json
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from vt_flax import cli
+from vt_flax.cli import tables
 
 LONG = 300 * "x"
 ROWS = [
@@ -17,7 +17,7 @@ ROWS = [
 
 
 def test_off_a_terminal_nothing_is_cut(capsys):
-    cli.print_rows(ROWS, "table", "a\x1b[2J: :smile:", ["\x9b[b]"])
+    tables.print_rows(ROWS, "table", "a\x1b[2J: :smile:", ["\x9b[b]"])
     title, *table, note = capsys.readouterr().out.splitlines()
     assert title == r"a\x1b[2J: :smile:"
     assert note == r"\x9b[b]"
@@ -32,7 +32,7 @@ def test_on_a_terminal_what_is_long_goes_on_below(monkeypatch):
 
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    cli.print_rows(ROWS, "table")
+    tables.print_rows(ROWS, "table")
     said = re.sub("\x1b\\[[0-9]*m", "", terminal.getvalue())
     assert "…" not in said
     assert said.count("x") >= 2 * len(LONG)
@@ -42,7 +42,7 @@ def test_on_a_terminal_what_is_long_goes_on_below(monkeypatch):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_json_has_no_numbers_that_are_not_finite(value, capsys):
-    cli.print_rows([{"loss": value, "of": [1.5, {"each": value}]}], "json")
+    tables.print_rows([{"loss": value, "of": [1.5, {"each": value}]}], "json")
 
     def refuse(word):
         raise AssertionError(word)
@@ -55,5 +55,5 @@ def test_json_has_no_numbers_that_are_not_finite(value, capsys):
     "text", ["caf\u00e9", "\u65e5\u672c\u3000", "\U0001f469\u200d\U0001f52c", "\\'\""]
 )
 def test_letters_stay_as_they_are(text, capsys):
-    cli.print_rows([{"image": text}], "table")
+    tables.print_rows([{"image": text}], "table")
     assert text.strip() in capsys.readouterr().out

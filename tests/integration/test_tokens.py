@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from pair_trees import draw_image, draw_labels, write
 from PIL import Image
 
-from vt_flax import cli, evaluate
+from vt_flax.cli import evaluate, startup
 from vt_flax.data.augment.scaled import eval_inputs
 from vt_flax.data.batches import eval_batches
 from vt_flax.data.prepare.build import prepare as build
@@ -297,7 +297,7 @@ def test_a_segmenters_report_equals_a_recount(segmenter, capsys):
 def refusal(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
     with pytest.raises(SystemExit) as stop:
-        cli.run(evaluate.main)
+        startup.run(evaluate.main)
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     return line

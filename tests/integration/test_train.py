@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from pods import measured, pod
 from run_states import assert_same, changed, cut_off, last_state, leaves
 
-from vt_flax import evaluate
+from vt_flax.cli import evaluate
 from vt_flax.data import augment
 from vt_flax.data.batches import eval_batches
 from vt_flax.errors import UserError

@@ -14,6 +14,7 @@ import pytest
 from kills import LONG
 from pods import ROOT, arguments, quick
 
+from vt_flax.__main__ import COMMANDS
 from vt_flax.training.config import load_config
 from vt_flax.training.workdir import read_metrics
 from vt_flax.version import __version__
@@ -28,11 +29,6 @@ FOLDERS = "vt_flax configs launch tests docs".split()
 MODULES = [path.relative_to(ROOT) for path in (ROOT / "vt_flax").rglob("*.py")]
 TEMPLATES = [path.relative_to(ROOT) for path in (ROOT / "vt_flax").rglob("*.j2")]
 CONFIGS = [path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.py")]
-COMMANDS = [
-    path.stem
-    for path in (ROOT / "vt_flax").glob("*.py")
-    if "cli.run(main)" in path.read_text()
-] + ["plan.__main__"]
 
 # An editable installation in this environment would lend what the wheel lacks.
 HIDE_CHECKOUTS = """
@@ -49,14 +45,14 @@ sys.path[:] = [
 
 # Of every command the help, and of one the work.
 HELP = """
-import importlib, importlib.metadata, json, sys
-import vt_flax
+import importlib.metadata, json, sys
+import vt_flax.__main__
 for name in sys.argv[1:]:
     try:
-        importlib.import_module(f"vt_flax.{name}").main(["--help"])
+        vt_flax.__main__.dispatch([name, "--help"])
     except SystemExit as end:
         assert not end.code
-importlib.import_module("vt_flax.summarize").main(["vt_resnet18", "--format", "json"])
+vt_flax.__main__.dispatch(["summarize", "vt_resnet18", "--format", "json"])
 print(json.dumps({
     "places": sorted(
         module.__file__ for name, module in sys.modules.items()
@@ -133,6 +129,7 @@ def test_a_wheel_holds_the_modules_and_the_configurations(installed):
     configs = ("vt_flax" / path for path in CONFIGS)
     assert files == {*MODULES, *TEMPLATES, *configs}
     assert {path.name for path in installed.iterdir()} == {
+        "bin",
         "vt_flax",
         f"vt_flax-{__version__}.dist-info",
     }
@@ -147,7 +144,7 @@ def test_every_command_is_there(installed, run):
     done = run("-c", HELP, *COMMANDS, path=installed)
     assert done.returncode == 0, done.stderr
     for name in COMMANDS:
-        assert f"usage: python -m vt_flax.{name}" in done.stdout
+        assert f"usage: vt_flax {name}" in done.stdout
     told = json.loads(done.stdout.splitlines()[-1])
     assert all(place.startswith(str(installed)) for place in told["places"])
     assert told["versions"] == [__version__, __version__]
@@ -156,7 +153,7 @@ def test_every_command_is_there(installed, run):
 def test_training_in_an_empty_folder(installed, digits, run, tmp_path):
     changes = LONG | {"data.data_dir": digits, "duration": "2 steps"}
     words = arguments("run", changes)
-    done = run("-m", "vt_flax.train", *words, path=installed)
+    done = run("-m", "vt_flax", "train", *words, path=installed)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     # Where the package lies is to be seen nowhere.
@@ -259,7 +256,7 @@ def test_the_first_cell_of_a_notebook_in_colab(sdist, colab, tmp_path):
     assert {"vt-flax", "jax", "protobuf"} <= {*needed} and not {*needed} & {*conflicts}
 
     changes = LONG | {"data.data_dir": tmp_path / "tfds", "duration": "3 steps"}
-    done = run("-m", "vt_flax.train", *arguments("run", changes))
+    done = run("-m", "vt_flax", "train", *arguments("run", changes))
     assert done.returncode == 0, done.stderr[-2000:]
     last = read_metrics(tmp_path / "run")[-1]
     assert (last["kind"], last["step"]) == ("eval", 3)

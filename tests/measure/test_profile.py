@@ -2,7 +2,7 @@
 
 import pytest
 
-from vt_flax import benchmark
+from vt_flax.cli import benchmark
 from vt_flax.errors import UserError
 from vt_flax.measure.profile import shares
 from vt_flax.plan.hlo import Program

@@ -9,7 +9,7 @@ import pytest
 from comparison_figures import BESIDE, PRINTED
 from PIL import Image
 
-from vt_flax import summarize
+from vt_flax.cli import summarize
 from vt_flax.errors import UserError
 from vt_flax.paper.chart import make_figure
 from vt_flax.paper.runs import Result

@@ -6,7 +6,7 @@ import json
 import pytest
 from comparison_figures import BESIDE, DESCRIBED, PRINTED
 
-from vt_flax import cli, summarize
+from vt_flax.cli import summarize, tables
 from vt_flax.models import create_model, list_models
 from vt_flax.paper import counts as paper_counts
 from vt_flax.paper.counts import comparison_table
@@ -151,7 +151,7 @@ def test_the_command_prints_the_comparison(records, capsys):
 
 def test_the_table_for_people(records, capsys):
     table = comparison_table(records)
-    cli.print_rows(table.rows, "table", table.title, table.notes)
+    tables.print_rows(table.rows, "table", table.title, table.notes)
     text = capsys.readouterr().out
     lines = text.splitlines()
     for label, (top1, macs, params) in PRINTED.items():

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from vt_flax import summarize
+from vt_flax.cli import summarize
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.paper.macs import count

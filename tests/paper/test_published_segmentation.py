@@ -2,7 +2,7 @@
 
 import pytest
 
-from vt_flax import cli
+from vt_flax.cli import tables
 from vt_flax.models import create_model
 from vt_flax.paper import counts as paper_counts
 from vt_flax.paper.counts import segmentation_table
@@ -127,7 +127,7 @@ def test_the_alternatives_do_not_round_to_the_print():
 
 def test_the_table_for_people(rows, capsys):
     table = segmentation_table(list(rows.values()))
-    cli.print_rows(table.rows, "table", table.title, table.notes)
+    tables.print_rows(table.rows, "table", table.title, table.notes)
     text = capsys.readouterr().out
     lines = text.splitlines()
     for label, (total, fpn, miou) in PRINTED.items():

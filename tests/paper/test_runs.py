@@ -7,7 +7,7 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from vt_flax import summarize
+from vt_flax.cli import summarize
 from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.paper.macs import count

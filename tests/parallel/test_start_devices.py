@@ -8,15 +8,19 @@ import sys
 import jax
 import pytest
 
-from vt_flax import cli
 from vt_flax.errors import UserError
+from vt_flax.parallel import devices
 
 has_nvidia = bool(glob.glob("/dev/nvidia*"))
 
 
 @pytest.mark.skipif(has_nvidia, reason="needs a machine without an NVIDIA GPU")
 def test_a_missing_platform_is_one_line():
-    program = "from vt_flax import cli; cli.run(lambda argv: cli.start_devices())"
+    program = (
+        "from vt_flax.cli.startup import run\n"
+        "from vt_flax.parallel.devices import start_devices\n"
+        "run(lambda argv: start_devices())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"JAX_PLATFORMS": "cuda"},
@@ -33,9 +37,10 @@ def test_an_unused_gpu_is_named_by_jax():
     """JAX's own warning of an unused accelerator is visible."""
     program = (
         "from jax._src import hardware_utils\n"
-        "from vt_flax import cli\n"
+        "from vt_flax.cli.startup import run\n"
+        "from vt_flax.parallel.devices import start_devices\n"
         "hardware_utils.has_visible_nvidia_gpu = lambda: True\n"
-        "cli.run(lambda argv: cli.start_devices())"
+        "run(lambda argv: start_devices())"
     )
     env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
     done = subprocess.run(
@@ -66,7 +71,7 @@ def test_devices_that_jax_cannot_start_are_an_error(message, advice, monkeypatch
 
     monkeypatch.setattr(jax, "devices", fail)
     with pytest.raises(UserError) as found:
-        cli.start_devices()
+        devices.start_devices()
     head, _, tail = str(found.value).partition("; ")
     first = message.splitlines()[0]
     assert head == f"JAX starts no device: Unable to initialize backend {first}"

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from vt_flax import evaluate
+from vt_flax.cli import evaluate
 from vt_flax.inference import token_statistics
 
 

@@ -147,4 +147,4 @@ def how_to_prepare(name: str, data_dir: str | os.PathLike) -> str:
     if in_bucket(data_dir):
         folder = "DATA"
         copy = f" in a local folder, then `gcloud storage cp -r DATA/* {data_dir}/`"
-    return f"run `python -m vt_flax.prepare_data {name} --data_dir {folder}`{copy}"
+    return f"run `vt_flax prepare_data {name} --data_dir {folder}`{copy}"

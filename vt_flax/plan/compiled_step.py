@@ -1,6 +1,6 @@
 """Training steps compiled by the TPU compiler, without a TPU.
 
-`python -m vt_flax.plan.compiled_step` is the child process that compiles: it reads a
+`vt_flax plan.compiled_step` is the child process that compiles: it reads a
 request as JSON and prints the costs as JSON.
 """
 

@@ -122,7 +122,7 @@ def import_weights(
     lines += differences
     lines.append(f"Wrote {out}; training starts from it by --config.init_from={out}")
     if found.head:
-        lines.append(f"As it is: python -m vt_flax.predict --workdir {out} IMAGE...")
+        lines.append(f"As it is: vt_flax predict --workdir {out} IMAGE...")
     return rows, lines
 
 

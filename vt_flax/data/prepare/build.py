@@ -90,7 +90,7 @@ def _build(
     else:
         raise UserError(
             f"{info.full_name} is in {builder.data_path} as {info.file_format.value}: "
-            "make array_record of it by `python -m vt_flax.prepare_data convert "
+            "make array_record of it by `vt_flax prepare_data convert "
             f"{name} --data_dir {data_dir_of(builder)}`"
         )
 

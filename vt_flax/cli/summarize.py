@@ -1,13 +1,13 @@
 """Parameters and multiply-adds of the models, and published figures beside them.
 
-python -m vt_flax.summarize 'vt_resnet*'            every part of the models that match
-python -m vt_flax.summarize resnet50 --set width=32 with options of the model
-python -m vt_flax.summarize 'fpn*' --image_size 800x1216 at another size
-python -m vt_flax.summarize --paper                 beside every printed row
-python -m vt_flax.summarize --chart chart.png       published top-1 against both
-python -m vt_flax.summarize --chart chart.svg --runs runs/a runs/b  with your own runs
-python -m vt_flax.summarize --runs runs/a runs/b    a table of these
-python -m vt_flax.summarize --ablation runs/ablation  of launch/ablation.sh's runs
+vt_flax summarize 'vt_resnet*'            every part of the models that match
+vt_flax summarize resnet50 --set width=32 with options of the model
+vt_flax summarize 'fpn*' --image_size 800x1216 at another size
+vt_flax summarize --paper                 beside every printed row
+vt_flax summarize --chart chart.png       published top-1 against both
+vt_flax summarize --chart chart.svg --runs runs/a runs/b  with your own runs
+vt_flax summarize --runs runs/a runs/b    a table of these
+vt_flax summarize --ablation runs/ablation  of launch/ablation.sh's runs
 """
 
 import pathlib
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vt_flax import cli
+from vt_flax.cli import parsing, tables
 from vt_flax.errors import UserError, nearest
 from vt_flax.models import create_model, list_models
 from vt_flax.paper.counts import (
@@ -46,8 +46,8 @@ def parse_image_size(text: str) -> tuple[int, int]:
         )
     if min(sides) < 1:
         raise UserError(f"--image_size {text}: must be at least 1")
-    if max(sides) > cli.MOST_PIXELS:
-        raise UserError(f"--image_size {text}: must be at most {cli.MOST_PIXELS}")
+    if max(sides) > parsing.MOST_PIXELS:
+        raise UserError(f"--image_size {text}: must be at most {parsing.MOST_PIXELS}")
     return sides[0], sides[-1]
 
 
@@ -88,13 +88,13 @@ def print_paper(form: str) -> None:
         (comparison_rows(), comparison_table),
     ]
     if form == "json":
-        cli.print_rows([row for rows, _ in kinds for row in rows], form)
+        tables.print_rows([row for rows, _ in kinds for row in rows], form)
         return
     for i, (rows, made) in enumerate(kinds):
         if i:
             print()
         table = made(rows)
-        cli.print_rows(table.rows, form, table.title, table.notes)
+        tables.print_rows(table.rows, form, table.title, table.notes)
 
 
 def draw(chart: str, runs: Sequence[pathlib.Path]) -> None:
@@ -117,7 +117,7 @@ def print_ablation(folder: str, form: str) -> None:
 
     rows = ablation_rows(local_folder("--ablation", folder))
     table = ablation_table(rows)
-    cli.print_rows(
+    tables.print_rows(
         rows if form == "json" else table.rows, form, table.title, table.notes
     )
 
@@ -127,12 +127,12 @@ def print_runs(runs: Sequence[pathlib.Path], form: str) -> None:
     from vt_flax.paper.runs import read_result, result_row
 
     rows = [result_row(read_result(run)) for run in runs]
-    cli.print_rows(rows, form, "Runs, by their newest evaluation")
+    tables.print_rows(rows, form, "Runs, by their newest evaluation")
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = cli.make_parser("summarize", __doc__)
+    parser = parsing.make_parser("summarize", __doc__)
     parser.add_argument(
         "pattern",
         nargs="?",
@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> None:
         metavar="OPTION=VALUE",
         help="an option of the model, as in --set preset=v4 (repeatable)",
     )
-    cli.add_format_argument(parser)
+    parsing.add_format_argument(parser)
     args = parser.parse_args(argv)
     height, width = parse_image_size(args.image_size)
     other = [f"--{x}" for x in ("paper", "chart", "ablation", "runs") if vars(args)[x]]
@@ -192,13 +192,9 @@ def main(argv: Sequence[str]) -> None:
         else:
             print_runs(runs, args.format)
         return
-    rows = model_rows(args.pattern, cli.parse_overrides(args.set), (height, width))
+    rows = model_rows(args.pattern, parsing.parse_overrides(args.set), (height, width))
     if args.format == "table":
         rows = [
             {k: row[k] for k in ("model", "part", "macs", "params")} for row in rows
         ]
-    cli.print_rows(rows, args.format, f"{height} x {width}, one image")
-
-
-if __name__ == "__main__":
-    cli.run(main)
+    tables.print_rows(rows, args.format, f"{height} x {width}, one image")

@@ -1,19 +1,19 @@
 """Prepare a dataset for training: build, resize or convert it, with random access.
 
-python -m vt_flax.prepare_data imagenet2012 --manual_dir ARCHIVES --data_dir DATA
+vt_flax prepare_data imagenet2012 --manual_dir ARCHIVES --data_dir DATA
     from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in ARCHIVES, checked first
-python -m vt_flax.prepare_data imagenet2012 --data_dir DATA --resize 256
+vt_flax prepare_data imagenet2012 --data_dir DATA --resize 256
     makes imagenet2012_256 of it: short side at most 256, smaller images as they are
-python -m vt_flax.prepare_data cifar10 --data_dir DATA
+vt_flax prepare_data cifar10 --data_dir DATA
     any dataset that TFDS knows; downloads it where TFDS can
-python -m vt_flax.prepare_data coco_stuff --manual_dir FILES --data_dir DATA
+vt_flax prepare_data coco_stuff --manual_dir FILES --data_dir DATA
     segmentation, of images and masks in FILES: also coco_stuff/stuff171, lip, ade20k;
     each prints what it needs if it is not there; --resize brings masks along
-python -m vt_flax.prepare_data image_mask_folder --manual_dir FILES --data_dir DATA
+vt_flax prepare_data image_mask_folder --manual_dir FILES --data_dir DATA
     your own: FILES/images/SPLIT/NAME.jpg, FILES/masks/SPLIT/NAME.png (gray: class
     indices, 255 for no label) and, for the names of the classes, FILES/classes.txt;
     for masks of 0 and 255 that mean classes 0 and 1, add --ignore_label none
-python -m vt_flax.prepare_data convert NAME --data_dir DATA
+vt_flax prepare_data convert NAME --data_dir DATA
     adds array_record to a dataset that TFDS has stored as TFRecord
 
 A run that was stopped is simply started again; if it was killed, remove the folder
@@ -23,14 +23,14 @@ at 256 about 40 GB more.
 
 from collections.abc import Sequence
 
-from vt_flax import cli
+from vt_flax.cli import parsing
 from vt_flax.errors import UserError
 from vt_flax.paths import local_folder
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
-    parser = cli.make_parser("prepare_data", __doc__)
+    parser = parsing.make_parser("prepare_data", __doc__)
     parser.usage = f"{parser.prog} [convert] NAME --data_dir FOLDER [OPTION ...]"
     parser.add_argument(
         "words",
@@ -101,7 +101,3 @@ def main(argv: Sequence[str]) -> None:
             builder = build.resize(builder, args.resize, data_dir)
             name = builder.name
     print(build.describe(builder, name))
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,8 +1,8 @@
 """Predict classes or segmentation masks of images with a trained network.
 
-python -m vt_flax.predict --workdir runs/quickstart digit.png
-python -m vt_flax.predict --workdir runs/quickstart --out pictures --tokens FOLDER
-python -m vt_flax.predict --workdir runs/shapes --out pictures "shots/**/*.jpg"
+vt_flax predict --workdir runs/quickstart digit.png
+vt_flax predict --workdir runs/quickstart --out pictures --tokens FOLDER
+vt_flax predict --workdir runs/shapes --out pictures "shots/**/*.jpg"
 
 IMAGE is a file, a folder (searched recursively) or a pattern in quotes. A classifier
 prints the most likely classes; a segmentation network prints the largest classes, and
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from vt_flax import cli
+from vt_flax.cli import parsing, tables
 from vt_flax.errors import UserError
 from vt_flax.paths import local_folder, writing
 from vt_flax.texts import printable
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = cli.make_parser("predict", __doc__)
-    cli.add_checkpoint_arguments(parser)
+    parser = parsing.make_parser("predict", __doc__)
+    parsing.add_checkpoint_arguments(parser)
     parser.add_argument(
         "--out", default="", metavar="FOLDER", help="folder for pictures"
     )
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         action="store_true",
         help="ignore EXIF orientation",
     )
-    cli.add_format_argument(parser)
+    parsing.add_format_argument(parser)
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="files, folders or patterns"
     )
@@ -100,11 +100,12 @@ def main(argv: Sequence[str]) -> None:
     count = len(files) + len(refused)
     # Late, because JAX takes seconds to import: bad arguments need not wait.
     from vt_flax.inference.predictor import load
+    from vt_flax.parallel.devices import keep_programs, start_devices
 
-    cli.start_devices()
+    start_devices()
     batch = min(args.batch, len(files))
     network = load(workdir, overrides, step=args.step, best=args.best, batch=batch)
-    cli.keep_programs(network.task.config.compilation_cache)
+    keep_programs(network.task.config.compilation_cache)
     if out is None and (args.tokens or network.segments):
         raise UserError("--out FOLDER is missing: where the pictures go")
     if args.tokens and not network.has_tokens:
@@ -131,7 +132,7 @@ def main(argv: Sequence[str]) -> None:
         rows = _predict(
             files, names, network, gallery, top, refused, args.ignore_orientation
         )
-    cli.print_rows(rows, args.format, network.title)
+    tables.print_rows(rows, args.format, network.title)
     if out is not None:
         print(f"wrote {out / PAGE}", file=sys.stderr)
     if refused:
@@ -273,7 +274,3 @@ def _check_others(
                 f"--out {out}: {file} is there and not made by predict: choose another "
                 "--out, or give --overwrite"
             )
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,9 +1,9 @@
 """PyTorch's ResNets and SE-ResNets, as checkpoints that training starts from.
 
-python -m vt_flax.import_weights resnet50-0676ba61.pth --model resnet50 --out D
-python -m vt_flax.import_weights model.safetensors --model resnet50 --out D
-python -m vt_flax.import_weights R-50.pth --model resnet50 --set variant=msra --out D
-python -m vt_flax.import_weights resnet18.pth --model resnet18 --num_classes 10 --out D
+vt_flax import_weights resnet50-0676ba61.pth --model resnet50 --out D
+vt_flax import_weights model.safetensors --model resnet50 --out D
+vt_flax import_weights R-50.pth --model resnet50 --set variant=msra --out D
+vt_flax import_weights resnet18.pth --model resnet18 --num_classes 10 --out D
 
 FILE is a checkpoint with the names of torchvision or timm: .safetensors, or what
 torch.save wrote (.pth, .pt, .bin, .ckpt, .tar). The latter is read by PyTorch (pip
@@ -27,14 +27,14 @@ legacy_seresnet in the first 1 x 1: --set variant=msra.
 
 from collections.abc import Sequence
 
-from vt_flax import cli
+from vt_flax.cli import parsing, tables
 from vt_flax.errors import UserError
 from vt_flax.paths import local_folder, typed_path
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = cli.make_parser("import_weights", __doc__)
+    parser = parsing.make_parser("import_weights", __doc__)
     parser.add_argument("file", metavar="FILE", help="a checkpoint: see above")
     parser.add_argument(
         "--model", required=True, metavar="M", help="resnet50, se_resnet50, ..."
@@ -56,9 +56,9 @@ def main(argv: Sequence[str]) -> None:
         metavar="OPTION=VALUE",
         help="an option of the model, such as variant=msra",
     )
-    cli.add_format_argument(parser)
+    parsing.add_format_argument(parser)
     args = parser.parse_args(argv)
-    options = cli.parse_overrides(args.set)
+    options = parsing.parse_overrides(args.set)
     if "num_classes" in options:
         raise UserError("--set num_classes: write --num_classes N")
     if args.num_classes is not None and args.num_classes < 1:
@@ -71,8 +71,4 @@ def main(argv: Sequence[str]) -> None:
     rows, notes = import_weights(
         file, args.model, out, args.num_classes or 0, options, args.section
     )
-    cli.print_rows(rows, args.format, f"{args.model} from {args.file}", notes)
-
-
-if __name__ == "__main__":
-    cli.run(main)
+    tables.print_rows(rows, args.format, f"{args.model} from {args.file}", notes)

@@ -1,8 +1,8 @@
 """Measured rates on this machine.
 
-python -m vt_flax.benchmark input --config configs/imagenet.py --save sheet.png
-python -m vt_flax.benchmark step --config configs/imagenet.py --batch 64,128
-python -m vt_flax.benchmark profile --config configs/imagenet.py --trace FOLDER
+vt_flax benchmark input --config configs/imagenet.py --save sheet.png
+vt_flax benchmark step --config configs/imagenet.py --batch 64,128
+vt_flax benchmark profile --config configs/imagenet.py --trace FOLDER
 
 `input` measures the images per second that the host makes, and that JPEG decoding alone
 makes; --save writes a picture of what the network gets.
@@ -26,11 +26,12 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from vt_flax import cli
+from vt_flax.cli import parsing, tables
 from vt_flax.data.source import RandomAccessSource, Source
 from vt_flax.data.sources import open_configured, open_source
 from vt_flax.errors import UserError
 from vt_flax.models import model_task
+from vt_flax.parallel import devices
 from vt_flax.paths import local_folder, writing
 from vt_flax.training.config import load_config
 from vt_flax.training.tasks import task_of
@@ -38,7 +39,7 @@ from vt_flax.training.tasks import task_of
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = cli.make_parser("benchmark", __doc__)
+    parser = parsing.make_parser("benchmark", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="WHAT")
 
     rate = _command(commands, "input", "the host's images per second")
@@ -112,8 +113,8 @@ def _command(commands, name: str, help_text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=help_text, description=help_text, allow_abbrev=False
     )
-    cli.add_config_argument(parser)
-    cli.add_format_argument(parser)
+    parsing.add_config_argument(parser)
+    parsing.add_format_argument(parser)
     return parser
 
 
@@ -152,7 +153,7 @@ def _input(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         f"{source.name}: images per second at {data.image_size} x {data.image_size} "
         "(ours_ratio: ours over the row)"
     )
-    cli.print_rows(records, args.format, title, notes)
+    tables.print_rows(records, args.format, title, notes)
 
 
 def random_access(source: Source) -> RandomAccessSource:
@@ -173,7 +174,7 @@ def _step(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = configs[batches[0]]
     from vt_flax.measure.step import cost_rows, rate_rows, report
 
-    cli.set_up_devices(config)
+    devices.set_up_devices(config)
     records, notes = report(
         configs,
         rounds=args.rounds,
@@ -183,28 +184,24 @@ def _step(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         compiling=not args.no_compile,
     )
     if args.format == "json":
-        cli.print_rows(records, args.format)
+        tables.print_rows(records, args.format)
         print("\n".join(notes), file=sys.stderr)
         return
     size = " x ".join(map(str, task_of(config).input_size(config)))
     title = f"{config.model.name} at {size}, a training step"
-    cli.print_rows(rate_rows(records), args.format, title, notes)
+    tables.print_rows(rate_rows(records), args.format, title, notes)
     if costs := cost_rows(records):
         print()
-        cli.print_rows(costs, args.format, "Compiling, and memory of a device")
+        tables.print_rows(costs, args.format, "Compiling, and memory of a device")
 
 
 def _profile(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_batch(args, overrides, args.batch)
     from vt_flax.measure.profile import profile
 
-    cli.set_up_devices(config)
+    devices.set_up_devices(config)
     folder = local_folder("--trace", args.trace)
     records, notes = profile(config, args.batch, args.steps, folder)
     size = " x ".join(map(str, task_of(config).input_size(config)))
     title = f"{config.model.name} at {size}, batch {args.batch}: a step"
-    cli.print_rows(records, args.format, title, notes)
-
-
-if __name__ == "__main__":
-    cli.run(main)
+    tables.print_rows(records, args.format, title, notes)

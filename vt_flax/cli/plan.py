@@ -1,10 +1,10 @@
 """Cost and speed of a configuration on a TPU pod, without having one.
 
-python -m vt_flax.plan --config configs/imagenet.py --topology v5e:16x16
-python -m vt_flax.plan --config configs/imagenet.py --topology v5e:4x4 v4:2x2x4
-python -m vt_flax.plan --config configs/imagenet.py --topology v5e:4x4 --save chart.png
+vt_flax plan --config configs/imagenet.py --topology v5e:16x16
+vt_flax plan --config configs/imagenet.py --topology v5e:4x4 v4:2x2x4
+vt_flax plan --config configs/imagenet.py --topology v5e:4x4 --save chart.png
     --sweep batch=1024,2048 bn_group_size=0,per_device
-python -m vt_flax.plan --config configs/quickstart.py --topology here --measure
+vt_flax plan --config configs/quickstart.py --topology here --measure
 
 The TPU compiler (pip install "jax[tpu]") compiles the whole training step, which takes
 minutes, and the compiled program is read for its memory, memory traffic and
@@ -29,7 +29,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vt_flax import cli
+from vt_flax.cli import parsing, tables
 from vt_flax.errors import UserError
 from vt_flax.paths import local_folder
 from vt_flax.plan.sweep import BATCH, parse_sweep
@@ -39,8 +39,8 @@ from vt_flax.viz.figures import check_name
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = cli.make_parser("plan", __doc__)
-    cli.add_config_argument(parser)
+    parser = parsing.make_parser("plan", __doc__)
+    parsing.add_config_argument(parser)
     parser.add_argument(
         "--topology", required=True, nargs="+", metavar="TOPOLOGY", help="see above"
     )
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
         help="folder of earlier results (~/.cache/vt_flax/plan)",
     )
     parser.add_argument("--fresh", action="store_true", help="ignore earlier results")
-    cli.add_format_argument(parser)
+    parsing.add_format_argument(parser)
     args, overrides = parser.parse_known_args(argv)
     _check(args)
 
@@ -140,8 +140,8 @@ def _place(args: argparse.Namespace, name: str) -> Callable[[Any], Topology]:
         from vt_flax.parallel.mesh import make_mesh
         from vt_flax.plan.machine import this_machine
 
-        cli.use_cpu_devices(devices)
-        cli.start_devices()
+        devices.use_cpu_devices(devices)
+        devices.start_devices()
         mesh = make_mesh(fsdp=fsdp)
         return this_machine(mesh, dtype, args.tflops * 1e12, args.gbs * 1e9)
 
@@ -167,21 +167,17 @@ def _show(
             {"topology": case.place.name, **case.swept, "problem": problem}
             for case, problem in problems
         ]
-        cli.print_rows(rows, args.format)
+        tables.print_rows(rows, args.format)
         return
     notes = plan_report.notes(plans)
     notes += [f"{case.label}: {problem}" for case, problem in problems]
     if args.sweep:
         rows = plan_report.sweep_rows(plans)
-        cli.print_rows(rows, args.format, plan_report.title(plans), notes)
+        tables.print_rows(rows, args.format, plan_report.title(plans), notes)
         return
-    cli.print_rows(
+    tables.print_rows(
         plan_report.columns(plans), args.format, plan_report.title(plans), notes
     )
     collectives = plan_report.collective_rows(plans)
     if collectives:
-        cli.print_rows(collectives, args.format, "Collectives in a step")
-
-
-if __name__ == "__main__":
-    cli.run(main)
+        tables.print_rows(collectives, args.format, "Collectives in a step")

@@ -1,10 +1,10 @@
 """A trained network in one file, as a program that runs without this package.
 
-python -m vt_flax.export --workdir runs/quickstart --out digits.zip
-python -m vt_flax.export --workdir runs/r50 --best --input_size 256x256 --out r50.zip
-python -m vt_flax.export --workdir runs/r50 --dtype bfloat16 --out r50.zip
-python -m vt_flax.export --workdir runs/shapes --logits --out shapes.zip
-python -m vt_flax.export --workdir runs/r50 --kind savedmodel --out serving/r50/1
+vt_flax export --workdir runs/quickstart --out digits.zip
+vt_flax export --workdir runs/r50 --best --input_size 256x256 --out r50.zip
+vt_flax export --workdir runs/r50 --dtype bfloat16 --out r50.zip
+vt_flax export --workdir runs/shapes --logits --out shapes.zip
+vt_flax export --workdir runs/r50 --kind savedmodel --out serving/r50/1
 
 The program takes decoded images, uint8, as many as there are, and has the weights and
 the preprocessing in it. It runs with JAX alone, by the lines that are printed; or with
@@ -21,8 +21,9 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from vt_flax import cli
+from vt_flax.cli import parsing
 from vt_flax.errors import UserError
+from vt_flax.parallel import devices
 from vt_flax.paths import local_folder, writing
 
 KINDS = ("stablehlo", "savedmodel")
@@ -33,8 +34,8 @@ SAVED_MODEL = "saved_model.pb"
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = cli.make_parser("export", __doc__)
-    cli.add_checkpoint_arguments(parser)
+    parser = parsing.make_parser("export", __doc__)
+    parsing.add_checkpoint_arguments(parser)
     parser.add_argument(
         "--out",
         required=True,
@@ -84,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     # Late, because JAX takes seconds to come: bad arguments need not wait.
     from vt_flax.inference.exporting import export_network, loading_lines
 
-    cli.start_devices()
+    devices.start_devices()
     with writing(f"--out {out}"):
         found = export_network(
             workdir,
@@ -140,8 +141,8 @@ def _size(text: str) -> tuple[int, int] | tuple[str, str] | None:
             f"--input_size {text}: write HxW, height and width in pixels as in "
             "256x320, or any"
         )
-    if max(sides) > cli.MOST_PIXELS:
-        raise UserError(f"--input_size {text}: must be at most {cli.MOST_PIXELS}")
+    if max(sides) > parsing.MOST_PIXELS:
+        raise UserError(f"--input_size {text}: must be at most {parsing.MOST_PIXELS}")
     return sides
 
 
@@ -160,7 +161,3 @@ def _check_out(out: pathlib.Path, args: argparse.Namespace) -> None:
             raise UserError(f"--out {out}: is not a file, and is left as it is")
     elif not (out / SAVED_MODEL).is_file():
         raise UserError(f"--out {out}: is no SavedModel, and is left as it is")
-
-
-if __name__ == "__main__":
-    cli.run(main)

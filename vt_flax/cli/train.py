@@ -1,7 +1,7 @@
 """Train a network, or resume the run in its workdir.
 
-python -m vt_flax.train --config configs/quickstart.py --workdir runs/quickstart
-python -m vt_flax.train --config configs/imagenet.py:vt_resnet50 --workdir WORKDIR
+vt_flax train --config configs/quickstart.py --workdir runs/quickstart
+vt_flax train --config configs/imagenet.py:vt_resnet50 --workdir WORKDIR
 
 Any key of the configuration can be changed: --config.schedule.learning_rate=0.1
 On several machines, start the same command on each; see below.
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import jax
 
-from vt_flax import cli
+from vt_flax.cli import parsing, startup, tables
 from vt_flax.paper.macs import count
 from vt_flax.parallel.mesh import banner
 from vt_flax.paths import local_folder
@@ -28,21 +28,21 @@ from vt_flax.training.run import prepare
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = cli.make_parser("train", __doc__)
-    cli.add_config_argument(parser)
+    parser = parsing.make_parser("train", __doc__)
+    parsing.add_config_argument(parser)
     parser.add_argument(
         "--workdir",
         required=True,
         metavar="FOLDER",
         help="folder for everything the run writes",
     )
-    cli.add_format_argument(parser)
-    cli.add_process_arguments(parser)
+    parsing.add_format_argument(parser)
+    parsing.add_process_arguments(parser)
     args, overrides = parser.parse_known_args(argv)
     workdir = local_folder("--workdir", args.workdir)
-    cli.join_processes(args)
+    startup.join_processes(args)
     config = load_config(args.config, overrides)
-    cli.agree("train", config)
+    startup.agree("train", config)
     run = prepare(config)
     # A JSON result has standard output to itself.
     stream = sys.stderr if args.format == "json" else sys.stdout
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         counts = count(run.model, size)
         macs = counts.macs | {"total": counts.total_macs}
         params = counts.params | {"total": counts.total_params}
-        cli.print_rows(
+        tables.print_rows(
             [{"part": p, "MACs": macs[p], "params": params[p]} for p in macs],
             args.format,
             f"{config.model.name}, {run.model.num_classes} classes, {height} x {width}",
@@ -61,8 +61,4 @@ def main(argv: Sequence[str]) -> None:
         watch_for_preemption()
     results = train(run, workdir, stream)
     if jax.process_index() == 0:
-        cli.print_results(results, args.format, run.eval_source.name)
-
-
-if __name__ == "__main__":
-    cli.run(main)
+        tables.print_results(results, args.format, run.eval_source.name)

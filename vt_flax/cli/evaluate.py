@@ -1,10 +1,10 @@
 """Evaluate a checkpoint, raw and averaged weights, over every example exactly once.
 
-python -m vt_flax.evaluate --workdir runs/quickstart
-python -m vt_flax.evaluate --workdir runs/quickstart --step 500 --format json
-python -m vt_flax.evaluate --workdir runs/quickstart --token_picture tokens.png
-python -m vt_flax.evaluate --workdir runs/shapes --page page.html
-python -m vt_flax.evaluate --workdir runs/shapes --tokens
+vt_flax evaluate --workdir runs/quickstart
+vt_flax evaluate --workdir runs/quickstart --step 500 --format json
+vt_flax evaluate --workdir runs/quickstart --token_picture tokens.png
+vt_flax evaluate --workdir runs/shapes --page page.html
+vt_flax evaluate --workdir runs/shapes --tokens
 
 --tokens prints token statistics instead: for each token the entropy of its attention
 map, its overlap with other tokens and, where there are masks, its share on foreground
@@ -27,30 +27,28 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vt_flax import cli
-from vt_flax.data.split_check import split_notes
+from vt_flax.cli import parsing, startup, tables
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import on_devices_of
 from vt_flax.paths import local_folder, writing
 from vt_flax.texts import json_text, printable
-from vt_flax.training.checkpoint import Checkpoints
+from vt_flax.training.api import notes_on_data, restore_weights
 from vt_flax.training.config import resolve
 from vt_flax.training.evaluation import evaluate
 from vt_flax.training.requests import Requests
 from vt_flax.training.run import Run, prepare
-from vt_flax.training.state import weights_of
 from vt_flax.training.step import compile_eval_step
 from vt_flax.training.tasks import task_of
 from vt_flax.training.tasks.segmentation import Segmentation
-from vt_flax.training.workdir import check_classes, read_run
+from vt_flax.training.workdir import read_run
 from vt_flax.viz.figures import check_name, check_place
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = cli.make_parser("evaluate", __doc__)
-    cli.add_checkpoint_arguments(parser)
+    parser = parsing.make_parser("evaluate", __doc__)
+    parsing.add_checkpoint_arguments(parser)
     parser.add_argument(
         "--token_picture",
         metavar="FILE.png",
@@ -68,8 +66,8 @@ def main(argv: Sequence[str]) -> None:
         metavar="FOLDER",
         help="token statistics of the whole split (default folder: WORKDIR/tokens)",
     )
-    cli.add_format_argument(parser)
-    cli.add_process_arguments(parser)
+    parsing.add_format_argument(parser)
+    parsing.add_process_arguments(parser)
     args, overrides = parser.parse_known_args(argv)
 
     workdir = local_folder("--workdir", args.workdir)
@@ -78,12 +76,12 @@ def main(argv: Sequence[str]) -> None:
         folder = local_folder("--tokens", args.tokens)
     page = _file("--page", args.page, (".html", ".htm"))
     picture = _file("--token_picture", args.token_picture, (".png",))
-    cli.join_processes(args)
+    startup.join_processes(args)
     if (picture or page) and processes.several():
         raise UserError("pictures are drawn by one process: add --processes 1")
     record = read_run(workdir)
     config = resolve(ConfigDict(record.config), overrides)
-    cli.agree("evaluate", config)
+    startup.agree("evaluate", config)
     # Whatever is refused is refused before the images are gone through.
     segments = issubclass(task_of(config), Segmentation)
     if page and not segments:
@@ -98,32 +96,14 @@ def main(argv: Sequence[str]) -> None:
         found = find_modules(config, len(record.class_names), option)
         modules = None if args.tokens is None else found
     run = prepare(config)
-    for note in (
-        check_classes(record, workdir, config, run.eval_source),
-        *run.eval_source.notes,
-        *split_notes(run.eval_source),
-    ):
-        if note and jax.process_index() == 0:
+    for note in notes_on_data(run, record, workdir):
+        if jax.process_index() == 0:
             print(f"note: {printable(note)}", file=sys.stderr)
-    checkpoints = Checkpoints(workdir, read_only=True, best=args.best)
-    step = checkpoints.choose(args.step)
-    try:
-        state = checkpoints.restore(run.abstract_state(), step).state
-    except UserError as error:
-        others = [str(other) for other in checkpoints.steps() if other != step]
-        if others:
-            advice = f"name another of {', '.join(others)} by --step"
-        else:
-            advice = "leave out --best" if args.best else "try --best"
-        raise UserError(f"{error}; {advice}") from error
-    finally:
-        checkpoints.close()
-
+    step, weights = restore_weights(run, workdir, args.step, args.best)
     if page:
         check_place("--page", page)
     if picture:
         check_place("--token_picture", picture)
-    weights = weights_of(state)
     # Of which there are pictures and reports.
     name = "ema" if "ema" in weights else "raw"
     if modules:
@@ -134,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
         found = evaluate(run, eval_step, weights, Requests(run.mesh))
         if jax.process_index() == 0:
             where = f"{run.eval_source.name}, step {step:,} of {workdir}"
-            cli.print_results(found.results, args.format, where)
+            tables.print_results(found.results, args.format, where)
             for note in found.notes:
                 line = f"note: {run.eval_source.name}: {note}"
                 print(printable(line), file=sys.stderr)
@@ -211,10 +191,6 @@ def _report_tokens(
             token_statistics.table_rows(report),
             token_statistics.title(report),
         )
-        cli.print_rows(rows, form, title, report["notes"])
+        tables.print_rows(rows, form, title, report["notes"])
     for file in files:
         print(f"wrote {file}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,0 +1,1 @@
+"""Front doors: one thin module a command, and what they share."""
