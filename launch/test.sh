@@ -5,10 +5,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'EOF'
-usage: bash launch/test.sh [PYTEST ARGUMENT ...]
+usage: bash launch/test.sh [--fast] [PYTEST ARGUMENT ...]
 
-Makes .venv, installs vt_flax with the extras in EXTRAS, and runs ruff and pytest.
+Makes .venv, installs vt_flax with the extras in EXTRAS, and runs ruff, mypy and pytest.
 Tests whose optional dependency is absent are skipped, by name.
+
+  --fast   leave out the tests that are marked slow
 
 environment variables:
   EXTRAS   extras to install (test); also torch and tpu, whose tests are skipped without
@@ -20,6 +22,7 @@ EOF
 
 case ${1:-} in
   -h | --help) usage; exit 0 ;;
+  --fast) shift; set -- -m "not slow" "$@" ;;
 esac
 
 # shellcheck source=launch/common.sh
@@ -28,6 +31,7 @@ make_environment "${EXTRAS:-test}"
 echo "== lint"
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
+"$VENV/bin/mypy"
 echo "== tests"
 # A file's tests stay together, for what they prepare is prepared once; in the order of
 # tests/conftest.py.

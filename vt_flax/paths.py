@@ -23,7 +23,7 @@ def typed_path(name: str | os.PathLike[str]) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(name))
 
 
-def local_folder(option: str, path: str) -> pathlib.Path:
+def local_folder(option: str, path: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the path of a folder, or of a file, on this machine.
 
     Raises:

@@ -81,6 +81,7 @@ def evaluate(
         _, weights = restore_weights(run, folder, step, best)
         eval_step = compile_eval_step(run.model, run.task, run.mesh)
         found = evaluation.evaluate(run, eval_step, weights, Requests(run.mesh))
+    assert found is not None  # Signals are not handled here.
     return found.results
 
 
