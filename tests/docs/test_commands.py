@@ -142,6 +142,10 @@ def test_a_command(command, workdirs):
         words = words[words.index("vt_flax") :]
         assert all(word.startswith("--") for word in command.words[1 : -len(words)])
     match words:
+        case ["vt_flax", "--help"]:
+            dispatch(words[1:])
+        case ["source", script]:
+            assert script == ".venv/bin/activate"
         case ["vt_flax", name, *arguments]:
             check_front_door(name, arguments, workdirs)
         case ["python", script, *arguments]:
@@ -362,7 +366,7 @@ def test_a_wrong_command_fails(line, workdirs):
 def rows_of_commands():
     (table,) = (
         t
-        for t in doc_pages.tables(ROOT / "README.md")
+        for t in doc_pages.tables(ROOT / "docs" / "commands.md")
         if list(t[0]) == ["command", "job"]
     )
     return [row["command"].strip("`") for row in table]
@@ -427,7 +431,7 @@ def test_the_way_of_ones_own_images_is_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     lines = [
         [*command.words]
-        for command in doc_pages.commands(ROOT / "README.md")
+        for command in doc_pages.commands(ROOT / "docs" / "data.md")
         if "runs/mine" in command.words
     ]
     assert [words[1] for words in lines] == ["train", "evaluate", "predict"]

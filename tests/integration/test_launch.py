@@ -92,8 +92,9 @@ def test_the_versions_are_those_of_the_metadata():
     assert [n for n in named if n.startswith(prefix)] == [
         prefix + minor.removeprefix("3.") for minor in reversed(minors)
     ]
-    readme = (ROOT / "README.md").read_text()
-    assert f"Python {', '.join(minors[:-1])} or {minors[-1]}:" in readme
+    for page in ("README.md", "docs/install.md"):
+        words = f"Python {', '.join(minors[:-1])} or {minors[-1]}"
+        assert words in " ".join((ROOT / page).read_text().split())
 
 
 class Machine:
