@@ -246,7 +246,7 @@ def test_a_dataset_that_is_not_prepared(tmp_path):
         open_source("mnist", "train", str(tmp_path))
     message = str(caught.value)
     assert "'mnist' is not prepared" in message
-    assert "python -m vt_flax prepare_data mnist --data_dir" in message
+    assert "vt_flax prepare_data mnist --data_dir" in message
     assert f"--data_dir {tmp_path}" in message
 
 

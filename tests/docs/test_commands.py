@@ -340,14 +340,14 @@ def test_an_unknown_kind_of_command_fails(line, workdirs):
 @pytest.mark.parametrize(
     "line",
     [
-        "python -m vt_flax train --config configs/imagenet.py --workdir d --sed=1",
-        "python -m vt_flax train --config configs/imagenet.py:resnet19 --workdir d",
-        "python -m vt_flax train --config configs/quickstart.py --workdir d"
+        "vt_flax train --config configs/imagenet.py --workdir d --sed=1",
+        "vt_flax train --config configs/imagenet.py:resnet19 --workdir d",
+        "vt_flax train --config configs/quickstart.py --workdir d"
         " --config.data.flp=False",
-        "python -m vt_flax evaluate --workdir runs/that_nothing_makes",
-        "python -m vt_flax plan --config configs/imagenet.py --topology v9:1x1",
-        "python -m vt_flax prepare_data cifar11 --data_dir D",
-        "python -m vt_flax summarize --papers",
+        "vt_flax evaluate --workdir runs/that_nothing_makes",
+        "vt_flax plan --config configs/imagenet.py --topology v9:1x1",
+        "vt_flax prepare_data cifar11 --data_dir D",
+        "vt_flax summarize --papers",
         "python tests/kills.py --killed 1",
         "bash launch/tpu/create.sh --tipe v4-8 --name n --zone z",
         "bash launch/ablation.sh --rows nothing",

@@ -334,7 +334,7 @@ def test_predict_names_imagenets_classes(tmp_path, monkeypatch, capsys, torch):
     arguments = [tmp_path / "file.pth", "--model", "resnet18", *SET_TINY]
     arguments += ["--out", tmp_path / "out"]
     told = run(import_weights.main, arguments, monkeypatch, capsys)
-    assert f"python -m vt_flax predict --workdir {tmp_path}/out IMAGE" in told
+    assert f"vt_flax predict --workdir {tmp_path}/out IMAGE" in told
     picture = tmp_path / "picture.png"
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(picture)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_bad_input import refusal
 
-from vt_flax.cli import plan
+from vt_flax.cli import plan, startup
 from vt_flax.plan import (
     compiled_step,
     machine,
@@ -61,7 +61,7 @@ def lines_of(arguments, monkeypatch, capsys):
     """Returns the progress and the last line of a refused plan."""
     monkeypatch.setattr(sys, "argv", ["plan", *arguments])
     with pytest.raises(SystemExit) as stop:
-        plan.startup.run(plan.main)
+        startup.run(plan.main)
     assert stop.value.code == 2
     *progress, last = capsys.readouterr().err.strip().splitlines()
     return progress, last

@@ -27,7 +27,10 @@ FILES = [
 ]
 FOLDERS = "vt_flax configs launch tests docs".split()
 MODULES = [path.relative_to(ROOT) for path in (ROOT / "vt_flax").rglob("*.py")]
-TEMPLATES = [path.relative_to(ROOT) for path in (ROOT / "vt_flax").rglob("*.j2")]
+DATA_FILES = [
+    pathlib.Path("vt_flax/py.typed"),
+    pathlib.Path("vt_flax/viz/page.html.j2"),
+]
 CONFIGS = [path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.py")]
 
 # An editable installation in this environment would lend what the wheel lacks.
@@ -119,7 +122,7 @@ def test_a_source_distribution_can_be_tested(sdist):
     with tarfile.open(sdist) as archive:
         files = {name.partition("/")[2] for name in archive.getnames()}
     assert {*FILES, "launch/test.sh", "docs/chart.png", "tests/pods.py"} <= files
-    assert {path.as_posix() for path in (*MODULES, *TEMPLATES, *CONFIGS)} <= files
+    assert {path.as_posix() for path in (*MODULES, *DATA_FILES, *CONFIGS)} <= files
     assert not any("__pycache__" in name for name in files)
 
 
@@ -127,7 +130,7 @@ def test_a_wheel_holds_the_modules_and_the_configurations(installed):
     found = {path.relative_to(installed) for path in installed.glob("vt_flax/**/*")}
     files = {path for path in found if (installed / path).is_file()}
     configs = ("vt_flax" / path for path in CONFIGS)
-    assert files == {*MODULES, *TEMPLATES, *configs}
+    assert files == {*MODULES, *DATA_FILES, *configs}
     assert {path.name for path in installed.iterdir()} == {
         "bin",
         "vt_flax",

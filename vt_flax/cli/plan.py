@@ -136,11 +136,12 @@ def _place(args: argparse.Namespace, name: str) -> Callable[[Any], Topology]:
         return lambda config: place
 
     @functools.cache
-    def measured(fsdp: int, dtype: str, devices: int) -> Topology:
+    def measured(fsdp: int, dtype: str, cpu_devices: int) -> Topology:
+        from vt_flax.parallel import devices
         from vt_flax.parallel.mesh import make_mesh
         from vt_flax.plan.machine import this_machine
 
-        devices.use_cpu_devices(devices)
+        devices.use_cpu_devices(cpu_devices)
         devices.start_devices()
         mesh = make_mesh(fsdp=fsdp)
         return this_machine(mesh, dtype, args.tflops * 1e12, args.gbs * 1e9)
