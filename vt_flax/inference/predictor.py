@@ -10,7 +10,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -31,7 +30,7 @@ from vt_flax.training.run import model_for
 from vt_flax.training.state import differing_array
 from vt_flax.training.tasks import Task, task_of
 from vt_flax.training.tasks.segmentation import Segmentation
-from vt_flax.training.weights import PARTS, read_weights
+from vt_flax.training.weights import read_weights, variable_shapes
 from vt_flax.training.workdir import read_run
 
 # One or many, read already or not.
@@ -342,10 +341,8 @@ def load(
     task = task_of(config)(config, record.class_names, record.mirrored)
     model = model_for(config, len(task.class_names))
     if any(override.startswith("--config.model.") for override in overrides):
-        image = jnp.zeros((1, *task.input_size(config), 3))
-        shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-        path = differing_array(weights, {part: shapes.get(part, {}) for part in PARTS})
-        if path:
+        shapes = variable_shapes(model, task.input_size(config))
+        if path := differing_array(weights, shapes):
             raise UserError(
                 f"{path} of {workdir} has another shape than this {config.model.name}'s"
                 ": leave out the overrides of config.model"

@@ -19,6 +19,7 @@ from vt_flax.training.state import TrainState, abstract_like, create_state
 from vt_flax.training.step import compile_train_step
 from vt_flax.training.tasks import task_of
 from vt_flax.training.teacher import find_teacher
+from vt_flax.training.weights import variable_shapes
 
 # Number of classes if the configuration leaves it to the dataset, which is not opened
 # here: those of ImageNet and ADE20K.
@@ -152,5 +153,5 @@ class Step(MeshStep):
             jax.eval_shape(create),
             teacher,
         )
-        shapes = teacher.shapes(size) if teacher else None
+        shapes = variable_shapes(teacher.model, size) if teacher else None
         super().__init__(mesh, batch, model, size, step, create, noise, shapes)

@@ -22,7 +22,7 @@ from vt_flax.training.run import model_for
 from vt_flax.training.state import differing_array
 from vt_flax.training.tasks import Task, task_of
 from vt_flax.training.tasks.classification import Classification
-from vt_flax.training.weights import PARTS, find_checkpoint, read_weights
+from vt_flax.training.weights import find_checkpoint, read_weights, variable_shapes
 from vt_flax.training.workdir import CONFIG_FILE, different_classes, read_run
 
 OPTION = "distillation.teacher"
@@ -77,12 +77,6 @@ class Teacher:
             images = images * self._scale + self._shift
         return self.model.apply(variables, images, train=False).astype(jnp.float32)
 
-    def shapes(self, image_size: tuple[int, int]) -> dict[str, Any]:
-        """Returns the shapes of the variables, for images of a height and width."""
-        images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-        shapes = jax.eval_shape(self.model.init, jax.random.key(0), images)
-        return {part: shapes.get(part, {}) for part in PARTS}
-
     def load(self, task: Task, mesh: Mesh) -> tuple[Any, str]:
         """Reads the EMA weights, or the raw ones if no EMA was kept.
 
@@ -103,7 +97,7 @@ class Teacher:
                 f"({first_few(lines)}): name a network trained on the same classes"
             )
         weights, name = read_weights(OPTION, self.folder)
-        shapes = self.shapes(task.input_size(task.config))
+        shapes = variable_shapes(self.model, task.input_size(task.config))
         if path := differing_array(weights, shapes):
             raise UserError(
                 f"{OPTION} {self._place}: {path} is not that of the {self._name} which "

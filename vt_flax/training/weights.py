@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,13 @@ from vt_flax.training.state import TrainState, weights_of
 PARTS = ("params", "batch_stats")
 # Module that is initialized afresh where the classes differ.
 HEAD = "head"
+
+
+def variable_shapes(model: nn.Module, image_size: tuple[int, int]) -> dict[str, Any]:
+    """Returns the shapes of a network's PARTS, for images of a height and width."""
+    images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    return {part: shapes.get(part, {}) for part in PARTS}
 
 
 def find_checkpoint(option: str, place: str) -> pathlib.Path:
