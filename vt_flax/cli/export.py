@@ -23,7 +23,6 @@ from collections.abc import Sequence
 
 from vt_flax.cli import parsing
 from vt_flax.errors import UserError
-from vt_flax.parallel import devices
 from vt_flax.paths import local_folder, writing
 
 KINDS = ("stablehlo", "savedmodel")
@@ -84,8 +83,9 @@ def main(argv: Sequence[str]) -> None:
         overrides = [*overrides, f"--config.model.dtype={args.dtype}"]
     # Late, because JAX takes seconds to come: bad arguments need not wait.
     from vt_flax.inference.exporting import export_network, loading_lines
+    from vt_flax.parallel.devices import start_devices
 
-    devices.start_devices()
+    start_devices()
     with writing(f"--out {out}"):
         found = export_network(
             workdir,

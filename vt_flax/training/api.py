@@ -42,10 +42,11 @@ def train(
     Raises:
       UserError: for bad input, such as an unknown key or the workdir of another run.
     """
+    folder = local_folder("workdir", workdir)
     load = load_config if isinstance(config, str) else resolve
     resolved = load(config, overrides)
     set_up_devices(resolved)
-    return loop.train(prepare(resolved), local_folder("workdir", workdir))
+    return loop.train(prepare(resolved), folder)
 
 
 def evaluate(
