@@ -17,7 +17,7 @@ COMMANDS = {
     "import_weights": "make a checkpoint of torchvision's or timm's weights",
     "export": "write network, weights and preprocessing to one file",
     "plan": "compile a training step for a pod without having one",
-    "benchmark": "measure input, training step and more on this machine",
+    "benchmark": "measure the input and the training step on this machine",
 }
 
 

@@ -1,4 +1,4 @@
-"""What the commands in this folder share."""
+"""Arguments and errors that the scripts of this folder share."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""How long a checkpoint keeps the training loop from its next step.
+"""Measures how long saving a checkpoint blocks the training loop.
 
 python tests/benchmarks/save_cost.py --config configs/quickstart.py
 """

@@ -1,4 +1,4 @@
-"""What commands print, whatever things are called: `tables.print_rows`."""
+"""`tables.print_rows` prints any name as it is."""
 
 import io
 import json

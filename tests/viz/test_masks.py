@@ -78,9 +78,9 @@ def test_a_long_legend_leaves_out_the_smallest():
     assert names == [f"c{i}" for i in range(count - 1, 2, -1)]
 
 
-def coloured(picture, colour):
-    """Returns which pixels have a colour, to the level."""
-    return (np.abs(picture.astype(int) - colour) <= 1).all(-1)
+def has_color(picture, color):
+    """Returns which pixels have a color, within one level."""
+    return (np.abs(picture.astype(int) - color) <= 1).all(-1)
 
 
 @pytest.mark.parametrize("height, width", [(30, 40), (200, 20), (4, 200)])
@@ -93,13 +93,13 @@ def test_draw_mask(tmp_path, height, width):
         assert file.format == "PNG"
         picture = np.asarray(file.convert("RGB"))
     painted = (1 - OPACITY) * image[0, 0] + OPACITY * 255 * colors(3)[1]
-    left = coloured(picture, image[0, 0])
-    right = coloured(picture, painted)
+    left = has_color(picture, image[0, 0])
+    right = has_color(picture, painted)
     assert left.sum() > 300 and right.sum() > 300
     assert left.nonzero()[1].max() < right.nonzero()[1].min()
     sides = [np.ptp(axis) + 1 for axis in left.nonzero()]
     assert sides[0] / sides[1] == pytest.approx(height / width, rel=0.1, abs=0.02)
     # The legend's patch, further to the right.
-    patch = coloured(picture, 255 * colors(3)[1])
+    patch = has_color(picture, 255 * colors(3)[1])
     assert patch.sum() > 20
     assert patch.nonzero()[1].min() > right.nonzero()[1].max()

@@ -12,7 +12,7 @@ cache; memory; and the share of the devices' peak that it uses (MFU).
 `profile` prints what a training step spends its time on, and writes the profiler's
 trace for TensorBoard.
 
-`vt_flax.plan` compiles a step for TPUs that need not be there. Comparisons with PyTorch
+`vt_flax plan` compiles a step for TPUs that need not be there. Comparisons with PyTorch
 and others are commands in tests/benchmarks of the repository, see BENCHMARKS.md.
 
 Any key of the configuration can be changed: --config.data.data_dir=DATA

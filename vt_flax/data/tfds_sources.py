@@ -68,7 +68,7 @@ def _default_features(builder: Any) -> tuple[str, str]:
 
 
 class _TFDSSplit(Source):
-    """What both kinds of splits of TFDS datasets have in common.
+    """Base of splits of TFDS datasets.
 
     Args:
       builder: of a prepared dataset.

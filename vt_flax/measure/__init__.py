@@ -1,1 +1,1 @@
-"""What this machine does: the input, the training step and its profile."""
+"""Rates of the input and of the training step, measured on this machine."""

@@ -55,7 +55,7 @@ class Result:
 
     @property
     def on_imagenet(self) -> bool:
-        """Whether it is trained on the dataset of the published figures."""
+        """True if it was trained on ImageNet, as the published results were."""
         return self.dataset.startswith("imagenet2012")
 
 
