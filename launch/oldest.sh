@@ -21,11 +21,12 @@ case ${1:-} in
   -h | --help) usage; exit 0 ;;
 esac
 if [ $# -eq 0 ]; then
-  set -- tests/training/test_{checkpoint,config,config_files,logging,optimizer}.py \
-    tests/nn/test_{tokenizers,transformer}.py tests/models/test_registry.py \
-    tests/data/test_{host,images,operations,order,batches,sources}.py \
-    tests/paper/test_chart.py tests/viz tests/weights \
-    tests/inference/test_export.py tests/integration/test_{notebooks,wheel}.py \
+  set -- tests/unit/training/test_{checkpoint,config,config_files,logging,optimizer}.py \
+    tests/unit/nn/test_{tokenizers,transformer}.py tests/unit/models/test_registry.py \
+    tests/unit/data/test_{host,images,order,batches,sources}.py \
+    tests/unit/data/augment/test_operations.py \
+    tests/unit/paper/test_chart.py tests/unit/viz tests/unit/weights \
+    tests/unit/inference/test_export.py tests/integration/test_{notebooks,wheel}.py \
     tests/integration/test_pods.py::test_two_processes_train_as_one
 fi
 

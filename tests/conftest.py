@@ -40,8 +40,8 @@ FIRST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes warnings of the modules beside this file errors: see setup.cfg."""
-    for path in pathlib.Path(__file__).parent.glob("*.py"):
+    """Makes warnings of the helper modules errors: see setup.cfg."""
+    for path in (root / "tests" / "helpers").glob("*.py"):
         config.addinivalue_line("filterwarnings", f"error:::{path.stem}$")
 
 

@@ -348,7 +348,7 @@ def test_an_unknown_kind_of_command_fails(line, workdirs):
         "vt_flax plan --config configs/imagenet.py --topology v9:1x1",
         "vt_flax prepare_data cifar11 --data_dir D",
         "vt_flax summarize --papers",
-        "python tests/kills.py --killed 1",
+        "python tests/helpers/kills.py --killed 1",
         "bash launch/tpu/create.sh --tipe v4-8 --name n --zone z",
         "bash launch/ablation.sh --rows nothing",
         "gcloud storage cp --quickly gs://a gs://b",

@@ -28,7 +28,7 @@ def table_of(page, *columns):
 
 def test_the_table_of_keys_is_the_configuration():
     page = config_table.PAGE.read_text()
-    assert page == config_table.written(page), "run python tests/config_table.py"
+    assert page == config_table.written(page), f"run python {config_table.__file__}"
 
 
 def test_every_key_is_told_with_its_default_and_what_it_is():

@@ -1,6 +1,6 @@
 """Kills at random moments, and the result of a run that was left alone.
 
-`python tests/kills.py --kills 20` is the longer form.
+`python tests/helpers/kills.py --kills 20` is the longer form.
 """
 
 import pytest

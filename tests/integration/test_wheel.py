@@ -121,7 +121,8 @@ def run(tmp_path, tmp_path_factory):
 def test_a_source_distribution_can_be_tested(sdist):
     with tarfile.open(sdist) as archive:
         files = {name.partition("/")[2] for name in archive.getnames()}
-    assert {*FILES, "launch/test.sh", "docs/chart.png", "tests/pods.py"} <= files
+    expected = {"launch/test.sh", "docs/chart.png", "tests/helpers/pods.py"}
+    assert {*FILES, *expected} <= files
     assert {path.as_posix() for path in (*MODULES, *DATA_FILES, *CONFIGS)} <= files
     assert not any("__pycache__" in name for name in files)
 

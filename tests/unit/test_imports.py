@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parent.parent / "vt_flax"
+PACKAGE = pathlib.Path(__file__).parents[2] / "vt_flax"
 
 # The rooms that each may import; cli, the front doors, may import all.
 ROOMS = {

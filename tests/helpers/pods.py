@@ -25,7 +25,7 @@ from quicker import ROUGH, spare_the_collector
 from vt_flax.cli import startup
 from vt_flax.training.workdir import read_metrics
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # A network that compiles in seconds. Its largest arrays are just large enough to be
 # spread by `fsdp`.

@@ -1,7 +1,7 @@
 """Kills a training again and again and compares its result with an undisturbed one's.
 
-python tests/kills.py --kills 100
-python tests/kills.py --kills 20 --processes 2
+python tests/helpers/kills.py --kills 100
+python tests/helpers/kills.py --kills 20 --processes 2
 
 Kills by SIGKILL at random moments: while it starts, while it trains, and while a
 checkpoint is being written. Prints what it does and ends with status 1 if a parameter,

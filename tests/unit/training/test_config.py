@@ -19,7 +19,7 @@ from vt_flax.training.config import (
 )
 from vt_flax.training.run import model_for
 
-CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = pathlib.Path(__file__).resolve().parents[3] / "configs"
 QUICKSTART = f"{CONFIGS}/quickstart.py"
 CIFAR10 = f"{CONFIGS}/cifar10.py"
 IMAGENET = f"{CONFIGS}/imagenet.py"

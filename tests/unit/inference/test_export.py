@@ -32,7 +32,7 @@ from vt_flax.inference.predictor import load
 from vt_flax.training.weights import read_weights
 
 HERE = pathlib.Path(__file__).parent
-DOCS = HERE.parents[1] / "docs" / "export.md"
+DOCS = HERE.parents[2] / "docs" / "export.md"
 NAMES = ("one", "two", "three", "four", "five")
 BATCHES = (1, 3, 17)
 

@@ -16,7 +16,7 @@ from vt_flax.training.config import resolve
 from vt_flax.training.workdir import RunRecord
 
 SMALL = {"name": "resnet18", "stem": "small", "width": 8}
-ABLATIONS = pathlib.Path(__file__).parents[2] / "configs" / "ablations.py"
+ABLATIONS = pathlib.Path(__file__).parents[3] / "configs" / "ablations.py"
 # Top-1, MMACs and M params as printed for VT-R18 and VT-R34.
 PRINTED = {
     ("pooling", 18): (70.6, 1550, 11.0),

@@ -18,7 +18,7 @@ from vt_flax.plan.sweep import parse_sweep
 from vt_flax.plan.topology import CHIPS, Chip, Topology, parse_topology
 from vt_flax.training.config import load_config
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
 IMAGENET = str(CONFIGS / "imagenet.py")
 GIB = 2**30
 

@@ -217,7 +217,7 @@ def test_a_process_ends_in_silence_amid_reading():
     """Batches that are closed, still held and dropped, with unreadable examples."""
     # The tests' own setting would hide what TensorFlow logs.
     environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
-    path = os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *sys.path])
+    path = os.pathsep.join(sys.path)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env=environment | {"PYTHONPATH": path},

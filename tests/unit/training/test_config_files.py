@@ -7,7 +7,7 @@ import pytest
 from vt_flax.errors import UserError
 from vt_flax.training.config_files import read_file
 
-CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = pathlib.Path(__file__).resolve().parents[3] / "configs"
 MINE = ("from ml_collections import ConfigDict", "def get_config(arg=''):")
 
 

@@ -1,6 +1,6 @@
 """The table of every key in docs/configuration.md, made from the schema.
 
-python tests/config_table.py    writes it
+python tests/helpers/config_table.py    writes it
 """
 
 from doc_pages import ROOT
