@@ -11,7 +11,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-STUB = ROOT / "tests" / "gcloud_stub.py"
+STUB = ROOT / "tests" / "helpers" / "gcloud_stub.py"
 WHERE = ["--name", "pod", "--zone", "z1-a"]
 TRAIN = ["--", "--config", "configs/imagenet.py:vt_resnet18,v4", "--workdir", "../b/r"]
 IMAGENET = ["--archives", "gs://in/a", "--out", "gs://out/d"]
@@ -458,7 +458,7 @@ def test_a_cloud_machine_gets_its_python_from_uv(tmp_path):
     (made,) = host.calls(uv)
     assert made.startswith(f"{uv} venv ") and made.endswith(f" {host.home}/venv")
     assert "--managed-python --python 3.13" in made
-    assert host.calls("venv/bin/python")[-1].endswith("--editable .[tpu]")
+    assert host.calls("venv/bin/python")[-1].endswith("--editable .[train,tpu]")
     # Again, as for a second training on it: nothing is made or installed.
     done = host.run()
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 1, done.stderr

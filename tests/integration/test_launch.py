@@ -291,7 +291,7 @@ def test_a_python_that_is_named_is_taken_or_refused(kind, wanted, machine):
 
 
 def test_an_environment_is_made_once_and_kept(machine):
-    def make(extras="", **environment):
+    def make(extras="train", **environment):
         calls = machine.path("calls")
         calls.write_text("")
         done = machine.run(
@@ -310,7 +310,7 @@ def test_an_environment_is_made_once_and_kept(machine):
     assert calls.endswith("--editable .[test]\n")
     assert make("test") == (["== Python 3.12.1, environment .venv"], "")
     # Other extras, other bounds and another Python in it: each is a new installation.
-    assert make()[1].endswith("--editable .\n")
+    assert make()[1].endswith("--editable .[train]\n")
     machine.path("setup.cfg").write_text("[options]\n")
     assert make()[1]
     machine.put(".venv/bin/python", "3.12.2")
@@ -355,13 +355,13 @@ def test_the_quickstart_installs_the_extra_that_is_named(tmp_path):
         return install.split()[-1], train.partition("--workdir ")[2]
 
     override = "--config.duration=3 epochs"
-    plain = ".", "runs/quickstart"
+    plain = ".[train]", "runs/quickstart"
     assert commands() == plain
     for words in (["--extra", "cuda"], ["--extra=cuda"]):
-        assert commands(*words) == (".[cuda]", "runs/quickstart")
-        assert commands(*words, "w", override) == (".[cuda]", f"w {override}")
-        assert commands("w", override, *words) == (".[cuda]", f"w {override}")
-    assert commands(override) == (".", f"runs/quickstart {override}")
+        assert commands(*words) == (".[train,cuda]", "runs/quickstart")
+        assert commands(*words, "w", override) == (".[train,cuda]", f"w {override}")
+        assert commands("w", override, *words) == (".[train,cuda]", f"w {override}")
+    assert commands(override) == (".[train]", f"runs/quickstart {override}")
 
 
 @pytest.mark.parametrize("words", [["--extra", "cude"], ["--extra=gpu"], ["--extra"]])
