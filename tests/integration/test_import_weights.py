@@ -16,6 +16,8 @@ from torch_resnet import randomize, torch_logits, torch_resnet
 
 from vt_flax.cli import evaluate, import_weights, predict, startup
 from vt_flax.inference.predictor import load
+from vt_flax.inference.reading import read_picture
+from vt_flax.inference.views import view_of
 from vt_flax.models import create_model
 from vt_flax.training.imported import import_weights as import_file
 from vt_flax.training.state import create_state
@@ -240,20 +242,23 @@ def test_training_starts_from_it(name, options, fresh, unused, imported):
 # -------------------------------------------------------------- as a run like any other
 
 
-def test_predict_names_imagenets_classes(tmp_path, run, torch):
+def test_predict_names_imagenets_classes(tmp_path, run, torch, monkeypatch):
     network = randomize(torch, torch_resnet(torch, 18, sizes=SIZES, width=4))
     torch.save(network.state_dict(), tmp_path / "file.pth")
     out = tmp_path / "out"
-    printed = run(
-        import_weights.main,
-        *(tmp_path / "file.pth", "--model", "resnet18", *SET_TINY, "--out", out),
-    )
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tensorflow_datasets", None)  # not installed
+        printed = run(
+            import_weights.main,
+            *(tmp_path / "file.pth", "--model", "resnet18", *SET_TINY, "--out", out),
+        )
     assert f"vt_flax predict --workdir {out} IMAGE" in printed
     picture = tmp_path / "picture.png"
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(picture)
 
-    crop = load(out).view(picture).pixels[None].astype(np.float64) / 255
+    network_here = load(out)
+    crop = view_of(read_picture(picture), network_here.task).pixels[None] / 255
     crop = (crop - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     assert crop.shape == (1, 224, 224, 3)
     logits = torch_logits(torch, network, crop.astype(np.float32))[0].astype(float)
@@ -263,6 +268,7 @@ def test_predict_names_imagenets_classes(tmp_path, run, torch):
     arguments = ["--workdir", out, "--format", "json", picture]
     (row,) = json.loads(run(predict.main, *arguments))
     names = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split()
+    assert network_here.class_names == names
     assert row["class 1"] == names[best]
     assert row["probability 1"] == pytest.approx(probs[best] / probs.sum(), abs=1e-4)
 
