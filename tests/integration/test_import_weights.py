@@ -4,9 +4,7 @@ import json
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import safetensors.numpy
 import tensorflow_datasets as tfds
@@ -20,8 +18,7 @@ from vt_flax.inference.reading import read_picture
 from vt_flax.inference.views import view_of
 from vt_flax.models import create_model
 from vt_flax.training.imported import import_weights as import_file
-from vt_flax.training.state import create_state
-from vt_flax.training.weights import find_checkpoint, initialize, read_weights
+from vt_flax.training.weights import find_checkpoint, read_weights
 
 SIZES = [1, 1, 1, 1]
 TINY = {"stage_sizes": SIZES, "width": 4}
@@ -202,43 +199,6 @@ def test_the_ema_is_taken_where_it_is_asked_for(tmp_path, run):
             np.testing.assert_array_equal(found[path], value * np.float32(scale))
 
 
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory):
-    """A tiny bottleneck network of ten classes, imported, and its variables."""
-    folder = tmp_path_factory.mktemp("imported")
-    variables = tiny_file(folder / "file.safetensors", "resnet50", 10)
-    (folder / "out").mkdir()  # an empty folder is as good as none
-    import_file(folder / "file.safetensors", "resnet50", folder / "out", options=TINY)
-    return folder / "out", flat(variables)
-
-
-@pytest.mark.parametrize(
-    "name, options, fresh, unused",
-    [
-        ("vt_resnet50", {"token_channels": 64}, "head, stage5", "stage5"),
-        ("vt_fpn_resnet50", {}, "fpn, head", "head"),
-    ],
-)
-def test_training_starts_from_it(name, options, fresh, unused, imported):
-    workdir, variables = imported
-    model = create_model(name, num_classes=10, **TINY, **options)
-    shapes = jax.eval_shape(
-        lambda: create_state(model, optax.sgd(0.1), (64, 64), 0, ema=True)
-    )
-    start = jax.tree.map(lambda x: jnp.full(x.shape, 3, x.dtype), shapes)
-    state, lines = initialize(start, str(workdir))
-    found = flat({"params": state.params, "batch_stats": state.batch_stats})
-    for path, value in found.items():
-        expected = 3.0 if path[1] in fresh.split(", ") else variables[path]
-        np.testing.assert_array_equal(value, expected, err_msg=str(path))
-    taken = sum(path[1] not in fresh.split(", ") for path in variables)
-    assert lines == [
-        f"loaded {taken} arrays from {workdir}/checkpoints/0 (raw weights)",
-        f"missing, so initialized afresh: {fresh}",
-        f"unexpected, so not used: {unused}",
-    ]
-
-
 # -------------------------------------------------------------- as a run like any other
 
 
@@ -273,11 +233,15 @@ def test_predict_names_imagenets_classes(tmp_path, run, torch, monkeypatch):
     assert row["probability 1"] == pytest.approx(probs[best] / probs.sum(), abs=1e-4)
 
 
-def test_evaluate(imported, digits, run):
+def test_evaluate(digits, tmp_path, run):
+    tiny_file(tmp_path / "file.safetensors", "resnet50", 10)
+    out = tmp_path / "out"
+    out.mkdir()  # an empty folder is as good as none
+    import_file(tmp_path / "file.safetensors", "resnet50", out, options=TINY)
     settings = {"name": "digits", "data_dir": digits, "eval_split": "test[:40]"}
     settings |= {"image_size": 32, "eval_resize": 32}
     arguments = [f"--config.data.{key}={value}" for key, value in settings.items()]
-    arguments += ["--workdir", imported[0], "--format", "json"]
+    arguments += ["--workdir", out, "--format", "json"]
     (row,) = json.loads(run(evaluate.main, *arguments))
     assert row["weights"] == "raw" and 0 <= row["top1"] <= 100
 

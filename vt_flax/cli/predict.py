@@ -6,15 +6,12 @@ vt_flax predict --workdir runs/shapes --out pictures "shots/**/*.jpg"
 
 IMAGE is a file, a folder (searched recursively) or a pattern in quotes. A classifier
 prints the most likely classes; a segmentation network prints the largest classes. With
---out, the mask is drawn over the image with a legend, OUT/NAME.png. --tokens also draws
-the attention maps of each token over the image, OUT/NAME_tokens.png: those of every
-tokenizer, and for segmentation those of the projectors. OUT/index.html shows all images
-with classes, masks and tokens on one self-contained page that can be sorted. OUT is a
-new folder or that of an earlier predict; --overwrite allows others.
+--out, OUT/index.html shows all images and classes, and OUT/NAME.png the mask over the
+image. --tokens also draws the attention maps of each token, OUT/NAME_tokens.png. OUT is
+a new folder or that of an earlier predict; --overwrite allows others.
 
-Images are turned upright by their EXIF orientation, as training and evaluation turn
-those of class folders. A network that was trained on a TFDS dataset has seen images as
-they are stored; --ignore_orientation uses them like that.
+Images are turned upright by their EXIF orientation. A network that was trained on a
+TFDS dataset has seen images as they are stored: --ignore_orientation uses them so.
 
 EMA weights are used if there are any. The configuration is the workdir's;
 --config.k=v changes it. An unreadable file prints an error line and does not stop the

@@ -255,9 +255,6 @@ def load(
       network = vt_flax.load("runs/quickstart")
       (digit,) = network.predict("digit.png")
       digit.scores[0]  # ("7", 0.98)
-      tokens = network.tokens(["digit.png", "another.jpg"])
-      tokens["module1"].kind  # "static"
-      tokens["module1"].coefficients.shape  # (2, 1, 8, 8, 8)
 
     Args:
       workdir: folder of a run, or one that `import_weights` has made.
@@ -266,9 +263,6 @@ def load(
       step: step of the checkpoint; None for the newest, or the best.
       best: whether the best checkpoints are meant.
       batch: number of images at a time.
-
-    Returns:
-      The network; see `Predictor`.
 
     Raises:
       UserError: if there is no run, or no such checkpoint, or it cannot be read.

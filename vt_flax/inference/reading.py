@@ -187,18 +187,15 @@ def _decode(name: str, image: Image.Image, ignore_orientation: bool) -> Picture:
     decoded = decode_opened(image)
     if decoded.note:
         notes.append(decoded.note)
-    if _is_transparent(image):
+    transparent = "transparency" in image.info
+    if image.mode in ("RGBA", "LA", "PA"):
+        transparent = image.getchannel("A").getextrema()[0] < 255
+    if transparent:
         notes.append("transparent pixels in the colors that are stored for them")
     pixels = np.asarray(decoded.image)
     if not ignore_orientation:
         pixels = upright(pixels, decoded.orientation)
     return Picture(name, pixels, tuple(notes))
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    if image.mode in ("RGBA", "LA", "PA"):
-        return image.getchannel("A").getextrema()[0] < 255
-    return "transparency" in image.info
 
 
 def _from_array(name: str, array: np.ndarray) -> np.ndarray:

@@ -34,8 +34,6 @@ from vt_flax.weights.names import COUNTER
 # File in the workdir that records what its checkpoint was made from.
 RECORD = "imported.json"
 
-Rows = list[dict[str, Any]]
-
 
 def import_weights(
     file: pathlib.Path,
@@ -44,7 +42,7 @@ def import_weights(
     num_classes: int = 0,
     options: dict[str, Any] | None = None,
     section: str = "",
-) -> tuple[Rows, list[str]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Reads PyTorch weights of a ResNet or an SE-ResNet into a new workdir.
 
     Args:
@@ -74,8 +72,8 @@ def import_weights(
     with writing(f"--out {out}"):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--out {out}: exists and is not empty; name a new folder")
-    digest = check_sum(file)
     arrays = read_arrays(file)
+    digest = check_sum(file)
     found = find_resnet(file, arrays, section, num_classes)
     classes = num_classes or found.classes
     if not classes:
@@ -171,7 +169,7 @@ def _rows(
     shapes: dict[Path, tuple[int, ...]],
     found: Found,
     arrays: dict[str, Array],
-) -> Rows:
+) -> list[dict[str, Any]]:
     """Returns rows as `import_weights` does."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
 

@@ -193,13 +193,10 @@ def check_sum(file: pathlib.Path) -> str:
     resnet50-0676ba61.pth.
 
     Raises:
-      UserError: if the two differ, or the file cannot be read.
+      UserError: if the two differ.
     """
-    try:
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from error
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
     match = re.search(r"-([0-9a-f]{8,64})\.\w+$", file.name)
     # A number is likelier a date.
     if match and not match[1].isdecimal() and not found.startswith(match[1]):

@@ -63,7 +63,11 @@ def find_resnet(
     """
     starts = [match[1] for key in arrays if (match := _FIRST_BLOCK.fullmatch(key))]
     if not starts:
-        raise _no_resnet(file, arrays)
+        keys = [key for key in arrays if not key.endswith(COUNTER)]
+        raise UserError(
+            f"{file}: no ResNet with torchvision's or timm's names is in it (it holds "
+            f"{first_names(keys) or 'not one tensor'}): choose another, or {SAVE_ALONE}"
+        )
     start = _choose(file, starts, section)
     heads = _heads(arrays, start, starts)
     heads = {head: n for head, n in heads.items() if num_classes in (0, n)}
@@ -143,13 +147,3 @@ def _heads(
 def _shown(start: str) -> str:
     """Returns a prefix as `--section` takes it."""
     return start.rstrip(".") or "."
-
-
-def _no_resnet(file: pathlib.Path, arrays: Mapping[str, Array]) -> UserError:
-    keys = [key for key in arrays if not key.endswith(COUNTER)]
-    if not keys:
-        return UserError(f"{file} holds not one tensor: {SAVE_ALONE}")
-    return UserError(
-        f"{file}: no ResNet with torchvision's or timm's names is in it (it holds "
-        f"{first_names(keys)}): choose a file of torchvision's or timm's ResNets"
-    )

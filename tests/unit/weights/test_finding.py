@@ -2,7 +2,6 @@
 
 import pathlib
 
-import numpy as np
 import pytest
 
 from vt_flax.errors import UserError
@@ -153,7 +152,7 @@ def test_the_head_is_chosen_by_its_classes():
 
 
 def test_no_resnet():
-    assert "holds not one tensor" in error_of({})
+    assert "it holds not one tensor" in error_of({})
     line = error_of({f"blocks.{i}.attn.qkv.weight": (12, 4) for i in range(9)})
     assert "no ResNet with torchvision's or timm's names" in line
     assert "blocks.4.attn.qkv.weight and 4 more" in line
