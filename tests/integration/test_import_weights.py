@@ -233,6 +233,7 @@ def test_predict_names_imagenets_classes(tmp_path, run, torch, monkeypatch):
     assert row["probability 1"] == pytest.approx(probs[best] / probs.sum(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_evaluate(digits, tmp_path, run):
     tiny_file(tmp_path / "file.safetensors", "resnet50", 10)
     out = tmp_path / "out"
