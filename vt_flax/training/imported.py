@@ -31,9 +31,6 @@ from vt_flax.weights.finding import Found, find_resnet
 from vt_flax.weights.fitting import Path, fit
 from vt_flax.weights.names import COUNTER
 
-# File in the workdir that records what its checkpoint was made from.
-RECORD = "imported.json"
-
 
 def import_weights(
     file: pathlib.Path,
@@ -201,7 +198,7 @@ def _write(
         checkpoints.close()
         if run:
             run.write(partial)
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        (partial / "imported.json").write_text(json.dumps(record, indent=2) + "\n")
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
