@@ -31,7 +31,7 @@ def png():
 
 
 def test_conversions_are_noted(tmp_path):
-    levels = np.linspace(0, 4095, 240).astype(np.uint16).reshape(12, 20)
+    levels = np.linspace(0, 65535, 240).astype(np.uint16).reshape(12, 20)
     alpha = noise(channels=4)
     alpha[..., 3] = 17
     frames = [Image.new("RGB", (24, 16), (i * 100, 50, 20)) for i in range(3)]
@@ -42,7 +42,6 @@ def test_conversions_are_noted(tmp_path):
             {},
             "16 bits converted to 8: 65,535",
         ),
-        ("dark.png", Image.fromarray(levels), {}, "no level is above 4,095"),
         ("alpha.png", Image.fromarray(alpha), {}, "transparent pixels"),
         (
             "frames.gif",
