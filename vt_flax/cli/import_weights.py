@@ -9,20 +9,16 @@ FILE is a checkpoint with the names of torchvision or timm: .safetensors, or wha
 torch.save wrote (.pth, .pt, .bin, .ckpt, .tar). The latter is read by PyTorch (pip
 install "vt_flax[torch]"), with torch.load(weights_only=True), which runs nothing in it.
 
-The ResNet is found wherever it is nested (state_dict, model, net, ...) and whatever its
-names begin with (module., _orig_mod., backbone., ...), in nn.Sequential too. So is its
-head (fc, fc.1, head.fc, classifier, ...). What is taken and what is left are printed.
-Raw weights are taken rather than their EMA, unless --section names the EMA. Where there
-are two other ResNets, such as a student and its teacher, --section must name one.
+The ResNet is found wherever it is nested (state_dict, model, net, ...) and under any
+prefix (module., _orig_mod., backbone., ...), with its head. Raw weights are preferred
+to their EMA; --section chooses between others, such as a student and its teacher.
 
-Then train with --config.init_from=D: the same network, a VT-ResNet, or a segmentation
-network on it; what they do not have in common is initialized. With the head of FILE, D
-is also a workdir for predict, and for evaluate on imagenet2012. --num_classes N takes a
-head for N classes; if FILE has none, it makes a fresh one, for init_from alone.
+Train with --config.init_from=D: the same network, a VT-ResNet, or a segmentation
+network on it. With the head of FILE, D is also a workdir for predict, and for evaluate
+on imagenet2012. --num_classes N takes a head for N classes, or makes a fresh one.
 
-Where a bottleneck strides does not show in a file. torchvision's and timm's do in the
-3 x 3 (the default); the original ones (MSRA's, in Detectron2 too) and timm's
-legacy_seresnet in the first 1 x 1: --set variant=msra.
+The original ResNets (MSRA's, in Detectron2 too) stride in the first 1 x 1 of a
+bottleneck, which does not show in a file: --set variant=msra. See docs/weights.md.
 """
 
 from collections.abc import Sequence
@@ -64,11 +60,15 @@ def main(argv: Sequence[str]) -> None:
     if args.num_classes is not None and args.num_classes < 1:
         raise UserError(f"--num_classes {args.num_classes}: must be at least 1")
     out = local_folder("--out", args.out)
-    # Late, because JAX takes seconds to come: bad arguments need not wait.
+    # Imported late: JAX takes seconds, which bad arguments need not wait for.
     from vt_flax.training.imported import import_weights
 
-    file = typed_path(args.file)
     rows, notes = import_weights(
-        file, args.model, out, args.num_classes or 0, options, args.section
+        typed_path(args.file),
+        args.model,
+        out,
+        args.num_classes or 0,
+        options,
+        args.section,
     )
     tables.print_rows(rows, args.format, f"{args.model} from {args.file}", notes)

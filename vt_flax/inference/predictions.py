@@ -15,14 +15,14 @@ class Prediction:
     """Classes of an image, or of each of its pixels.
 
     Attributes:
-      name: of the image.
-      scores: (class, score) pairs, best first: probabilities; of a mask, the fraction
-        of the pixels of each class.
-      confidence: the probability of the likeliest class; of a mask, the mean over the
-        pixels of the probabilities of their classes.
+      name: name of the image.
+      scores: (class, score) pairs, best first. Scores are probabilities; in
+        segmentation, the fraction of the pixels in each class that occurs.
+      confidence: probability of the most likely class; in segmentation, its mean over
+        the pixels.
       size: height and width of the image.
-      classes: of the pixels that the network was given, uint8 (h, w); None of a
-        classifier.
+      classes: class index of each pixel of the view, uint8 (h, w); None in
+        classification.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Prediction:
 
     @property
     def mask(self) -> np.ndarray | None:
-        """Class indices at the image's own size, uint8 (H, W); None of a classifier."""
+        """Class indices at the image's own size, uint8 (H, W), or None."""
         if self.classes is None:
             return None
         return np.asarray(self.mask_of(self.size))
@@ -44,49 +44,42 @@ class Prediction:
         return mask.resize(size[::-1], Image.Resampling.NEAREST)
 
 
-def classified(
-    view: View, class_names: Sequence[str], probabilities: np.ndarray
-) -> Prediction:
-    """Returns the prediction of a classifier.
+def classified(view: View, class_names: Sequence[str], probs: np.ndarray) -> Prediction:
+    """Returns the prediction of a classifier, by the probabilities of the classes.
 
     Raises:
       UserError: if they are not finite.
     """
-    order = np.argsort(-probabilities, kind="stable")
-    scores = [(class_names[i], float(probabilities[i])) for i in order]
-    return _checked(Prediction(view.name, scores, scores[0][1], view.size))
+    order = np.argsort(-probs, kind="stable")
+    scores = [(class_names[i], float(probs[i])) for i in order]
+    _check_finite(view, scores[0][1])
+    return Prediction(view.name, scores, scores[0][1], view.size)
 
 
 def segmented(
     view: View, class_names: Sequence[str], classes: np.ndarray, confidence: float
 ) -> Prediction:
-    """Returns the prediction of a segmentation network.
-
-    Args:
-      view: of the image.
-      class_names: of all classes.
-      classes: (H, W), of the whole canvas.
-      confidence: see `Prediction`.
+    """Returns the prediction of a segmentation network, by its classes (H, W).
 
     Raises:
-      UserError: if the probabilities are not finite.
+      UserError: if the confidence is not finite.
     """
+    _check_finite(view, confidence)
     height, width = view.lengths
-    # A copy, so that the batch it is cut from can go.
+    # A copy, so that the arrays of the batch can be freed.
     classes = classes[:height, :width].copy()
     found = Prediction(view.name, (), float(confidence), view.size, classes)
-    # Counted where Pillow has it: of a large image an array of indices is gigabytes.
+    # Counted by Pillow: NumPy would make an array of 64-bit integers of a large image.
     counts = np.asarray(found.mask_of(view.size).histogram())[: len(class_names)]
     order = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
     pixels = view.size[0] * view.size[1]
     scores = [(class_names[i], float(counts[i] / pixels)) for i in order]
-    return _checked(dataclasses.replace(found, scores=scores))
+    return dataclasses.replace(found, scores=scores)
 
 
-def _checked(prediction: Prediction) -> Prediction:
-    if not np.isfinite(prediction.confidence):
+def _check_finite(view: View, confidence: float) -> None:
+    if not np.isfinite(confidence):
         raise UserError(
-            f"{prediction.name}: the network's probabilities are not finite; its "
-            "weights are broken: take another checkpoint"
+            f"{view.name}: the network's probabilities are not finite; its weights are "
+            "broken: take another checkpoint"
         )
-    return prediction

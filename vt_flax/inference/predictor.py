@@ -1,6 +1,5 @@
 """Predictor: a trained network that takes images as files, bytes or arrays."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -11,11 +10,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from vt_flax.data import augment
-from vt_flax.data.augment.scaled import eval_canvas, eval_inputs
+from vt_flax.data.augment.scaled import eval_inputs
 from vt_flax.errors import UserError
 from vt_flax.inference import token_maps
 from vt_flax.inference.predictions import Prediction, classified, segmented
@@ -23,7 +21,6 @@ from vt_flax.inference.reading import ImageLike, each_image, read_picture
 from vt_flax.inference.token_maps import TokenMaps
 from vt_flax.inference.views import View, view_of
 from vt_flax.paths import local_folder
-from vt_flax.texts import printable
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import resolve
 from vt_flax.training.run import model_for
@@ -33,7 +30,7 @@ from vt_flax.training.tasks.segmentation import Segmentation
 from vt_flax.training.weights import read_weights, variable_shapes
 from vt_flax.training.workdir import read_run
 
-# One or many, read already or not.
+# One or many images; views are used as they are.
 Images = ImageLike | View | Iterable[ImageLike | View]
 
 
@@ -55,32 +52,28 @@ class TokenAttention:
 class Predictor:
     """A trained network.
 
-    Where a method takes images, that is one or many of these: the path of a file, of a
-    folder, or a pattern such as `shots/*.png`; an encoded image as bytes, or a file
-    that is open for them; an image of Pillow's; an array, uint8, (H, W) or (H, W,
-    channels), or (images, H, W, channels). In a list, an iterator or an object array
-    they may be mixed. They may have any size and mode. What is no image raises
-    `UserError`, with its name: its path, or `image I` by its place in the list.
+    Its methods take one or many images: the path of a file or of a folder; a pattern
+    such as `shots/*.png`; an encoded image as bytes, or a file that is open for
+    reading; an image of Pillow's; an array, uint8, (H, W) or (H, W, channels), or
+    (images, H, W, channels); or a list or an iterator of these. They may have any size
+    and mode. `UserError` is raised for anything else, with the image's path, or `image
+    I` by its index.
 
-    So many images at a time go through one compiled program, the last ones with others
-    in the empty places; a program for a single image is made where one comes first.
+    Images are turned upright by their EXIF orientation; `ignore_orientation` uses them
+    as they are stored, as training does with those of TFDS datasets.
 
-    Images are turned upright by their EXIF orientation; with `ignore_orientation` they
-    are used as they are stored, as those of TFDS datasets are in training.
-
-    Args:
-      model: the network.
-      variables: its weights.
-      task: what it is trained for.
-      title: which checkpoint it is.
-      batch: images at a time.
-      step: training step of the weights.
-      averaged: whether the weights are an EMA.
+    Images are processed in batches of one size, the last one padded, so that one
+    program is compiled; and another for a single image, if one comes first.
 
     Attributes:
-      model, task, title, batch, step, averaged: as given.
-      variables: the weights, on the device.
-      class_names: of its classes, in order.
+      model: the network.
+      variables: its weights, on the device.
+      task: the task that it is trained for.
+      title: description of the checkpoint.
+      batch: number of images at a time.
+      step: training step of the weights.
+      averaged: whether the weights are an EMA.
+      class_names: names of its classes, in order.
       segments: whether it predicts a class for each pixel, not for each image.
     """
 
@@ -94,44 +87,21 @@ class Predictor:
         step: int = 0,
         averaged: bool = False,
     ):
-        if not isinstance(batch, (int, np.integer)) or batch < 1:
+        if batch < 1:
             raise UserError(f"batch {batch!r}: must be at least 1")
         self.model, self.task, self.title, self.batch = model, task, title, batch
         self.step, self.averaged = step, averaged
         self.class_names = task.class_names
         self.segments = isinstance(task, Segmentation)
         self.variables = jax.device_put(variables)
-        self._compile()
-
-    def _compile(self) -> None:
         self._compiled: set[int] = set()
         self._predict = jax.jit(self._segment if self.segments else self._classify)
         self._features = jax.jit(self._compute_features)
         self._attention = jax.jit(self._compute_maps)
 
     def __repr__(self) -> str:
-        """Says which network it is, of how many classes, with which weights."""
-        names = ", ".join(printable(name[:30]) for name in self.class_names[:3])
-        more = ", ..." if len(self.class_names) > 3 else ""
-        height, width = self._input_size
-        return (
-            f"<Predictor {self.task.config.model.name}: {len(self.class_names)} "
-            f"classes ({names}{more}), input {height} x {width}, step {self.step:,}, "
-            f"{'EMA' if self.averaged else 'raw'} weights>"
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Returns what `pickle` and `copy.deepcopy` keep: all but compiled programs."""
-        state = dict(vars(self))
-        for name in ("_compiled", "_predict", "_features", "_attention"):
-            del state[name]
-        return state | {"variables": jax.device_get(self.variables)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Puts the weights on the device; programs are compiled when they are used."""
-        vars(self).update(state)
-        self.variables = jax.device_put(self.variables)
-        self._compile()
+        """Returns the checkpoint and the number of classes."""
+        return f"<Predictor of {self.title}, {len(self.class_names)} classes>"
 
     @functools.cached_property
     def tokenizers(self) -> dict[str, str]:
@@ -139,42 +109,29 @@ class Predictor:
         size = self.task.input_size(self.task.config)
         return token_maps.tokenizer_kinds(self.model, self.variables, size)
 
-    @property
-    def has_tokens(self) -> bool:
-        """Whether there are token coefficients; a pooling tokenizer has none."""
-        return any(kind != "pooling" for kind in self.tokenizers.values())
-
-    def view(self, image: ImageLike, *, ignore_orientation: bool = False) -> View:
-        """Returns an image as evaluation would have it; every method takes it too."""
-        found = list(itertools.islice(each_image(image), 2))
-        if len(found) != 1:
-            number = "several images" if found else "no image"
-            raise UserError(f"view takes one image, not {number}")
-        return self._view(*found[0], ignore_orientation)
-
     def predict(
         self, images: Images, *, ignore_orientation: bool = False
     ) -> list[Prediction]:
         """Returns a list of predictions, also for a single image.
 
-        Classes with their probabilities, or with their shares of the pixels, and masks
-        at each image's own size; see `Prediction`.
+        In classification they hold the probabilities of all classes; in segmentation a
+        mask at the image's own size, and the fractions of its classes.
         """
-        found = []
-        for views, outputs in self._batches(self._predict, images, ignore_orientation):
-            for view, *own in zip(views, *outputs, strict=True):
-                make = segmented if self.segments else classified
-                found.append(make(view, self.class_names, *own))
-        return found
+        make = segmented if self.segments else classified
+        return [
+            make(view, self.class_names, *outputs)
+            for views, batch in self._batches(self._predict, images, ignore_orientation)
+            for view, *outputs in zip(views, *batch, strict=True)
+        ]
 
     def features(
         self, images: Images, *, ignore_orientation: bool = False
     ) -> dict[str, np.ndarray]:
-        """Returns the maps of the stages, and the tokens of networks that have them.
+        """Returns the feature maps of the stages, and the tokens of a VT-ResNet.
 
         Returns:
           By name, float32: C2 to C5 (images, h, w, channels), as far as a network has
-          them; those of a pyramid, P2 to P5; `tokens` (images, L, C_T).
+          them; P2 to P5 of a pyramid; `tokens` (images, L, C_T).
         """
         batches = self._batches(self._features, images, ignore_orientation)
         parts = [found for _, found in batches]
@@ -213,21 +170,17 @@ class Predictor:
         kinds = self.tokenizers if maps else {}
         return TokenAttention(shown, coverage, token_maps.by_module(joined, kinds))
 
-    def _view(self, name: str, image: Any, ignore_orientation: bool) -> View:
-        if isinstance(image, View):
-            return image
-        picture = read_picture(image, name, ignore_orientation=ignore_orientation)
-        return view_of(picture, self.task)
-
     def _batches(
         self, function: Callable, images: Images, ignore_orientation: bool
     ) -> Iterator[tuple[list[View], Any]]:
-        """Yields views of images, a batch at a time, and what a function makes of them.
-
-        What it makes of the places that are filled up is cut off.
-        """
+        """Yields the views of a batch at a time, and a function's outputs for them."""
         views = (
-            self._view(name, image, ignore_orientation)
+            image
+            if isinstance(image, View)
+            else view_of(
+                read_picture(image, name, ignore_orientation=ignore_orientation),
+                self.task,
+            )
             for name, image in each_image(images)
         )
         while some := list(itertools.islice(views, self.batch)):
@@ -235,59 +188,56 @@ class Predictor:
             fitting = [size for size in self._compiled if size >= count]
             size = min(fitting, default=1 if count == 1 else self.batch)
             self._compiled.add(size)
-            filled = some + [some[-1]] * (size - count)
-            # The same results whatever the program around it computes in.
+            padded = some + [some[-1]] * (size - count)
+            # The caller's program may have turned 64 bits on.
             with jax.enable_x64(False):
                 found = function(
                     self.variables,
-                    np.stack([view.pixels for view in filled]),
-                    np.asarray([view.lengths for view in filled], np.int32),
+                    np.stack([view.pixels for view in padded]),
+                    np.asarray([view.lengths for view in padded], np.int32),
                 )
                 found = jax.device_get(found)
             yield some, jax.tree.map(lambda x, n=count: x[:n], found)
 
-    def _classify(self, variables: Any, images: jax.Array, _: jax.Array):
-        logits = self._apply(variables, augment.normalize(images, self._data))
-        return (jax.nn.softmax(logits),)
+    def _classify(
+        self, variables: Any, images: jax.Array, _: jax.Array
+    ) -> tuple[jax.Array]:
+        """Returns probabilities, (batch, classes)."""
+        return (jax.nn.softmax(self._apply(variables, self._normalize(images))),)
 
-    def _segment(self, variables: Any, images: jax.Array, lengths: jax.Array):
+    def _segment(
+        self, variables: Any, images: jax.Array, lengths: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns classes, (batch, h, w), and mean probabilities, (batch,)."""
         found = self.task.predict(lambda x: self._apply(variables, x), images, lengths)
         return found.classes, found.probs.sum((1, 2)) / lengths.prod(1)
 
     def _compute_features(
         self, variables: Any, images: jax.Array, lengths: jax.Array
     ) -> dict[str, jax.Array]:
-        levels, _ = self._inputs(images, lengths)
-        inputs = augment.normalize(levels, self._data)
-        return self._apply(variables, inputs, features=True)
+        levels, _ = self._levels(images, lengths)
+        return self._apply(variables, self._normalize(levels), features=True)
 
     def _compute_maps(
         self, variables: Any, images: jax.Array, lengths: jax.Array
     ) -> tuple[token_maps.Sown, jax.Array, jax.Array]:
-        levels, lengths = self._inputs(images, lengths)
-        inputs = augment.normalize(levels, self._data)
+        levels, lengths = self._levels(images, lengths)
+        inputs = self._normalize(levels)
         return token_maps.sown_maps(self.model, variables, inputs), levels, lengths
 
-    def _inputs(
+    def _levels(
         self, images: jax.Array, lengths: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns levels of the network's input, and each image's lengths in it."""
+        """Returns the network's input before normalization, and lengths in it."""
         if not self.segments:
             return images, lengths
         return tuple(eval_inputs(images, lengths, self.task.config))
 
+    def _normalize(self, levels: jax.Array) -> jax.Array:
+        return augment.normalize(levels, self.task.config.data)
+
     def _apply(self, variables: Any, inputs: jax.Array, **options: Any) -> Any:
         return self.model.apply(variables, inputs, train=False, **options)
-
-    @property
-    def _input_size(self) -> tuple[int, int]:
-        """Height and width of what the network is given."""
-        config = self.task.config
-        return eval_canvas(config) if self.segments else self.task.input_size(config)
-
-    @property
-    def _data(self) -> ConfigDict:
-        return self.task.config.data
 
 
 def load(
@@ -300,44 +250,30 @@ def load(
 ) -> Predictor:
     """Loads the trained network of a workdir. Its dataset is not needed.
 
-    Averaged weights are taken where there are any. For example:
+    EMA weights are used if there are any. For example:
 
       network = vt_flax.load("runs/quickstart")
       (digit,) = network.predict("digit.png")
       digit.scores[0]  # ("7", 0.98)
-      tokens = network.tokens(["digit.png", "another.jpg"])
-      tokens["module1"].kind  # "static"
-      tokens["module1"].coefficients.shape  # (2, 1, 8, 8, 8)
-      network.features("digit.png")["C4"].shape  # (1, 8, 8, 64)
 
     Args:
       workdir: folder of a run, or one that `import_weights` has made.
-      overrides: of its configuration, as in `--config.segmentation.eval_flip=True`.
-      step: of the checkpoint; None for the newest, or the best.
+      overrides: changes of its configuration, as in
+        `["--config.segmentation.eval_flip=True"]`.
+      step: step of the checkpoint; None for the newest, or the best.
       best: whether the best checkpoints are meant.
-      batch: images at a time.
-
-    Returns:
-      The network; see `Predictor`.
+      batch: number of images at a time.
 
     Raises:
       UserError: if there is no run, or no such checkpoint, or it cannot be read.
     """
-    if isinstance(overrides, str):
-        overrides = [overrides]
-    if not isinstance(overrides, (list, tuple)):
-        raise UserError(
-            f"overrides {overrides!r}: pass a list, as in "
-            "['--config.data.eval_resize=0']"
-        )
-    workdir = local_folder("workdir", os.fspath(workdir))
+    workdir = local_folder("workdir", workdir)
     record = read_run(workdir)
     config = resolve(ConfigDict(record.config), overrides)
-    with _without_warnings():
-        checkpoints = Checkpoints(workdir, read_only=True, best=best)
-        step = checkpoints.choose(step)
-        checkpoints.close()
-        weights, name = read_weights("--workdir", checkpoints.folder / str(step))
+    checkpoints = Checkpoints(workdir, read_only=True, best=best)
+    step = checkpoints.choose(step)
+    checkpoints.close()
+    weights, name = read_weights("--workdir", checkpoints.folder / str(step))
     task = task_of(config)(config, record.class_names, record.mirrored)
     model = model_for(config, len(task.class_names))
     if any(override.startswith("--config.model.") for override in overrides):
@@ -349,14 +285,3 @@ def load(
             )
     title = f"{config.model.name}, step {step:,} of {workdir}, {name} weights"
     return Predictor(model, weights, task, title, batch, step, name == "ema")
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silences the warnings of Orbax about a read-only folder."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(min(verbosity, logging.ERROR))
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)

@@ -5,17 +5,17 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vt_flax.data.augment import normalize
 from vt_flax.data.augment.resampling import center_crop
 from vt_flax.data.augment.scaled import eval_canvas
-from vt_flax.data.masks import IGNORE
 from vt_flax.errors import UserError
 from vt_flax.inference.predictor import Predictor
 
-# Of an input that may be of any size.
+# Symbolic height and width, of an input that may be of any size.
 ANY = ("height", "width")
 
 # Height and width in pixels, or ANY; None for the size of the evaluation.
@@ -24,13 +24,13 @@ Size = tuple[int, int] | tuple[str, str] | None
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """What goes into a program or comes out of it.
+    """The input or an output of a program.
 
     Attributes:
-      name: of the array.
-      dtype: its type.
+      name: its name.
+      dtype: name of its type.
       shape: numbers, and names of what may be any number: `batch`, `height`, `width`.
-      meaning: for people.
+      meaning: a description for people.
     """
 
     name: str
@@ -46,23 +46,21 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A function of images, the preprocessing and the weights of a network.
+    """A function of images, with the preprocessing and the weights of a network.
 
     Attributes:
-      function: takes `variables` and the inputs, and gives the outputs by name.
+      function: takes `variables` and `images`, and returns the outputs by name.
       variables: the weights.
-      inputs: what the function takes after them.
-      outputs: what it gives.
-      constraints: on the names in the inputs' shapes, as JAX reads them.
-      preprocessing: what is done to images, before the program and in it.
+      images: the input.
+      outputs: outputs of the function.
+      constraints: on the symbolic sizes of the images, as JAX reads them.
     """
 
-    function: Callable[..., dict[str, jax.Array]]
+    function: Callable[[Any, jax.Array], dict[str, jax.Array]]
     variables: Any
-    inputs: tuple[Array, ...]
+    images: Array
     outputs: tuple[Array, ...]
-    constraints: tuple[str, ...]
-    preprocessing: dict[str, Any]
+    constraints: tuple[str, ...] = ()
 
 
 def make_program(
@@ -72,29 +70,30 @@ def make_program(
 
     Args:
       predictor: the network.
-      size: of the images that the program takes. None: those of the evaluation, of a
-        classifier resized and cropped; of one that segments in the upper left corner
-        of its canvas, with their sizes beside them.
-      logits: of a network that segments, whether to give logits beside the classes.
+      size: size of the images that the program takes. None means the evaluation's: a
+        classifier takes resized and cropped images, a segmentation network images of
+        the size of its canvas.
+      logits: whether a segmentation network returns logits beside the classes.
 
     Raises:
-      UserError: if there are no logits to choose, or images would not fit the canvas.
+      UserError: if logits are asked of a classifier, or images would not fit the
+        canvas.
     """
+    model = predictor.model
+    if "formulation" in model.__dataclass_fields__:
+        # Pallas's kernels need a known batch size, and JAX does not promise that later
+        # versions read programs that contain them.
+        model = model.clone(formulation="folded")
     if predictor.segments:
-        return _segmentation(predictor, size, logits)
+        return _segmentation(predictor, model, size, logits)
     if logits:
-        raise UserError("--logits: a classifier's program gives them as it is")
-    return _classification(predictor, size)
+        raise UserError("--logits: a classifier's program returns them anyway")
+    return _classification(predictor, model, size)
 
 
-def _classification(predictor: Predictor, size: Size) -> Program:
-    model, data = predictor.model, predictor.task.config.data
-    classes = len(predictor.task.class_names)
+def _classification(predictor: Predictor, model: nn.Module, size: Size) -> Program:
+    data = predictor.task.config.data
     side, resize = data.image_size, data.eval_resize or data.image_size
-    crop = (
-        f"short side to {resize} pixels, bilinear with antialiasing as Pillow's; then "
-        f"the central {side} x {side}"
-    )
 
     def function(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
         if size:
@@ -103,26 +102,28 @@ def _classification(predictor: Predictor, size: Size) -> Program:
         found = found.astype(jnp.float32)
         return {"logits": found, "probabilities": jax.nn.softmax(found)}
 
+    meaning = "RGB images"
+    if not size:
+        meaning += f", short side resized to {resize} pixels, then center-cropped"
     shape = ("batch", *(size or (side, side)), 3)
-    meaning = "decoded RGB images" if size else "RGB images, resized and cropped"
-    outputs = (
-        Array("logits", "float32", ("batch", classes), "by class"),
-        Array("probabilities", "float32", ("batch", classes), "their softmax"),
-    )
+    scores = "float32", ("batch", len(predictor.class_names))
     return Program(
         function,
         predictor.variables,
-        (Array("images", "uint8", shape, meaning),),
-        outputs,
-        (),
-        _steps(data, "" if size else crop, crop if size else ""),
+        Array("images", "uint8", shape, meaning),
+        (
+            Array("logits", *scores, "by class"),
+            Array("probabilities", *scores, "by class"),
+        ),
     )
 
 
-def _segmentation(predictor: Predictor, size: Size, logits: bool) -> Program:
-    task, config = predictor.task, predictor.task.config
-    canvas = eval_canvas(config)
-    constraints = ()
+def _segmentation(
+    predictor: Predictor, model: nn.Module, size: Size, logits: bool
+) -> Program:
+    task = predictor.task
+    canvas = eval_canvas(task.config)
+    constraints: tuple[str, ...] = ()
     if size == ANY:
         pairs = zip(ANY, canvas, strict=True)
         constraints = tuple(f"{name} <= {most}" for name, most in pairs)
@@ -133,16 +134,13 @@ def _segmentation(predictor: Predictor, size: Size, logits: bool) -> Program:
             f"--config.segmentation.eval_canvas=[{size[0]},{size[1]}]"
         )
 
-    def function(
-        variables: Any, images: jax.Array, sizes: jax.Array | None = None
-    ) -> dict[str, jax.Array]:
+    def function(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
         batch, height, width, _ = images.shape
-        if sizes is None:
-            room = ((0, canvas[0] - height), (0, canvas[1] - width))
-            images = jnp.pad(images, ((0, 0), *room, (0, 0)))
-            sides = [jnp.asarray(side, jnp.int32) for side in (height, width)]
-            sizes = jnp.broadcast_to(jnp.stack(sides), (batch, 2))
-        apply = functools.partial(predictor.model.apply, variables, train=False)
+        padding = ((0, canvas[0] - height), (0, canvas[1] - width))
+        images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+        sides = [jnp.asarray(side, jnp.int32) for side in (height, width)]
+        sizes = jnp.broadcast_to(jnp.stack(sides), (batch, 2))
+        apply = functools.partial(model.apply, variables, train=False)
         found = task.predict(apply, images, sizes, with_logits=logits)
         outputs = {"classes": found.classes}
         if logits:
@@ -150,45 +148,15 @@ def _segmentation(predictor: Predictor, size: Size, logits: bool) -> Program:
         return {name: maps[:, :height, :width] for name, maps in outputs.items()}
 
     shape = ("batch", *(size or canvas))
-    corner = "in the upper left corner of a canvas"
-    images = Array(
-        "images",
-        "uint8",
-        (*shape, 3),
-        f"RGB images{'' if size else f', each {corner}'}",
-    )
-    sizes = Array("sizes", "int32", ("batch", 2), "height and width of each image")
-    beyond = "" if size else f"; {IGNORE} beyond an image"
-    outputs = [Array("classes", "uint8", shape, f"of each pixel, by index{beyond}")]
+    outputs = [Array("classes", "uint8", shape, "class index of each pixel")]
     if logits:
+        by_class = (*shape, len(task.class_names))
         meaning = "logarithms of the classes' probabilities"
-        shape = (*shape, len(task.class_names))
-        outputs.append(Array("logits", "float32", shape, meaning))
-    settings = config.segmentation
-    side = settings.short_side
-    inside = (
-        f"in a canvas of {canvas[0]} x {canvas[1]}; "
-        f"{f'short side to {side} pixels, ' if side else ''}to the network's input of "
-        f"{settings.eval_size[0] or canvas[0]} x {settings.eval_size[1] or canvas[1]}, "
-        f"at scales {list(settings.eval_scales)}"
-        f"{', mirrored too' if settings.eval_flip else ''}"
-    )
+        outputs.append(Array("logits", "float32", by_class, meaning))
     return Program(
         function,
         predictor.variables,
-        (images,) if size else (images, sizes),
+        Array("images", "uint8", (*shape, 3), "RGB images"),
         tuple(outputs),
         constraints,
-        _steps(config.data, "", inside),
     )
-
-
-def _steps(data: Any, before: str, inside: str) -> dict[str, Any]:
-    """Returns what is done to images, before the program and in it."""
-    normal = "levels / 255, less the mean, over std"
-    return {
-        "before": f"decoded to RGB{f'; {before}' if before else ''}",
-        "inside": f"{inside}; {normal}" if inside else normal,
-        "mean": list(data.mean),
-        "std": list(data.std),
-    }

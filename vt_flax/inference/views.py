@@ -17,11 +17,11 @@ class View:
     """An image as evaluation has it.
 
     Attributes:
-      name: of the image.
-      size: its height and width.
+      name: name of the image.
+      size: height and width of the image.
       pixels: (h, w, 3), uint8, of one size for all images: the central crop, or the
-        whole image in the upper left corner.
-      lengths: height and width of what belongs to the image.
+        whole image in the upper left corner of a canvas.
+      lengths: height and width, in `pixels`, of the part that shows the image.
       notes: see `Picture`.
     """
 
@@ -35,11 +35,11 @@ class View:
 def view_of(picture: Picture, task: Task) -> View:
     """Returns an image as the task's evaluation has it.
 
-    To be classified it is resized and cropped; to be segmented it stays as it is, but
-    that it is shrunk where it is larger than the canvas.
+    For classification it is resized and cropped. For segmentation it keeps its size,
+    unless it is larger than the canvas: then it is shrunk.
     """
     if isinstance(task, Segmentation):
-        pixels, lengths = _placed(picture.pixels, eval_canvas(task.config))
+        pixels, lengths = _in_canvas(picture.pixels, eval_canvas(task.config))
     else:
         size, resize = task.config.data.image_size, task.config.data.eval_resize
         pixels = center_crop(picture.pixels, size, resize or size)
@@ -47,10 +47,10 @@ def view_of(picture: Picture, task: Task) -> View:
     return View(picture.name, picture.pixels.shape[:2], pixels, lengths, picture.notes)
 
 
-def _placed(
+def _in_canvas(
     pixels: np.ndarray, canvas: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Returns an image in a canvas, and its lengths there."""
+    """Returns an image in the upper left corner of a canvas, and its lengths there."""
     height, width = pixels.shape[:2]
     scale = min(canvas[0] / height, canvas[1] / width)
     if scale < 1:

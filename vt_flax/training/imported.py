@@ -16,7 +16,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from vt_flax.data.imagenet import CLASSES, class_names
-from vt_flax.errors import UserError, first_names
+from vt_flax.errors import UserError
 from vt_flax.models import create_model, model_task
 from vt_flax.paths import writing
 from vt_flax.training.checkpoint import Checkpoints
@@ -28,13 +28,8 @@ from vt_flax.training.weights import PARTS
 from vt_flax.training.workdir import RunRecord
 from vt_flax.weights.files import Array, check_sum, read_arrays
 from vt_flax.weights.finding import Found, find_resnet
-from vt_flax.weights.fitting import LoadReport, Path, check_function, fit
+from vt_flax.weights.fitting import Path, fit
 from vt_flax.weights.names import COUNTER
-
-# File in the workdir that records what its checkpoint was made from.
-RECORD = "imported.json"
-
-Rows = list[dict[str, Any]]
 
 
 def import_weights(
@@ -44,7 +39,7 @@ def import_weights(
     num_classes: int = 0,
     options: dict[str, Any] | None = None,
     section: str = "",
-) -> tuple[Rows, list[str]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Reads PyTorch weights of a ResNet or an SE-ResNet into a new workdir.
 
     Args:
@@ -58,8 +53,8 @@ def import_weights(
       section: which ResNet of the file, if there are several: see `find_resnet`.
 
     Returns:
-      A row for each module of the model, and for each of the file that is not used:
-      `name`, `arrays`, `numbers`, `from`; and lines to print below them.
+      A row for each module of the model, and for each unused part of the file: `name`,
+      `arrays`, `numbers`, `from`; and lines to print below them.
 
     Raises:
       UserError: for whatever does not fit; nothing is written then.
@@ -74,14 +69,13 @@ def import_weights(
     with writing(f"--out {out}"):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--out {out}: exists and is not empty; name a new folder")
-    digest = check_sum(file)
     arrays = read_arrays(file)
+    digest = check_sum(file)
     found = find_resnet(file, arrays, section, num_classes)
     classes = num_classes or found.classes
     if not classes:
-        left = f" (not used: {first_names(found.left)})" if found.left else ""
         raise UserError(
-            f"{file} has no head, a single linear map over the ResNet{left}: add "
+            f"{file} has no head, a single linear map over the ResNet: add "
             "--num_classes N, for a fresh one"
         )
     model = create_model(name, num_classes=classes, **options)
@@ -92,10 +86,9 @@ def import_weights(
         size = task_of(config).input_size(config)
         return create_state(model, optimizer, size, config.seed, ema=False)
 
-    differences = check_function(file, found.names.values(), model.variant)
     shapes = {path: x.shape for path, x in _flat(jax.eval_shape(create)).items()}
-    report = fit(file, arrays, found.names, name, shapes, head=bool(found.head))
-    rows = _rows(report, shapes, found, arrays)
+    loaded = fit(file, arrays, found.names, name, shapes)
+    rows = _rows(loaded, shapes, found, arrays)
     record = {
         "file": file.name,
         "sha256": digest,
@@ -111,7 +104,7 @@ def import_weights(
         names = class_names() if classes == CLASSES else map(str, range(classes))
         run = RunRecord(config.to_dict(), list(names))
     with writing(f"--out {out}"):
-        _write(out.resolve(), _state(create, report), run, record)
+        _write(out.resolve(), _state(create, loaded), run, record)
 
     lines = [
         f"Took the ResNet in section {found.section or '(top level)'}, under prefix "
@@ -119,7 +112,6 @@ def import_weights(
     ]
     if found.others:
         lines[0] += f" The file has others: --section {' or '.join(found.others)}."
-    lines += differences
     lines.append(f"Wrote {out}; training starts from it by --config.init_from={out}")
     if found.head:
         lines.append(f"As it is: vt_flax predict --workdir {out} IMAGE...")
@@ -152,26 +144,29 @@ def _flat(state: TrainState) -> dict[Path, Any]:
     return traverse_util.flatten_dict({part: getattr(state, part) for part in PARTS})
 
 
-def _state(create: Callable[[], TrainState], report: LoadReport) -> TrainState:
-    """Returns the state at step 0, of whose weights only fresh ones are computed."""
+def _state(create: Callable[[], TrainState], loaded: dict[Path, Any]) -> TrainState:
+    """Returns the state at step 0 with the loaded weights; the others are initialized.
+
+    Of the initial state only what is returned is computed.
+    """
 
     @jax.jit
-    def rest() -> tuple[TrainState, dict[Path, jax.Array]]:
+    def initialize() -> tuple[TrainState, dict[Path, jax.Array]]:
         state = create()
-        fresh = {path: _flat(state)[path] for path in report.fresh}
+        fresh = {path: x for path, x in _flat(state).items() if path not in loaded}
         return state.replace(**dict.fromkeys(PARTS, {})), fresh
 
-    state, fresh = rest()
-    arrays = {path: jnp.asarray(array) for path, array in report.arrays.items()}
+    state, fresh = initialize()
+    arrays = {path: jnp.asarray(array) for path, array in loaded.items()}
     return state.replace(**traverse_util.unflatten_dict({**arrays, **fresh}))
 
 
 def _rows(
-    report: LoadReport,
+    loaded: dict[Path, Any],
     shapes: dict[Path, tuple[int, ...]],
     found: Found,
     arrays: dict[str, Array],
-) -> Rows:
+) -> list[dict[str, Any]]:
     """Returns rows as `import_weights` does."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -182,18 +177,12 @@ def _rows(
         row["numbers"] += math.prod(shape)
 
     order = ("stem", "stage2", "stage3", "stage4", "stage5", "head")
-    for path in sorted(report.arrays, key=lambda path: order.index(path[1])):
-        if path not in report.zeros:
-            add(path[1], "the file", shapes[path])
-    for path in report.fresh:
-        add("head", "fresh", shapes[path])
-    for path in report.zeros:
-        add("/".join(path[1:]), "zeros: missing in the file", shapes[path])
-    for name, keys in found.left.items():
-        for key in keys:
-            add(name if len(keys) > 1 else key, "not used", arrays[key].shape)
-    for _ in range(report.counters):
-        add(COUNTER, "not used", ())
+    for path in sorted(shapes, key=lambda path: order.index(path[1])):
+        add(path[1], "the file" if path in loaded else "fresh", shapes[path])
+    for key, array in arrays.items():
+        if key not in found.names and not key.endswith(COUNTER):
+            part, _, _ = key.removeprefix(f"{found.section}.").partition(".")
+            add(part, "not used", array.shape)
     return list(rows.values())
 
 
@@ -209,7 +198,7 @@ def _write(
         checkpoints.close()
         if run:
             run.write(partial)
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        (partial / "imported.json").write_text(json.dumps(record, indent=2) + "\n")
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

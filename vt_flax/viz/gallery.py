@@ -141,17 +141,3 @@ class Gallery:
             names,
             np.asarray(counts[: len(names)]),
         )
-
-
-def picture_names(network: Predictor, *, tokens: bool, heads: bool) -> list[str]:
-    """Returns the file names of an image's pictures, with `{}` for its stem."""
-    names = ["{}.png"] if network.segments else []
-    if tokens:
-        names.append("{}_tokens.png")
-    if heads:
-        names += [
-            f"{{}}_{module}{kind}_heads.png"
-            for module in network.tokenizers
-            for kind in ("", "_projector")
-        ]
-    return names

@@ -13,7 +13,7 @@ from vt_flax.data.folders import FolderSource
 from vt_flax.data.host import tensorflow
 from vt_flax.data.image_files import IMAGE_SUFFIXES
 from vt_flax.data.prepare import pairs
-from vt_flax.inference.files import find_images
+from vt_flax.inference.reading import find_images
 
 # What people keep images in, at least.
 SUFFIXES = {*".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .tga .ppm".split()}
