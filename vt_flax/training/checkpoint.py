@@ -1,14 +1,14 @@
 """Checkpoints of a run, written and read by Orbax."""
 
-import asyncio
 import contextlib
 import dataclasses
 import errno
 import itertools
 import os
 import pathlib
+import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -131,20 +131,21 @@ class Checkpoints:
             # resumed from an older checkpoint.
             self._manager.save(step, args=items, metrics={METRIC: metric}, force=True)
 
-    def save_if_best(self, step: int, state: TrainState, metric: float) -> bool:
-        """Writes a state if it is among the best so far; returns whether it is."""
-        metrics = self._metrics()
+    def save_if_best(self, step: int, state: TrainState, metric: float) -> None:
+        """Writes a state if it is among the best so far, and waits for it."""
+        metrics, replaced = self._metrics(), None
         if step in metrics:
             # The run has resumed from an older checkpoint.
             if metric <= metrics[step]:
-                return False
-            with self._clear_errors():
-                self._manager.delete(step)
+                return
+            # Orbax does not overwrite. The old one stays until the new one is complete.
+            replaced = self.set_aside(step)
         elif len(metrics) >= self._keep and metric <= min(metrics.values()):
-            return False
+            return
         self.save(step, state, metric=metric)
         self.wait()
-        return True
+        if replaced and jax.process_index() == 0:
+            shutil.rmtree(replaced)
 
     def restore(self, like: TrainState, step: int) -> Restored:
         """Returns the content of a checkpoint, sharded like a state or its shapes.
@@ -288,22 +289,6 @@ def read_checkpoint(folder: pathlib.Path, like: TrainState | None = None) -> Res
         raise UserError(_reason(error)) from error
 
 
-class _NumpyHandler(ocp.type_handlers.NumpyHandler):
-    """Orbax's handler, which waits for all reads even when one of them fails.
-
-    Orbax's own closes its event loop on the others, and each prints a traceback.
-    """
-
-    async def deserialize(self, infos: Sequence, args: Sequence) -> Sequence:
-        read = super().deserialize
-        reads = [read([info], [arg]) for info, arg in zip(infos, args, strict=True)]
-        results = await asyncio.gather(*reads, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return [array for (array,) in results]
-
-
 def _handlers(**options: Any) -> dict[str, Any]:
     """Returns Orbax's handlers of the items of a checkpoint.
 
@@ -312,7 +297,7 @@ def _handlers(**options: Any) -> dict[str, Any]:
     """
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     registry = ocp.type_handlers.create_type_handler_registry(
-        (jax.Array, arrays), (np.ndarray, _NumpyHandler())
+        (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())
     )
     return {
         "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **options),

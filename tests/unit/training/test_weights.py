@@ -29,11 +29,11 @@ def flat(tree):
     return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree).items()}
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["averages", "raw"])
-def saved(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
     """A classifier's checkpoint of which no two arrays are alike, and its weights."""
     workdir = tmp_path_factory.mktemp("classifier")
-    state = make_state("resnet18", ema=request.param, num_classes=5)
+    state = make_state("resnet18", num_classes=5)
     rng = np.random.default_rng(0)
 
     def other(x):
@@ -44,13 +44,11 @@ def saved(request, tmp_path_factory):
     checkpoints = Checkpoints(workdir)
     checkpoints.save(7, state)
     checkpoints.close()
-    if request.param:
-        return workdir, "ema", flat(state.ema_params), flat(state.ema_batch_stats)
-    return workdir, "raw", flat(state.params), flat(state.batch_stats)
+    return workdir, flat(state.ema_params), flat(state.ema_batch_stats)
 
 
 def test_a_backbone_comes_from_a_classifier(saved):
-    workdir, name, params, stats = saved
+    workdir, params, stats = saved
     options = {"fpn_channels": 8, "head_channels": 8, "num_classes": 3}
     start = make_state("fpn_resnet18", seed=1, **options)
     state, lines = initialize(start, str(workdir))
@@ -71,7 +69,7 @@ def test_a_backbone_comes_from_a_classifier(saved):
     count = sum(path[0] != "head" for path in (*params, *stats))
     folder = workdir / "checkpoints" / "7"
     assert lines == [
-        f"loaded {count} arrays from {folder} ({name} weights)",
+        f"loaded {count} arrays from {folder} (ema weights)",
         "missing, so initialized afresh: fpn, head",
         "unexpected, so not used: head",
     ]
@@ -79,7 +77,7 @@ def test_a_backbone_comes_from_a_classifier(saved):
 
 @pytest.mark.parametrize("classes, fresh", [(5, False), (4, True)])
 def test_of_other_classes_only_the_head_is_new(classes, fresh, saved):
-    workdir, _, params, _ = saved
+    workdir, params, _ = saved
     start = make_state("resnet18", num_classes=classes, seed=2)
     state, lines = initialize(start, str(workdir / "checkpoints" / "7"))
     found = flat(state.params)
@@ -88,6 +86,16 @@ def test_of_other_classes_only_the_head_is_new(classes, fresh, saved):
     for path, array in found.items():
         expected = own if fresh and path[0] == "head" else params
         np.testing.assert_array_equal(array, expected[path])
+
+
+def test_raw_weights_are_taken_where_no_ema_is_kept(tmp_path):
+    state = make_state("resnet18", ema=False, num_classes=5, seed=3)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    checkpoints.close()
+    found, lines = initialize(make_state("resnet18", num_classes=5), str(tmp_path))
+    assert lines[0].endswith("(raw weights)")
+    jax.tree.map(np.testing.assert_array_equal, found.ema_params, state.params)
 
 
 def test_what_does_not_fit_is_one_line(saved, tmp_path):
