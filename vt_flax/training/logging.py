@@ -44,7 +44,7 @@ class RunLogger:
         Args:
           step: updates made so far.
           metrics: numbers by name; None where undefined, as for an absent class.
-          kind: `train`, `eval` or `checkpoint`.
+          kind: `train` or `eval`.
 
         Raises:
           UserError: if they cannot be written, as to a full disk.

