@@ -266,23 +266,10 @@ def test_predict_at_the_size_of_each_image(trained, tmp_path, capsys):
         assert list(found.values()) == sorted(found.values(), reverse=True)
 
 
-@pytest.mark.parametrize(
-    "changes, match",
-    [
-        ({"data.augment": "randaugment"}, "data.augment 'randaugment': is for classif"),
-        ({"data.name": "digits"}, "digits.*masks"),
-        ({"data.eval_split": "test[:0]"}, "empty"),
-        ({"model.num_classes": 4}, "has 3 classes, not the 4"),
-        ({"segmentation.label_map": [0, 1, 300]}, "label_map"),
-        ({"segmentation.mask_feature": "image"}, "'image' must name one of its masks"),
-    ],
-)
-def test_bad_input_is_one_line(changes, match, data_dir, digits):
-    if changes.get("data.name") == "digits":
-        changes = {**changes, "data.data_dir": digits}
-    with pytest.raises(UserError, match=match) as error:
+def test_a_dataset_without_masks_is_rejected(data_dir, digits):
+    changes = {"data.name": "digits", "data.data_dir": digits}
+    with pytest.raises(UserError, match="digits.*masks"):
         prepare(tiny(data_dir, **changes))
-    assert "\n" not in str(error.value)
 
 
 def test_a_split_larger_than_its_canvas_is_rejected_before_training(data_dir):
