@@ -1,5 +1,6 @@
 """Checkpoints of a run, written and read by Orbax."""
 
+import asyncio
 import contextlib
 import dataclasses
 import errno
@@ -8,7 +9,7 @@ import os
 import pathlib
 import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -289,6 +290,22 @@ def read_checkpoint(folder: pathlib.Path, like: TrainState | None = None) -> Res
         raise UserError(_reason(error)) from error
 
 
+class _NumpyHandler(ocp.type_handlers.NumpyHandler):
+    """Orbax's handler, which waits for all reads even when one of them fails.
+
+    Orbax's own closes its event loop on the others, and each prints a traceback.
+    """
+
+    async def deserialize(self, infos: Sequence, args: Sequence) -> Sequence:
+        read = super().deserialize
+        reads = [read([info], [arg]) for info, arg in zip(infos, args, strict=True)]
+        results = await asyncio.gather(*reads, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [array for (array,) in results]
+
+
 def _handlers(**options: Any) -> dict[str, Any]:
     """Returns Orbax's handlers of the items of a checkpoint.
 
@@ -297,7 +314,7 @@ def _handlers(**options: Any) -> dict[str, Any]:
     """
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     registry = ocp.type_handlers.create_type_handler_registry(
-        (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())
+        (jax.Array, arrays), (np.ndarray, _NumpyHandler())
     )
     return {
         "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **options),

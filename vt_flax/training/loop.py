@@ -162,9 +162,8 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
                 progress.start_clock(step)
                 logger.print(f"first step after {time.monotonic() - begin:.0f} s")
 
-            save_is_due, eval_is_due = (
-                run.is_due(section, step) for section in ("checkpoint", "eval")
-            )
+            save_is_due = run.is_due("checkpoint", step)
+            eval_is_due = run.is_due("eval", step)
             if save_is_due or eval_is_due or progress.request != NONE:
                 # Only a state that is known to be finite is saved. Its metrics may also
                 # bring a new request.

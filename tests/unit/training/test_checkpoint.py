@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +117,22 @@ def test_what_does_not_fit_is_not_restored(written, monkeypatch):
     monkeypatch.setattr(processes, "gather", lambda name, problem: [problem, "gone"])
     with pytest.raises(UserError, match=r"cannot be restored \(gone\)"):
         checkpoints.restore(LIKE, 3)
+
+
+def test_a_failed_read_prints_nothing_else(tmp_path, monkeypatch):
+    """Though other reads are under way when it fails."""
+    rng = np.random.default_rng(0)
+    arrays = {str(i): jnp.asarray(rng.normal(size=400)) for i in range(300)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state_of(1).replace(params=arrays))
+    checkpoints.close()
+    files = (p for p in tmp_path.rglob("*") if p.is_file())
+    truncate(max(files, key=lambda p: p.stat().st_size))
+    tracebacks = []
+    monkeypatch.setattr(sys, "unraisablehook", tracebacks.append)
+    with pytest.raises(UserError):
+        read_checkpoint(tmp_path / "checkpoints" / "1")
+    assert not tracebacks
 
 
 def test_fingerprints_differ_by_a_single_bit():
