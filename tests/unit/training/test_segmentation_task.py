@@ -199,12 +199,12 @@ def test_predictions_and_their_counts(scales, flip, mirrored):
     np.testing.assert_allclose(counts["loss"], expected, rtol=1e-4, atol=1e-4)
 
     known = (labels != 255) & mask[:, None, None]
-    truth, told = labels[known], predicted[known]
+    truth, found = labels[known], predicted[known]
     confusion = np.zeros((CLASSES, CLASSES), np.int64)
-    np.add.at(confusion, (truth, told), 1)
+    np.add.at(confusion, (truth, found), 1)
     np.testing.assert_array_equal(counts["confusion"], confusion)
     ious = [
-        ((truth == c) & (told == c)).sum() / ((truth == c) | (told == c)).sum()
+        ((truth == c) & (found == c)).sum() / ((truth == c) | (found == c)).sum()
         for c in range(CLASSES)
     ]
     results = task.results(counts)

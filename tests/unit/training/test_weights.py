@@ -1,4 +1,4 @@
-"""Starting from another run's weights: what is taken, what is not, and what is told."""
+"""Initialization from another run's weights: loaded, missing and unexpected keys."""
 
 import jax
 import numpy as np
