@@ -1,4 +1,4 @@
-"""What runs have saved, one beside another, and a run that is cut off."""
+"""Saved states of runs, compared bit by bit, and interrupted runs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def leaves(state: TrainState) -> dict[str, np.ndarray]:
 
 
 def assert_same(one: TrainState, other: TrainState) -> None:
-    """Compares two states to the bit."""
+    """Checks that two states are equal to the bit."""
     one, other = leaves(one), leaves(other)
     assert one.keys() == other.keys()
     for path, value in one.items():
@@ -43,7 +43,7 @@ def assert_same(one: TrainState, other: TrainState) -> None:
 
 @contextlib.contextmanager
 def cut_off(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
-    """Interrupts the training inside before it gets the batch of a step."""
+    """Interrupts the training inside after a number of steps."""
     batches = loop.device_batches
 
     def stopped(run, source, first):

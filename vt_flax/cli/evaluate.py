@@ -36,7 +36,6 @@ from vt_flax.texts import json_text, printable
 from vt_flax.training.api import notes_on_data, restore_weights
 from vt_flax.training.config import resolve
 from vt_flax.training.evaluation import evaluate
-from vt_flax.training.requests import Requests
 from vt_flax.training.run import Run, prepare
 from vt_flax.training.step import compile_eval_step
 from vt_flax.training.tasks import task_of
@@ -111,13 +110,10 @@ def main(argv: Sequence[str]) -> None:
         _report_tokens(run, weights[name], modules, folder, origin, args.format)
     else:
         eval_step = compile_eval_step(run.model, run.task, run.mesh)
-        found = evaluate(run, eval_step, weights, Requests(run.mesh))
+        results = evaluate(run, eval_step, weights)
         if jax.process_index() == 0:
             where = f"{run.eval_source.name}, step {step:,} of {workdir}"
-            tables.print_results(found.results, args.format, where)
-            for note in found.notes:
-                line = f"note: {run.eval_source.name}: {note}"
-                print(printable(line), file=sys.stderr)
+            tables.print_results(results, args.format, where)
     if jax.process_index():
         return
     params, batch_stats = weights[name]

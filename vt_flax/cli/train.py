@@ -22,7 +22,6 @@ from vt_flax.parallel.mesh import banner
 from vt_flax.paths import local_folder
 from vt_flax.training.config import load_config
 from vt_flax.training.loop import train
-from vt_flax.training.requests import watch_for_preemption
 from vt_flax.training.run import prepare
 
 
@@ -57,8 +56,6 @@ def main(argv: Sequence[str]) -> None:
             args.format,
             f"{config.model.name}, {run.model.num_classes} classes, {height} x {width}",
         )
-    if jax.default_backend() == "tpu":
-        watch_for_preemption()
     results = train(run, workdir, stream)
     if jax.process_index() == 0:
         tables.print_results(results, args.format, run.eval_source.name)

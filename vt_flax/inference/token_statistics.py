@@ -29,7 +29,6 @@ from vt_flax.inference.token_maps import module_coefficients, module_shapes
 from vt_flax.parallel.mesh import on_devices_of, replicated
 from vt_flax.training.evaluation import split_totals
 from vt_flax.training.moments import Moments, take_moments
-from vt_flax.training.requests import Requests
 from vt_flax.training.run import Run, model_for
 from vt_flax.training.tasks import Task, task_of
 from vt_flax.training.tasks.segmentation import Segmentation
@@ -84,7 +83,7 @@ def measure(run: Run, weights: tuple[Any, Any], shapes: Shapes) -> Report:
         make_token_step(run.model, run.task, run.mesh),
         out_shardings=replicated(run.mesh),
     )
-    totals = split_totals(run, step, {"": weights}, Requests(run.mesh))[""]
+    totals = split_totals(run, step, {"": weights})[""]
     names = run.task.class_names if "area" in totals else ()
     report: Report = {"examples": totals["examples"], "skipped": totals["skipped"]}
     notes = []
@@ -237,7 +236,6 @@ def make_token_step(
             **counts,
             "examples": jnp.sum(real, dtype=jnp.int32),
             "skipped": jnp.sum(batch["bad"], dtype=jnp.int32),
-            "request": jnp.max(batch["request"]),
         }
 
     return token_step

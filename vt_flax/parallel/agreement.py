@@ -4,7 +4,6 @@ All processes make each check together and raise the same error. With a single p
 each check passes.
 """
 
-import hashlib
 import json
 import pathlib
 import secrets
@@ -87,9 +86,3 @@ def _appears(file: pathlib.Path) -> bool:
             return False
         time.sleep(0.1)
     return True
-
-
-def digest(content: Any) -> str:
-    """Returns a digest of what JSON can write."""
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

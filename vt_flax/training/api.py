@@ -1,5 +1,6 @@
 """Training and evaluation from Python, as `vt_flax train` and `vt_flax evaluate` do."""
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -9,13 +10,11 @@ import jax
 from ml_collections import ConfigDict
 
 from vt_flax.data.split_check import split_notes
-from vt_flax.errors import UserError
 from vt_flax.parallel.devices import set_up_devices
 from vt_flax.paths import local_folder
 from vt_flax.training import evaluation, loop
 from vt_flax.training.checkpoint import Checkpoints
 from vt_flax.training.config import load_config, resolve
-from vt_flax.training.requests import Requests
 from vt_flax.training.run import Run, prepare
 from vt_flax.training.state import weights_of
 from vt_flax.training.step import compile_eval_step
@@ -81,41 +80,22 @@ def evaluate(
             print(f"note: {note}", file=sys.stderr)
         _, weights = restore_weights(run, folder, step, best)
         eval_step = compile_eval_step(run.model, run.task, run.mesh)
-        found = evaluation.evaluate(run, eval_step, weights, Requests(run.mesh))
-    assert found is not None  # Signals are not handled here.
-    return found.results
+        return evaluation.evaluate(run, eval_step, weights)
 
 
 def restore_weights(
     run: Run, workdir: pathlib.Path, step: int | None, best: bool
 ) -> tuple[int, evaluation.Weights]:
-    """Returns the step of a checkpoint and its weights; see `evaluate`.
-
-    Raises:
-      UserError: if it cannot be restored, naming others.
-    """
+    """Returns the step of a checkpoint and its weights; see `evaluate`."""
     checkpoints = Checkpoints(workdir, read_only=True, best=best)
-    chosen = checkpoints.choose(step)
-    try:
+    with contextlib.closing(checkpoints):
+        chosen = checkpoints.choose(step)
         state = checkpoints.restore(run.abstract_state(), chosen).state
-    except UserError as error:
-        others = [str(other) for other in checkpoints.steps() if other != chosen]
-        if others:
-            advice = f"name another of {', '.join(others)} by --step"
-        else:
-            advice = "leave out --best" if best else "try --best"
-        raise UserError(f"{error}; {advice}") from error
-    finally:
-        checkpoints.close()
     return chosen, weights_of(state)
 
 
 def notes_on_data(run: Run, record: RunRecord, workdir: pathlib.Path) -> list[str]:
-    """Returns what is to be known of the data before an evaluation."""
+    """Checks that the data have the run's classes; returns notes on them to print."""
     source = run.eval_source
-    notes = [
-        check_classes(record, workdir, run.config, source),
-        *source.notes,
-        *split_notes(source),
-    ]
-    return [note for note in notes if note]
+    other_classes = check_classes(record, workdir, run.config, source)
+    return list(filter(None, [other_classes, *source.notes, *split_notes(source)]))

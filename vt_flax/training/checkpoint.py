@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import pathlib
+import shutil
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -131,20 +132,21 @@ class Checkpoints:
             # resumed from an older checkpoint.
             self._manager.save(step, args=items, metrics={METRIC: metric}, force=True)
 
-    def save_if_best(self, step: int, state: TrainState, metric: float) -> bool:
-        """Writes a state if it is among the best so far; returns whether it is."""
-        metrics = self._metrics()
+    def save_if_best(self, step: int, state: TrainState, metric: float) -> None:
+        """Writes a state if it is among the best so far, and waits for it."""
+        metrics, replaced = self._metrics(), None
         if step in metrics:
             # The run has resumed from an older checkpoint.
             if metric <= metrics[step]:
-                return False
-            with self._clear_errors():
-                self._manager.delete(step)
+                return
+            # Orbax does not overwrite. The old one stays until the new one is complete.
+            replaced = self.set_aside(step)
         elif len(metrics) >= self._keep and metric <= min(metrics.values()):
-            return False
+            return
         self.save(step, state, metric=metric)
         self.wait()
-        return True
+        if replaced and jax.process_index() == 0:
+            shutil.rmtree(replaced)
 
     def restore(self, like: TrainState, step: int) -> Restored:
         """Returns the content of a checkpoint, sharded like a state or its shapes.

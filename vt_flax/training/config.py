@@ -1,16 +1,18 @@
 """The configuration: defaults, completed by a file and command-line overrides."""
 
+import ast
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict, FieldReference
+from absl import flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 from ml_collections.config_dict import placeholder
 
-from vt_flax.errors import UserError
+from vt_flax.errors import UserError, first_line
 from vt_flax.models import model_options
 from vt_flax.training.config_files import read_file
-from vt_flax.training.config_overrides import last_override, override
 from vt_flax.training.config_rules import check
 from vt_flax.training.config_schema import KEYS, Key, unknown_key
 
@@ -54,7 +56,7 @@ def resolve(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
     merged = _copy(config)
     keys = {**KEYS, **_model_keys(merged, overrides)}
     _add_defaults(merged, keys)
-    override(merged, overrides, keys)
+    _override(merged, overrides, keys)
     values = {name: _value(merged, name) for name in keys}
     if missing := [name for name, value in values.items() if value is None]:
         kinds = [f"config.{name} ({keys[name].kind})" for name in missing]
@@ -108,7 +110,7 @@ def _model_keys(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Key]:
     """
     chosen = {}
     for key, default in (("name", KEYS["model.name"].default), ("preset", "")):
-        value = last_override(overrides, f"model.{key}")
+        value = _last_override(overrides, f"model.{key}")
         if value is None:
             value = config.model.get(key)
         # A placeholder without a value is an error later.
@@ -171,3 +173,79 @@ def _nested(values: Mapping[str, Any]) -> ConfigDict:
         section, _, field = name.rpartition(".")
         (config[section] if section else config)[field] = value
     return config
+
+
+class _ListParser(flags.ArgumentParser):
+    """Parses a list that is written `[1,2]`, `(1,2)` or `1,2`."""
+
+    def parse(self, argument: Any) -> list:
+        """Returns the list. The current value of a key, which is one, is parsed too."""
+        value = argument
+        if isinstance(argument, str):
+            try:
+                value = ast.literal_eval(argument)
+            except (SyntaxError, ValueError):
+                value = None
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("not a list, such as [1,2]")
+        return list(value)
+
+
+# ml_collections has a parser for tuples, but none for lists.
+config_flags.register_flag_parser_for_type(list, _ListParser())
+
+
+def _override(
+    config: ConfigDict, overrides: Sequence[str], keys: Mapping[str, Key]
+) -> None:
+    """Applies `--config.KEY=VALUE` arguments with ml_collections' own flags.
+
+    Args:
+      config: a configuration with every key; it is modified.
+      overrides: the arguments.
+      keys: every key by name, such as `data.flip`.
+
+    Raises:
+      UserError: for an unknown key, a value of the wrong type, or another argument.
+    """
+    for argument in overrides:
+        match = re.fullmatch(r"--?(?:no)?config\.([^=]+)(?:=.*)?", argument, re.S)
+        if match:
+            # An item of a list, such as `data.mean[0]`, is overridden by its index.
+            name = re.sub(r"\[\d+\]$", "", match[1])
+            if name not in keys:
+                raise unknown_key(name, keys)
+        # A value that follows its key may be negative, such as -1.
+        elif re.match(r"--|-[a-zA-Z]", argument):
+            raise _unexpected(argument)
+    values = flags.FlagValues()
+    argv = ["", *overrides]
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, lock_config=False, sys_argv=argv
+        )
+        rest = values(argv)[1:]
+    except flags.Error as error:
+        raise UserError(f"bad override: {first_line(error)}") from error
+    except Exception as error:
+        # An item that a list lacks, or what the file computes from an override.
+        given = " ".join(overrides)
+        raise UserError(f"bad override in {given}: {first_line(error)}") from error
+    if rest:
+        raise _unexpected(rest[0])
+
+
+def _last_override(overrides: Sequence[str], name: str) -> str | None:
+    """Returns the last value that overrides a key of type str, or None."""
+    last = None
+    for i, argument in enumerate(overrides):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if flag == f"config.{name}":
+            last = value if equals else "".join(overrides[i + 1 : i + 2])
+    return last
+
+
+def _unexpected(argument: str) -> UserError:
+    return UserError(
+        f"unexpected argument {argument!r}; an override is --config.KEY=VALUE"
+    )

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,8 +14,8 @@ from vt_flax.errors import UserError
 from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import local_indices, to_global
 from vt_flax.training.moments import Moments, merge
-from vt_flax.training.requests import NONE, STOP, Requests
 from vt_flax.training.run import Run
+from vt_flax.training.workdir import Results
 
 # Maps parameters, batch statistics and a batch to counts.
 EvalStep = Callable[[Any, Any, dict], dict]
@@ -31,46 +31,28 @@ def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
     return -(-size // mesh.size) * mesh.size
 
 
-class Evaluation(NamedTuple):
-    """Results of a split.
-
-    Attributes:
-      results: for each set of weights `examples`, `skipped` (number of unreadable ones,
-        which are not counted), and the task's results.
-      notes: on the split, to print beside the results.
-    """
-
-    results: dict[str, dict[str, float | None]]
-    notes: list[str]
-
-
-def evaluate(
-    run: Run, eval_step: EvalStep, weights: Weights, requests: Requests
-) -> Evaluation | None:
-    """Evaluates one or more sets of weights in one pass: see `split_totals`."""
-    totals = split_totals(run, eval_step, weights, requests)
-    if totals is None:
-        return None
-    results = {
-        name: {k: total[k] for k in ("examples", "skipped")} | run.task.results(total)
-        for name, total in totals.items()
-    }
-    # Notes are on the labels, which are the same for all weights.
-    return Evaluation(results, run.task.notes(next(iter(totals.values()))))
-
-
-def split_totals(
-    run: Run, eval_step: EvalStep, weights: Weights, requests: Requests
-) -> Totals | None:
-    """Sums the counts of a step over the evaluation split, every example exactly once.
-
-    `eval_step` returns `examples`, `skipped`, `request` and any other counts, which are
-    the same on every process: arrays are summed, and `Moments` merged.
+def evaluate(run: Run, eval_step: EvalStep, weights: Weights) -> Results:
+    """Evaluates one or more sets of weights in one pass; see `split_totals`.
 
     Returns:
-      None if a request to stop ended it, on all processes after the same batch.
-      Otherwise for each name `examples` and `skipped`, int, and the totals of all other
-      counts, 64-bit NumPy.
+      For each set of weights `examples`, `skipped` (number of unreadable ones, which
+      are not counted), and the task's results.
+    """
+    return {
+        name: {k: total[k] for k in ("examples", "skipped")} | run.task.results(total)
+        for name, total in split_totals(run, eval_step, weights).items()
+    }
+
+
+def split_totals(run: Run, eval_step: EvalStep, weights: Weights) -> Totals:
+    """Sums the counts of a step over the evaluation split, every example exactly once.
+
+    `eval_step` returns `examples`, `skipped` and any other counts, which are the same
+    on every process: arrays are summed, and `Moments` merged.
+
+    Returns:
+      For each name `examples` and `skipped`, int, and the totals of all other counts,
+      64-bit NumPy.
 
     Raises:
       UserError: for an unreadable example, unless `data.on_error` is skip, and if none
@@ -93,18 +75,16 @@ def split_totals(
         processes.report("evaluating: waiting for its examples")
         for i, batch in enumerate(batches, 1):
             processes.report(f"evaluating, batch {i:,}: waiting for the devices")
-            images = to_global(batch, mesh) | requests.batch()
+            batch = to_global(batch, mesh)
             counts = {
-                name: eval_step(params, batch_stats, images)
+                name: eval_step(params, batch_stats, batch)
                 for name, (params, batch_stats) in weights.items()
             }
             # A batch late, so that the devices never wait for the sum.
-            if _add_counts(totals, pending) == STOP:
-                return None
+            _add_counts(totals, pending)
             pending = counts
             processes.report(f"evaluating, batch {i + 1:,}: waiting for its examples")
-    if _add_counts(totals, pending) == STOP:
-        return None
+    _add_counts(totals, pending)
 
     for total in totals.values():
         examples, skipped = (total[key].item() for key in ("examples", "skipped"))
@@ -115,14 +95,11 @@ def split_totals(
     return totals
 
 
-def _add_counts(totals: Totals, counts: dict[str, dict]) -> int:
-    """Fetches the counts of a batch and adds them; returns the batch's request."""
-    request = NONE
+def _add_counts(totals: Totals, counts: dict[str, dict]) -> None:
+    """Fetches the counts of a batch and adds them."""
     for name, values in jax.device_get(counts).items():
-        request = values.pop("request").item()
         for key, value in values.items():
             totals[name][key] = _add(totals[name].get(key), value)
-    return request
 
 
 def _add(total: Any, value: Any) -> Any:

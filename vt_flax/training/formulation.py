@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -25,17 +25,18 @@ class Choice:
     Attributes:
       model: the network.
       line: progress line about an automatic choice; empty for none.
-      record: content of FILE still to be written; empty for none.
+      device: kind of the devices of an automatic choice; empty for none.
     """
 
     model: nn.Module
     line: str = ""
-    record: dict[str, Any] = dataclasses.field(default_factory=dict)
+    device: str = ""
 
     def write(self, workdir: pathlib.Path) -> None:
         """Records an automatic choice in the workdir, for a resumed run."""
-        if self.record:
-            write_whole(workdir / FILE, json.dumps(self.record, indent=2) + "\n")
+        if self.device:
+            record = {"formulation": self.model.formulation, "device": self.device}
+            write_whole(workdir / FILE, json.dumps(record, indent=2) + "\n")
 
 
 def choose_formulation(
@@ -69,31 +70,20 @@ def choose_formulation(
     def make(formulation: str) -> nn.Module:
         return model.clone(formulation=formulation)
 
-    def choice_of(record: dict[str, Any], details: str, new: bool) -> Choice:
-        name = record["formulation"]
-        line = f"formulation: {name} (auto on {kind}{details})"
-        return Choice(make(name), line, record if new else {})
-
     if configured == "auto":
         # All take what process 0 has read: a file system may show others less.
-        recorded = processes.broadcast("recorded formulation", _read(workdir, kind))
-        if recorded:
-            return choice_of(recorded, f": kept from {FILE}", new=False)
-        if on_cpu:
-            record = _record(model.computed_by(), kind, {})
-            return choice_of(record, ": fastest by BENCHMARKS.md", new=True)
-        names = list(fused.FORMULATIONS)
-        measured = try_formulations(make, size, device, examples, names[1:])
-        trials = {}
-        for name in names:
-            # A broadcast for each, since its wait has a timeout.
-            processes.report(f"timing formulation {name}")
-            first = jax.process_index() == 0
-            trial = dataclasses.asdict(next(measured)) if first else None
-            trials[name] = Trial(**processes.broadcast(f"formulation {name}", trial))
-        record = _record(fastest(trials), kind, trials)
-        details = "; " + ", ".join(_describe(*item) for item in trials.items())
-        return choice_of(record, details, new=True)
+        name = processes.broadcast("recorded formulation", _recorded(workdir, kind))
+        if name:
+            reason = f": kept from {FILE}"
+        elif on_cpu:
+            name, reason = model.computed_by(), ": fastest by BENCHMARKS.md"
+        else:
+            trials = _try_all(make, size, device, examples)
+            name = fastest(trials)
+            described = (_describe(*item) for item in trials.items())
+            reason = f"; {', '.join(described)}"
+        line = f"formulation: {name} (auto on {kind}{reason})"
+        return Choice(make(name), line, kind)
 
     if configured != "printed" and not on_cpu:
         processes.report(f"comparing formulation {configured} with printed")
@@ -108,6 +98,25 @@ def choose_formulation(
     return Choice(model)
 
 
+def _try_all(
+    make: Callable[[str], nn.Module],
+    size: tuple[int, int],
+    device: jax.Device,
+    examples: int,
+) -> dict[str, Trial]:
+    """Returns process 0's trial of each formulation, on all processes."""
+    names = list(fused.FORMULATIONS)
+    measured = try_formulations(make, size, device, examples, names[1:])
+    trials = {}
+    for name in names:
+        # A broadcast for each, since its wait has a timeout.
+        processes.report(f"timing formulation {name}")
+        first = jax.process_index() == 0
+        trial = dataclasses.asdict(next(measured)) if first else None
+        trials[name] = Trial(**processes.broadcast(f"formulation {name}", trial))
+    return trials
+
+
 def _describe(name: str, trial: Trial) -> str:
     if trial.problem:
         return f"{name} left out: {trial.problem}"
@@ -116,22 +125,10 @@ def _describe(name: str, trial: Trial) -> str:
     return f"{name} {trial.milliseconds:.1f} ms"
 
 
-def _record(choice: str, kind: str, trials: dict[str, Trial]) -> dict[str, Any]:
-    times = {name: trial.milliseconds for name, trial in trials.items()}
-    return {
-        "formulation": choice,
-        "device": kind,
-        "milliseconds": {name: round(t, 3) for name, t in times.items() if t},
-        "left_out": {name: t.problem for name, t in trials.items() if t.problem},
-    }
-
-
-def _read(workdir: pathlib.Path, kind: str) -> dict[str, Any] | None:
-    """Returns the record of a choice on devices of a kind; None if there is none."""
+def _recorded(workdir: pathlib.Path, kind: str) -> str:
+    """Returns the recorded choice on devices of a kind; empty if there is none."""
     try:
         record = json.loads((workdir / FILE).read_text())
-        if record["device"] == kind and record["formulation"] in fused.FORMULATIONS:
-            return record
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
+    except (OSError, ValueError):
+        return ""
+    return record["formulation"] if record["device"] == kind else ""

@@ -6,7 +6,6 @@ import pathlib
 from typing import Any, TextIO
 
 import jax
-import psutil
 
 from vt_flax.paths import writing
 from vt_flax.training.workdir import METRICS_FILE
@@ -29,7 +28,6 @@ class RunLogger:
         self, workdir: pathlib.Path, *, tensorboard: bool, stream: TextIO, step: int = 0
     ):
         self._stream = self._file = self._writer = None
-        self._notes: set[str] = set()
         if jax.process_index():
             return
         self._stream, self._file = stream, _open_to_append(workdir / METRICS_FILE)
@@ -46,7 +44,7 @@ class RunLogger:
         Args:
           step: updates made so far.
           metrics: numbers by name; None where undefined, as for an absent class.
-          kind: `train`, `eval` or `checkpoint`.
+          kind: `train` or `eval`.
 
         Raises:
           UserError: if they cannot be written, as to a full disk.
@@ -67,13 +65,6 @@ class RunLogger:
             for line in lines:
                 print(line, file=self._stream, flush=True)
 
-    def note(self, *notes: str) -> None:
-        """Prints notes, each only once in a run."""
-        for note in notes:
-            if note not in self._notes:
-                self._notes.add(note)
-                self.print(f"note: {note}")
-
     def close(self) -> None:
         """Writes out what is buffered."""
         if self._file is not None:
@@ -92,18 +83,3 @@ def _open_to_append(file: pathlib.Path) -> TextIO:
         if half:
             stream.write("\n")
         return stream
-
-
-def memory() -> dict[str, int]:
-    """Returns the memory in use in bytes: `host_memory`, of this process.
-
-    And, where devices report it, `device_memory` and `device_memory_peak` of this
-    process's fullest device.
-    """
-    used = {"host_memory": psutil.Process().memory_info().rss}
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    for name, key in (("", "bytes_in_use"), ("_peak", "peak_bytes_in_use")):
-        values = [s[key] for s in stats if key in s]
-        if values:
-            used[f"device_memory{name}"] = max(values)
-    return used

@@ -31,13 +31,7 @@ from vt_flax.training.state import TrainState, weights_of
 from vt_flax.training.step import compile_eval_step, compile_train_step
 from vt_flax.training.teacher import find_teacher
 from vt_flax.training.weights import initialize
-from vt_flax.training.workdir import (
-    Results,
-    RunRecord,
-    check_resumable,
-    locked,
-    recorded_evaluation,
-)
+from vt_flax.training.workdir import Results, RunRecord, check_resumable, locked
 
 
 def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Results:
@@ -125,19 +119,13 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
         stack.enter_context(jax.transfer_guard("disallow"))
 
         # Resume: an earlier process may have stopped before or in an evaluation.
-        results: Results | None = {}
+        results: Results = {}
+        if step and run.is_due("eval", step):
+            results = _evaluate(run, eval_step, state, step, best, logger)
         if step == total:
             logger.print(
                 f"nothing left to do: {workdir} is at step {total:,} of {total:,}"
             )
-        if step and run.is_due("eval", step):
-            recorded = recorded_evaluation(workdir, step)
-            results = processes.broadcast("evaluated", recorded)
-            if not results:
-                results = _evaluate(run, eval_step, state, step, best, requests, logger)
-            if results is None:
-                raise _stopped(run, workdir, step)
-        if step == total:
             return results
 
         # Loop.
@@ -150,7 +138,8 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
             f"training steps {step:,} to {total:,}: {len(source):,} examples, batch "
             f"{config.batch_size}{split}, {describe(mesh)}"
         )
-        logger.note(*device_notes, *source.notes, *run.eval_source.notes, *split_notes)
+        notes = *device_notes, *source.notes, *run.eval_source.notes, *split_notes
+        logger.print(*(f"note: {note}" for note in dict.fromkeys(notes)))
         batches = device_batches(run, source, step)
         stack.enter_context(contextlib.closing(batches))
         first, begin = step + 1, time.monotonic()
@@ -173,27 +162,26 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
                 progress.start_clock(step)
                 logger.print(f"first step after {time.monotonic() - begin:.0f} s")
 
-            save_is_due, eval_is_due = (
-                run.is_due(section, step) for section in ("checkpoint", "eval")
-            )
+            save_is_due = run.is_due("checkpoint", step)
+            eval_is_due = run.is_due("eval", step)
             if save_is_due or eval_is_due or progress.request != NONE:
                 # Only a state that is known to be finite is saved. Its metrics may also
                 # bring a new request.
                 progress.fetch()
                 request, progress.request = progress.request, NONE
                 with progress.paused():
-                    if save_is_due or request != NONE:
-                        _save(checkpoints, step, state, progress, logger)
-                        saved_at = time.monotonic()
-                    if eval_is_due and request != STOP:
-                        results = _evaluate(
-                            run, eval_step, state, step, best, requests, logger
-                        )
-                        if results is None:
-                            _save(checkpoints, step, state, progress, logger)
-                            request = STOP
+                    # Before an evaluation too: a process killed in it loses nothing.
+                    processes.report(f"step {step:,}: saving")
+                    checkpoints.save(step, state, progress.window)
+                    saved_at = time.monotonic()
                     if request == STOP:
-                        raise _stopped(run, workdir, step)
+                        raise Stopped(
+                            f"stopped by SIGTERM after step {step:,} of {total:,}, "
+                            f"which is saved in {workdir}: run the same command to go "
+                            "on"
+                        )
+                    if eval_is_due:
+                        results = _evaluate(run, eval_step, state, step, best, logger)
             checkpoints.check()
             # Process 0's clock decides for all.
             minutes = (time.monotonic() - saved_at) / 60
@@ -257,52 +245,25 @@ def device_batches(
     yield from ahead
 
 
-def _save(
-    checkpoints: Checkpoints,
-    step: int,
-    state: TrainState,
-    progress: Progress,
-    logger: RunLogger,
-) -> None:
-    """Starts to write a checkpoint, and logs how long this blocks the loop."""
-    processes.report(f"step {step:,}: saving")
-    begin = time.monotonic()
-    checkpoints.save(step, state, progress.window)
-    logger.write(step, {"blocked_seconds": time.monotonic() - begin}, "checkpoint")
-
-
 def _evaluate(
     run: Run,
     eval_step: Callable,
     state: TrainState,
     step: int,
     best: Checkpoints | None,
-    requests: Requests,
     logger: RunLogger,
-) -> Results | None:
-    """Evaluates a state and logs the results; None if a request to stop ended it."""
-    evaluation = evaluate(run, eval_step, weights_of(state), requests)
-    if evaluation is None:
-        return None
-    results, source = evaluation.results, run.eval_source.name
-    # Of the EMA, if there is one. Saved before the evaluation is recorded: a resumed
-    # run does not repeat a recorded one.
+) -> Results:
+    """Evaluates a state, saves it if it is among the best, and logs the results."""
+    results = evaluate(run, eval_step, weights_of(state))
+    # Of the EMA, if there is one.
     metric = list(results.values())[-1][run.task.metric]
     if best and metric is not None:
         best.save_if_best(step, state, metric)
     flat = {f"{name}_{k}": v for name, r in results.items() for k, v in r.items()}
     logger.write(step, flat, "eval")
     summaries = (f"{name} {run.task.summary(r)}" for name, r in results.items())
-    line = f"step {step:,}: {source}: {', '.join(summaries)}"
+    line = f"step {step:,}: {run.eval_source.name}: {', '.join(summaries)}"
     if skipped := next(iter(results.values()))["skipped"]:
         line += f"; {skipped} unreadable examples skipped"
     logger.print(line)
-    logger.note(*(f"{source}: {note}" for note in evaluation.notes))
     return results
-
-
-def _stopped(run: Run, workdir: pathlib.Path, step: int) -> Stopped:
-    return Stopped(
-        f"stopped by SIGTERM after step {step:,} of {run.total_steps:,}, which is "
-        f"saved in {workdir}: run the same command to go on"
-    )

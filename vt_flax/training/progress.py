@@ -9,7 +9,7 @@ import jax
 
 from vt_flax.errors import UserError
 from vt_flax.training.checkpoint import Checkpoints, Window
-from vt_flax.training.logging import RunLogger, memory
+from vt_flax.training.logging import RunLogger
 from vt_flax.training.requests import NONE
 from vt_flax.training.run import Run
 
@@ -117,5 +117,5 @@ class Progress:
             eta = str(datetime.timedelta(seconds=left))
         if mean["skipped"]:
             items.append(f"{mean['skipped']} unreadable examples skipped")
-        self._logger.write(step, mean | memory(), "train")
+        self._logger.write(step, mean, "train")
         self._logger.print(", ".join([*items, f"ETA {eta}"]))

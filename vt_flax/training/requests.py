@@ -5,11 +5,8 @@ returns the maximum to every process. This needs no barrier.
 """
 
 import contextlib
-import os
 import signal
-import threading
 import types
-import urllib.request
 
 import jax
 import numpy as np
@@ -19,17 +16,6 @@ from vt_flax.errors import UserError
 from vt_flax.parallel.mesh import to_global
 
 NONE, SAVE, STOP = 0, 1, 2
-
-# Preemption and maintenance notices of Google Cloud.
-# https://cloud.google.com/compute/docs/instances/create-use-spot#detect-preemption
-METADATA = "http://metadata.google.internal/computeMetadata/v1/instance"
-NOTICES = {
-    "preempted": ("TRUE",),
-    "maintenance-event": (
-        "TERMINATE_ON_HOST_MAINTENANCE",
-        "MIGRATE_ON_HOST_MAINTENANCE",
-    ),
-}
 
 
 class Stopped(UserError):
@@ -72,30 +58,3 @@ class Requests:
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         self._stop = True
-
-
-def watch_for_preemption(metadata: str = METADATA, seconds: float = 5.0) -> None:
-    """Sends this process SIGTERM when Google Cloud announces preemption or maintenance.
-
-    Asks a machine's metadata server, every few seconds. Elsewhere there is none, and
-    nothing happens.
-    """
-
-    def watch() -> None:
-        wait = threading.Event()
-        while True:
-            for name, values in NOTICES.items():
-                request = urllib.request.Request(
-                    f"{metadata}/{name}", headers={"Metadata-Flavor": "Google"}
-                )
-                try:
-                    with urllib.request.urlopen(request, timeout=5) as response:
-                        value = response.read().decode().strip()
-                except OSError:
-                    continue  # the server may be away for a while
-                if value in values:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    return
-            wait.wait(seconds)
-
-    threading.Thread(target=watch, name="vt_flax-preemption", daemon=True).start()

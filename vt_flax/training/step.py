@@ -199,9 +199,8 @@ def compile_eval_step(
 ) -> Callable[[Any, Any, dict], Metrics]:
     """Returns `eval_step(params, batch_stats, batch) -> counts`, jitted.
 
-    `batch` is one of `batches.eval_batches`, sharded over the mesh, and `request`. The
-    counts are the task's, `examples`, `skipped` (number of unreadable examples), and
-    `request`.
+    `batch` is one of `batches.eval_batches`, sharded over the mesh. The counts are the
+    task's, `examples`, and `skipped` (number of unreadable examples).
     """
 
     def eval_step(params: Any, batch_stats: Any, batch: dict) -> Metrics:
@@ -214,7 +213,6 @@ def compile_eval_step(
             **counts,
             "examples": jnp.sum(batch["mask"], dtype=jnp.int32),
             "skipped": jnp.sum(batch["bad"], dtype=jnp.int32),
-            "request": jnp.max(batch["request"]),
         }
 
     return jax.jit(eval_step)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,6 @@ from ml_collections import ConfigDict
 from vt_flax.data.source import Source
 from vt_flax.errors import UserError, differences, first_few
 from vt_flax.locks import Held, lock
-from vt_flax.parallel.agreement import digest
 from vt_flax.paths import write_whole, writing
 from vt_flax.version import __version__
 
@@ -59,12 +59,14 @@ class RunRecord:
     @classmethod
     def of(cls, config: ConfigDict, source: Source, teacher: str = "") -> "RunRecord":
         """Returns the record of a run that trains on a source."""
+        identity = json.dumps(source.identity(), sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).hexdigest()
         return cls(
             config.to_dict(),
             list(source.class_names),
             list(source.mirrored),
             teacher,
-            {"examples": len(source), "identity": digest(source.identity())},
+            {"examples": len(source), "identity": digest},
         )
 
     def write(self, workdir: pathlib.Path) -> None:
@@ -218,15 +220,3 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
             continue
         records[(record["kind"], record["step"])] = record
     return sorted(records.values(), key=lambda r: (r["step"], r["kind"] != "train"))
-
-
-def recorded_evaluation(workdir: pathlib.Path, step: int) -> Results:
-    """Returns the evaluation of a step from metrics.jsonl; empty if there is none."""
-    results: Results = {}
-    for record in read_metrics(workdir):
-        if record["kind"] == "eval" and record["step"] == step:
-            for key, value in record.items():
-                weights, _, metric = key.partition("_")
-                if metric:
-                    results.setdefault(weights, {})[metric] = value
-    return results

@@ -11,7 +11,7 @@ Both classes have the same methods and attributes:
 - `loss` returns the loss of a batch and metrics from 0 to 1, all scalars;
 - `counts` returns sums over an evaluation batch, whose `mask` is False for padding;
 - `results` returns the results of a split from its NumPy sums, `examples` included,
-  `notes` remarks on the split, and `summary` the results as one line;
+  and `summary` the results as one line;
 - `metric` is the result that selects the best checkpoint, higher being better,
   `train_metric` the metric of progress lines, and `titles` the names of percentages.
 """

@@ -1,4 +1,4 @@
-"""Metrics: top-k counts of classification, mIoU and accuracies of segmentation."""
+"""Metrics of segmentation: mIoU and accuracies from a confusion matrix."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,43 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-
-
-def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns how many classes have a higher logit than the label, (batch,) int32.
-
-    Equal logits are ordered by class index, as in `argmax`. Where any logit is NaN the
-    rank is the number of classes, so that nothing counts as correct.
-    """
-    classes = jnp.arange(logits.shape[-1])
-    at_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    first = (logits == at_label) & (classes < labels[:, None])
-    rank = jnp.sum((logits > at_label) | first, axis=-1, dtype=jnp.int32)
-    return jnp.where(jnp.isnan(logits).any(-1), logits.shape[-1], rank)
-
-
-def classification_counts(
-    logits: jax.Array, labels: jax.Array, mask: jax.Array
-) -> dict[str, jax.Array]:
-    """Sums a batch's metrics, over the examples where `mask` is True.
-
-    Args:
-      logits: (batch, classes), float32.
-      labels: (batch,), class indices.
-      mask: (batch,), False for padding.
-
-    Returns:
-      `top1`, `top5`: counts, int32; `loss`: summed cross-entropy, without label
-      smoothing.
-    """
-    rank = label_rank(logits, labels)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return {
-        "top1": jnp.sum(mask & (rank < 1), dtype=jnp.int32),
-        "top5": jnp.sum(mask & (rank < min(5, logits.shape[-1])), dtype=jnp.int32),
-        "loss": jnp.sum(jnp.where(mask, loss, 0.0)),
-    }
 
 
 def confusion_matrix(

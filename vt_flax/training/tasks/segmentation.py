@@ -16,7 +16,7 @@ from vt_flax.data.decoders import PairDecoder
 from vt_flax.data.masks import IGNORE
 from vt_flax.data.segmentation_sources import TFDSPairs, notes_on_classes
 from vt_flax.data.sources import FOLDER_PREFIX, prepared_builder
-from vt_flax.errors import UserError, first_names
+from vt_flax.errors import UserError
 from vt_flax.nn.layers import resize
 from vt_flax.training.tasks.metrics import confusion_matrix, segmentation_scores
 from vt_flax.training.tasks.pixels import (
@@ -289,32 +289,15 @@ class Segmentation:
             results |= dict.fromkeys(means)
         return {**results, "loss": totals["loss"].item() / pixels}
 
-    def notes(self, totals: dict[str, Any]) -> list[str]:
-        """Returns a note on the classes without a labeled pixel."""
-        pixels = zip(self.class_names, totals["confusion"].sum(1), strict=True)
-        absent = [name for name, count in pixels if not count]
-        if not absent:
-            return []
-        classes = len(self.class_names)
-        note = f"no pixel of {len(absent)} of {classes} classes ({first_names(absent)})"
-        if classes - len(absent) < 2:
-            note += ": mIoU needs two, and is left out"
-        return [note]
-
     def summary(self, results: dict[str, float | None]) -> str:
         """Returns results as one line, with the number of classes that they cover."""
-        classes, labeled = len(self.class_names), results["labeled_classes"]
-        if results["miou"] is None:
-            miou = f"mIoU - ({labeled} of {classes} classes labeled)"
-        elif labeled < classes:
-            miou = (
-                f"mIoU {results['miou']:.2f} %, {results['miou_labeled']:.2f} % over "
-                f"the {labeled} of {classes} classes with labels,"
-            )
-        else:
-            miou = f"mIoU {results['miou']:.2f} %"
-        accuracy = f"pixel accuracy {results['pixel_accuracy']:.2f} %"
-        return f"{miou} {accuracy} loss {results['loss']:.4f}"
+        miou, labeled = results["miou"], results["labeled_classes"]
+        items = [f"mIoU {miou:.2f} %" if miou is not None else "mIoU -"]
+        if labeled < len(self.class_names):
+            items.append(f"({labeled} of {len(self.class_names)} classes labeled)")
+        items.append(f"pixel accuracy {results['pixel_accuracy']:.2f} %")
+        items.append(f"loss {results['loss']:.4f}")
+        return " ".join(items)
 
 
 def cross_entropy(
