@@ -7,8 +7,8 @@ vt_flax benchmark profile --config configs/imagenet.py --trace FOLDER
 `input` measures the images per second that the host makes, and that JPEG decoding alone
 makes; --save writes a picture of what the network gets.
 `step` measures a training step: its time with the batch on the devices already, and
-that of the training loop with its input; compiling, with an empty and with a full
-cache; memory; and the share of the devices' peak that it uses (MFU).
+that of the training loop with its input; compiling (from JAX_COMPILATION_CACHE_DIR if
+it is set); memory; and the share of the devices' peak that it uses (MFU).
 `profile` prints what a training step spends its time on, and writes the profiler's
 trace for TensorBoard.
 
@@ -48,9 +48,6 @@ def main(argv: Sequence[str]) -> None:
     )
     rate.add_argument("--rounds", type=int, default=5, help="number of rounds (5)")
     rate.add_argument(
-        "--examples", type=int, default=500, help="JPEGs to decode from memory (500)"
-    )
-    rate.add_argument(
         "--compare", metavar="NAME", help="measure another dataset of data_dir too"
     )
     rate.add_argument("--save", metavar="FILE.png", help="write a contact sheet")
@@ -67,9 +64,6 @@ def main(argv: Sequence[str]) -> None:
         "--noise", action="store_true", help="no dataset: leave the training loop out"
     )
     step.add_argument(
-        "--no_compile", action="store_true", help="leave compile time and memory out"
-    )
-    step.add_argument(
         "--peak",
         choices=("published", "measured"),
         default="published",
@@ -84,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     profile.add_argument("--steps", type=int, default=3, help="steps to profile (3)")
 
     args, overrides = parser.parse_known_args(argv)
-    check_positive(args, "seconds", "rounds", "examples", "warmup", "steps")
+    check_positive(args, "seconds", "rounds", "warmup", "steps")
     {"input": _input, "step": _step, "profile": _profile}[args.command](args, overrides)
 
 
@@ -146,7 +140,6 @@ def _input(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         data,
         seconds=args.seconds,
         rounds=args.rounds,
-        examples=args.examples,
         other=other and random_access(other),
     )
     title = (
@@ -172,36 +165,42 @@ def _step(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         ) from error
     configs = {batch: load_batch(args, overrides, batch) for batch in batches}
     config = configs[batches[0]]
-    from vt_flax.measure.step import cost_rows, rate_rows, report
+    from vt_flax.measure.step import report
 
-    devices.set_up_devices(config)
-    records, notes = report(
+    _start_devices(config)
+    rates, costs, notes = report(
         configs,
         rounds=args.rounds,
         warmup=args.warmup,
         peak=args.peak,
         loop=not args.noise,
-        compiling=not args.no_compile,
     )
     if args.format == "json":
-        tables.print_rows(records, args.format)
+        tables.print_rows(rates + costs, args.format)
         print("\n".join(notes), file=sys.stderr)
         return
-    size = " x ".join(map(str, task_of(config).input_size(config)))
-    title = f"{config.model.name} at {size}, a training step"
-    tables.print_rows(rate_rows(records), args.format, title, notes)
-    if costs := cost_rows(records):
-        print()
-        tables.print_rows(costs, args.format, "Compiling, and memory of a device")
+    title = f"{config.model.name} at {_size(config)}, a training step"
+    tables.print_rows(rates, args.format, title, notes)
+    tables.print_rows(costs, args.format, "Compiling, and memory of a device")
 
 
 def _profile(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_batch(args, overrides, args.batch)
     from vt_flax.measure.profile import profile
 
-    devices.set_up_devices(config)
+    _start_devices(config)
     folder = local_folder("--trace", args.trace)
     records, notes = profile(config, args.batch, args.steps, folder)
-    size = " x ".join(map(str, task_of(config).input_size(config)))
-    title = f"{config.model.name} at {size}, batch {args.batch}: a step"
+    title = f"{config.model.name} at {_size(config)}, batch {args.batch}: a step"
     tables.print_rows(records, args.format, title, notes)
+
+
+def _start_devices(config: ConfigDict) -> None:
+    """Starts JAX's devices, without the cache of compiled programs."""
+    devices.use_cpu_devices(config.parallel.cpu_devices)
+    devices.start_devices()
+
+
+def _size(config: ConfigDict) -> str:
+    """Returns height and width of the training images."""
+    return " x ".join(map(str, task_of(config).input_size(config)))

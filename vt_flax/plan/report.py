@@ -8,48 +8,51 @@ from vt_flax.plan.topology import GIB, HERE, Chip
 
 MIB = 2**20
 # What a device's memory holds.
-CONTENTS = ("parameters", "optimizer", "averages", "batch", "teacher", "working")
+CONTENTS = ("parameters", "optimizer", "ema", "batch", "teacher", "working")
+# Words for a time, and for the rate that follows from it.
+LEAST_AND_MOST = {
+    "bound": ("at least", "at most"),
+    "estimate": ("estimated", "estimated"),
+    "measured": ("measured", "measured"),
+}
+# Rows of a plan that a sweep shows, as columns.
+SWEPT = (
+    *("batch; a chip", "memory at the peak, GiB", "MB an image: HBM", "bound by"),
+    *("images/s of a chip; of a host; all: at most", "hours; chip-hours: at least"),
+    "images/s of a chip; of a host; all: estimated",
+)
 
 
 def record(plan: Plan) -> dict[str, Any]:
     """Returns a plan in bytes, seconds and multiply-adds, of a device and a step.
 
-    Keys that begin with `bound_` and `estimate_` say which a figure is.
+    Keys that begin with `bound_`, `estimate_` and `measured_` say which a figure is.
     """
-    case, costs, bounds = plan.case, plan.costs, plan.roofline
-    place, images = case.place, case.batch / case.place.devices
+    case, costs, place = plan.case, plan.costs, plan.case.place
+    images = case.batch / place.devices
     found = {
         "topology": place.name,
         **case.swept,
-        "chip": place.chip.name,
         "chips": place.chips,
         "devices": place.devices,
         "hosts": place.hosts,
         "batch": case.batch,
         "memory_available": place.chip.device.memory,
         **{f"memory_{key}": value for key, value in costs["memory"].items()},
-        "forward_macs_per_image": costs["forward"],
-        "macs": round(costs["macs"]),
+        "forward_macs_per_image": costs["forward_macs"],
         "macs_per_image": round(costs["macs"] / images),
-        "main_memory_bytes": costs["traffic"],
-        "main_memory_bytes_per_image": round(costs["traffic"] / images),
+        "hbm_bytes_per_image": round(costs["traffic"] / images),
         "compiler_bytes_per_image": round(costs["bytes"] / images),
         "compiler_flops_per_image": round(costs["flops"] / images),
         "collectives": costs["collectives"],
-        "loops_of_unknown_length": costs["unknown"],
-        "recomputed_instructions": costs["recomputed"],
-        "compile_seconds": costs["compile"],
-        "bound_compute_seconds": bounds.compute,
-        "bound_memory_seconds": bounds.memory,
-        "bound_interconnect_seconds": bounds.interconnect,
-        "bound_input_seconds": bounds.input,
-        "bound_by": bounds.limit,
+        **{f"bound_{name}_seconds": time for name, time in plan.bounds.items()},
+        "bound_by": plan.limit,
         "examples": case.facts.examples or None,
         "steps": plan.steps or None,
     }
-    for name, seconds in times(plan).items():
-        rate = plan.images_per_second(seconds)
-        hours = plan.hours(seconds)
+    for name, seconds in plan.times.items():
+        rate = case.batch / seconds
+        hours = plan.steps * seconds / 3600 if plan.steps else None
         found |= {
             f"{name}_seconds": seconds,
             f"{name}_images_per_second": rate,
@@ -58,20 +61,7 @@ def record(plan: Plan) -> dict[str, Any]:
             f"{name}_hours": hours,
             f"{name}_chip_hours": hours and hours * place.chips,
         }
-    if plan.measured:
-        found |= {f"{name}_error": error(plan, name) for name in ("bound", "estimate")}
     return found
-
-
-def times(plan: Plan) -> dict[str, float]:
-    """Returns seconds per step: `bound`, `estimate`, and `measured` if it was run."""
-    found = {"bound": plan.roofline.bound, "estimate": plan.roofline.in_turn}
-    return found | ({"measured": plan.measured} if plan.measured else {})
-
-
-def error(plan: Plan, name: str) -> float:
-    """Returns the relative difference of `bound` or `estimate` from measured time."""
-    return times(plan)[name] / plan.measured - 1
 
 
 def title(plans: Sequence[Plan]) -> str:
@@ -87,45 +77,27 @@ def notes(plans: Sequence[Plan]) -> list[str]:
     """Returns the lines below a table: sources of its figures, and what they omit."""
     chips = {plan.case.place.chip.name: plan.case.place.chip for plan in plans}
     found = [
-        "at least, at most: bounds; each part of a chip at its best all the time, all "
-        "at once. estimated: compute, memory and interconnect in turn, each at its "
-        "best. In neither are the latency of collectives, evaluations, checkpoints. "
-        "images/s of a host is what its input must deliver.",
+        "at least, at most: compute, memory and interconnect at their peaks, all at "
+        "once; estimated: one after another. Neither includes the latency of "
+        "collectives, evaluations and checkpoints.",
         *map(_figures, chips.values()),
     ]
-    for facts in dict.fromkeys(plan.case.facts for plan in plans):
-        known = f"{facts.examples:,} ({facts.source})"
-        unknown = f"not known ({facts.source}); state them by --examples"
-        found.append(f"examples in an epoch: {known if facts.examples else unknown}")
     if any(chip.cached for chip in chips.values()):
         found.append(
-            "a cache may save memory traffic: the bound by memory has only what a step "
-            "is given and returns, the estimate all of it"
+            "caches may hide memory traffic: the bound by memory counts only a step's "
+            "arguments and results, the estimate all traffic"
         )
     pods = [plan.case for plan in plans if plan.case.place.name != HERE]
     if any(case.config.model.get("formulation") == "auto" for case in pods):
         found.append(
             "model.formulation=auto is planned as printed; a run on the chips times "
-            "all formulations and takes the fastest: plan another by "
-            "--config.model.formulation=fused, all by "
+            "all formulations and takes the fastest: plan all by "
             "--sweep model.formulation=printed,folded,fused"
         )
     for plan in plans:
-        if unknown := plan.costs["unknown"]:
+        if unknown := plan.costs["unknown_loops"]:
             found.append(
-                f"{plan.case.label}: {unknown} loops do not say how often they run; "
-                "they count once"
-            )
-        if again := plan.costs["recomputed"]:
-            found.append(
-                f"{plan.case.label}: the compiler computes {again} results twice, to "
-                "save memory"
-            )
-        if plan.measured:
-            bound, estimate = (error(plan, name) for name in ("bound", "estimate"))
-            found.append(
-                f"measured: {plan.measured * 1e3:,.1f} ms a step, from which the bound "
-                f"is {bound:+.0%} away and the estimate {estimate:+.0%}"
+                f"{plan.case.label}: {unknown} loops of unknown length count once"
             )
     return found
 
@@ -133,12 +105,11 @@ def notes(plans: Sequence[Plan]) -> list[str]:
 def columns(plans: Sequence[Plan]) -> list[dict[str, Any]]:
     """Returns the rows of a table with a column for each plan."""
     cells = {plan.case.label: _cells(plan) for plan in plans}
-    # Not all plans have all rows, but all in this order.
-    longest = max(cells.values(), key=len)
+    rows = dict.fromkeys(row for one in cells.values() for row in one)
     return [
-        {"of a device and a step": key}
-        | {label: one.get(key) for label, one in cells.items()}
-        for key in longest
+        {"of a device and a step": row}
+        | {label: one.get(row) for label, one in cells.items()}
+        for row in rows
     ]
 
 
@@ -146,98 +117,69 @@ def sweep_rows(plans: Sequence[Plan]) -> list[dict[str, Any]]:
     """Returns a row for each plan, with the figures that sweeps are made for."""
     rows = []
     for plan in plans:
-        found, bounds = record(plan), plan.roofline
-        collectives, hours = found["collectives"].values(), found["bound_hours"]
+        found, cells = record(plan), _cells(plan)
+        runs, sent = (
+            sum(row[key] for row in found["collectives"].values())
+            for key in ("count", "sent")
+        )
+        shown = {key: cells[key] for key in SWEPT}
         rows.append(
-            {
-                "topology": found["topology"],
-                **plan.case.swept,
-                "a chip": round(found["batch"] / found["chips"]),
-                "GiB": round(found["memory_peak"] / GIB, 2),
-                "MB/image": round(found["main_memory_bytes_per_image"] / 1e6, 1),
-                "collectives": round(sum(row["count"] for row in collectives)),
-                "MB sent": round(sum(row["sent"] for row in collectives) / 1e6, 1),
-                "compute ms": round(bounds.compute * 1e3, 2),
-                "memory ms": round(bounds.memory * 1e3, 2),
-                "interconnect ms": round(bounds.interconnect * 1e3, 2),
-                "bound by": bounds.limit,
-                "images/s a chip, at most": round(
-                    found["bound_images_per_second_of_a_chip"]
-                ),
-                "estimated": round(found["estimate_images_per_second_of_a_chip"]),
-                "hours, at least": hours and round(hours, 2),
-            }
+            {"topology": found["topology"], **plan.case.swept, **shown}
+            | {"collectives: runs; MB a chip sends": f"{runs}; {sent / 1e6:,.1f}"}
         )
     return rows
 
 
-def collective_rows(plans: Sequence[Plan]) -> list[dict[str, Any]]:
-    """Returns a row for each kind of collective of each plan."""
-    return [
-        {
-            "plan": plan.case.label,
-            "collective": kind,
-            "runs in a step": row["count"],
-            "of them in loops": row["looped"],
-            "MB": round(row["bytes"] / 1e6, 3),
-            "MB a chip sends": round(row["sent"] / 1e6, 3),
-        }
-        for plan in plans
-        for kind, row in sorted(plan.costs["collectives"].items())
-    ]
-
-
 def _cells(plan: Plan) -> dict[str, str]:
-    """Returns the column of a plan."""
-    found, costs, bounds = record(plan), plan.costs, plan.roofline
-    memory, available = costs["memory"], found["memory_available"]
-    peak, chips = memory["peak"], found["chips"]
-    images = found["batch"] / found["devices"]
-    collectives = costs["collectives"].values()
-    runs, size = (sum(row[key] for row in collectives) for key in ("count", "bytes"))
+    """Returns the column of a plan, by names of rows."""
+    found, memory = record(plan), plan.costs["memory"]
+    peak, available, chips = memory["peak"], found["memory_available"], found["chips"]
     cells = {
         "chips; devices; hosts": f"{chips:,}; {found['devices']:,}; {found['hosts']:,}",
         "batch; a chip": f"{found['batch']:,}; {found['batch'] / chips:,.0f}",
-        "memory at the peak, GiB": f"{peak / GIB:.2f} of "
-        f"{available / GIB:.2f} ({peak / available:.0%})",
-        **{
-            f"  {name}, MiB": f"{memory[name] / MIB:,.1f} ({memory[name] / peak:.0%})"
-            for name in CONTENTS
-            if memory[name] or name != "teacher"
-        },
-        "GMACs an image: forward; step": f"{costs['forward'] / 1e9:.3f}; "
-        f"{found['macs_per_image'] / 1e9:.3f}",
-        "MB an image: main memory": f"{costs['traffic'] / images / 1e6:,.1f}",
-        "MB an image: compiler's count": f"{costs['bytes'] / images / 1e6:,.1f}",
-        "collectives: runs; MB": f"{runs:,}; {size / 1e6:,.1f}",
-        "at least, ms: compute": f"{bounds.compute * 1e3:,.2f}",
-        "at least, ms: memory": f"{bounds.memory * 1e3:,.2f}",
-        "at least, ms: interconnect": f"{bounds.interconnect * 1e3:,.2f}",
+        "memory at the peak, GiB": f"{peak / GIB:.2f} of {available / GIB:.2f} "
+        f"({peak / available:.0%})",
     }
-    if bounds.input:
-        cells["at least, ms: input"] = f"{bounds.input * 1e3:,.2f}"
-    cells["bound by"] = bounds.limit
-    for name in times(plan):
-        word = {"bound": "at most", "estimate": "estimated"}.get(name, name)
-        rate = f"{name}_images_per_second"
-        rates = (found[f"{rate}_of_a_chip"], found[f"{rate}_of_a_host"], found[rate])
+    for name in CONTENTS:
+        if size := memory[name]:
+            cells[f"  {name}, MiB"] = f"{size / MIB:,.1f} ({size / peak:.0%})"
+    for kind in ("forward_macs", "macs"):
+        word = "forward" if kind == "forward_macs" else "step"
+        cells[f"GMACs an image: {word}"] = f"{found[f'{kind}_per_image'] / 1e9:.3f}"
+    for kind, word in (("hbm", "HBM"), ("compiler", "compiler's count")):
+        size = found[f"{kind}_bytes_per_image"]
+        cells[f"MB an image: {word}"] = f"{size / 1e6:,.1f}"
+    for kind, row in sorted(found["collectives"].items()):
+        cells[f"{kind}s: runs; MB; MB a chip sends"] = (
+            f"{row['count']:,}; {row['bytes'] / 1e6:,.1f}; {row['sent'] / 1e6:,.1f}"
+        )
+    for name, seconds in plan.bounds.items():
+        cells[f"at least, ms: {name}"] = f"{seconds * 1e3:,.2f}"
+    cells["bound by"] = found["bound_by"]
+    for name, seconds in plan.times.items():
+        least, most = LEAST_AND_MOST[name]
+        rates = [
+            found[f"{name}_images_per_second{of}"]
+            for of in ("_of_a_chip", "_of_a_host", "")
+        ]
+        cells[f"images/s of a chip; of a host; all: {most}"] = "; ".join(
+            f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in rates
+        )
         hours = "- (how many examples? --examples N)"
         if found[f"{name}_hours"] is not None:
             hours = f"{found[f'{name}_hours']:,.2f}; {found[f'{name}_chip_hours']:,.1f}"
-        cells |= {
-            f"images/s of a chip; of a host; all: {word}": "; ".join(
-                f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-                for number in rates
-            ),
-            f"hours; chip-hours: {word.replace('most', 'least')}": hours,
-        }
+        cells[f"hours; chip-hours: {least}"] = hours
+        if plan.measured:
+            difference = f"{seconds / plan.measured - 1:+.0%}"
+            cells[f"ms a step; from measured: {least}"] = (
+                f"{seconds * 1e3:,.1f}; {difference}"
+            )
     return cells
 
 
 def _figures(chip: Chip) -> str:
     """Returns the line of a chip's published or measured figures."""
-    devices = chip.devices
-    shared = f", shared by {devices} JAX devices" if devices > 1 else ""
+    shared = f", shared by {chip.devices} JAX devices" if chip.devices > 1 else ""
     return (
         f"{chip.name}: {chip.flops / 1e12:,.4g} TFLOP/s, memory "
         f"{chip.bandwidth / 1e9:,.4g} GB/s, a link {chip.link / 1e9:,.4g} GB/s"

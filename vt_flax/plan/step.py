@@ -21,10 +21,10 @@ from vt_flax.training.tasks import task_of
 from vt_flax.training.teacher import find_teacher
 from vt_flax.training.weights import variable_shapes
 
-# Number of classes if the configuration leaves it to the dataset, which is not opened
-# here: those of ImageNet and ADE20K.
+# Number of classes where the configuration leaves it to the dataset, which is not
+# opened here: those of ImageNet and ADE20K.
 CLASSES = {"classification": 1000, "segmentation": 150}
-# It does not change what a step costs.
+# The value does not change what a step costs.
 LEARNING_RATE = 1e-3
 
 
@@ -44,9 +44,7 @@ class MeshStep:
       teacher: shapes of a teacher's variables; None without one.
 
     Attributes:
-      mesh: as given.
-      model: as given.
-      size: as given.
+      mesh, model, size: as given.
       state: the newest state, once the step is started.
     """
 
@@ -72,7 +70,7 @@ class MeshStep:
             for shapes in (jax.eval_shape(self._create), self._teacher_shapes)
         )
         batch = {}
-        # One example has the shape of all: a pod's batch may not fit into memory here.
+        # Shapes from one example, since a pod's batch may not fit into memory here.
         for key, value in self._noise(1).items():
             size = len(value) if key == "request" else self._batch
             batch[key] = jax.ShapeDtypeStruct(
@@ -86,8 +84,13 @@ class MeshStep:
         """Traces the step, to be compiled for the mesh's devices."""
         return self._step.trace(*self.arguments())
 
-    def start(self) -> None:
-        """Puts a state and a batch on the devices, and runs a first step."""
+    def start(self, compiled: Callable[..., tuple[TrainState, Any]] | None = None):
+        """Puts a state and a batch on the devices, and runs a first step.
+
+        Args:
+          compiled: the step, if it was compiled from `trace` already.
+        """
+        self._step = compiled or self._step
 
         def sharded(create: Callable[[], Any], shapes: Any) -> Any:
             shardings = state_sharding(self.mesh, shapes)
