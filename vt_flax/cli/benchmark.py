@@ -31,7 +31,6 @@ from vt_flax.data.source import RandomAccessSource, Source
 from vt_flax.data.sources import open_configured, open_source
 from vt_flax.errors import UserError
 from vt_flax.models import model_task
-from vt_flax.parallel import devices
 from vt_flax.paths import local_folder, writing
 from vt_flax.training.config import load_config
 from vt_flax.training.tasks import task_of
@@ -166,8 +165,9 @@ def _step(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     configs = {batch: load_batch(args, overrides, batch) for batch in batches}
     config = configs[batches[0]]
     from vt_flax.measure.step import report
+    from vt_flax.plan.machine import start_devices
 
-    _start_devices(config)
+    start_devices(config)
     rates, costs, notes = report(
         configs,
         rounds=args.rounds,
@@ -187,18 +187,13 @@ def _step(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _profile(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_batch(args, overrides, args.batch)
     from vt_flax.measure.profile import profile
+    from vt_flax.plan.machine import start_devices
 
-    _start_devices(config)
+    start_devices(config)
     folder = local_folder("--trace", args.trace)
     records, notes = profile(config, args.batch, args.steps, folder)
     title = f"{config.model.name} at {_size(config)}, batch {args.batch}: a step"
     tables.print_rows(records, args.format, title, notes)
-
-
-def _start_devices(config: ConfigDict) -> None:
-    """Starts JAX's devices, without the cache of compiled programs."""
-    devices.use_cpu_devices(config.parallel.cpu_devices)
-    devices.start_devices()
 
 
 def _size(config: ConfigDict) -> str:

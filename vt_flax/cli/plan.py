@@ -22,17 +22,16 @@ group size `per_device` is the examples on one device. Any key can be changed fo
 """
 
 import argparse
-import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from vt_flax.cli import parsing, tables
 from vt_flax.errors import UserError
 from vt_flax.paths import local_folder
 from vt_flax.plan.sweep import BATCH, parse_sweep
-from vt_flax.plan.topology import HERE, Topology, parse_topology
+from vt_flax.plan.topology import HERE, parse_topology
 from vt_flax.plan.tpu_compiler import ENVIRONMENT
 from vt_flax.viz.figures import check_name
 
@@ -62,7 +61,6 @@ def main(argv: Sequence[str]) -> None:
     parsing.add_format_argument(parser)
     args, overrides = parser.parse_known_args(argv)
     points = _check(args)
-    places = [_place(name) for name in args.topology]
 
     if HERE not in args.topology:
         os.environ.update(ENVIRONMENT)
@@ -71,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     from vt_flax.plan.planning import make_plan
 
     cases = make_cases(
-        args.config, overrides, places, points, args.chip or 0, args.examples
+        args.config, overrides, args.topology, points, args.chip or 0, args.examples
     )
     plans, problems = [], []
     for case in cases:
@@ -90,6 +88,9 @@ def main(argv: Sequence[str]) -> None:
 def _check(args: argparse.Namespace) -> list[dict[str, str]]:
     """Checks the options, and returns the points of the sweep."""
     points = parse_sweep(args.sweep)
+    for name in args.topology:
+        if name != HERE:
+            parse_topology(name)
     for option, least in (("chip", 1), ("examples", 0)):
         value = vars(args)[option]
         if value is not None and value < least:
@@ -103,27 +104,6 @@ def _check(args: argparse.Namespace) -> list[dict[str, str]]:
     if args.save:
         check_name("--save", local_folder("--save", args.save))
     return points
-
-
-def _place(name: str) -> Callable[[Any], Topology]:
-    """Returns a function from a configuration to the topology of a name."""
-    if name != HERE:
-        place = parse_topology(name)
-        return lambda config: place
-
-    @functools.cache
-    def measured(fsdp: int, dtype: str, cpu_devices: int) -> Topology:
-        from vt_flax.parallel import devices
-        from vt_flax.parallel.mesh import make_mesh
-        from vt_flax.plan.machine import this_machine
-
-        devices.use_cpu_devices(cpu_devices)
-        devices.start_devices()
-        return this_machine(make_mesh(fsdp=fsdp), dtype)
-
-    return lambda config: measured(
-        config.parallel.fsdp, config.model.dtype, config.parallel.cpu_devices
-    )
 
 
 def _show(

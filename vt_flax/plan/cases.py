@@ -2,14 +2,15 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError
+from vt_flax.plan.machine import this_machine
 from vt_flax.plan.sweep import GROUP_SIZE, PER_DEVICE
-from vt_flax.plan.topology import Topology
+from vt_flax.plan.topology import HERE, Topology, parse_topology
 from vt_flax.training.config import resolve
 from vt_flax.training.config_files import read_file
 from vt_flax.training.tasks import task_of
@@ -57,7 +58,7 @@ class Case:
 def make_cases(
     file: str,
     overrides: Sequence[str],
-    places: Sequence[Callable[[ConfigDict], Topology]],
+    places: Sequence[str],
     points: Sequence[Mapping[str, str]],
     chip: int = 0,
     examples: int = 0,
@@ -67,7 +68,7 @@ def make_cases(
     Args:
       file: the configuration, as `load_config` takes it.
       overrides: of the configuration.
-      places: functions from a configuration to a topology.
+      places: names of topologies.
       points: of a sweep, see `parse_sweep`.
       chip: examples per chip; 0 for the configuration's own batch size.
       examples: number of examples in an epoch, if the user has given it.
@@ -76,7 +77,6 @@ def make_cases(
       UserError: for what cannot be planned.
     """
     written = read_file(file)
-    known: dict[str, Facts] = {}
     cases = []
     for point in points:
         per_device = point.get(GROUP_SIZE) == PER_DEVICE
@@ -85,19 +85,17 @@ def make_cases(
             del values[GROUP_SIZE]
         given = [*overrides, *(f"--config.{k}={v}" for k, v in values.items())]
         config = resolve(written, given)
-        key = repr((config.data, config.segmentation, config.model))
-        if key not in known:
-            known[key] = find_facts(config, examples)
-        for find in places:
-            place = find(config)
+        facts = find_facts(config, examples)
+        for name in places:
+            place = this_machine(config) if name == HERE else parse_topology(name)
             batch = place.batch_size(chip) if chip else config.batch_size
             # What the file derives from the batch size follows it.
             made = resolve(written, [*given, f"--config.batch_size={batch}"])
-            made.model.num_classes = known[key].classes
+            made.model.num_classes = facts.classes
             if per_device:
                 microbatches = place.devices * made.grad_accum_steps
                 made.model.bn_group_size = max(1, batch // microbatches)
-            cases.append(Case(place, made, known[key], point))
+            cases.append(Case(place, made, facts, point))
     return cases
 
 

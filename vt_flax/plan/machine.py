@@ -1,5 +1,6 @@
 """Peak figures of this machine: published, or measured here."""
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -7,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import psutil
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from vt_flax.models.registry import DTYPES
-from vt_flax.parallel.mesh import batch_sharding, replicated
+from vt_flax.parallel import devices as jax_devices
+from vt_flax.parallel.mesh import batch_sharding, make_mesh, replicated
 from vt_flax.plan.topology import CHIP_OF_KIND, HERE, Chip, Topology
 
 # Bytes of the arrays that are copied, and of those that are all-reduced.
@@ -19,6 +22,16 @@ REDUCED = 2**25
 SECONDS, RUNS = 0.5, 3
 # The peak is measured by a product of matrices that takes at least so long.
 PRODUCT_SECONDS = 0.05
+
+
+def start_devices(config: ConfigDict) -> None:
+    """Starts this machine's devices, without a cache of compiled programs.
+
+    Raises:
+      UserError: if JAX starts none.
+    """
+    jax_devices.use_cpu_devices(config.parallel.cpu_devices)
+    jax_devices.start_devices()
 
 
 def published_peak(device_kind: str, dtype: str) -> float | None:
@@ -52,17 +65,25 @@ def measured_peak(mesh: Mesh, dtype: str) -> float:
         side *= 2
 
 
-def this_machine(mesh: Mesh, dtype: str) -> Topology:
-    """Returns this machine's devices with their measured figures.
+def this_machine(config: ConfigDict) -> Topology:
+    """Starts this machine's devices, and returns them with their measured figures.
 
     All devices work at once, and the fastest of some runs counts: FLOP/s by a product
     of square matrices, memory bandwidth by a scaled copy (bytes read and written),
     bandwidth between devices by an all-reduce.
 
     Args:
-      mesh: all of its devices.
-      dtype: name of the network's dtype.
+      config: a resolved configuration: its sections `model` and `parallel`.
+
+    Raises:
+      UserError: if JAX starts no device.
     """
+    start_devices(config)
+    return _measured(make_mesh(fsdp=config.parallel.fsdp), config.model.dtype)
+
+
+@functools.cache
+def _measured(mesh: Mesh, dtype: str) -> Topology:
     device = mesh.devices.flat[0]
     known = CHIP_OF_KIND.get(device.device_kind)
     devices = known.devices if known else 1

@@ -1,8 +1,6 @@
 """Plans: topologies, bounds by hand, what does not fit, sweeps, the cache."""
 
 import dataclasses
-import functools
-import json
 import pathlib
 
 import jax
@@ -12,7 +10,6 @@ from vt_flax.errors import UserError
 from vt_flax.plan import costs, planning
 from vt_flax.plan import report as plan_report
 from vt_flax.plan.cases import Case, Facts, find_facts, make_cases
-from vt_flax.plan.costs import read_costs
 from vt_flax.plan.planning import Plan, make_plan, read_sizes
 from vt_flax.plan.sweep import parse_sweep
 from vt_flax.plan.topology import CHIPS, Chip, Topology, parse_topology
@@ -146,11 +143,7 @@ def test_bad_topologies(name, message):
 
 
 def cases(*overrides, sweep=(), names=("v5e:2x2",), chip=0, file=IMAGENET):
-    def find(name, config):
-        return parse_topology(name)
-
-    places = [functools.partial(find, name) for name in names]
-    return make_cases(file, overrides, places, parse_sweep(sweep), chip, 1000)
+    return make_cases(file, overrides, names, parse_sweep(sweep), chip, 1000)
 
 
 def test_a_case_derives_from_its_batch_size(tmp_path):
@@ -252,30 +245,13 @@ def test_a_step_that_does_not_fit(message, needed, available, monkeypatch):
     assert ("GiB too much" in str(error.value)) == bool(needed)
 
 
-def test_a_compiled_program_is_not_compiled_again(tmp_path, monkeypatch):
-    """The cache's key is the program, the topology, and versions."""
-    compiled = []
+def test_the_key_of_a_compiled_program(monkeypatch):
+    """Costs are kept by the program, the topology, and versions."""
 
-    class Lowered:
-        def __init__(self, text):
-            self.as_text = lambda: text
+    def key(program="a", topology="v5e:2x2"):
+        return costs._cache_file(program, topology)
 
-        def compile(self):
-            compiled.append(self.as_text())
-            raise RuntimeError("compiled")
-
-    class Step:
-        def __init__(self, text):
-            lowered = Lowered(text)
-            self.trace = lambda: type("Traced", (), {"lower": lambda _: lowered})()
-
-    monkeypatch.setattr(costs, "CACHE", str(tmp_path))
-    file = costs._cache_file("a", "v5e:2x2")
-    file.write_text(json.dumps(COSTS))
-    assert read_costs(Step("a"), "v5e:2x2") == COSTS
+    first = key()
+    assert first == key() and first not in (key("b"), key(topology="v5e:2x4"))
     monkeypatch.setattr(costs, "libtpu_version", lambda: "9.9")
-    changed = Step("a"), "v5e:2x2"
-    for step, topology in (changed, (Step("b"), "v5e:2x2"), (Step("a"), "v5e:2x4")):
-        with pytest.raises(RuntimeError, match="compiled"):
-            read_costs(step, topology)
-    assert compiled == ["a", "b", "a"]
+    assert first != key()
