@@ -23,6 +23,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -102,7 +103,7 @@ def load_batch(
     return load_config(args.config, [*overrides, f"--config.batch_size={batch}"])
 
 
-def _command(commands, name: str, help_text: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, help_text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=help_text, description=help_text, allow_abbrev=False
     )

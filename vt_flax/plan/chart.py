@@ -8,9 +8,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vt_flax.plan.planning import Plan
-from vt_flax.plan.report import CONTENTS
 from vt_flax.plan.topology import GIB
 from vt_flax.viz.figures import save_figure
+
+# What a device's memory holds.
+CONTENTS = ("parameters", "optimizer", "ema", "batch", "teacher", "working")
 
 
 def draw_plans(path: pathlib.Path, plans: Sequence[Plan]) -> None:

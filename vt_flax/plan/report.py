@@ -4,22 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from vt_flax.plan.planning import Plan
-from vt_flax.plan.topology import GIB, HERE, Chip
+from vt_flax.plan.topology import HERE, Chip
 
-MIB = 2**20
-# What a device's memory holds.
-CONTENTS = ("parameters", "optimizer", "ema", "batch", "teacher", "working")
-# Words for a time, and for the rate that follows from it.
-LEAST_AND_MOST = {
-    "bound": ("at least", "at most"),
-    "estimate": ("estimated", "estimated"),
-    "measured": ("measured", "measured"),
-}
-# Rows of a plan that a sweep shows, as columns.
+# Keys of a record that a sweep shows.
 SWEPT = (
-    *("batch; a chip", "memory at the peak, GiB", "MB an image: HBM", "bound by"),
-    *("images/s of a chip; of a host; all: at most", "hours; chip-hours: at least"),
-    "images/s of a chip; of a host; all: estimated",
+    *("batch", "memory_peak", "hbm_bytes_per_image", "bound_by"),
+    *("bound_images_per_second_of_a_chip", "estimate_images_per_second_of_a_chip"),
+    *("bound_hours", "estimate_hours"),
 )
 
 
@@ -69,7 +60,7 @@ def title(plans: Sequence[Plan]) -> str:
     config = plans[0].case.config
     return (
         f"{config.model.name}, {config.data.name}, {config.duration}: a training step "
-        "as compiled"
+        "as compiled, of a device"
     )
 
 
@@ -77,11 +68,13 @@ def notes(plans: Sequence[Plan]) -> list[str]:
     """Returns the lines below a table: sources of its figures, and what they omit."""
     chips = {plan.case.place.chip.name: plan.case.place.chip for plan in plans}
     found = [
-        "at least, at most: compute, memory and interconnect at their peaks, all at "
-        "once; estimated: one after another. Neither includes the latency of "
-        "collectives, evaluations and checkpoints.",
+        "bound: compute, memory and interconnect at their peaks, all at once; "
+        "estimate: one after another. Neither includes the latency of collectives, "
+        "evaluations and checkpoints.",
         *map(_figures, chips.values()),
     ]
+    if any(not plan.steps for plan in plans):
+        found.append("hours need the number of examples in an epoch: --examples N")
     if any(chip.cached for chip in chips.values()):
         found.append(
             "caches may hide memory traffic: the bound by memory counts only a step's "
@@ -107,8 +100,7 @@ def columns(plans: Sequence[Plan]) -> list[dict[str, Any]]:
     cells = {plan.case.label: _cells(plan) for plan in plans}
     rows = dict.fromkeys(row for one in cells.values() for row in one)
     return [
-        {"of a device and a step": row}
-        | {label: one.get(row) for label, one in cells.items()}
+        {"": row} | {label: one.get(row) for label, one in cells.items()}
         for row in rows
     ]
 
@@ -117,63 +109,35 @@ def sweep_rows(plans: Sequence[Plan]) -> list[dict[str, Any]]:
     """Returns a row for each plan, with the figures that sweeps are made for."""
     rows = []
     for plan in plans:
-        found, cells = record(plan), _cells(plan)
-        runs, sent = (
-            sum(row[key] for row in found["collectives"].values())
-            for key in ("count", "sent")
-        )
-        shown = {key: cells[key] for key in SWEPT}
+        cells = _cells(plan)
+        runs = sum(row["count"] for row in plan.costs["collectives"].values())
         rows.append(
-            {"topology": found["topology"], **plan.case.swept, **shown}
-            | {"collectives: runs; MB a chip sends": f"{runs}; {sent / 1e6:,.1f}"}
+            {key: cells[key] for key in ("topology", *plan.case.swept, *SWEPT)}
+            | {"collectives": runs}
         )
     return rows
 
 
 def _cells(plan: Plan) -> dict[str, str]:
-    """Returns the column of a plan, by names of rows."""
-    found, memory = record(plan), plan.costs["memory"]
-    peak, available, chips = memory["peak"], found["memory_available"], found["chips"]
-    cells = {
-        "chips; devices; hosts": f"{chips:,}; {found['devices']:,}; {found['hosts']:,}",
-        "batch; a chip": f"{found['batch']:,}; {found['batch'] / chips:,.0f}",
-        "memory at the peak, GiB": f"{peak / GIB:.2f} of {available / GIB:.2f} "
-        f"({peak / available:.0%})",
-    }
-    for name in CONTENTS:
-        if size := memory[name]:
-            cells[f"  {name}, MiB"] = f"{size / MIB:,.1f} ({size / peak:.0%})"
-    for kind in ("forward_macs", "macs"):
-        word = "forward" if kind == "forward_macs" else "step"
-        cells[f"GMACs an image: {word}"] = f"{found[f'{kind}_per_image'] / 1e9:.3f}"
-    for kind, word in (("hbm", "HBM"), ("compiler", "compiler's count")):
-        size = found[f"{kind}_bytes_per_image"]
-        cells[f"MB an image: {word}"] = f"{size / 1e6:,.1f}"
-    for kind, row in sorted(found["collectives"].items()):
-        cells[f"{kind}s: runs; MB; MB a chip sends"] = (
-            f"{row['count']:,}; {row['bytes'] / 1e6:,.1f}; {row['sent'] / 1e6:,.1f}"
-        )
-    for name, seconds in plan.bounds.items():
-        cells[f"at least, ms: {name}"] = f"{seconds * 1e3:,.2f}"
-    cells["bound by"] = found["bound_by"]
-    for name, seconds in plan.times.items():
-        least, most = LEAST_AND_MOST[name]
-        rates = [
-            found[f"{name}_images_per_second{of}"]
-            for of in ("_of_a_chip", "_of_a_host", "")
-        ]
-        cells[f"images/s of a chip; of a host; all: {most}"] = "; ".join(
-            f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in rates
-        )
-        hours = "- (how many examples? --examples N)"
-        if found[f"{name}_hours"] is not None:
-            hours = f"{found[f'{name}_hours']:,.2f}; {found[f'{name}_chip_hours']:,.1f}"
-        cells[f"hours; chip-hours: {least}"] = hours
-        if plan.measured:
-            difference = f"{seconds / plan.measured - 1:+.0%}"
-            cells[f"ms a step; from measured: {least}"] = (
-                f"{seconds * 1e3:,.1f}; {difference}"
-            )
+    """Returns the record of a plan as texts, with a key for each kind of collective."""
+    cells = {}
+    for key, value in record(plan).items():
+        if key == "collectives":
+            for kind, row in sorted(value.items()):
+                size, sent = (row[name] / 1e6 for name in ("bytes", "sent"))
+                cells[kind] = (
+                    f"{row['count']:,} of {size:,.1f} MB; a chip sends {sent:,.1f} MB"
+                )
+        elif key.startswith("memory_") or "_bytes" in key:
+            cells[key] = f"{value / 1e6:,.1f} MB"
+        elif "macs" in key or "flops" in key:
+            cells[key] = f"{value / 1e9:,.3f} G"
+        elif key.endswith("_seconds"):
+            cells[key] = f"{value * 1e3:,.2f} ms"
+        elif isinstance(value, float):
+            cells[key] = f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+        else:
+            cells[key] = f"{value:,}" if isinstance(value, int) else value or "-"
     return cells
 
 

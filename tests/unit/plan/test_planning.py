@@ -81,12 +81,10 @@ def test_a_chip_of_two_devices():
     assert row["bound_interconnect_seconds"] == pytest.approx(15e6 / 200e9)
     assert row["bound_images_per_second_of_a_chip"] == pytest.approx(32 / seconds)
     assert row["bound_chip_hours"] == pytest.approx(4 * 1000 * seconds / 3600)
-    cells = {
-        line["of a device and a step"]: line["tpu7x:2x2x1"]
-        for line in plan_report.columns([plan])
-    }
-    assert cells["chips; devices; hosts"] == "4; 8; 1"
-    assert cells["batch; a chip"] == "128; 32"
+    cells = {line[""]: line["tpu7x:2x2x1"] for line in plan_report.columns([plan])}
+    assert cells["memory_peak"] == "6,442.5 MB" and cells["devices"] == "8"
+    assert cells["bound_compute_seconds"] == "5.20 ms"
+    assert cells["all-reduce"] == "2 of 8.0 MB; a chip sends 12.0 MB"
     assert "shared by 2 JAX devices" in "".join(plan_report.notes([plan]))
 
 
