@@ -151,8 +151,6 @@ def test_here(digits, monkeypatch, capsys):
     assert row["measured_seconds"] > 0
     rate = row["measured_images_per_second"]
     assert rate == pytest.approx(16 / row["measured_seconds"])
-    moved = row["hbm_bytes_per_image"]
-    assert row["compiler_bytes_per_image"] == pytest.approx(moved, rel=0.1)
     assert 0 < row["bound_memory_seconds"] < row["estimate_seconds"]
     # The gradients: as many numbers as there are parameters, of 4 bytes.
     assert row["collectives"]["all-reduce"]["bytes"] > 0.8 * row["memory_parameters"]
@@ -169,7 +167,6 @@ def test_here(digits, monkeypatch, capsys):
         (["v5e:2x2", "--measure"], "--measure is for --topology here"),
         (["here", "v5e:2x2"], "--topology here: plan TPUs by another command"),
         (["v5e:2x2", "--save", "chart.pdf"], "--save chart.pdf: the name"),
-        (["v5e:2x2", "--config.data.augment=auto"], "autoaugment"),
         (["v5e:2x2", "--config.batch_size=66"], "multiple of the 4 dev"),
     ],
 )
@@ -183,7 +180,6 @@ def test_bad_input(arguments, message, monkeypatch, capsys):
     "version,name,old",
     [
         ("0.0.42.1", "v6e:2x2", True),
-        ("0.0.9", "tpu7x:2x2x1", True),
         ("0.0.42", "v5p:2x2x1", False),
         ("0.1", "tpu7x:2x2x1", False),
     ],

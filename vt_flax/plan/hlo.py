@@ -26,12 +26,12 @@ class Array:
     Attributes:
       bytes: of its elements.
       padded: bytes including the padding of its layout's tiles.
-      main: whether it lies in HBM, not in on-chip memory.
+      in_hbm: whether it lies in HBM, not in on-chip memory.
     """
 
     bytes: int
     padded: int
-    main: bool
+    in_hbm: bool
 
 
 @dataclasses.dataclass(frozen=True)

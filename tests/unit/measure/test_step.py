@@ -44,10 +44,9 @@ def test_seconds_of_several_steps_are_their_mean(clock):
     assert made.state == 5
 
 
-@pytest.mark.parametrize("rounds", [1, 10])
-def test_a_record(rounds):
+def test_a_record():
     """Medians, and the median of the ratios of each round."""
-    times, ours = np.random.default_rng(rounds).uniform(0.1, 0.9, (2, rounds))
+    times, ours = np.random.default_rng(0).uniform(0.1, 0.9, (2, 10))
     macs, peak = 10**9, 3e12
     row = record("loop", "net", 50, times.tolist(), ours.tolist(), macs, peak)
     middle = 1e3 * np.median(times)
@@ -65,7 +64,6 @@ def test_a_record(rounds):
     "kind, dtype, expected",
     [
         ("TPU v5 lite", "float32", 197e12),
-        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4e12),
         ("NVIDIA H100 80GB HBM3", "float32", 494.7e12),
         # Of a JAX device, which is half a chip of 2,307 TFLOP/s.
         ("TPU7x", "bfloat16", 1153.5e12),
