@@ -201,8 +201,6 @@ def test_torch_step_is_ours(ours, torch):
     assert "eager, CPU, 1 threads" in its.what
     start = ours_of(its.network.state_dict())
     give(step, state.replace(**start))
-    ema = its.ema.module.state_dict()["fc.weight"]
-    old, new = ema.clone(), its.network.fc.weight
     its.start()
     step.seconds(1)
     after = ours_of(its.network.state_dict())
@@ -213,6 +211,9 @@ def test_torch_step_is_ours(ours, torch):
         for tree in (after["batch_stats"], step.state.batch_stats)
     )
     assert_close(found, expected, 1e-5)
+    ema = its.ema.module.state_dict()["fc.weight"]
+    old, new = ema.clone(), its.network.fc.weight
+    its.seconds()
     assert torch.allclose(ema, 0.75 * old + 0.25 * new, atol=1e-6)
     assert not torch.equal(old, new)
 

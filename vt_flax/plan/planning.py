@@ -105,11 +105,11 @@ def make_plan(case: Case, measure: bool = False) -> Plan:
     config, place = case.config, case.place
     check_step(config, place.devices)
     here = place.name == HERE
-    _print(f"{case.label}, batch {case.batch:,}: compiling {config.model.name}")
     if not here and (warning := old_compiler(place.name)):
         _print(warning)
     mesh = make_mesh(None if here else tpu_devices(place.name), config.parallel.fsdp)
     step = Step(config, mesh, case.batch)
+    _print(f"{case.label}, batch {case.batch:,}: compiling {config.model.name}")
     try:
         costs = read_costs(step, "" if here else place.name)
     except jax.errors.JaxRuntimeError as error:
