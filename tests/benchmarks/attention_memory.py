@@ -5,9 +5,7 @@ python tests/benchmarks/attention_memory.py --topology v5e:2x2
 """
 
 import functools
-import json
 import math
-import sys
 
 import flax.linen as nn
 import jax
@@ -15,7 +13,6 @@ import jax.numpy as jnp
 from command import make_parser
 
 from vt_flax.cli import startup, tables
-from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.comparison.local_attention import ATTENTION
 from vt_flax.models.comparison.san import SANBlock
@@ -25,12 +22,10 @@ from vt_flax.models.comparison.san_attention import (
 )
 from vt_flax.models.resnet import BottleneckBlock
 from vt_flax.parallel import devices
-from vt_flax.plan.tpu_compiler import compile_apart, read_request, tpu_devices
+from vt_flax.plan.tpu_compiler import tpu_devices
 
 # Input of a block of stage 2, in all networks.
 SHAPE = (32, 56, 56, 256)
-# Argument of the child process, which compiles for TPUs.
-CHILD = "--child"
 BLOCKS = ("LR-Net", "Stand-Alone", "SAN pairwise", "SAN patchwise")
 
 
@@ -94,23 +89,13 @@ def main(argv):
     parser = make_parser(__doc__, config=False)
     parser.add_argument("--topology", metavar="NAME", help="such as v5e:2x2")
     args = parser.parse_args(argv)
-    if args.topology:
-        programs = len(BLOCKS) * len(ATTENTION)
-        child = [__file__, CHILD]
-        rows = compile_apart(child, {"topology": args.topology}, programs)
-    else:
+    if not args.topology:
         devices.start_devices()
-        rows = measure(jax.devices()[0])
+    candidates = tpu_devices(args.topology) if args.topology else jax.devices()
+    rows = measure(candidates[0])
     title = f"MB of a block's forward and backward pass, {args.topology or 'here'}"
     tables.print_rows(rows, args.format, title)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == [CHILD]:
-        try:
-            device = tpu_devices(read_request()["topology"])[0]
-            print(json.dumps(measure(device)))
-        except UserError as error:
-            sys.exit(str(error))
-    else:
-        startup.run(main)
+    startup.run(main)

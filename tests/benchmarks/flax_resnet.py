@@ -3,15 +3,15 @@
 python tests/benchmarks/flax_resnet.py --config configs/imagenet.py:resnet18
     --topology v5p:2x2x1 --chip 128
 
-prints what the TPU compiler counts in it.
+prints what the TPU compiler counts in it. Set JAX_PLATFORMS=cpu where there is an
+accelerator.
 
-What one writes with the layers that Flax has, and trains with optax's optimizers. It
-shares with ours the mesh, the configuration and what holds a state, and nothing that
-could be made faster.
+The network is written with Flax's own layers and trained with optax's own optimizers.
+It shares mesh, configuration and train state with ours, and nothing that could be made
+faster.
 """
 
 import functools
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command import fitting_costs, make_parser
+from command import make_parser
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from plain import plain_resnet
@@ -28,16 +28,14 @@ from plain import plain_resnet
 from vt_flax.cli import startup, tables
 from vt_flax.cli.benchmark import check_positive
 from vt_flax.models.registry import DTYPES
-from vt_flax.parallel.mesh import replicated, state_sharding
-from vt_flax.plan.compiled_step import serve
+from vt_flax.parallel.mesh import make_mesh, replicated, state_sharding
+from vt_flax.plan.costs import read_costs
 from vt_flax.plan.step import MeshStep
 from vt_flax.plan.topology import parse_topology
+from vt_flax.plan.tpu_compiler import tpu_devices
 from vt_flax.training.config import load_config
 from vt_flax.training.state import TrainState, create_state
 from vt_flax.training.tasks import task_of
-
-# Argument of the child process, which compiles for TPUs.
-CHILD = "--child"
 
 
 class FlaxResNet(nn.Module):
@@ -140,17 +138,10 @@ def _decayed(params: Any) -> Any:
 
 
 class FlaxResNetStep(MeshStep):
-    """Its training step: normalization, both passes, optimizer; averages if configured.
+    """Its training step: normalization, both passes, optimizer, and EMA if configured.
 
-    Not in it: augmentation, dropout, stochastic depth, distillation and accumulation.
-
-    Args:
-      config: a resolved configuration.
-      mesh: devices, real ones or a topology's.
-      batch: examples in a step, over all devices.
-
-    Raises:
-      UserError: for a network that no plain ResNet stands for.
+    It has no augmentation, dropout, stochastic depth, distillation or gradient
+    accumulation. For the arguments see `Step`.
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh, batch: int):
@@ -233,19 +224,17 @@ def main(argv):
     place = parse_topology(args.topology)
     batch = place.batch_size(args.chip)
     config = load_config(args.config, [*overrides, f"--config.batch_size={batch}"])
-    (costs,) = fitting_costs([config], args.topology, [__file__, CHILD])
+    mesh = make_mesh(tpu_devices(args.topology))
+    costs = read_costs(FlaxResNetStep(config, mesh, batch), args.topology)
     images = batch / place.devices
     row = {
         "network": plain_resnet(config).name,
         "MB an image, compiler's count": round(costs["bytes"] / 1e6 / images, 1),
-        "MB an image, main memory": round(costs["traffic"] / 1e6 / images, 1),
+        "MB an image, HBM": round(costs["traffic"] / 1e6 / images, 1),
         "GFLOP an image": round(costs["flops"] / 1e9 / images, 3),
     }
     tables.print_rows([row], args.format, f"Plain Flax ResNet on {args.topology}")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == [CHILD]:
-        serve(FlaxResNetStep)
-    else:
-        startup.run(main)
+    startup.run(main)

@@ -55,7 +55,7 @@ def main(argv):
     check_positive(args, "seconds", "rounds")
     config = load_config(args.config, overrides).data
     source = random_access(open_configured(config, config.train_split))
-    files = read_jpegs(source, 500)
+    files = read_jpegs(source)
     workers = config.workers or os.cpu_count() or 1
     variants = {
         "ours": lambda: ours(source, config),

@@ -1,4 +1,4 @@
-"""Which plain ResNet a configured network is measured against."""
+"""Plain ResNets that configured networks are measured against."""
 
 import dataclasses
 import re
@@ -28,7 +28,7 @@ class Plain:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Its usual name."""
         return f"ResNet-{self.depth}"
 
     def macs(self, image_size: tuple[int, int]) -> int:

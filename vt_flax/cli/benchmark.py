@@ -7,8 +7,8 @@ vt_flax benchmark profile --config configs/imagenet.py --trace FOLDER
 `input` measures the images per second that the host makes, and that JPEG decoding alone
 makes; --save writes a picture of what the network gets.
 `step` measures a training step: its time with the batch on the devices already, and
-that of the training loop with its input; compiling, with an empty and with a full
-cache; memory; and the share of the devices' peak that it uses (MFU).
+that of the training loop with its input; compiling (from JAX_COMPILATION_CACHE_DIR if
+it is set); memory; and the share of the devices' peak that it uses (MFU).
 `profile` prints what a training step spends its time on, and writes the profiler's
 trace for TensorBoard.
 
@@ -23,6 +23,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -31,7 +32,6 @@ from vt_flax.data.source import RandomAccessSource, Source
 from vt_flax.data.sources import open_configured, open_source
 from vt_flax.errors import UserError
 from vt_flax.models import model_task
-from vt_flax.parallel import devices
 from vt_flax.paths import local_folder, writing
 from vt_flax.training.config import load_config
 from vt_flax.training.tasks import task_of
@@ -47,9 +47,6 @@ def main(argv: Sequence[str]) -> None:
         "--seconds", type=float, default=5.0, help="per variant and round (5)"
     )
     rate.add_argument("--rounds", type=int, default=5, help="number of rounds (5)")
-    rate.add_argument(
-        "--examples", type=int, default=500, help="JPEGs to decode from memory (500)"
-    )
     rate.add_argument(
         "--compare", metavar="NAME", help="measure another dataset of data_dir too"
     )
@@ -67,9 +64,6 @@ def main(argv: Sequence[str]) -> None:
         "--noise", action="store_true", help="no dataset: leave the training loop out"
     )
     step.add_argument(
-        "--no_compile", action="store_true", help="leave compile time and memory out"
-    )
-    step.add_argument(
         "--peak",
         choices=("published", "measured"),
         default="published",
@@ -84,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     profile.add_argument("--steps", type=int, default=3, help="steps to profile (3)")
 
     args, overrides = parser.parse_known_args(argv)
-    check_positive(args, "seconds", "rounds", "examples", "warmup", "steps")
+    check_positive(args, "seconds", "rounds", "warmup", "steps")
     {"input": _input, "step": _step, "profile": _profile}[args.command](args, overrides)
 
 
@@ -109,7 +103,7 @@ def load_batch(
     return load_config(args.config, [*overrides, f"--config.batch_size={batch}"])
 
 
-def _command(commands, name: str, help_text: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, help_text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=help_text, description=help_text, allow_abbrev=False
     )
@@ -146,7 +140,6 @@ def _input(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         data,
         seconds=args.seconds,
         rounds=args.rounds,
-        examples=args.examples,
         other=other and random_access(other),
     )
     title = (
@@ -172,36 +165,38 @@ def _step(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         ) from error
     configs = {batch: load_batch(args, overrides, batch) for batch in batches}
     config = configs[batches[0]]
-    from vt_flax.measure.step import cost_rows, rate_rows, report
+    from vt_flax.measure.step import report
+    from vt_flax.plan.machine import start_devices
 
-    devices.set_up_devices(config)
-    records, notes = report(
+    start_devices(config)
+    rates, costs, notes = report(
         configs,
         rounds=args.rounds,
         warmup=args.warmup,
         peak=args.peak,
         loop=not args.noise,
-        compiling=not args.no_compile,
     )
     if args.format == "json":
-        tables.print_rows(records, args.format)
+        tables.print_rows(rates + costs, args.format)
         print("\n".join(notes), file=sys.stderr)
         return
-    size = " x ".join(map(str, task_of(config).input_size(config)))
-    title = f"{config.model.name} at {size}, a training step"
-    tables.print_rows(rate_rows(records), args.format, title, notes)
-    if costs := cost_rows(records):
-        print()
-        tables.print_rows(costs, args.format, "Compiling, and memory of a device")
+    title = f"{config.model.name} at {_size(config)}, a training step"
+    tables.print_rows(rates, args.format, title, notes)
+    tables.print_rows(costs, args.format, "Compiling, and memory of a device")
 
 
 def _profile(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_batch(args, overrides, args.batch)
     from vt_flax.measure.profile import profile
+    from vt_flax.plan.machine import start_devices
 
-    devices.set_up_devices(config)
+    start_devices(config)
     folder = local_folder("--trace", args.trace)
     records, notes = profile(config, args.batch, args.steps, folder)
-    size = " x ".join(map(str, task_of(config).input_size(config)))
-    title = f"{config.model.name} at {size}, batch {args.batch}: a step"
+    title = f"{config.model.name} at {_size(config)}, batch {args.batch}: a step"
     tables.print_rows(records, args.format, title, notes)
+
+
+def _size(config: ConfigDict) -> str:
+    """Returns height and width of the training images."""
+    return " x ".join(map(str, task_of(config).input_size(config)))

@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,6 +19,9 @@ BATCH = 64
 # Batches that a new pipeline has prefetched before it is measured.
 WARM_UP = 4
 
+# Encoded images that variants without storage hold in memory.
+JPEGS = 500
+
 # Numbers of images, batch by batch.
 Pipeline = Iterator[int]
 
@@ -31,7 +32,6 @@ def report(
     *,
     seconds: float,
     rounds: int,
-    examples: int,
     other: RandomAccessSource | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Measures the input pipeline, and JPEG decoding alone, in turns.
@@ -41,7 +41,6 @@ def report(
       config: the section `data`.
       seconds: time to measure each variant in each round.
       rounds: number of rounds, of which the median counts.
-      examples: number of encoded images that decoding alone holds in memory.
       other: a second split to measure, for example of smaller copies.
 
     Returns:
@@ -50,10 +49,7 @@ def report(
     Raises:
       UserError: if there are no JPEGs to measure decoding with.
     """
-    # First and alone, for the memory that it takes.
-    _rate(lambda: ours(source, config), seconds)
-    alone = _peak()
-    jpegs = read_jpegs(source, examples)
+    jpegs = read_jpegs(source)
     workers = config.workers or os.cpu_count() or 1
     variants = {
         "ours": lambda: ours(source, config),
@@ -65,7 +61,6 @@ def report(
     notes = [
         f"{len(jpegs)} JPEGs of {size / 1e3:.0f} kB on average in memory; {workers} "
         f"threads each; {rounds} rounds of {seconds:g} s",
-        f"peak memory: {alone:.2f} GiB with ours alone",
     ]
     return take_turns(variants, rounds, seconds), notes
 
@@ -97,13 +92,13 @@ def take_turns(
     ]
 
 
-def read_jpegs(source: RandomAccessSource, examples: int) -> list[bytes]:
+def read_jpegs(source: RandomAccessSource) -> list[bytes]:
     """Returns the JPEGs among the first examples of a split.
 
     Raises:
       UserError: if there are none.
     """
-    count = min(examples, len(source))
+    count = min(JPEGS, len(source))
     files = [example.image for example in source.read(range(count))]
     jpegs = [file for file in files if file.startswith(images.JPEG_START)]
     if not jpegs:
@@ -148,10 +143,3 @@ def _rate(variant: Callable[[], Pipeline], seconds: float) -> float:
         while time.perf_counter() < begin + seconds:
             total += next(batches)
         return total / (time.perf_counter() - begin)
-
-
-def _peak() -> float:
-    """Returns the peak memory of this process in GiB."""
-    # In bytes on macOS, in KiB elsewhere.
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

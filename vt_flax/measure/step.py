@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import math
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +14,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vt_flax.data.source import cached
-from vt_flax.errors import UserError
-from vt_flax.measure.compile_time import COSTS, compile_costs
 from vt_flax.paper.macs import count
 from vt_flax.parallel.mesh import describe, make_mesh
 from vt_flax.plan.machine import measured_peak, published_peak
@@ -25,31 +22,10 @@ from vt_flax.training.config_rules import check_step
 from vt_flax.training.loop import device_batches
 from vt_flax.training.requests import Requests
 from vt_flax.training.run import Run, prepare
-from vt_flax.training.tasks import task_of
 
 # A measurement takes as many steps as fill this, so that dispatching one is negligible.
 SECONDS = 0.5
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-RATE_COLUMNS = {
-    "step": "step",
-    "batch": "batch",
-    "ms": "ms",
-    "ms_quartiles": "quartiles",
-    "images_per_second": "images/s",
-    "ours_ratio": "ours over it",
-    "mfu": "MFU %",
-    "what": "what",
-}
-COST_COLUMNS = {
-    "step": "step",
-    "batch": "batch",
-    "trace_s": "tracing s",
-    "compile_s": "compiling s",
-    "cached_s": "from the cache s",
-    "arguments_mb": "state, batch MB",
-    "working_mb": "at work MB",
-    "peak_mb": "peak MB",
-}
 
 
 def report(
@@ -59,8 +35,7 @@ def report(
     warmup: int,
     peak: str,
     loop: bool,
-    compiling: bool,
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
     """Measures a configuration's training step at some batch sizes.
 
     Args:
@@ -68,38 +43,30 @@ def report(
       rounds: number of measurements.
       warmup: number of steps before them, at least 1.
       peak: peak FLOP/s that MFU is relative to, `published` or `measured`.
-      loop: whether to measure the training loop with its input too, if the dataset is
-        there.
-      compiling: whether to measure compile time and memory too.
+      loop: whether to measure the training loop with its input too.
 
     Returns:
-      Records of `ours` (the step) and `loop` by batch size, and notes. A batch that
-      does not fit into memory is left out with a note.
+      Records of rates, of `ours` (the step) and `loop` by batch size; records of
+      compile time and memory by batch size; and notes. A batch that does not fit into
+      memory is left out with a note.
 
     Raises:
-      UserError: if the devices cannot share a batch.
+      UserError: if the devices cannot share a batch, or the dataset is not there.
     """
     notes: list[str] = []
     config = next(iter(configs.values()))
-    if loop and (loop := _find_data(config, notes)):
-        for other in configs.values():
-            other.model.num_classes = config.model.num_classes
-    # Before this process takes the devices: a TPU serves one process at a time.
-    costs = {}
-    for batch in configs if compiling else ():
-        print(f"compiling at batch {batch}, twice", file=sys.stderr, flush=True)
-        try:
-            costs[batch] = compile_costs(configs[batch], batch)
-        except RuntimeError as error:
-            notes.append(f"compiling at batch {batch}: {error}")
     mesh = make_mesh(fsdp=config.parallel.fsdp)
     flops = find_peak(mesh, config.model.dtype, peak, notes)
-    records = []
+    rates, costs = [], []
     for batch, config in configs.items():
         check_step(config, mesh.size)
+        run = prepare(config) if loop else None
+        if run:
+            config.model.num_classes = run.model.num_classes
         try:
             step = Step(config, mesh, batch)
-            steps = start(step, warmup)
+            costs.append({"batch": batch, **compile_step(step)})
+            steps = warm_up(step, warmup)
             times = [step.seconds(steps) for _ in range(rounds)]
         except jax.errors.JaxRuntimeError as error:
             if OUT_OF_MEMORY not in str(error):
@@ -107,21 +74,41 @@ def report(
             notes.append(f"batch {batch} does not fit into the device's memory")
             continue
         macs, name = count(step.model, step.size).total_macs, config.model.name
-        row = record("ours", name, batch, times, times, macs, flops)
-        records.append(row | costs.get(batch, {}))
-        if loop:
-            run = prepare(config)
+        rates.append(record("ours", name, batch, times, times, macs, flops))
+        if run:
             found = loop_times(run, step, rounds, steps)
             ours = [statistics.median(times)] * rounds
             name = f"{name} on {run.train_source.name}"
-            records.append(record("loop", name, batch, found, ours, macs, flops))
-    return records, notes
+            rates.append(record("loop", name, batch, found, ours, macs, flops))
+    return rates, costs, notes
 
 
-def start(step: Any, warmup: int) -> int:
-    """Starts and warms up a step; returns how many steps fill SECONDS."""
-    step.start()
-    for _ in range(warmup):
+def compile_step(step: Step) -> dict[str, float]:
+    """Compiles and starts a step.
+
+    Returns:
+      Seconds to trace and to compile, the latter from JAX's persistent cache if there
+      is one; and MB of each device: of the step's arguments (state and batch), and
+      beside them while it works, as the compiler plans it.
+    """
+    begin = time.perf_counter()
+    lowered = step.trace().lower()
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    ready = time.perf_counter()
+    step.start(compiled)
+    memory = compiled.memory_analysis()
+    return {
+        "tracing s": short(traced - begin),
+        "compiling s": short(ready - traced),
+        "arguments MB": short(memory.argument_size_in_bytes / 1e6),
+        "working MB": short(memory.temp_size_in_bytes / 1e6),
+    }
+
+
+def warm_up(step: Any, steps: int) -> int:
+    """Runs some steps of a started step; returns how many steps fill SECONDS."""
+    for _ in range(steps):
         seconds = step.seconds()
     return max(1, math.ceil(SECONDS / seconds))
 
@@ -193,9 +180,9 @@ def record(
 ) -> dict[str, Any]:
     """Returns the record of a measured step.
 
-    `ours_ratio` is the median over rounds of its time relative to ours: what slows the
-    machine down for a while affects both times of a round. `mfu` (Chowdhery et al.,
-    2022, appendix B) is in percent: two operations per multiply-add of the network,
+    `ours over it` is the median over rounds of its time relative to ours: what slows
+    the machine down for a while affects both times of a round. `MFU %` (Chowdhery et
+    al., 2022, appendix B) counts two operations per multiply-add of the network,
     forward and, twice, backward.
 
     Args:
@@ -211,61 +198,16 @@ def record(
     ratios = [its / own for its, own in zip(times, ours, strict=True)]
     return {
         "step": step,
-        "what": what,
         "batch": batch,
         "ms": short(1e3 * statistics.median(times)),
-        "ms_quartiles": [short(1e3 * x) for x in _quartiles(times)],
-        "images_per_second": short(images),
-        "ours_ratio": round(statistics.median(ratios), 3),
-        "mfu": round(100 * 6 * macs * images / peak, 2) if peak else None,
-        **dict.fromkeys(COSTS),
+        "least ms": short(1e3 * min(times)),
+        "images/s": short(images),
+        "ours over it": round(statistics.median(ratios), 3),
+        "MFU %": round(100 * 6 * macs * images / peak, 2) if peak else None,
+        "what": what,
     }
 
 
 def short(value: float) -> float:
     """Returns a figure rounded to four significant digits."""
     return float(f"{value:.4g}")
-
-
-def rate_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the table of rates."""
-    return [
-        {title: _text(row[key]) for key, title in RATE_COLUMNS.items()}
-        for row in records
-    ]
-
-
-def cost_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the table of compile times and memory, where they were measured."""
-    return [
-        {
-            title: short(row[key]) if isinstance(row[key], float) else row[key]
-            for key, title in COST_COLUMNS.items()
-        }
-        for row in records
-        if row["compile_s"] is not None
-    ]
-
-
-def _text(value: Any) -> Any:
-    return " to ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def _quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the lower and upper quartile, linearly interpolated."""
-    if len(values) == 1:
-        return values[0], values[0]
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, high
-
-
-def _find_data(config: ConfigDict, notes: list[str]) -> bool:
-    """Returns whether the dataset is there; the network gets its number of classes."""
-    try:
-        source = task_of(config).open_source(config, config.data.train_split)
-    except UserError as error:
-        notes.append(f"the whole loop is left out: {error}")
-        return False
-    if not config.model.num_classes:
-        config.model.num_classes = len(source.class_names)
-    return True

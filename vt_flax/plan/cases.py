@@ -2,18 +2,15 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from vt_flax.data.segmentation_sources import find_classes, find_features
-from vt_flax.data.sources import EMBEDDED, FOLDER_PREFIX, tfds_builder
-from vt_flax.data.tfds_sources import class_features
 from vt_flax.errors import UserError
-from vt_flax.models import model_task
+from vt_flax.plan.machine import this_machine
 from vt_flax.plan.sweep import GROUP_SIZE, PER_DEVICE
-from vt_flax.plan.topology import Topology
+from vt_flax.plan.topology import HERE, Topology, parse_topology
 from vt_flax.training.config import resolve
 from vt_flax.training.config_files import read_file
 from vt_flax.training.tasks import task_of
@@ -23,19 +20,11 @@ IMAGENET = re.compile(r"imagenet2012(_\d+)?(:.*)?")
 IMAGENET_EXAMPLES, IMAGENET_CLASSES = 1_281_167, 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """Size of a dataset.
-
-    Attributes:
-      examples: number of examples in the training split; 0 if unknown.
-      classes: number of classes; 0 if unknown.
-      source: where the figures are from, in words.
-    """
+class Facts(NamedTuple):
+    """Number of training examples and of classes of a dataset, 0 if unknown."""
 
     examples: int
     classes: int
-    source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +58,7 @@ class Case:
 def make_cases(
     file: str,
     overrides: Sequence[str],
-    places: Sequence[Callable[[ConfigDict], Topology]],
+    places: Sequence[str],
     points: Sequence[Mapping[str, str]],
     chip: int = 0,
     examples: int = 0,
@@ -79,86 +68,62 @@ def make_cases(
     Args:
       file: the configuration, as `load_config` takes it.
       overrides: of the configuration.
-      places: functions from a configuration to a topology.
+      places: names of topologies.
       points: of a sweep, see `parse_sweep`.
       chip: examples per chip; 0 for the configuration's own batch size.
-      examples: number of examples in an epoch, if the user has stated it.
+      examples: number of examples in an epoch, if the user has given it.
 
     Raises:
       UserError: for what cannot be planned.
     """
     written = read_file(file)
-    known: dict[str, Facts] = {}
     cases = []
     for point in points:
         per_device = point.get(GROUP_SIZE) == PER_DEVICE
-        values = {
-            k: v for k, v in point.items() if not (per_device and k == GROUP_SIZE)
-        }
+        values = dict(point)
+        if per_device:
+            del values[GROUP_SIZE]
         given = [*overrides, *(f"--config.{k}={v}" for k, v in values.items())]
         config = resolve(written, given)
-        key = repr((config.data, config.segmentation, config.model))
-        if key not in known:
-            known[key] = find_facts(config, examples)
-        for find in places:
-            place = find(config)
+        facts = find_facts(config, examples)
+        for name in places:
+            place = this_machine(config) if name == HERE else parse_topology(name)
             batch = place.batch_size(chip) if chip else config.batch_size
             # What the file derives from the batch size follows it.
             made = resolve(written, [*given, f"--config.batch_size={batch}"])
-            made.model.num_classes = made.model.num_classes or known[key].classes
+            made.model.num_classes = facts.classes
             if per_device:
                 microbatches = place.devices * made.grad_accum_steps
                 made.model.bn_group_size = max(1, batch // microbatches)
-            cases.append(Case(place, made, known[key], point))
+            cases.append(Case(place, made, facts, point))
     return cases
 
 
 def find_facts(config: ConfigDict, examples: int = 0) -> Facts:
-    """Returns the size of the configured dataset, as far as it is known.
+    """Returns the size of the configured dataset.
 
-    Of one that is not prepared, ImageNet's size is known, and the classes of those
-    whose code TFDS or this package has.
+    Of a dataset that is not prepared, ImageNet's size is known; for others the
+    configuration must give the number of classes.
 
     Args:
       config: a resolved configuration.
-      examples: number of examples in the training split, if the user has stated it.
+      examples: number of examples in the training split, if the user has given it.
 
     Raises:
-      UserError: if the dataset is unknown, or a segmentation dataset's classes are.
+      UserError: if the number of classes is unknown.
     """
     data, classes = config.data, config.model.num_classes
     if examples and classes:
-        return Facts(examples, classes, "as stated")
-    if data.name.startswith(FOLDER_PREFIX):
-        return _open(config, examples)
-    builder = None
+        return Facts(examples, classes)
     try:
-        builder = tfds_builder(data.name, data.data_dir)
-    except UserError:
-        if not IMAGENET.fullmatch(data.name):
-            raise
-    if builder and (builder.is_prepared() or builder.name in EMBEDDED):
-        return _open(config, examples)
-    if IMAGENET.fullmatch(data.name):
-        examples = examples or IMAGENET_EXAMPLES * (data.train_split == "train")
-        return Facts(examples, classes or IMAGENET_CLASSES, "ImageNet's, published")
-    classes = classes or _classes(builder, config)
-    return Facts(examples, classes, "it is not prepared")
-
-
-def _open(config: ConfigDict, examples: int) -> Facts:
-    source = task_of(config).open_source(config, config.data.train_split)
-    classes = config.model.num_classes or len(source.class_names)
-    return Facts(examples or len(source), classes, source.name)
-
-
-def _classes(builder: Any, config: ConfigDict) -> int:
-    data = config.data
-    if model_task(config.model.name) == "classification":
-        _, label = class_features(
-            builder, data.name, data.image_feature, data.label_feature
-        )
-        return builder.info.features[label].num_classes
-    settings = config.segmentation
-    _, mask = find_features(builder, settings.mask_feature, data.image_feature)
-    return len(find_classes(builder, mask, settings.label_map).names)
+        source = task_of(config).open_source(config, data.train_split)
+    except UserError as error:
+        if IMAGENET.fullmatch(data.name):
+            examples = examples or IMAGENET_EXAMPLES * (data.train_split == "train")
+            return Facts(examples, classes or IMAGENET_CLASSES)
+        if classes:
+            return Facts(examples, classes)
+        raise UserError(
+            f"{error}; to plan without the dataset set model.num_classes"
+        ) from error
+    return Facts(examples or len(source), classes or len(source.class_names))

@@ -1,7 +1,6 @@
-"""Collectives in a compiled program, and the bytes that chips send for them."""
+"""Collectives of a compiled program, and the bytes that chips send for them."""
 
 import collections
-import dataclasses
 import re
 from collections.abc import Hashable, Sequence
 
@@ -13,81 +12,49 @@ KINDS = (
     *("all-reduce", "all-gather", "reduce-scatter", "collective-permute"),
     "all-to-all",
 )
-TOTALS = ("count", "looped", "bytes", "sent")
-# A fusion on TPUs that reduces and keeps one shard at once.
+# Name of a TPU's fusion that reduces an array and keeps one shard of it.
 SCATTERING = "all-reduce-scatter"
 
 
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """An instruction by which devices exchange data.
+def find_collectives(
+    program: Program, chips: Sequence[Hashable]
+) -> dict[str, dict[str, float]]:
+    """Sums the collectives of a program by kind.
 
-    Attributes:
-      kind: one of KINDS.
-      times: number of times it runs in a run of the program.
-      bytes: size of the whole array that is reduced, gathered, scattered or permuted.
-      group: number of devices in a group.
-      loop: whether it is in the body of a loop.
-      sent: bytes that a chip must send to other chips each time, at least.
-    """
-
-    kind: str
-    times: int
-    bytes: int
-    group: int
-    loop: bool
-    sent: float
-
-
-def find_collectives(program: Program, chips: Sequence[Hashable]) -> list[Collective]:
-    """Returns the collectives of a program.
-
-    An asynchronous collective counts once, also if TPUs fuse it in several steps, a
-    chain, with other computations; so does one over several arrays.
+    An asynchronous collective counts once, also where TPUs fuse its parts (a chain)
+    with other computations.
 
     Args:
       program: as compiled for one of the devices.
       chips: chip of each device of the program, in its order.
-    """
-    found, seen = [], set()
-    for outer, beside, name in program.executed():
-        parts = [(outer, beside)]
-        if outer.opcode == "fusion":
-            parts = list(program.fused(outer))
-        for one, inside in parts:
-            kind = one.opcode.removesuffix("-start")
-            chain = re.search(r"chain_id=\"\d+\"", one.rest)
-            if kind not in KINDS or (chain and chain[0] in seen):
-                continue
-            if chain:
-                seen.add(chain[0])
-            groups = _groups(one, len(chips))
-            group = groups.shape[1]
-            given = (inside[x].arrays for x in one.operands if x in inside)
-            size = sum(array.bytes for arrays in given for array in arrays)
-            if kind == "all-gather":
-                size *= group
-            if outer.opcode == "fusion" and outer.calls.startswith(SCATTERING):
-                kind = "reduce-scatter"
-            times, looped = program.runs[name], name in program.looped
-            sent = _sent(kind, size, one, chips, groups)
-            found.append(Collective(kind, times, size, group, looped, sent))
-    return found
-
-
-def totals(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
-    """Sums the runs of collectives by kind.
 
     Returns:
-      `count` of runs, `looped` of them in loops, `bytes` and `sent` of all.
+      For each of KINDS that there is: `count` of its runs, `bytes` of the whole arrays
+      that are reduced, gathered, scattered or permuted, and bytes `sent` to other chips
+      by the busiest chip, at least.
     """
     sums: dict[str, dict[str, float]] = {}
-    for one in found:
-        row = sums.setdefault(one.kind, dict.fromkeys(TOTALS, 0))
-        row["count"] += one.times
-        row["looped"] += one.times * one.loop
-        row["bytes"] += one.times * one.bytes
-        row["sent"] += one.times * one.sent
+    chains = set()
+    for outer, scope, name in program.executed():
+        members = program.fused(outer) if outer.opcode == "fusion" else [(outer, scope)]
+        for one, inside in members:
+            kind = one.opcode.removesuffix("-start")
+            chain = re.search(r"chain_id=\"\d+\"", one.rest)
+            if kind not in KINDS or (chain and chain[0] in chains):
+                continue
+            if chain:
+                chains.add(chain[0])
+            groups = _groups(one, len(chips))
+            operands = (inside[x].arrays for x in one.operands if x in inside)
+            size = sum(array.bytes for arrays in operands for array in arrays)
+            if kind == "all-gather":
+                size *= groups.shape[1]
+            if outer.opcode == "fusion" and outer.calls.startswith(SCATTERING):
+                kind = "reduce-scatter"
+            row = sums.setdefault(kind, {"count": 0, "bytes": 0, "sent": 0})
+            row["count"] += program.runs[name]
+            row["bytes"] += program.runs[name] * size
+            row["sent"] += program.runs[name] * _sent(kind, size, one, chips, groups)
     return sums
 
 
@@ -123,7 +90,7 @@ def _sent(
 
 
 def _groups(one: Instruction, devices: int) -> np.ndarray:
-    """Returns the groups of a collective (groups, devices)."""
+    """Returns the device numbers of a collective's groups, (groups, devices)."""
     rest = one.rest
     # Axes of a mesh: replica_groups=mesh['a'=4,'b'=2] {'a'}, or parts: {'a':(1)2}.
     if match := re.search(
@@ -149,10 +116,6 @@ def _groups(one: Instruction, devices: int) -> np.ndarray:
         numbers = np.arange(devices).reshape(shape).transpose(list(order))
         return numbers.reshape(int(match[1]), int(match[2]))
     if match := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", rest):
-        return np.asarray(
-            [
-                list(map(int, group.split(",")))
-                for group in re.findall(r"\{([\d,]+)\}", match[1])
-            ]
-        )
+        groups = re.findall(r"\{([\d,]+)\}", match[1])
+        return np.asarray([list(map(int, group.split(","))) for group in groups])
     return np.arange(devices)[None]

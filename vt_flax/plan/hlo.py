@@ -26,12 +26,12 @@ class Array:
     Attributes:
       bytes: of its elements.
       padded: bytes including the padding of its layout's tiles.
-      main: whether it lies in HBM, not in on-chip memory.
+      in_hbm: whether it lies in HBM, not in on-chip memory.
     """
 
     bytes: int
     padded: int
-    main: bool
+    in_hbm: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +77,7 @@ class Program:
       runs: number of runs of each computation in a run of the entry, which includes
         called computations, all branches of a conditional, and bodies of loops, but
         not the computations of fusions.
-      looped: those of them that a loop runs.
-      unknown: loops of unknown length; their bodies count once.
+      unknown: number of loops of unknown length; their bodies count once.
     """
 
     def __init__(self, text: str):
@@ -94,28 +93,25 @@ class Program:
                 inside = self.computations[match[2]] = {}
                 self.entry = match[2] if match[1] else self.entry
         self.runs: dict[str, int] = collections.Counter()
-        self.looped: set[str] = set()
-        self.unknown: list[str] = []
-        self._count(self.entry, 1, False)
+        self.unknown = 0
+        self._count(self.entry, 1)
 
-    def _count(self, name: str, times: int, looped: bool) -> None:
+    def _count(self, name: str, times: int) -> None:
         self.runs[name] += times
-        if looped:
-            self.looped.add(name)
         for one in self.computations[name].values():
             if one.opcode == "while":
-                length = self.trip_count(one)
+                length = self._trip_count(one)
                 if length is None:
-                    self.unknown.append(one.name)
+                    self.unknown += 1
                     length = 1
-                self._count(one.calls, times * length, True)
+                self._count(one.calls, times * length)
             elif one.opcode == "conditional":
                 for branch in _branches(one):
-                    self._count(branch, times, looped)
+                    self._count(branch, times)
             elif one.opcode in CALLS:
-                self._count(one.calls, times, looped)
+                self._count(one.calls, times)
 
-    def trip_count(self, loop: Instruction) -> int | None:
+    def _trip_count(self, loop: Instruction) -> int | None:
         """Returns the trip count of a loop; None if unknown.
 
         XLA writes it down, or the condition compares the counter, which JAX starts at

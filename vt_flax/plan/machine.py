@@ -1,5 +1,6 @@
 """Peak figures of this machine: published, or measured here."""
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -7,18 +8,30 @@ import jax
 import jax.numpy as jnp
 import psutil
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from vt_flax.models.registry import DTYPES
-from vt_flax.parallel.mesh import batch_sharding, replicated
+from vt_flax.parallel import devices as jax_devices
+from vt_flax.parallel.mesh import batch_sharding, make_mesh, replicated
 from vt_flax.plan.topology import CHIP_OF_KIND, HERE, Chip, Topology
 
 # Bytes of the arrays that are copied, and of those that are all-reduced.
-COPIED, COPIED_BY_CPUS = 2**30, 2**27
+COPIED, COPIED_ON_CPUS = 2**30, 2**27
 REDUCED = 2**25
-SECONDS = 0.5
+# Seconds to measure each of these, and least runs.
+SECONDS, RUNS = 0.5, 3
 # The peak is measured by a product of matrices that takes at least so long.
 PRODUCT_SECONDS = 0.05
-TRIES = 5
+
+
+def start_devices(config: ConfigDict) -> None:
+    """Starts this machine's devices, without a cache of compiled programs.
+
+    Raises:
+      UserError: if JAX starts none.
+    """
+    jax_devices.use_cpu_devices(config.parallel.cpu_devices)
+    jax_devices.start_devices()
 
 
 def published_peak(device_kind: str, dtype: str) -> float | None:
@@ -28,10 +41,12 @@ def published_peak(device_kind: str, dtype: str) -> float | None:
       device_kind: its name in JAX.
       dtype: name of the operands' dtype.
     """
-    chip = CHIP_OF_KIND.get(device_kind)
-    if chip is None:
+    if device_kind not in CHIP_OF_KIND:
         return None
-    return chip.device.single if dtype == "float32" else chip.device.flops
+    device = CHIP_OF_KIND[device_kind].device
+    return (
+        (device.float32_flops or device.flops) if dtype == "float32" else device.flops
+    )
 
 
 def measured_peak(mesh: Mesh, dtype: str) -> float:
@@ -43,72 +58,58 @@ def measured_peak(mesh: Mesh, dtype: str) -> float:
     best, side = 0.0, 256
     multiply = jax.jit(lambda a: jnp.einsum("nij,njk->nik", a, a))
     while True:
-        a = _ones(mesh, (side, side), dtype)
-        jax.block_until_ready(multiply(a))
-        seconds = min(_seconds(multiply, a) for _ in range(TRIES))
+        seconds = _seconds(multiply, _ones(mesh, (side, side), dtype))
         best = max(best, 2 * mesh.size * side**3 / seconds)
         if seconds > PRODUCT_SECONDS:
             return best
         side *= 2
 
 
-def this_machine(
-    mesh: Mesh, dtype: str, flops: float = 0.0, bandwidth: float = 0.0
-) -> Topology:
-    """Returns this machine's devices with their figures, all devices working at once.
+def this_machine(config: ConfigDict) -> Topology:
+    """Starts this machine's devices, and returns them with their measured figures.
 
-    What is not stated is measured, the best of some runs: FLOP/s by a product of square
-    matrices, memory bandwidth by a scaled copy (bytes read and written), bandwidth
-    between devices by an all-reduce.
+    All devices work at once, and the fastest of some runs counts: FLOP/s by a product
+    of square matrices, memory bandwidth by a scaled copy (bytes read and written),
+    bandwidth between devices by an all-reduce.
 
     Args:
-      mesh: all of its devices.
-      dtype: name of the network's dtype.
-      flops: FLOP/s of a device, if stated.
-      bandwidth: bytes per second of a device's memory, if stated.
+      config: a resolved configuration: its sections `model` and `parallel`.
+
+    Raises:
+      UserError: if JAX starts no device.
     """
+    start_devices(config)
+    return _measured(make_mesh(fsdp=config.parallel.fsdp), config.model.dtype)
+
+
+@functools.cache
+def _measured(mesh: Mesh, dtype: str) -> Topology:
     device = mesh.devices.flat[0]
     known = CHIP_OF_KIND.get(device.device_kind)
-    per_chip = known.devices if known else 1
-    chips, on_cpus = mesh.size // per_chip, device.platform == "cpu"
-    stated = " and ".join(["FLOP/s"] * bool(flops) + ["memory"] * bool(bandwidth))
-    source = f"measured here{f', but for {stated}: as stated' if stated else ''}"
-    if known:
-        source += (
-            f"; published: {known.flops / 1e12:,.4g} TFLOP/s in bfloat16, "
-            f"{known.bandwidth / 1e9:,.4g} GB/s"
-        )
+    devices = known.devices if known else 1
+    chips = mesh.size // devices
     stats = device.memory_stats() or {}
     memory = stats.get("bytes_limit", psutil.virtual_memory().total // mesh.size)
-    if not bandwidth:
-        size = COPIED_BY_CPUS if on_cpus else COPIED
-        bandwidth = 2 * size / _best(jax.jit(lambda x: x * 2), _vector(mesh, size))
+    size = COPIED_ON_CPUS if device.platform == "cpu" else COPIED
+    copying = _seconds(jax.jit(lambda x: x * 2), _ones(mesh, (size // 4,), "float32"))
+    link = 0.0
+    if chips > 1:
+        add = jax.jit(lambda x: x.sum(0), out_shardings=replicated(mesh))
+        reducing = _seconds(add, _ones(mesh, (REDUCED // 4,), "float32"))
+        # A chip in a row has two links, which the all-reduce has used together.
+        link = 2 * REDUCED * (chips - 1) / chips / reducing / min(2, chips - 1)
     chip = Chip(
         name=device.device_kind,
-        flops=flops * per_chip or measured_peak(mesh, dtype) / chips,
-        memory=memory * per_chip,
-        bandwidth=bandwidth * per_chip,
-        link=_link(mesh, chips) if chips > 1 else 0.0,
-        links=1,
-        host_chips=chips,
+        flops=measured_peak(mesh, dtype) / chips,
+        memory=memory * devices,
+        bandwidth=2 * size / copying * devices,
+        link=link,
         one_host=chips,
-        source=source,
+        source="measured here",
+        devices=devices,
         cached=device.platform != "tpu",
-        devices=per_chip,
     )
     return Topology(HERE, chip, (chips,))
-
-
-def _link(mesh: Mesh, chips: int) -> float:
-    """Returns the bytes per second that a chip sends in an all-reduce."""
-    add = jax.jit(lambda x: x.sum(0), out_shardings=replicated(mesh))
-    seconds = _best(add, _vector(mesh, REDUCED))
-    return 2 * REDUCED * (chips - 1) / chips / seconds
-
-
-def _vector(mesh: Mesh, size: int) -> jax.Array:
-    """Returns a float32 array of a number of bytes on each device."""
-    return _ones(mesh, (size // 4,), "float32")
 
 
 def _ones(mesh: Mesh, shape: tuple[int, ...], dtype: str) -> jax.Array:
@@ -120,16 +121,12 @@ def _ones(mesh: Mesh, shape: tuple[int, ...], dtype: str) -> jax.Array:
     return make()
 
 
-def _best(run: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
-    """Returns the seconds of the fastest of the runs that fit into SECONDS."""
+def _seconds(run: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+    """Returns the seconds of the fastest run, after one that compiles."""
     jax.block_until_ready(run(x))
     times: list[float] = []
-    while sum(times) < SECONDS or len(times) < 3:
-        times.append(_seconds(run, x))
+    while sum(times) < SECONDS or len(times) < RUNS:
+        begin = time.perf_counter()
+        jax.block_until_ready(run(x))
+        times.append(time.perf_counter() - begin)
     return min(times)
-
-
-def _seconds(run: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
-    begin = time.perf_counter()
-    jax.block_until_ready(run(x))
-    return time.perf_counter() - begin

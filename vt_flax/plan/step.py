@@ -1,5 +1,6 @@
 """A training step on noise, to compile for devices or to time on them."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,17 +22,20 @@ from vt_flax.training.tasks import task_of
 from vt_flax.training.teacher import find_teacher
 from vt_flax.training.weights import variable_shapes
 
-# Number of classes if the configuration leaves it to the dataset, which is not opened
-# here: those of ImageNet and ADE20K.
+# Number of classes where the configuration leaves it to the dataset, which is not
+# opened here: those of ImageNet and ADE20K.
 CLASSES = {"classification": 1000, "segmentation": 150}
-# It does not change what a step costs.
+# The value does not change what a step costs.
 LEARNING_RATE = 1e-3
 
 
+@dataclasses.dataclass
 class MeshStep:
     """A jitted training step with its arguments on a mesh.
 
-    Args:
+    Once it is started, `state` is the newest state.
+
+    Attributes:
       mesh: devices, real ones or a topology's.
       batch: batch size, over all devices.
       model: the network.
@@ -42,39 +46,27 @@ class MeshStep:
       noise: makes a batch of a number of examples; `request`, if present, has an
         element for each device.
       teacher: shapes of a teacher's variables; None without one.
-
-    Attributes:
-      mesh: as given.
-      model: as given.
-      size: as given.
-      state: the newest state, once the step is started.
     """
 
-    def __init__(
-        self,
-        mesh: Mesh,
-        batch: int,
-        model: nn.Module,
-        size: tuple[int, int],
-        step: Callable[..., tuple[TrainState, Any]],
-        create: Callable[[], TrainState],
-        noise: Callable[[int], dict[str, np.ndarray]],
-        teacher: Any = None,
-    ):
-        self.mesh, self._batch, self._step = mesh, batch, step
-        self.model, self.size = model, size
-        self._create, self._noise, self._teacher_shapes = create, noise, teacher
+    mesh: Mesh
+    batch: int
+    model: nn.Module
+    size: tuple[int, int]
+    step: Callable[..., tuple[TrainState, Any]]
+    create: Callable[[], TrainState]
+    noise: Callable[[int], dict[str, np.ndarray]]
+    teacher: Any = None
 
     def arguments(self) -> tuple[TrainState, dict[str, Any], Any]:
         """Returns shapes and shardings of state, batch and a teacher's variables."""
         state, teacher = (
             abstract_like(shapes, state_sharding(self.mesh, shapes))
-            for shapes in (jax.eval_shape(self._create), self._teacher_shapes)
+            for shapes in (jax.eval_shape(self.create), self.teacher)
         )
         batch = {}
-        # One example has the shape of all: a pod's batch may not fit into memory here.
-        for key, value in self._noise(1).items():
-            size = len(value) if key == "request" else self._batch
+        # Shapes from one example, since a pod's batch may not fit into memory here.
+        for key, value in self.noise(1).items():
+            size = len(value) if key == "request" else self.batch
             batch[key] = jax.ShapeDtypeStruct(
                 (size, *value.shape[1:]),
                 value.dtype,
@@ -84,26 +76,31 @@ class MeshStep:
 
     def trace(self) -> Any:
         """Traces the step, to be compiled for the mesh's devices."""
-        return self._step.trace(*self.arguments())
+        return self.step.trace(*self.arguments())
 
-    def start(self) -> None:
-        """Puts a state and a batch on the devices, and runs a first step."""
+    def start(self, compiled: Callable[..., tuple[TrainState, Any]] | None = None):
+        """Puts a state and a batch on the devices, and runs a first step.
+
+        Args:
+          compiled: the step, if it was compiled from `trace` already.
+        """
+        self.step = compiled or self.step
 
         def sharded(create: Callable[[], Any], shapes: Any) -> Any:
             shardings = state_sharding(self.mesh, shapes)
             return jax.jit(create, out_shardings=shardings)()
 
-        self.state = sharded(self._create, jax.eval_shape(self._create))
+        self.state = sharded(self.create, jax.eval_shape(self.create))
         self._teacher = sharded(
-            lambda: jax.tree.map(jnp.zeros_like, self._teacher_shapes),
-            self._teacher_shapes,
+            lambda: jax.tree.map(jnp.zeros_like, self.teacher),
+            self.teacher,
         )
-        self._images = to_global(self._noise(self._batch), self.mesh)
+        self._images = to_global(self.noise(self.batch), self.mesh)
         self.seconds()
 
     def advance(self, batch: dict[str, jax.Array]) -> Any:
         """Dispatches a step on a batch, and returns its metrics without waiting."""
-        self.state, metrics = self._step(self.state, batch, self._teacher)
+        self.state, metrics = self.step(self.state, batch, self._teacher)
         return metrics
 
     def seconds(self, steps: int = 1) -> float:

@@ -1,22 +1,15 @@
-"""Compiling for TPU topologies without having TPUs."""
+"""The TPU compiler (libtpu), which compiles for TPUs that are not there."""
 
 import importlib.util
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
-
-import jax
+from typing import TYPE_CHECKING
 
 from vt_flax.errors import UserError, first_line
-from vt_flax.experimental import topologies
+
+if TYPE_CHECKING:
+    import jax
 
 # Environment of a process that compiles for TPUs, to be set before JAX is imported.
 ENVIRONMENT = {
@@ -26,6 +19,10 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     # JAX cannot read such programs back from its cache.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
+    # Otherwise libtpu logs that this machine has no TPU.
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_MIN_LOG_LEVEL": "3",
 }
 # libtpu's options for v4, so that both cores are one device as on real chips, and for
 # hosts with a single chip.
@@ -34,8 +31,6 @@ ONE_CHIP = {"chips_per_host_bounds": (1, 1, 1)}
 # Chips for which older compilers are slow or crash, and the first good libtpu.
 NEW_CHIPS = ("v6e", "tpu7x")
 NEW_LIBTPU = "0.0.50"
-# Seconds between two progress lines.
-PROGRESS_SECONDS = 60
 
 
 def has_tpu_compiler() -> bool:
@@ -44,7 +39,7 @@ def has_tpu_compiler() -> bool:
 
 
 def libtpu_version() -> str:
-    """Returns the version of libtpu, or an empty string if it is not known."""
+    """Returns the version of libtpu, or an empty string if it is unknown."""
     try:
         return metadata.version("libtpu")
     except metadata.PackageNotFoundError:
@@ -54,10 +49,10 @@ def libtpu_version() -> str:
 def old_compiler(topology: str) -> str:
     """Returns a warning if libtpu is too old for a chip, otherwise an empty string."""
     chip, version = topology.partition(":")[0], libtpu_version()
-    numbers, needed = (
+    installed, needed = (
         list(map(int, re.findall(r"\d+", text)[:3])) for text in (version, NEW_LIBTPU)
     )
-    if chip not in NEW_CHIPS or not version or numbers >= needed:
+    if chip not in NEW_CHIPS or not version or installed >= needed:
         return ""
     return (
         f"libtpu {version} may be slow or crash for {chip}: install {NEW_LIBTPU} or "
@@ -65,12 +60,16 @@ def old_compiler(topology: str) -> str:
     )
 
 
-def tpu_devices(topology: str) -> Sequence[jax.Device]:
+def tpu_devices(topology: str) -> Sequence["jax.Device"]:
     """Returns the devices of a topology such as `v5e:2x2`, to compile for.
 
     Raises:
-      UserError: if libtpu does not know the topology.
+      UserError: if libtpu is missing, or does not know the topology.
     """
+    from vt_flax.experimental import topologies
+
+    if not has_tpu_compiler():
+        raise UserError('--topology needs libtpu: pip install "jax[tpu]"')
     chip, _, shape = topology.partition(":")
     options = MEGACORE if chip == "v4" else {}
     if re.fullmatch(r"1(x1)*", shape):
@@ -82,87 +81,3 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
     except Exception as error:
         reason = first_line(error)[:200]
         raise UserError(f"--topology {topology}: {reason}") from error
-
-
-def compile_apart(
-    arguments: Sequence[str], request: dict[str, Any], programs: int
-) -> Any:
-    """Compiles for TPUs in a child process, since the compiler may crash.
-
-    Args:
-      arguments: of Python, to run a program that calls `read_request` and prints its
-        result as JSON.
-      request: the program's input, with a `topology`.
-      programs: number of programs to compile, for the progress line.
-
-    Raises:
-      UserError: if libtpu is missing, or the process fails.
-    """
-    if not has_tpu_compiler():
-        raise UserError('--topology needs libtpu: pip install "jax[tpu]"')
-    topology = request["topology"]
-    if warning := old_compiler(topology):
-        _print(warning)
-    number = f"{programs} programs" if programs > 1 else "1 program"
-    each = "each may" if programs > 1 else "may"
-    _print(f"compiling {number} for {topology}: {each} take minutes")
-    begin = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | ENVIRONMENT,
-        text=True,
-    )
-    text: str | None = json.dumps(request)
-    with process:
-        try:
-            while True:
-                try:
-                    out, err = process.communicate(text, PROGRESS_SECONDS)
-                    break
-                except subprocess.TimeoutExpired:
-                    text = None
-                    _print(f"{topology}: {time.monotonic() - begin:.0f} s so far")
-        finally:
-            # After an interruption, too.
-            process.kill()
-    if process.returncode:
-        prefix = f"--topology {topology}: "
-        reason = _reason(process.returncode, err.strip().splitlines())
-        raise UserError(prefix + reason.removeprefix(prefix))
-    _print(f"{topology}: {time.monotonic() - begin:.0f} s")
-    return json.loads(out.splitlines()[-1])
-
-
-def read_request() -> Any:
-    """Returns the request on stdin, and ends this process when its parent ends.
-
-    A compiler would otherwise go on for minutes after its parent was killed.
-    """
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    return json.load(sys.stdin)
-
-
-def _reason(status: int, lines: list[str]) -> str:
-    """Returns why a compiling process failed, from its status and stderr."""
-    if status >= 0:
-        return lines[-1] if lines else f"status {status}"
-    if status == -signal.SIGKILL:
-        return "the TPU compiler was killed (SIGKILL): this machine may lack memory"
-    # A failed check is printed before the stack trace.
-    failed = [f": {line[:300]}" for line in lines if "Check failed" in line]
-    name = signal.Signals(-status).name
-    return f"the TPU compiler has crashed ({name})" + "".join(failed[:1])
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

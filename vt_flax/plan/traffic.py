@@ -38,24 +38,24 @@ def _moved(program: Program, one: Instruction, inside: dict[str, Instruction]) -
         )
         return read + _written(one, fused)
     if one.opcode == "copy-start":  # returns the copy, the original and a flag
-        return _main(one.arrays[:1]) + _main(operands[0])
+        return _hbm_bytes(one.arrays[:1]) + _hbm_bytes(operands[0])
     if one.opcode == "slice-start":  # returns the original, the slice and a flag
         (slice_,) = one.arrays[len(operands[0]) : len(operands[0]) + 1]
-        return _main([slice_]) + slice_.padded * operands[0][0].main
+        return _hbm_bytes([slice_]) + slice_.padded * operands[0][0].in_hbm
     if one.opcode == "custom-call" and any(k in one.rest for k in STILL_KERNELS):
         return 0
     if one.opcode in SLICES:
-        return _main(one.arrays) + one.arrays[0].padded * operands[0][0].main
+        return _hbm_bytes(one.arrays) + one.arrays[0].padded * operands[0][0].in_hbm
     if one.opcode == "dynamic-update-slice":
-        return operands[1][0].padded * one.arrays[0].main + _main(operands[1])
+        return operands[1][0].padded * one.arrays[0].in_hbm + _hbm_bytes(operands[1])
     if one.opcode.endswith("-start"):
         # A collective: its result lists the output beside the input.
-        return 2 * sum(map(_main, operands))
-    return _main(one.arrays) + sum(map(_main, operands))
+        return 2 * sum(map(_hbm_bytes, operands))
+    return _hbm_bytes(one.arrays) + sum(map(_hbm_bytes, operands))
 
 
-def _main(arrays: tuple[Array, ...] | list[Array]) -> int:
-    return sum(array.padded for array in arrays if array.main)
+def _hbm_bytes(arrays: tuple[Array, ...] | list[Array]) -> int:
+    return sum(array.padded for array in arrays if array.in_hbm)
 
 
 def _read(
@@ -65,7 +65,7 @@ def _read(
     arrays: tuple[Array, ...],
 ) -> int:
     """Returns the bytes of a fusion's operand that it reads."""
-    whole = _main(arrays)
+    whole = _hbm_bytes(arrays)
     if not whole:
         return 0
     read, todo = 0, [_parameter(fused, number)]
@@ -116,14 +116,14 @@ def _written(fusion: Instruction, fused: dict[str, Instruction]) -> int:
     (root,) = (one for one in fused.values() if one.root)
     results = root.operands if root.opcode == "tuple" else (root.name,)
     if len(results) != len(fusion.arrays):
-        return _main(fusion.arrays)
+        return _hbm_bytes(fusion.arrays)
     total = 0
     for name, array in zip(results, fusion.arrays, strict=True):
         one = fused[name]
         while one.opcode in THROUGH:
             one = fused[one.operands[0]]
         if one.opcode == "dynamic-update-slice":
-            total += fused[one.operands[1]].arrays[0].padded * array.main
+            total += fused[one.operands[1]].arrays[0].padded * array.in_hbm
         else:
-            total += array.padded * array.main
+            total += array.padded * array.in_hbm
     return total

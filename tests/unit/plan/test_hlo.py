@@ -1,6 +1,4 @@
-"""Compiled programs, read: against texts written by hand, and against arithmetic."""
-
-import functools
+"""Reading compiled programs: against texts written by hand, and against arithmetic."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vt_flax.paper.macs import products
-from vt_flax.plan.collectives import Collective, find_collectives, totals
+from vt_flax.plan.collectives import find_collectives
 from vt_flax.plan.hlo import Program
 from vt_flax.plan.traffic import memory_traffic
 
@@ -118,21 +116,20 @@ ENTRY %main (a: f32[8,256], b: f32[32,256], c: bf16[3,16]) -> f32[32,256] {
 def test_loops():
     program = Program(TEXT)
     assert program.entry == "main"
-    # Seven times five, and once in a loop that does not say.
+    # Seven times five, and once in a loop of unknown length.
     assert program.runs == {"main": 1, "body": 7, "inner_body": 7 * 5 + 1}
-    assert program.looped == {"body", "inner_body"}
-    assert program.unknown == ["endless"]
+    assert program.unknown == 1
 
 
 def test_arrays():
     main = Program(TEXT).computations["main"]
     (array,) = main["c"].arrays
     # Tiles of 8 x 128: two bytes each.
-    assert (array.bytes, array.padded, array.main) == (3 * 16 * 2, 8 * 128 * 2, True)
+    assert (array.bytes, array.padded, array.in_hbm) == (3 * 16 * 2, 8 * 128 * 2, True)
     (array,) = main["near"].arrays
-    assert (array.bytes, array.padded, array.main) == (4096, 8192, False)
+    assert (array.bytes, array.padded, array.in_hbm) == (4096, 8192, False)
     assert [array.bytes for array in main["state"].arrays] == [4, 64]
-    assert [array.main for array in main["start"].arrays] == [False, True, False]
+    assert [array.in_hbm for array in main["start"].arrays] == [False, True, False]
     assert len(main["cut_start"].arrays) == 3
 
 
@@ -152,61 +149,49 @@ def test_traffic():
 
 
 def test_collectives():
-    found = find_collectives(Program(TEXT), range(8))
-    assert sorted(found, key=lambda one: (one.kind, one.bytes)) == [
-        Collective("all-gather", 1, 4 * 2 * 8 * 2, 4, False, 3 * 32),
-        Collective("all-reduce", 36, 64, 2, True, 64),
-        Collective("all-reduce", 1, 128, 8, False, 2 * 7 * 16),
-        Collective("collective-permute", 1, 64, 8, False, 64),
-        Collective("reduce-scatter", 1, 64 * 8 * 2, 8, False, 7 * 128),
-    ]
-    sums = totals(found)
-    assert sums["all-reduce"] == {
-        "count": 37,
-        "looped": 36,
-        "bytes": 36 * 64 + 128,
-        # Two devices exchange halves twice; eight send 7 of 8 parts twice.
-        "sent": 36 * 64 + 2 * 128 * 7 / 8,
+    assert find_collectives(Program(TEXT), range(8)) == {
+        "all-gather": row(1, 4 * 2 * 8 * 2, 3 * 32),
+        # 36 times two devices exchange halves twice; eight send 7 of 8 parts twice.
+        "all-reduce": row(37, 36 * 64 + 128, 36 * 64 + 2 * 128 * 7 / 8),
+        "collective-permute": row(1, 64, 64),
+        "reduce-scatter": row(1, 64 * 8 * 2, 7 * 128),
     }
-    assert sums["all-gather"]["sent"] == 3 * 32
-    assert sums["reduce-scatter"]["sent"] == 7 * 128
-    assert sums["collective-permute"]["sent"] == 64
 
 
-def one_collective(groups, chips, kind="all-reduce"):
-    """Of a kilobyte on each device."""
+def row(count, size, sent):
+    return {"count": count, "bytes": size, "sent": sent}
+
+
+def bytes_sent(groups, chips, kind="all-reduce"):
+    """Returns the bytes that a chip sends for a kilobyte on each device."""
     text = f"""ENTRY %main (a: f32[256]) -> f32[256] {{
   %a = f32[256]{{0}} parameter(0)
   ROOT %b = f32[256]{{0}} {kind}(%a), channel_id=1, {groups}, x=1
 }}"""
-    (one,) = find_collectives(Program(text), chips)
-    return one
+    return find_collectives(Program(text), chips)[kind]["sent"]
 
 
 CHIPS_OF_TWO = [0, 0, 1, 1, 2, 2, 3, 3]
 WRITTEN = [
-    # As written; devices in a group; kilobytes that a chip with one device sends, and
-    # one with two, which is in as many groups as its devices are.
-    ("{}", 8, 2 * 7 / 8, 2 * 3 / 4),
-    ("{{0,1,2,3},{4,5,6,7}}", 4, 2 * 3 / 4, 2 * 1 / 2),
-    ("{{0,2,4,6},{1,3,5,7}}", 4, 2 * 3 / 4, 2 * 2 * 3 / 4),
-    ("[4,2]<=[8]", 2, 2 * 1 / 2, 0),
-    ("[2,4]<=[4,2]T(1,0)", 4, 2 * 3 / 4, 2 * 2 * 3 / 4),
-    ("mesh['a'=4,'b'=2] {'a','b'}", 8, 2 * 7 / 8, 2 * 3 / 4),
-    ("mesh['a'=4,'b'=2] {'b'}", 2, 2 * 1 / 2, 0),
-    ("mesh['a'=4,'b'=2] {'a'}", 4, 2 * 3 / 4, 2 * 2 * 3 / 4),
-    ("mesh['a'=8] {'a':(2)4}", 4, 2 * 3 / 4, 2 * 1 / 2),
-    ("mesh['a'=8] {'a':(1)4}", 4, 2 * 3 / 4, 2 * 2 * 3 / 4),
+    # As written; kilobytes that a chip with one device sends, and one with two, which
+    # is in as many groups as its devices are.
+    ("{}", 2 * 7 / 8, 2 * 3 / 4),
+    ("{{0,1,2,3},{4,5,6,7}}", 2 * 3 / 4, 2 * 1 / 2),
+    ("[4,2]<=[8]", 2 * 1 / 2, 0),
+    ("[2,4]<=[4,2]T(1,0)", 2 * 3 / 4, 2 * 2 * 3 / 4),
+    ("mesh['a'=4,'b'=2] {'b'}", 2 * 1 / 2, 0),
+    ("mesh['a'=4,'b'=2] {'a'}", 2 * 3 / 4, 2 * 2 * 3 / 4),
+    ("mesh['a'=8] {'a':(2)4}", 2 * 3 / 4, 2 * 1 / 2),
+    ("mesh['a'=8] {'a':(1)4}", 2 * 3 / 4, 2 * 2 * 3 / 4),
 ]
 
 
-@pytest.mark.parametrize("written,size,alone,pairs", WRITTEN)
-def test_groups(written, size, alone, pairs):
+@pytest.mark.parametrize("written,alone,pairs", WRITTEN)
+def test_groups(written, alone, pairs):
     """As in rings of chips, in which each sends all but one of its parts."""
     groups = f"replica_groups={written}"
-    one = one_collective(groups, range(8))
-    assert (one.group, one.sent) == (size, alone * 1024)
-    assert one_collective(groups, CHIPS_OF_TWO).sent == pairs * 1024
+    assert bytes_sent(groups, range(8)) == alone * 1024
+    assert bytes_sent(groups, CHIPS_OF_TWO) == pairs * 1024
 
 
 @pytest.mark.parametrize(
@@ -219,16 +204,15 @@ def test_groups(written, size, alone, pairs):
         # One pair crosses from a chip to another, as in a ring; and all do.
         ("collective-permute", "source_target_pairs={{0,1},{1,2},{2,3}}", 1, 1),
         ("collective-permute", "source_target_pairs={{0,2},{1,3}}", 1, 2),
-        ("collective-permute", "source_target_pairs={{0,1},{1,0}}", 1, 0),
     ],
 )
-def test_what_chips_send(kind, groups, alone, pairs):
-    assert one_collective(groups, range(8), kind).sent == alone * 1024
-    assert one_collective(groups, CHIPS_OF_TWO, kind).sent == pairs * 1024
+def test_bytes_sent(kind, groups, alone, pairs):
+    assert bytes_sent(groups, range(8), kind) == alone * 1024
+    assert bytes_sent(groups, CHIPS_OF_TWO, kind) == pairs * 1024
 
 
 def test_sparse_cores():
-    """As the compiler has a tpu7x's all-reduces, which run beside its TensorCores."""
+    """A tpu7x's all-reduces run beside its TensorCores."""
     program = Program(
         """
 %reduce (p: bf16[8,128]) -> bf16[8,128] {
@@ -244,8 +228,8 @@ ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
 }
 """  # noqa: E501, as XLA writes
     )
-    (one,) = find_collectives(program, CHIPS_OF_TWO)
-    assert one == Collective("all-reduce", 1, 2048, 8, False, 2 * 2048 * 3 / 4)
+    found = find_collectives(program, CHIPS_OF_TWO)
+    assert found == {"all-reduce": row(1, 2048, 2 * 2048 * 3 / 4)}
     # Read and written once.
     assert memory_traffic(program) == 2 * 2048
 
@@ -263,7 +247,7 @@ def compiled(mesh, function, *shapes):
 
 
 def test_collectives_of_a_real_program(mesh):
-    """A mean in a loop, and each exchange that there is by name."""
+    """A mean in a loop."""
 
     def looped(x):
         def one(carry, _):
@@ -272,29 +256,9 @@ def test_collectives_of_a_real_program(mesh):
         return jax.lax.scan(one, x, None, length=11)[0]
 
     program = Program(compiled(mesh, looped, (16, 100)).as_text())
-    (one,) = [c for c in find_collectives(program, range(8)) if c.bytes > 4]
-    assert one == Collective("all-reduce", 11, 400, 8, True, 2 * 400 * 7 / 8)
-    assert program.unknown == []
-
-    exchanges = {
-        "all-gather": lambda x: jax.lax.all_gather(x, "x"),
-        "reduce-scatter": lambda x: jax.lax.psum_scatter(x, "x", tiled=True),
-        "all-to-all": lambda x: jax.lax.all_to_all(x, "x", 0, 0),
-        "collective-permute": lambda x: jax.lax.ppermute(
-            x, "x", [(i, (i + 1) % 8) for i in range(8)]
-        ),
-    }
-    for kind, exchange in exchanges.items():
-        spread = functools.partial(
-            jax.shard_map, mesh=mesh, in_specs=PartitionSpec("x")
-        )
-        function = spread(exchange, out_specs=PartitionSpec("x"), check_vma=False)
-        text = compiled(mesh, function, (64, 5)).as_text()
-        (one,) = find_collectives(Program(text), range(8))
-        # Each device has 8 rows of 5; gathered, those of all.
-        size = 8 * 5 * 4 * (8 if kind == "all-gather" else 1)
-        sent = size if kind == "collective-permute" else size * 7 / 8
-        assert one == Collective(kind, 1, size, 8, False, sent)
+    found = find_collectives(program, range(8))
+    assert found == {"all-reduce": row(11, 11 * 400, 11 * 2 * 400 * 7 / 8)}
+    assert program.unknown == 0
 
 
 def test_traffic_of_a_real_program(mesh):
@@ -322,43 +286,32 @@ def test_traffic_of_a_real_program(mesh):
     assert 2 * 2e6 <= memory_traffic(Program(text)) <= 2 * 2e6 + 3 * 2e6
 
 
-@pytest.mark.parametrize("stride,size,window", [(1, 9, 3), (2, 9, 3), (2, 8, 7)])
+@pytest.mark.parametrize("stride,size,window", [(1, 9, 3), (2, 8, 7)])
 def test_products_without_padding(stride, size, window):
-    """A convolution and both its gradients, counted one by one and by XLA."""
+    """A convolution and both its gradients, by hand and as XLA counts them."""
     pad = window // 2
 
-    def convolve(x, w):
-        return jax.lax.conv_general_dilated(
-            x,
-            w,
-            (stride, stride),
-            [(pad, pad)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+    def gradients(x, w):
+        def convolve(x, w):
+            layout = ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(
+                x, w, (stride, stride), [(pad, pad)] * 2, dimension_numbers=layout
+            )
+
+        y, pull = jax.vjp(convolve, x, w)
+        return y, pull(y)
 
     x, w = jnp.ones((2, size, size, 5)), jnp.ones((window, window, 5, 4))
-    out = jax.eval_shape(convolve, x, w)
-
-    def gradients(x, w, cotangent):
-        y, pull = jax.vjp(convolve, x, w)
-        return y, pull(cotangent)
-
-    cotangent = jnp.ones(out.shape)
     along = sum(
-        0 <= o * stride + k - pad < size
-        for o in range(out.shape[1])
+        0 <= start + k - pad < size
+        for start in range(0, size, stride)
         for k in range(window)
     )
-    each = 2 * 5 * 4 * along**2
-    for function, arguments, times in (
-        (convolve, (x, w), 1),
-        (gradients, (x, w, cotangent), 3),
-    ):
-        traced = jax.make_jaxpr(function)(*arguments).jaxpr
-        found = sum(macs for _, macs in products(traced, padding=False))
-        assert found == times * each
-        cost = jax.jit(function).lower(*arguments).cost_analysis()
-        assert cost["flops"] == pytest.approx(2 * found, rel=0.02)
+    traced = jax.make_jaxpr(gradients)(x, w).jaxpr
+    found = sum(macs for _, macs in products(traced, padding=False))
+    assert found == 3 * 2 * 5 * 4 * along**2
+    cost = jax.jit(gradients).lower(x, w).cost_analysis()
+    assert cost["flops"] == pytest.approx(2 * found, rel=0.02)
 
 
 def test_the_lesser_branch_counts():
