@@ -47,8 +47,10 @@ def paths(variables):
     return traverse_util.flatten_dict(variables["params"], sep="/")
 
 
-@pytest.mark.parametrize("name,c4,c", [("18", 256, 512), ("50", 1024, 1024)])
-@pytest.mark.parametrize("preset,tokens", [("v1", 8), ("v4", 16)])
+@pytest.mark.parametrize(
+    "name, c4, c, preset, tokens",
+    [("18", 256, 512, "v1", 8), ("50", 1024, 1024, "v4", 16)],
+)
 def test_presets_at_full_size(name, c4, c, preset, tokens):
     model = create_model(f"vt_resnet{name}", preset=preset, project_last=True)
     variables = shapes_of(model, 2, 224, 224)
