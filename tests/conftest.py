@@ -33,7 +33,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 # Files that take longest: begun last, one of them would be waited for alone.
 FIRST = (
-    *("test_pods", "test_compared_models", "test_train", "test_segmentation"),
+    *("test_pods", "test_networks", "test_train", "test_segmentation"),
     *("test_devices", "test_faults", "test_kills", "test_benchmark"),
     *("test_scripts", "test_import_weights", "test_published"),
 )

@@ -6,7 +6,6 @@ import random
 import re
 
 import against
-import attention_memory
 import flax_resnet
 import input_references
 import jax
@@ -113,19 +112,6 @@ def test_costs_of_the_plain_network(tmp_path, monkeypatch, capsys):
     macs = count(network, (32, 32)).total_macs
     assert 0.5 < row["GFLOP an image"] * 1e9 / (6 * macs) < 2
     assert row["MB an image, HBM"] > 0 and row["MB an image, compiler's count"] > 0
-
-
-@pytest.mark.slow
-def test_attention(monkeypatch, capsys):
-    monkeypatch.setattr(attention_memory, "SHAPE", (1, 16, 16, 256))
-    monkeypatch.setattr(attention_memory, "BLOCKS", ("Stand-Alone",))
-    (record,) = records_of(attention_memory, [], capsys)
-    assert record["block"] == "Stand-Alone" and record["MB of a map"] == 0.3
-    # 49 copies of 64 channels of keys and of values.
-    copies = 2 * 49 * 4 * 16 * 16 * 64 / 1e6
-    assert record["unfold"] > copies > record["scan"] > 0
-    ratio = record["unfold"] / record["scan"]
-    assert record["ratio"] == pytest.approx(ratio, rel=0.05)
 
 
 @pytest.mark.slow

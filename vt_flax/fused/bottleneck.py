@@ -40,8 +40,7 @@ class FusedStem(nn.Module):
 class FusedBottleneckBlock(nn.Module):
     """`models.resnet.BottleneckBlock` whose widening layers contain their BatchNorms.
 
-    Attributes:
-      features .. variant: see `models.resnet.BottleneckBlock`.
+    Attributes as there.
     """
 
     features: int

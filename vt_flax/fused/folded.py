@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.fused.parameters import LinearKernel
+from vt_flax.nn.batch_norm import BatchNorm
 from vt_flax.nn.layers import VTLayers, split_heads
 from vt_flax.nn.projector import Projector
 from vt_flax.nn.tokenizers import DynamicTokenizer, StaticTokenizer
@@ -57,11 +58,12 @@ def pool(
     logits = jnp.einsum(
         "bpgc,bmgc->bgmp", maps, filters, preferred_element_type=jnp.float32
     )
-    found = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
-    pooled = jnp.einsum("bgmp,bpgc->bmgc", found, maps).reshape(batch, rows, channels)
+    weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+    pooled = jnp.einsum("bgmp,bpgc->bmgc", weights, maps)
+    pooled = pooled.reshape(batch, rows, channels)
     if not attention:
         return pooled, None
-    return pooled, found.reshape(batch, blocks * rows, pixels)
+    return pooled, weights.reshape(batch, blocks * rows, pixels)
 
 
 def write_back(
@@ -153,32 +155,31 @@ class FoldedDynamicTokenizer(DynamicTokenizer):
 class FoldedProjector(Projector):
     """`Projector` that maps keys instead of pixels."""
 
+    write_pixels: ClassVar[Callable] = staticmethod(write_back)
+    norm_class: ClassVar[type[BatchNorm]] = BatchNorm
+
     def write(self, x, key, value, *, train):
         """See `Projector`."""
         if not can_fold(self, self.layers):
             return super().write(x, key, value, train=train)
         batch, height, width, channels = x.shape
-        pixels = x.reshape(batch, height * width, channels)
-        out = self.write_pixels(pixels, key, value, train=train)
-        return out.reshape(batch, height, width, self.features)
-
-    def write_pixels(self, x, key, value, *, train):
-        """Like `write`, of pixels (batch, HW, C_in)."""
-        out = write_back(x, *self.operands(x.shape[-1], key, value))
-        return self.layers.norm_tokens(out, "norm", train=train)
-
-    def operands(
-        self, channels: int, key: jax.Array, value: jax.Array
-    ) -> tuple[jax.Array, jax.Array, int, jax.Array | None]:
-        """Returns keys, values, blocks and shortcut as `write_back` takes them."""
 
         def kernel(groups, name):
             dtype = self.layers.dtype
             return LinearKernel(self.features, groups, dtype, name=name)(channels)
 
-        keys = fold(kernel(self.groups, "query"), key, self.heads)
-        shortcut = None if channels == self.features else kernel(1, "shortcut")
-        return keys, value, num_blocks(self.heads, self.groups), shortcut
+        out = self.write_pixels(
+            x.reshape(batch, height * width, channels),
+            fold(kernel(self.groups, "query"), key, self.heads),
+            value,
+            num_blocks(self.heads, self.groups),
+            None if channels == self.features else kernel(1, "shortcut"),
+        )
+        out = out.reshape(batch, height, width, self.features)
+        if self.layers.norm_placement == "none":
+            return out
+        norm = self.layers.batch_norm("norm", kind=self.norm_class)
+        return norm(out, train=train)
 
 
 PARTS = VTParts(FoldedStaticTokenizer, FoldedDynamicTokenizer, FoldedProjector)

@@ -6,17 +6,21 @@ deviations away from the batch's: at 100, the result is off by 1e-3.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.nn.batch_norm import BatchNorm, NormVariables, variance
+from vt_flax.nn.batch_norm import BatchNorm, BatchNormBase, NormVariables, variance
 from vt_flax.nn.layers import convolve, pad
 
+# Called with an origin (channels,): the means over each example of x - origin and of
+# its square, (batch, channels) in float32.
 Means = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+# Called with an origin and a number of groups: the mean of x - origin and the variance
+# of x, (groups, channels) in float32.
+Statistics = Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]
 
 
 class OnePassBatchNorm(BatchNorm):
@@ -29,14 +33,12 @@ class OnePassBatchNorm(BatchNorm):
         return running_mean
 
 
-@flax.struct.dataclass
-class Affine:
+class Affine(NamedTuple):
     """Normalization of each channel: (x - center) * factor + bias.
 
     Attributes:
-      center: float32, (1, 1, 1, channels) for all examples, (batch, ...) or
-        (groups, ...) for each or for each group of them. Subtracted first, for the
-        digits.
+      center: float32, (n, 1, 1, channels), where n is 1, the number of groups, or that
+        of examples. Subtracted first, for the digits.
       factor: of the same shape.
       bias: (channels,).
     """
@@ -50,57 +52,27 @@ class Affine:
         return (x.astype(jnp.float32) - self.center) * self.factor + self.bias
 
     def by_example(self, batch: int) -> "Affine":
-        """Returns the same by example instead of by group; one group is for all."""
+        """Returns the same with one entry for each example, or one for all."""
         groups = len(self.factor)
         if groups == 1:
             return self
         center, factor = (
             jnp.repeat(x, batch // groups, 0) for x in (self.center, self.factor)
         )
-        return self.replace(center=center, factor=factor)
+        return Affine(center, factor, self.bias)
 
 
-class MomentNorm(BatchNorm):
-    """`BatchNorm` of an array that exists only piece by piece.
-
-    Attributes:
-      means: called with an origin (channels,), it returns the means over each example
-        of x - origin and of its square, (batch, channels) in float32. It is no argument
-        of the call because `tabulate` asks for the shapes of these. Subclasses compute
-        moments themselves.
-    """
-
-    means: Means | None = None
-
-    @nn.compact
-    def __call__(self, channels: int, batch: int, *, train: bool) -> Affine:
-        """Returns the normalization, by example.
-
-        Args:
-          channels: of the array.
-          batch: number of examples.
-          train: whether to use the statistics of this batch, and to update the running
-            ones by them.
-
-        Raises:
-          UserError: if the batch is empty, or not a whole number of groups.
-        """
-        variables = self.norm_variables(channels)
-        affine = self.affine(variables, by_group(self.means), batch, train)
-        return affine.by_example(batch)
+class StreamedNorm(BatchNormBase):
+    """Base of BatchNorms that get statistics of an array, not the array."""
 
     @nn.nowrap
     def affine(
-        self,
-        variables: NormVariables,
-        statistics: Callable[[jax.Array, int], tuple[jax.Array, jax.Array]],
-        batch: int,
-        train: bool,
+        self, variables: NormVariables, statistics: Statistics, batch: int, train: bool
     ) -> Affine:
-        """Returns the normalization, by group.
+        """Returns the normalization of a batch, by group, and updates statistics.
 
-        `statistics`, called with an origin (channels,) and a number of groups, returns
-        the mean of x - origin and the variance of x, (groups, channels) in float32.
+        Raises:
+          UserError: if the batch is empty, or not a whole number of groups.
         """
         origin = variables.mean.value
         if self.uses_running_statistics(train):
@@ -113,14 +85,32 @@ class MomentNorm(BatchNorm):
         return Affine(center[:, None, None], factor[:, None, None], variables.bias)
 
 
+class MomentNorm(StreamedNorm):
+    """BatchNorm of an array that exists only piece by piece.
+
+    Attributes:
+      means: see `Means`. No argument of the call, because `tabulate` asks for the
+        shapes of these.
+    """
+
+    means: Means = None  # type: ignore[assignment]
+
+    @nn.compact
+    def __call__(self, channels: int, batch: int, *, train: bool) -> Affine:
+        """Returns the normalization of an array (batch, ..., channels), by example."""
+        variables = self.norm_variables(channels)
+        affine = self.affine(variables, by_group(self.means), batch, train)
+        return affine.by_example(batch)
+
+
 def example_means(origin: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns means (batch, channels) over pixels of x - origin and of its square."""
     centered = x.astype(jnp.float32) - origin
     return jnp.mean(centered, (1, 2)), jnp.mean(jnp.square(centered), (1, 2))
 
 
-def by_group(means: Means) -> Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]:
-    """Returns statistics for `MomentNorm.affine` from means of each example."""
+def by_group(means: Means) -> Statistics:
+    """Returns the statistics of groups from the means of their examples."""
 
     def statistics(origin, groups):
         mean, mean_square = (
@@ -131,7 +121,7 @@ def by_group(means: Means) -> Callable[[jax.Array, int], tuple[jax.Array, jax.Ar
     return statistics
 
 
-class PooledNorm(MomentNorm):
+class PooledNorm(StreamedNorm):
     """7 x 7 convolution, BatchNorm, ReLU and max pooling, pooled before normalized.
 
     BatchNorm and ReLU never change which of several numbers is the largest, but for the
@@ -146,18 +136,9 @@ class PooledNorm(MomentNorm):
 
     @nn.compact
     def __call__(self, x: jax.Array, kernel: jax.Array, *, train: bool) -> jax.Array:
-        """Convolves, normalizes, applies ReLU and pools.
+        """Maps (batch, H, W, C) to (batch, H / 4, W / 4, features), of the same type.
 
-        Args:
-          x: (batch, H, W, C).
-          kernel: (k, k, C, features), float32.
-          train: see `MomentNorm`.
-
-        Returns:
-          (batch, H', W', features) in the type of `x`.
-
-        Raises:
-          UserError: if the batch is empty, or not a whole number of groups.
+        The kernel is (k, k, C, features), float32.
         """
         variables = self.norm_variables(kernel.shape[-1])
         sign = jnp.where(variables.scale < 0, -1.0, 1.0)
@@ -171,7 +152,7 @@ class PooledNorm(MomentNorm):
         return nn.relu(affine.by_example(x.shape[0])(y).astype(x.dtype))
 
 
-class GramNorm(MomentNorm):
+class GramNorm(StreamedNorm):
     """A 1 x 1 convolution and its BatchNorm in one: no map lies between them.
 
     The mean and the variance of y = x W over the pixels follow from those of x:
@@ -185,18 +166,9 @@ class GramNorm(MomentNorm):
 
     @nn.compact
     def __call__(self, x: jax.Array, kernel: jax.Array, *, train: bool) -> jax.Array:
-        """Convolves and normalizes.
+        """Maps (batch, H, W, C) to (batch, H, W, features), of the same type.
 
-        Args:
-          x: input of the convolution, (batch, H, W, C).
-          kernel: (1, 1, C, features), float32.
-          train: see `MomentNorm`.
-
-        Returns:
-          (batch, H, W, features) in the type of `x`.
-
-        Raises:
-          UserError: if the batch is empty, or not a whole number of groups.
+        The kernel is (1, 1, C, features), float32.
         """
         weights, exact = kernel[0, 0], jax.lax.Precision.HIGHEST
 

@@ -4,14 +4,20 @@ A module here has the attributes and the parameter of a layer in `nn`, and retur
 kernel for a number of input channels instead of applying it.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from vt_flax.nn.layers import Conv, Linear, conv_kernel, linear_kernel
+from vt_flax.nn.layers import conv_kernel, linear_kernel
 
 
-class ConvKernel(Conv):
+class ConvKernel(nn.Module):
     """Kernel of a `Conv` of the same name."""
+
+    features: int
+    kernel: int
 
     @nn.compact
     def __call__(self, channels: int) -> jax.Array:
@@ -19,8 +25,12 @@ class ConvKernel(Conv):
         return conv_kernel(self, channels)
 
 
-class LinearKernel(Linear):
+class LinearKernel(nn.Module):
     """Kernel of a `Linear` of the same name."""
+
+    features: int
+    groups: int = 1
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, channels: int) -> jax.Array:

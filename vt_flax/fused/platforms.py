@@ -41,16 +41,13 @@ def by_platform(
     kernel: Callable[..., Arrays],
     by_xla: Callable[..., Arrays],
     *arrays: Arrays,
-    finish: Callable[[Arrays], Arrays] = lambda found: found,
+    finish: Callable[[Arrays], Arrays] = lambda results: results,
 ) -> Arrays:
     """Calls `kernel` where the program is compiled for TPUs, else `by_xla`.
 
-    The kernel works on the examples of each device alone. The mesh is the one that the
-    caller has set (`jax.sharding.use_abstract_mesh`); without one everything is on one
-    device. A TPU with too little on-chip memory for the kernel uses XLA too: a v4 has
-    16 MiB, others have 64 and more.
-
-    The result's derivatives are those of `by_xla`: a kernel has none of its own.
+    The kernel works on the examples of each device alone, by the mesh that the caller
+    has set (see `for_tpus`). A TPU with too little on-chip memory for the kernel uses
+    XLA too: a v4 has 16 MiB, others have 64 and more. A kernel has no derivatives.
 
     Args:
       kernel: takes and returns arrays that lead with the batch, or are shared and lead
@@ -80,17 +77,9 @@ def by_platform(
             check_vma=False,
         )
 
-    @jax.custom_jvp
-    def compute(*arrays: Arrays) -> Arrays:
+    try:
         return jax.lax.platform_dependent(
             *arrays, tpu=lambda *arrays: finish(kernel(*arrays)), default=by_xla
         )
-
-    @compute.defjvp
-    def _(primals: tuple, tangents: tuple) -> tuple[Arrays, Arrays]:
-        return jax.jvp(by_xla, primals, tangents)
-
-    try:
-        return compute(*arrays)
     except TooLarge:
         return by_xla(*arrays)

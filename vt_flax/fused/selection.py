@@ -52,7 +52,7 @@ def try_formulations(
     *,
     timed: bool = True,
 ) -> Iterator[Trial]:
-    """Tries `printed`, then other formulations of a network, which must agree with it.
+    """Yields the trial of `printed`, then of others, which must agree with it.
 
     Each is a fresh network in training, on noise: its forward and backward pass is
     compiled, run and timed. If `printed` does not fit into the device's memory, all are
@@ -65,10 +65,6 @@ def try_formulations(
       examples: batch size; at most MAX_EXAMPLES are taken.
       others: names of the formulations besides `printed`.
       timed: whether to time them.
-
-    Yields:
-      The trial of `printed`, and of each of `others` in turn. Compiling takes minutes,
-      so that callers may want to report between trials.
     """
     printed = make("printed")
     examples = min(examples, MAX_EXAMPLES)
@@ -97,8 +93,8 @@ def try_formulations(
                 yield Trial()
                 continue
             programs.add(text)
-            found, milliseconds = _run(program, variables, images, timed)
-            problem = _difference(found, expected)
+            results, milliseconds = _run(program, variables, images, timed)
+            problem = _difference(results, expected)
         # A compiler fails in as many ways as there are programs.
         except Exception as error:
             reason = first_line(error)[:200] or type(error).__name__
@@ -111,8 +107,7 @@ def _lower(
 ) -> jax.stages.Lowered:
     """Returns the program that computes gradients and logits in training.
 
-    BatchNorm takes its statistics over all images where these are no whole groups, as
-    where a group is larger than a device's share of the batch.
+    BatchNorm takes its statistics over all images if they are not whole groups.
     """
     group_size = getattr(model, "bn_group_size", 0)
     if group_size and len(images) % group_size:
@@ -140,30 +135,30 @@ def _run(
     images: jax.Array,
     timed: bool,
 ) -> tuple[dict[str, np.ndarray], float | None]:
-    """Returns flat logits and gradients on the host, and the milliseconds of a step."""
+    """Returns flat logits and gradients on the host, and the time of a step in ms."""
     compiled = program.compile()
     arguments = (variables["params"], variables, images)
     gradients, logits = jax.device_get(compiled(*arguments))
     flat = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradients)])
-    found = {"logits": logits.ravel(), "gradients": flat}
+    results = {"logits": logits.ravel(), "gradients": flat}
     if not timed:
-        return found, None
+        return results, None
     seconds = []
     for _ in range(STEPS):
         begin = time.perf_counter()
         jax.block_until_ready(compiled(*arguments))
         seconds.append(time.perf_counter() - begin)
-    return found, 1e3 * statistics.median(seconds)
+    return results, 1e3 * statistics.median(seconds)
 
 
 def _difference(
-    found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+    results: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 ) -> str:
     """Returns how results differ from those of `printed`; empty if they agree."""
     for name, value in expected.items():
-        if not np.isfinite(found[name]).all():
+        if not np.isfinite(results[name]).all():
             return f"{name} are not finite"
-        gap = np.linalg.norm(found[name] - value) / max(np.linalg.norm(value), 1e-30)
+        gap = np.linalg.norm(results[name] - value) / max(np.linalg.norm(value), 1e-30)
         if not gap < TOLERANCE:
             return f"{name} differ from printed's by {gap:.1%}"
     return ""

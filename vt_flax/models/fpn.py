@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.errors import UserError
 from vt_flax.models.resnet import Backbone
+from vt_flax.nn.checks import check_at_least
 from vt_flax.nn.layers import Layers, resize
 
 LEVELS = (2, 3, 4, 5)
@@ -161,9 +161,8 @@ class FPN(Backbone):
     formulation: str = "auto"
 
     def __post_init__(self):
-        for name in ("fpn_channels", "head_channels"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_at_least(1, fpn_channels=self.fpn_channels)
+        check_at_least(1, head_channels=self.head_channels)
         super().__post_init__()
 
     @nn.nowrap
@@ -187,7 +186,7 @@ class FPN(Backbone):
           (sides are rounded up); or {"C2", ... "C5", "P2", ... "P5"} and what else the
           pyramid gives, in `dtype`.
         """
-        maps = self.features(x, len(LEVELS), train=train)
+        maps = self.features(x, 5, train=train)
         maps |= self.make_pyramid()(maps, train=train)
         if features:
             return maps

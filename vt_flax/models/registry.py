@@ -135,13 +135,8 @@ def _vt_options(entry: Entry) -> tuple[str, ...]:
     return getattr(entry.module, "VT_OPTIONS", tuple(fields))
 
 
-def _typed(name: str, option: str, value: Any, default: Any) -> Any:
-    """Returns a value if it is of its default's type; dtypes may be JAX's too.
-
-    The items of a list must be of the type of its default's items.
-    """
-    if option == "dtype" and not isinstance(value, str):
-        return value
+def _check_type(name: str, option: str, value: Any, default: Any) -> None:
+    """Checks that a value, or each item of a list, is of its default's type."""
     fits, kind = is_like(value, default), type(default).__name__
     if isinstance(default, tuple) and default:
         fits = fits and all(is_like(one, default[0]) for one in value)
@@ -150,17 +145,17 @@ def _typed(name: str, option: str, value: Any, default: Any) -> Any:
         raise UserError(
             f"model {name!r}: option {option} must be {kind}, not {value!r}"
         )
-    return value
 
 
 def is_like(value: Any, default: Any) -> bool:
-    """Tells whether a value may stand for a default."""
+    """Returns whether a value has the type of a default, or converts to it."""
+    lists = (tuple, list)
+    accepted = {float: (float, int), tuple: lists, list: lists}
     kind = type(default)
-    accepted = {float: (float, int), tuple: (tuple, list), list: (tuple, list)}.get(
-        kind, (kind,)
-    )
-    # True is an int to Python, but no number of tokens to a person.
-    return isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    # In Python, True is an int.
+    if isinstance(value, bool) != (kind is bool):
+        return False
+    return isinstance(value, accepted.get(kind, kind))
 
 
 def _dtype(value: Any) -> Any:
@@ -198,7 +193,9 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
             raise UserError(
                 f"model {name!r} has no option {option!r}{nearest(option, options)}"
             )
-        options[option] = _typed(name, option, value, options[option])
+        if option != "dtype":
+            _check_type(name, option, value, options[option])
+        options[option] = value
     options["dtype"] = _dtype(options["dtype"])
     options["stage_sizes"] = tuple(options["stage_sizes"])
     entry = _entry(name)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from vt_flax import fused
 from vt_flax.errors import UserError
+from vt_flax.nn.checks import check_choice
 from vt_flax.nn.layers import Layers, StochasticDepth, linear_survival, pad
 
 STAGE_SIZES = {
@@ -28,12 +29,12 @@ VARIANTS = ("torchvision", "msra")
 MAX_SIZE = 1_000_000
 
 
-class BasicBlock(nn.Module):
-    """Basic residual block: two 3 x 3 convolutions, plus shortcut (He et al., fig. 5).
+class ResidualBlock(nn.Module):
+    """Base of residual blocks: their attributes, and the end that they share.
 
     Attributes:
-      features: output channels.
-      stride: stride in pixels, of the first convolution.
+      features: channels of the 3 x 3 convolutions.
+      stride: stride in pixels.
       survival_probability: stochastic depth of the residual branch.
       zero_init_residual: whether the branch's last scale starts at zero.
       layers: dtype and BatchNorm settings.
@@ -53,36 +54,65 @@ class BasicBlock(nn.Module):
 
     expansion: ClassVar[int] = 1
 
+    @nn.nowrap
+    def conv3x3(self, features: int, stride: int, name: str) -> nn.Module:
+        """Returns a 3 x 3 convolution, or what replaces it."""
+        if self.conv is None:
+            return self.layers.conv(features, 3, stride, name=name)
+        return self.conv(features, 3, stride, layers=self.layers, name=name)
+
+    @nn.nowrap
+    def last_norm(self, name: str) -> nn.Module:
+        """Returns the last BatchNorm of the residual branch."""
+        init = nn.initializers
+        scale_init = init.zeros if self.zero_init_residual else init.ones
+        return self.layers.batch_norm(name, scale_init)
+
+    @nn.nowrap
+    def add_shortcut(self, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
+        """Returns ReLU(shortcut(x) + gate(y)), inside a compact method.
+
+        Args:
+          x: input of the block, (batch, H, W, C).
+          y: result of its branch, (batch, H / stride, W / stride, C').
+          train: whether batch statistics and stochastic depth are live.
+        """
+        conv, norm = self.layers.conv, self.layers.batch_norm
+        if self.gate is not None:
+            y = self.gate(layers=self.layers, name="gate")(y, train=train)
+        y = StochasticDepth(self.survival_probability, name="depth")(y, train=train)
+        if x.shape != y.shape:
+            x = conv(y.shape[-1], 1, self.stride, name="shortcut")(x)
+            x = norm("shortcut_norm")(x, train=train)
+        return nn.relu(x + y)
+
+
+class BasicBlock(ResidualBlock):
+    """Basic residual block: two 3 x 3 convolutions, plus shortcut (He et al., fig. 5).
+
+    The stride is that of the first convolution.
+    """
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (batch, H, W, C) to (batch, H / stride, W / stride, features)."""
-        conv, norm = spatial_conv(self), self.layers.batch_norm
-        y = conv(self.features, 3, self.stride, name="conv1")(x)
+        norm = self.layers.batch_norm
+        y = self.conv3x3(self.features, self.stride, "conv1")(x)
         y = nn.relu(norm("norm1")(y, train=train))
-        y = conv(self.features, 3, 1, name="conv2")(y)
-        y = norm("norm2", last_scale_init(self))(y, train=train)
-        return add_shortcut(self, x, y, train=train)
+        y = self.conv3x3(self.features, 1, "conv2")(y)
+        y = self.last_norm("norm2")(y, train=train)
+        return self.add_shortcut(x, y, train)
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(ResidualBlock):
     """Bottleneck residual block: 1 x 1, 3 x 3, 1 x 1, plus shortcut (fig. 5).
 
     Attributes:
-      features: channels of the 3 x 3 convolution; the output has 4 times as many.
-      stride: stride in pixels.
       variant: where the stride is: `torchvision` in the 3 x 3 convolution, `msra` (the
         original, and Detectron2's) in the first 1 x 1.
       inner_features: channels inside, instead of `features`; 0 for these.
-      survival_probability .. gate: see `BasicBlock`; `conv` replaces the 3 x 3.
     """
 
-    features: int
-    stride: int = 1
-    survival_probability: float = 1.0
-    zero_init_residual: bool = False
-    layers: Layers = Layers()
-    conv: Callable[..., nn.Module] | None = None
-    gate: Callable[..., nn.Module] | None = None
     variant: str = "torchvision"
     inner_features: int = 0
 
@@ -93,48 +123,14 @@ class BottleneckBlock(nn.Module):
         """Maps (batch, H, W, C) to (batch, H / stride, W / stride, 4 * features)."""
         first, second = (self.stride, 1) if self.variant == "msra" else (1, self.stride)
         inner = self.inner_features or self.features
-        layers, norm = self.layers, self.layers.batch_norm
-        y = layers.conv(inner, 1, first, name="conv1")(x)
+        conv, norm = self.layers.conv, self.layers.batch_norm
+        y = conv(inner, 1, first, name="conv1")(x)
         y = nn.relu(norm("norm1")(y, train=train))
-        y = spatial_conv(self)(inner, 3, second, name="conv2")(y)
+        y = self.conv3x3(inner, second, "conv2")(y)
         y = nn.relu(norm("norm2")(y, train=train))
-        y = layers.conv(self.expansion * self.features, 1, name="conv3")(y)
-        y = norm("norm3", last_scale_init(self))(y, train=train)
-        return add_shortcut(self, x, y, train=train)
-
-
-def spatial_conv(block: nn.Module) -> Callable[..., nn.Module]:
-    """Returns what makes a block's 3 x 3 convolutions."""
-    if block.conv is None:
-        return block.layers.conv
-    return functools.partial(block.conv, layers=block.layers)
-
-
-def last_scale_init(block: nn.Module) -> Callable[..., jax.Array]:
-    """Returns the initializer of the last BatchNorm's scale in a residual branch."""
-    init = nn.initializers
-    return init.zeros if block.zero_init_residual else init.ones
-
-
-def add_shortcut(
-    block: nn.Module, x: jax.Array, y: jax.Array, *, train: bool
-) -> jax.Array:
-    """Ends a block, inside its compact method: gate, stochastic depth, sum, ReLU.
-
-    Args:
-      block: a block with the attributes of `BasicBlock`.
-      x: input of the block, (batch, H, W, C).
-      y: result of its branch, (batch, H / stride, W / stride, features).
-      train: whether batch statistics and stochastic depth are live.
-    """
-    layers = block.layers
-    if block.gate is not None:
-        y = block.gate(layers=layers, name="gate")(y, train=train)
-    y = StochasticDepth(block.survival_probability, name="depth")(y, train=train)
-    if x.shape != y.shape:
-        x = layers.conv(y.shape[-1], 1, block.stride, name="shortcut")(x)
-        x = layers.batch_norm("shortcut_norm")(x, train=train)
-    return nn.relu(x + y)
+        y = conv(self.expansion * self.features, 1, name="conv3")(y)
+        y = self.last_norm("norm3")(y, train=train)
+        return self.add_shortcut(x, y, train)
 
 
 class Stage(nn.Module):
@@ -199,8 +195,7 @@ class Backbone(nn.Module):
     """Options, stem and stages that every residual network here shares.
 
     Attributes:
-      stage_sizes: number of blocks of each stage; in residual networks those of stages
-        2 to 5.
+      stage_sizes: number of blocks of each stage, from FIRST_STAGE to stage 5.
       bottleneck: whether blocks are `BottleneckBlock` or `BasicBlock`.
       num_classes: outputs of the network.
       width: channels of stage 2's 3 x 3 convolutions; each stage doubles it.
@@ -213,7 +208,7 @@ class Backbone(nn.Module):
       dtype: type of the computation. Parameters, statistics and logits are float32.
     """
 
-    STAGES: ClassVar[int] = 4
+    FIRST_STAGE: ClassVar[int] = 2
     # Networks with faster formulations make it an option: see `fused`.
     formulation = "printed"
 
@@ -232,16 +227,9 @@ class Backbone(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        for name, choices in (
-            ("stem", STEMS),
-            ("variant", VARIANTS),
-            ("formulation", ("auto", *fused.FORMULATIONS)),
-        ):
-            if getattr(self, name) not in choices:
-                raise UserError(
-                    f"{name}={getattr(self, name)!r} is not known: choose from "
-                    f"{', '.join(choices)}"
-                )
+        check_choice(STEMS, stem=self.stem)
+        check_choice(VARIANTS, variant=self.variant)
+        check_choice(("auto", *fused.FORMULATIONS), formulation=self.formulation)
         if not 0.0 < self.survival_probability <= 1.0:
             raise UserError(
                 f"survival_probability={self.survival_probability}: must be over 0, "
@@ -253,10 +241,11 @@ class Backbone(nn.Module):
                     f"{name}={getattr(self, name)}: must be at least 1, and at most "
                     f"{MAX_SIZE}"
                 )
-        if len(self.stage_sizes) != self.STAGES or min(self.stage_sizes) < 1:
+        stages = 6 - self.FIRST_STAGE
+        if len(self.stage_sizes) != stages or min(self.stage_sizes) < 1:
             raise UserError(
-                f"stage_sizes={list(self.stage_sizes)}: must be {self.STAGES} numbers "
-                "of blocks, each at least 1"
+                f"stage_sizes={list(self.stage_sizes)}: must be {stages} numbers of "
+                "blocks, each at least 1"
             )
         # Checks them, and leaves JAX's devices alone.
         self.layer_settings(Layers)
@@ -264,7 +253,7 @@ class Backbone(nn.Module):
 
     @nn.nowrap
     def layer_settings(self, kind: type[Layers] | None = None, **settings: Any) -> Any:
-        """Returns settings of layers, of a class `kind`, from these options."""
+        """Returns the layers that these options describe, of a class `kind`."""
         if kind is None:
             kind = fused.FusedLayers if self.computed_by() == "fused" else Layers
         return kind(
@@ -301,9 +290,7 @@ class Backbone(nn.Module):
         return Stem(self.width, self.stem, layers, name="stem")
 
     @nn.nowrap
-    def make_stage(
-        self, stage: int, survival_probabilities: tuple[float, ...]
-    ) -> nn.Module:
+    def make_stage(self, stage: int) -> nn.Module:
         """Returns a stage of residual blocks, 2 to 5, inside a compact method."""
         block: Callable[..., nn.Module] = BasicBlock
         options = self.block_options(stage)
@@ -319,8 +306,8 @@ class Backbone(nn.Module):
             **options,
         )
         stride = 1 if stage == 2 else 2
-        kind = self.stage_class(stage)
-        return kind(block, stride, survival_probabilities, name=f"stage{stage}")
+        survival = self.survival_probabilities(stage)
+        return self.stage_class(stage)(block, stride, survival, name=f"stage{stage}")
 
     @nn.nowrap
     def stage_class(self, stage: int) -> type[Stage]:
@@ -329,15 +316,19 @@ class Backbone(nn.Module):
         return Stage
 
     @nn.nowrap
-    def survival_probabilities(self, index: int) -> tuple[float, ...]:
-        """Returns those of the blocks of a stage, given by index in `stage_sizes`."""
+    def survival_probabilities(self, stage: int) -> tuple[float, ...]:
+        """Returns the survival probability of each block of a stage."""
+        index = stage - self.FIRST_STAGE
         before, count = sum(self.stage_sizes[:index]), self.stage_sizes[index]
         total, final = sum(self.stage_sizes), self.survival_probability
         blocks = range(before + 1, before + count + 1)
         return tuple(linear_survival(block, total, final) for block in blocks)
 
-    def run_stem(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Runs the stem on images inside a compact method.
+    def features(self, x: jax.Array, last_stage: int, *, train: bool) -> dict:
+        """Runs the stem and the stages up to `last_stage`, inside a compact method.
+
+        Returns:
+          {"C2": (batch, H / 4, W / 4, ...), "C3": ...} up to the last stage.
 
         Raises:
           UserError: if `x` is not (batch, H, W, 3).
@@ -346,19 +337,12 @@ class Backbone(nn.Module):
             raise UserError(
                 f"images of shape {x.shape}: expected (batch, height, width, 3)"
             )
-        return self.make_stem()(x.astype(self.dtype), train=train)
-
-    def features(self, x: jax.Array, stages: int, *, train: bool) -> dict:
-        """Runs the stem and the first `stages` stages inside a compact method.
-
-        Returns:
-          {"C2": (batch, H / 4, W / 4, ...), "C3": ...} up to the last stage run.
-        """
-        x = self.run_stem(x, train=train)
+        x = self.make_stem()(x.astype(self.dtype), train=train)
         maps = {}
-        for i in range(stages):
-            stage = self.make_stage(i + 2, self.survival_probabilities(i))
-            x = maps[f"C{i + 2}"] = stage(x, train=train)
+        for stage in range(self.FIRST_STAGE, last_stage + 1):
+            x = self.make_stage(stage)(x, train=train)
+            if stage >= 2:
+                maps[f"C{stage}"] = x
         return maps
 
 
@@ -393,7 +377,7 @@ class Classifier(Backbone):
           logits (batch, num_classes), float32; or {"C2": ..., "C5": ...}, each
           (batch, H / stride, W / stride, channels) in `dtype`.
         """
-        maps = self.features(x, 4, train=train)
+        maps = self.features(x, 5, train=train)
         if features:
             return maps
         pooled = jnp.mean(maps["C5"].astype(jnp.float32), axis=(1, 2))

@@ -1,13 +1,9 @@
 """VT-FPN: a pyramid whose output convolutions give way to tokens (section 3).
 
-What the paper leaves open is chosen so that the counts fit: 8.5 GMACs are printed for
-the pyramid at 800 x 1216. Laterals, filters, attention products and the maps between
-pixels and tokens make 8.16; a grouped (16) 256 -> 256 map per level adds 0.33, the
-transformer 0.04. With that one map it is 8.53; without any it would be 8.20, with two
-8.86. The counts do not tell whether the map is the tokenizer's value map or the
-projector's query. It is the query here: v4's equation of the tokenizer has no value
-map, and one would add nothing, since the token map that follows is linear too. The
-transformer is v1's, linear and with 8 groups; v4's would make 8.57, rounded to 8.6.
+What the paper leaves open is chosen so that the pyramid has the printed 8.5 GMACs at
+800 x 1216: one grouped (16) 256 -> 256 map of the pixels per level, and v1's
+transformer [fit]. The map is the projector's query: v4's equation of the tokenizer has
+no value map, and one would add nothing, since the token map that follows is linear too.
 """
 
 from typing import ClassVar

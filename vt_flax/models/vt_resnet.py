@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from vt_flax import fused
 from vt_flax.errors import UserError, nearest
 from vt_flax.models.resnet import Classifier
+from vt_flax.nn.checks import check_at_least
 from vt_flax.nn.layers import VTLayers
 from vt_flax.nn.visual_transformer import VTOptions, VTStage
 
@@ -72,8 +73,7 @@ class VTResNet(Classifier):
             )
         if self.project_last and not self.vt.projector:
             raise UserError("project_last=True needs projector=True")
-        if self.vt_channels < 0:
-            raise UserError(f"vt_channels={self.vt_channels}: must be at least 0")
+        check_at_least(0, vt_channels=self.vt_channels)
 
     @nn.compact
     def __call__(
@@ -90,13 +90,13 @@ class VTResNet(Classifier):
           logits (batch, num_classes), float32; or {"C2", "C3", "C4", "tokens"} and,
           with `project_last`, "C5" (at C4's resolution).
         """
-        maps = self.features(x, 3, train=train)
+        maps = self.features(x, 4, train=train)
         x, tokens = VTStage(
             self.vt,
             self.stage_sizes[3],
             self.vt_channels or (16 if self.bottleneck else 8) * self.width,
             self.project_last,
-            self.survival_probabilities(3),
+            self.survival_probabilities(5),
             self.layer_settings(VTLayers, norm_placement=self.vt.norm_placement),
             fused.VT_PARTS[self.computed_by()],
             name="stage5",

@@ -18,16 +18,10 @@ class NormVariables(NamedTuple):
     bias: jax.Array
 
 
-class BatchNorm(nn.Module):
-    """Batch normalization over all axes but the last (Ioffe and Szegedy, 2015).
+class BatchNormBase(nn.Module):
+    """Settings and variables of batch normalization (Ioffe and Szegedy, 2015).
 
-    Under `jit`, statistics of a sharded batch are those of the whole logical array:
-    XLA synchronizes them over devices (sync BatchNorm). Groups that lie on one device
-    need no communication. Running statistics hold the mean and the biased variance,
-    averaged over groups.
-
-    The variance is that of x - m, where m is the batch's mean: a mean of many
-    deviations costs no digits.
+    Running statistics hold the mean and the biased variance, averaged over groups.
 
     Attributes:
       group_size: number of consecutive examples over which statistics are taken;
@@ -47,49 +41,6 @@ class BatchNorm(nn.Module):
     scale_init: Any = nn.initializers.ones
     dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalizes `x`.
-
-        Args:
-          x: (batch, ..., channels).
-          train: whether to use the statistics of this batch, and to update the running
-            ones by them.
-
-        Returns:
-          An array of the shape of `x`.
-
-        Raises:
-          UserError: if the batch is empty, or not a whole number of groups.
-        """
-        channels = x.shape[-1]
-        variables = self.norm_variables(channels)
-        if self.uses_running_statistics(train):
-            factor = variables.scale * jax.lax.rsqrt(variables.var.value + self.epsilon)
-            centered = x.astype(jnp.float32) - variables.mean.value
-            return (centered * factor + variables.bias).astype(self.dtype)
-
-        grouped = x.astype(jnp.float32)
-        grouped = grouped.reshape(self.num_groups(x.shape[0]), -1, *x.shape[1:])
-        axes = tuple(range(1, grouped.ndim - 1))
-        # But for rounding, moments and gradients do not depend on the origin.
-        origin = jax.lax.stop_gradient(self.origin(grouped, axes, variables.mean.value))
-        centered = grouped - origin
-        offset = jnp.mean(centered, axes, keepdims=True)
-        var = variance(offset, jnp.mean(jnp.square(centered), axes, keepdims=True))
-        self.update(variables, origin + offset, var)
-        normalized = (centered - offset) * jax.lax.rsqrt(var + self.epsilon)
-        normalized = normalized * variables.scale + variables.bias
-        return normalized.astype(self.dtype).reshape(x.shape)
-
-    @nn.nowrap
-    def origin(
-        self, grouped: jax.Array, axes: tuple[int, ...], running_mean: jax.Array
-    ) -> jax.Array:
-        """Returns the origin of the moments that are taken over `axes`."""
-        del running_mean
-        return jnp.mean(grouped, axes, keepdims=True)
-
     @nn.nowrap
     def norm_variables(self, channels: int) -> NormVariables:
         """Creates or returns the variables, inside a compact method."""
@@ -103,7 +54,7 @@ class BatchNorm(nn.Module):
 
     @nn.nowrap
     def uses_running_statistics(self, train: bool) -> bool:
-        """Returns whether the running statistics normalize, and are not updated."""
+        """Returns whether the running statistics normalize, and stay as they are."""
         return self.frozen or not train
 
     @nn.nowrap
@@ -131,6 +82,54 @@ class BatchNorm(nn.Module):
         for running, new in ((variables.mean, mean), (variables.var, var)):
             new = jnp.mean(new, axis=0).reshape(running.value.shape)
             running.value = self.momentum * running.value + (1 - self.momentum) * new
+
+
+class BatchNorm(BatchNormBase):
+    """Batch normalization over all axes but the last.
+
+    Under `jit`, statistics of a sharded batch are those of the whole logical array:
+    XLA synchronizes them over devices (sync BatchNorm). Groups that lie on one device
+    need no communication.
+
+    The variance is that of x - m, where m is the batch's mean: a mean of many
+    deviations costs no digits.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Normalizes (batch, ..., channels).
+
+        With `train`, by the statistics of this batch, which update the running ones.
+
+        Raises:
+          UserError: if the batch is empty, or not a whole number of groups.
+        """
+        variables = self.norm_variables(x.shape[-1])
+        if self.uses_running_statistics(train):
+            factor = variables.scale * jax.lax.rsqrt(variables.var.value + self.epsilon)
+            centered = x.astype(jnp.float32) - variables.mean.value
+            return (centered * factor + variables.bias).astype(self.dtype)
+
+        grouped = x.astype(jnp.float32)
+        grouped = grouped.reshape(self.num_groups(x.shape[0]), -1, *x.shape[1:])
+        axes = tuple(range(1, grouped.ndim - 1))
+        # But for rounding, moments and gradients do not depend on the origin.
+        origin = jax.lax.stop_gradient(self.origin(grouped, axes, variables.mean.value))
+        centered = grouped - origin
+        offset = jnp.mean(centered, axes, keepdims=True)
+        var = variance(offset, jnp.mean(jnp.square(centered), axes, keepdims=True))
+        self.update(variables, origin + offset, var)
+        normalized = (centered - offset) * jax.lax.rsqrt(var + self.epsilon)
+        normalized = normalized * variables.scale + variables.bias
+        return normalized.astype(self.dtype).reshape(x.shape)
+
+    @nn.nowrap
+    def origin(
+        self, grouped: jax.Array, axes: tuple[int, ...], running_mean: jax.Array
+    ) -> jax.Array:
+        """Returns the origin of the moments that are taken over `axes`."""
+        del running_mean
+        return jnp.mean(grouped, axes, keepdims=True)
 
 
 def variance(mean: jax.Array, mean_square: jax.Array) -> jax.Array:

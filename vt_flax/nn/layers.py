@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.errors import UserError
-from vt_flax.nn.batch_norm import BatchNorm
+from vt_flax.nn.batch_norm import BatchNorm, BatchNormBase
+from vt_flax.nn.checks import check_at_least, check_choice
 
 # Interpolation weights are applied as matrix products by `jax.image.resize`. They are
-# not learned, and the paper's MACs leave them out: `analysis.macs` skips this scope.
+# not learned, and the paper's MACs leave them out: `paper.macs` skips this scope.
 INTERPOLATION_SCOPE = "interpolation"
 
 # Products of attention that are written elementwise, and summed afterwards, stand in
-# this scope: `analysis.macs` counts their multiplications.
+# this scope: `paper.macs` counts their multiplications.
 PRODUCT_SCOPE = "attention_product"
 
 NORM_PLACEMENTS = ("tokens", "every_map", "none")
@@ -62,8 +63,7 @@ class Layers:
     bn_epsilon: float = 1e-5
 
     def __post_init__(self):
-        if self.bn_group_size < 0:
-            raise UserError(f"bn_group_size={self.bn_group_size}: must be at least 0")
+        check_at_least(0, bn_group_size=self.bn_group_size)
         if not 0.0 <= self.bn_momentum < 1.0:
             raise UserError(
                 f"bn_momentum={self.bn_momentum}: must be at least 0, and under 1"
@@ -83,10 +83,10 @@ class Layers:
         self,
         name: str,
         scale_init: Any = nn.initializers.ones,
-        kind: type[BatchNorm] | None = None,
+        kind: type[BatchNormBase] | None = None,
         **settings: Any,
     ) -> Any:
-        """Returns a `BatchNorm`, or a module of a subclass with settings of its own."""
+        """Returns a `BatchNorm`, or a module of a class `kind` with more settings."""
         return (kind or self.BATCH_NORM)(
             self.bn_group_size,
             self.bn_frozen,
@@ -115,11 +115,7 @@ class VTLayers(Layers):
     norm_placement: str = "tokens"
 
     def __post_init__(self):
-        if self.norm_placement not in NORM_PLACEMENTS:
-            raise UserError(
-                f"norm_placement={self.norm_placement!r} is not known: choose from "
-                f"{', '.join(NORM_PLACEMENTS)}"
-            )
+        check_choice(NORM_PLACEMENTS, norm_placement=self.norm_placement)
         super().__post_init__()
 
     def norm_tokens(self, x: jax.Array, name: str, *, train: bool) -> jax.Array:

@@ -12,11 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.errors import UserError
 from vt_flax.nn.layers import VTLayers, resize, split_heads
 from vt_flax.nn.position import PositionEncoding
 
-# Fitted to the paper's count of the clustering row (analysis.published).
+# Fitted to the paper's count of the clustering row (paper.published).
 LLOYD_ITERATIONS = 5
 
 
@@ -46,9 +45,7 @@ class TokenMap(nn.Module):
         self, pooled: jax.Array, attention: jax.Array | None, train: bool
     ) -> jax.Array:
         """Maps pooled pixels (batch, L, C) to tokens (batch, L, C_T)."""
-        if self.position_encoding:
-            if attention is None:
-                raise UserError("a pooling tokenizer has no maps for position encoding")
+        if self.position_encoding and attention is not None:
             encoding = PositionEncoding(layers=self.layers, name="position")
             position = encoding(attention, train=train)
             pooled = jnp.concatenate([pooled, position], -1)
@@ -139,40 +136,17 @@ class DynamicTokenizer(nn.Module):
     layers: VTLayers = VTLayers()
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, tokens: jax.Array | None, train: bool
-    ) -> jax.Array:
-        """Maps (batch, H, W, C) and tokens (batch, L, C_T) to new tokens.
-
-        Returns:
-          (batch, L, token_channels).
-
-        Raises:
-          UserError: if half of an odd number of tokens is to be replaced, or if there
-            are no earlier tokens.
+    def __call__(self, x: jax.Array, tokens: jax.Array, train: bool) -> jax.Array:
+        """Maps (batch, H, W, C) and tokens (batch, L, C_T) to tokens (batch, L, C_T).
 
         Source: v1 section 3.1 (dynamic), v4 section 3.1.2 (recurrent).
         """
-        if tokens is None:
-            raise UserError(
-                "a dynamic tokenizer needs the tokens of an earlier module: make the "
-                "first module static"
-            )
-        if self.replace not in ("half", "all"):
-            raise UserError(f"replace={self.replace!r}: choose from half, all")
         chex.assert_rank([x, tokens], [4, 3])
         layers = self.layers
         batch, height, width, channels = x.shape
-        count = tokens.shape[1]
+        source, kept = tokens, None
         if self.replace == "half":
-            if count % 2:
-                raise UserError(
-                    f"half replacement needs an even number of tokens, not {count}: "
-                    "change `tokens`, or replace all of them (tokenizer 'recurrent')"
-                )
             source, kept = jnp.split(tokens, 2, axis=1)
-        else:
-            source, kept = tokens, None
 
         query = layers.linear(channels, name="query")(source)
         query = layers.norm_map(query, "query_norm", train=train)

@@ -5,7 +5,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.errors import UserError
 from vt_flax.nn.layers import StochasticDepth, VTLayers, split_heads
 
 
@@ -34,14 +33,11 @@ class TokenTransformer(nn.Module):
         """Maps tokens (batch, L, C_T) to tokens of the same shape.
 
         Raises:
-          UserError: for an unknown feed-forward, or channels that heads or groups do
-            not divide.
+          UserError: for channels that heads or groups do not divide.
 
         Source: v1 section 3.2; v4 section 3.2.
         """
         chex.assert_rank(tokens, 3)
-        if self.feed_forward not in ("linear", "mlp"):
-            raise UserError(f"feed_forward={self.feed_forward!r}: choose linear or mlp")
         layers = self.layers
         tokens = tokens.astype(layers.dtype)
         channels = tokens.shape[-1]
@@ -74,38 +70,17 @@ class TokenTransformer(nn.Module):
 
 
 class LinearInteraction(nn.Module):
-    """No interaction (v4, ablation): each token alone, T + T W.
+    """Interactions of v4's ablation: none, T + T W, or a graph convolution, T + G T W.
+
+    G is a learned L x L matrix, which fixes the number of tokens.
 
     Attributes:
+      graph: whether tokens are mixed by G.
       survival_probability: stochastic depth of the residual branch.
       layers: dtype and normalization.
     """
 
-    survival_probability: float = 1.0
-    layers: VTLayers = VTLayers()
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array, train: bool) -> jax.Array:
-        """Maps tokens (batch, L, C_T) to tokens of the same shape."""
-        chex.assert_rank(tokens, 3)
-        layers = self.layers
-        tokens = tokens.astype(layers.dtype)
-        branch = layers.linear(tokens.shape[-1], name="map")(tokens)
-        branch = layers.norm_tokens(branch, "norm", train=train)
-        drop = StochasticDepth(self.survival_probability, name="depth")
-        return tokens + drop(branch, train=train)
-
-
-class GraphInteraction(nn.Module):
-    """Graph convolution over tokens (v4, ablation): T + G T W with a learned G, L x L.
-
-    G fixes the number of tokens that the parameters serve.
-
-    Attributes:
-      survival_probability: stochastic depth of the residual branch.
-      layers: dtype and normalization.
-    """
-
+    graph: bool = False
     survival_probability: float = 1.0
     layers: VTLayers = VTLayers()
 
@@ -116,17 +91,12 @@ class GraphInteraction(nn.Module):
         layers = self.layers
         tokens = tokens.astype(layers.dtype)
         count, channels = tokens.shape[1:]
-        if self.has_variable("params", "adjacency"):
-            served: int = self.get_variable("params", "adjacency").shape[0]
-            if served != count:
-                raise UserError(
-                    f"the graph's parameters serve {served} tokens, not {count}"
-                )
-        adjacency = self.param(
-            "adjacency", nn.initializers.lecun_normal(), (count, count), jnp.float32
-        )
-        mixed = jnp.einsum("lm,bmc->blc", adjacency.astype(layers.dtype), tokens)
-        branch = layers.linear(channels, name="map")(mixed)
+        branch = tokens
+        if self.graph:
+            init = nn.initializers.lecun_normal()
+            adjacency = self.param("adjacency", init, (count, count), jnp.float32)
+            branch = jnp.einsum("lm,bmc->blc", adjacency.astype(layers.dtype), branch)
+        branch = layers.linear(channels, name="map")(branch)
         branch = layers.norm_tokens(branch, "norm", train=train)
         drop = StochasticDepth(self.survival_probability, name="depth")
         return tokens + drop(branch, train=train)

@@ -6,7 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from vt_flax.errors import UserError, nearest
+from vt_flax.errors import UserError
+from vt_flax.nn.checks import check_at_least, check_choice
 from vt_flax.nn.layers import NORM_PLACEMENTS, VTLayers
 from vt_flax.nn.projector import Projector
 from vt_flax.nn.tokenizers import (
@@ -16,11 +17,7 @@ from vt_flax.nn.tokenizers import (
     PoolingTokenizer,
     StaticTokenizer,
 )
-from vt_flax.nn.transformer import (
-    GraphInteraction,
-    LinearInteraction,
-    TokenTransformer,
-)
+from vt_flax.nn.transformer import LinearInteraction, TokenTransformer
 
 TOKENIZERS = ("static", "dynamic", "recurrent", "clustering", "pooling")
 FEED_FORWARDS = ("linear", "mlp")
@@ -71,36 +68,21 @@ class VTOptions:
     norm_placement: str = "tokens"
 
     def __post_init__(self):
-        for name, choices in (
-            ("first_tokenizer", TOKENIZERS),
-            ("tokenizer", TOKENIZERS),
-            ("interaction", INTERACTIONS),
-            ("feed_forward", FEED_FORWARDS),
-            ("norm_placement", NORM_PLACEMENTS),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise UserError(
-                    f"{name}={value!r} is not known{nearest(str(value), choices)}"
-                )
+        check_choice(TOKENIZERS, first_tokenizer=self.first_tokenizer)
+        check_choice(TOKENIZERS, tokenizer=self.tokenizer)
+        check_choice(INTERACTIONS, interaction=self.interaction)
+        check_choice(FEED_FORWARDS, feed_forward=self.feed_forward)
+        check_choice(NORM_PLACEMENTS, norm_placement=self.norm_placement)
         if self.first_tokenizer in ("dynamic", "recurrent"):
             raise UserError(
                 f"first_tokenizer={self.first_tokenizer!r} needs earlier tokens: "
                 "choose static, clustering or pooling"
             )
-        for name, least in (
-            ("tokens", 1),
-            ("token_channels", 1),
-            ("heads", 1),
-            ("group_channels", 1),
-            ("transformer_groups", 1),
-            ("transformers", 0),
-            ("lloyd_iterations", 0),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"{name}={getattr(self, name)}: must be at least {least}"
-                )
+        check_at_least(1, tokens=self.tokens, token_channels=self.token_channels)
+        check_at_least(1, heads=self.heads, group_channels=self.group_channels)
+        check_at_least(1, transformer_groups=self.transformer_groups)
+        check_at_least(0, transformers=self.transformers)
+        check_at_least(0, lloyd_iterations=self.lloyd_iterations)
         if self.interaction == "transformer" and (
             self.token_channels % (2 * self.heads)
         ):
@@ -184,9 +166,7 @@ def make_interaction(
         return TokenTransformer(
             options.heads, options.transformer_groups, options.feed_forward, **common
         )
-    if options.interaction == "graph":
-        return GraphInteraction(**common)
-    return LinearInteraction(**common)
+    return LinearInteraction(options.interaction == "graph", **common)
 
 
 class VTModule(nn.Module):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from reference import normal as single_normal
 from reference import softmax
-from tpu_programs import CHIPS, needs_tpu_compiler, run_for_chips, run_program
+from tpu_programs import CHIPS, needs_tpu_compiler, run_for_chips
 
-from vt_flax.fused import pixel_attention, platforms
+from vt_flax.fused import folded, pixel_attention, platforms
 from vt_flax.fused.kernels import pooling, writing
 
 pytestmark = pytest.mark.slow
@@ -64,11 +64,7 @@ def write_back_reference(blocks, arrays):
         logits = np.einsum("blc,bpc->blp", keys, block(x, g, blocks))
         attention = softmax(logits, axis=1)
         written.append(np.einsum("blp,bld->bpd", attention, block(values, h, heads)))
-    out = out + np.concatenate(written, axis=2)
-    if "origin" not in arrays:
-        return {"out": out}
-    moments = [np.sum((out - arrays["origin"]) ** n, axis=1) for n in (1, 2)]
-    return {"out": out, "sums": np.stack(moments, axis=1)}
+    return {"out": out + np.concatenate(written, axis=2)}
 
 
 def pool_arrays(rows, shared=False):
@@ -78,29 +74,15 @@ def pool_arrays(rows, shared=False):
     }
 
 
-def write_arrays(block_heads, tokens, features=CHANNELS, shortcut=False, origin=True):
-    found = {
+def write_arrays(block_heads, tokens, features=CHANNELS, shortcut=False):
+    arrays = {
         "x": normal(3, BATCH, PIXELS, CHANNELS),
         "keys": 0.2 * normal(4, BATCH, block_heads * tokens, CHANNELS),
         "values": normal(5, BATCH, tokens, features),
     }
     if shortcut:
-        found["shortcut"] = 0.1 * normal(7, 1, CHANNELS, features)
-    if origin:
-        found["origin"] = normal(8, 1, 1, features)
-    return found
-
-
-POOLED = [
-    (1, True, pool_arrays(16, shared=True)),
-    (4, True, pool_arrays(4)),
-    (4, False, pool_arrays(2)),
-]
-WRITTEN = [
-    (4, write_arrays(2, 8)),
-    (1, write_arrays(4, 8, 256, shortcut=True)),
-    (2, write_arrays(1, 16, 256, shortcut=True, origin=False)),
-]
+        arrays["shortcut"] = 0.1 * normal(7, 1, CHANNELS, features)
+    return arrays
 
 
 def close(found, expected, tolerance=1e-5):
@@ -116,147 +98,107 @@ def single(arrays):
     return {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
 
 
-@pytest.mark.parametrize("blocks, attention, arrays", POOLED)
-def test_pool(blocks, attention, arrays):
-    expected = pool_reference(blocks, attention, arrays)
-    given = single(arrays)
-    options = {"blocks": blocks, "attention": attention}
-    close(pooling.forward(given, **options, interpret=True), expected)
-    run = jax.jit(lambda a: pixel_attention.pool(**a, **options))
-    found = dict(zip(("pooled", "attention"), run(given), strict=True))
-    close({key: value for key, value in found.items() if value is not None}, expected)
-
-
-@pytest.mark.parametrize("blocks, arrays", WRITTEN)
-def test_write_back(blocks, arrays):
-    expected = write_back_reference(blocks, arrays)
-    given = single(arrays)
-    close(writing.forward(given, blocks=blocks, interpret=True), expected)
-    run = jax.jit(lambda a: pixel_attention.write_back(**a, blocks=blocks))
-    found = dict(zip(("out", "sums"), run(given), strict=True))
-    close({key: value for key, value in found.items() if value is not None}, expected)
-
-
-def slopes(compute, arrays, cotangents, name, seed):
-    """The slope along a random direction of one array, by differences in float64."""
-    direction = normal(seed, *arrays[name].shape)
+def slope(compute, arrays, cotangents, name, direction):
+    """The slope along a direction of one array, by differences in float64."""
 
     def total(step):
-        found = compute(arrays | {name: arrays[name] + step * direction})
-        return sum(np.sum(found[key] * value) for key, value in cotangents.items())
+        results = compute(arrays | {name: arrays[name] + step * direction})
+        return sum(np.sum(results[key] * value) for key, value in cotangents.items())
 
-    return direction, (total(1e-5) - total(-1e-5)) / 2e-5
+    return (total(1e-5) - total(-1e-5)) / 2e-5
 
 
-def check_gradients(compute, backward, arrays):
-    """Compares gradients with differences of the reference.
+def check(restated, kernels, layer, arrays):
+    """Compares kernels, and the layer by XLA, with a restatement and its slopes.
 
     Args:
-      compute: the reference.
-      backward: functions of arrays and cotangents that return gradients.
-      arrays: arguments of the reference.
+      restated: the restatement, of a dictionary of arrays.
+      kernels: functions of the forward and the backward pass.
+      layer: the layer, which gives a dictionary of arrays as `restated` does.
+      arrays: arguments in float64.
     """
-    expected = compute(arrays)
+    expected, given = restated(arrays), single(arrays)
     cotangents = {
         name: normal(20 + i, *value.shape)
         for i, (name, value) in enumerate(expected.items())
     }
-    given = single(arrays), single(cotangents)
-    for gradients in backward:
-        found = gradients(*given)
+
+    @jax.jit
+    def by_xla(arrays, cotangents):
+        results, pull = jax.vjp(layer, arrays)
+        return results, pull(cotangents)[0]
+
+    results, gradients = by_xla(given, single(cotangents))
+    forward, backward = kernels
+    close(results, expected)
+    close(forward(given), expected)
+    of_kernel = pixel_attention._like(given, backward(given, single(cotangents)))
+    for found in (gradients, of_kernel):
         assert set(found) == set(arrays)
         for i, name in enumerate(arrays):
             assert found[name].shape == arrays[name].shape
-            if name == "origin":
-                assert not np.any(found[name])  # a running mean has no gradient
-                continue
-            direction, slope = slopes(compute, arrays, cotangents, name, 30 + i)
-            size = np.abs(np.asarray(found[name]) * direction).sum()
-            ours = np.sum(np.asarray(found[name], np.float64) * direction)
-            assert abs(ours - slope) < 3e-6 * size, name
+            direction = normal(30 + i, *arrays[name].shape)
+            terms = np.asarray(found[name], np.float64) * direction
+            wrong = terms.sum() - slope(restated, arrays, cotangents, name, direction)
+            assert abs(wrong) < 3e-6 * np.abs(terms).sum(), name
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def pull(compute, arrays, cotangents):
-    """Gradients of the dictionary that `compute` takes."""
-    return jax.vjp(compute, arrays)[1](cotangents)[0]
+@pytest.mark.parametrize(
+    "blocks, attention, arrays",
+    [
+        (1, True, pool_arrays(16, shared=True)),
+        (4, False, pool_arrays(2)),
+    ],
+)
+def test_pool(blocks, attention, arrays):
+    def layer(arrays):
+        results = pixel_attention.pool(**arrays, blocks=blocks, attention=attention)
+        return dict(
+            zip(("pooled", "attention")[: 1 + attention], results, strict=False)
+        )
+
+    options = {"blocks": blocks, "interpret": True}
+    kernels = (
+        functools.partial(pooling.forward, attention=attention, **options),
+        functools.partial(pooling.backward, **options),
+    )
+    check(functools.partial(pool_reference, blocks, attention), kernels, layer, arrays)
 
 
-@pytest.mark.parametrize("blocks, attention, arrays", POOLED)
-def test_gradients_of_pool(blocks, attention, arrays):
-    def kernel(arrays, cotangents):
-        found = pooling.backward(arrays, cotangents, blocks=blocks, interpret=True)
-        return pixel_attention._like(arrays, found)
+@pytest.mark.parametrize(
+    "blocks, arrays",
+    [(4, write_arrays(2, 8)), (1, write_arrays(4, 8, 256, shortcut=True))],
+)
+def test_write_back(blocks, arrays):
+    def layer(arrays):
+        return {"out": pixel_attention.write_back(**arrays, blocks=blocks)}
 
-    def whole(arrays, cotangents):
-        def compute(arrays):
-            return pixel_attention._pool(blocks, attention, arrays)
-
-        return pull(compute, arrays, cotangents)
-
-    def expected(arrays):
-        return pool_reference(blocks, attention, arrays)
-
-    check_gradients(expected, (kernel, whole), arrays)
+    options = {"blocks": blocks, "interpret": True}
+    kernels = (
+        functools.partial(writing.forward, **options),
+        functools.partial(writing.backward, **options),
+    )
+    check(functools.partial(write_back_reference, blocks), kernels, layer, arrays)
 
 
-@pytest.mark.parametrize("blocks, arrays", WRITTEN)
-def test_gradients_of_write_back(blocks, arrays):
-    def kernel(arrays, cotangents):
-        found = writing.backward(arrays, cotangents, blocks=blocks, interpret=True)
-        return pixel_attention._like(arrays, found)
-
-    def whole(arrays, cotangents):
-        def compute(arrays):
-            return pixel_attention._write_back(blocks, arrays)
-
-        return pull(compute, arrays, cotangents)
-
-    def expected(arrays):
-        return write_back_reference(blocks, arrays)
-
-    check_gradients(expected, (kernel, whole), arrays)
-
-
-def test_second_derivatives_beside_kernels():
-    """The rule for reverse mode can be differentiated like the XLA fallback."""
-    arrays = single(pool_arrays(4))
-    direction = single({name: normal(40, *a.shape) for name, a in arrays.items()})
-
-    def curvature(compute):
-        def loss(arrays):
-            return jnp.sum(compute(4, True, arrays)["attention"] ** 2)
-
-        return jax.jit(lambda *a: jax.jvp(jax.grad(loss), *a))((arrays,), (direction,))
-
-    found = curvature(pixel_attention._pool)[1]
-    expected = curvature(pixel_attention._pool_by_xla)[1]
-    close(found, {name: np.asarray(array) for name, array in expected.items()})
-
-
-def test_kernels_of_several_steps_and_in_bfloat16():
+def test_kernels_of_several_steps_in_bfloat16():
     """24 examples are three steps of a kernel; a total sums over all of them."""
-    arrays = write_arrays(2, 8, 256, shortcut=True)
     arrays = {
         name: array if array.shape[0] == 1 else np.concatenate([array, -array, array])
-        for name, array in arrays.items()
+        for name, array in write_arrays(2, 8, 256, shortcut=True).items()
     }
-    cotangent = {"out": normal(9, 24, PIXELS, 256), "sums": normal(10, 24, 2, 256)}
-    given, cotangents = single(arrays), single(cotangent)
-    _, backward = jax.vjp(lambda a: pixel_attention._write_back_by_xla(4, a), given)
-    (expected,) = backward(cotangents)
-    found = writing.backward(given, cotangents, blocks=4, interpret=True)
-    found = pixel_attention._like(given, found)
-    close(found, {name: np.asarray(array) for name, array in expected.items()})
-
-    half = {
-        name: array if name == "origin" else array.astype(jnp.bfloat16)
-        for name, array in given.items()
-    }
-    out = writing.forward(half, blocks=4, interpret=True)
-    assert out["out"].dtype == jnp.bfloat16 and out["sums"].dtype == jnp.float32
-    exact = write_back_reference(4, {k: np.asarray(v, float) for k, v in half.items()})
-    close(jax.tree.map(lambda a: a.astype(jnp.float32), out), exact, 2e-2)
+    cotangents = {"out": normal(9, 24, PIXELS, 256)}
+    half, full = (
+        jax.tree.map(lambda a, t=t: jnp.asarray(a, t), (arrays, cotangents))
+        for t in (jnp.bfloat16, jnp.float32)
+    )
+    found = writing.backward(*half, blocks=4, interpret=True)
+    found = pixel_attention._like(half[0], found)
+    _, pull = jax.vjp(lambda a: folded.write_back(**a, blocks=4), full[0])
+    (expected,) = pull(full[1]["out"])
+    assert {array.dtype for array in found.values()} == {jnp.dtype("bfloat16")}
+    expected = {name: np.asarray(array) for name, array in expected.items()}
+    close({k: np.asarray(v, np.float32) for k, v in found.items()}, expected, 3e-2)
 
 
 @pytest.mark.parametrize("batch", [3, 12])
@@ -265,56 +207,7 @@ def test_any_batch(batch):
     x, filters = normal(0, batch, 9, 128), normal(1, batch, 8, 128)
     arrays = {"x": x, "filters": filters}
     pooled, _ = pixel_attention.pool(*single(arrays).values(), 2)
-    expected = pool_reference(2, False, arrays)
-    close({"pooled": pooled}, expected)
-
-
-PROGRAM = """
-import sys
-import jax, jax.numpy as jnp
-from vt_flax.fused import VT_PARTS
-from vt_flax.nn.layers import VTLayers
-from vt_flax.nn.visual_transformer import VTOptions, VTStage
-from vt_flax.parallel.mesh import batch_sharding, make_mesh, replicated
-from vt_flax.plan.tpu_compiler import tpu_devices
-
-mesh = make_mesh(tpu_devices(sys.argv[1]))
-# The stage of a VT-ResNet alone: the compiler needs longer for the other stages.
-layers = VTLayers(jnp.bfloat16)
-stage = VTStage(VTOptions(), 3, 512, layers=layers, parts=VT_PARTS["fused"])
-maps = jax.ShapeDtypeStruct(
-    (32, 4, 6, 256), jnp.bfloat16, sharding=batch_sharding(mesh)
-)
-variables = jax.eval_shape(
-    lambda x: stage.init(jax.random.key(0), x, train=False), maps
-)
-variables = jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)),
-    variables,
-)
-
-def gradients(variables, maps):
-    def loss(params):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            (_, tokens), new = stage.apply(
-                variables | {"params": params}, maps, train=True,
-                mutable=["batch_stats"],
-            )
-        return jnp.sum(tokens ** 2), new
-    return jax.grad(loss, has_aux=True)(variables["params"])
-
-compiled = jax.jit(gradients).lower(variables, maps).compile().as_text()
-print(compiled.count('custom_call_target="tpu_custom_call"'))
-for traffic in ("all-gather", "all-to-all", "collective-permute"):
-    assert traffic not in compiled, traffic
-"""
-
-
-@needs_tpu_compiler
-def test_tpus_compile_a_stage():
-    """For four chips, each of which computes its own examples."""
-    # Three tokenizers and two projectors, forward and back.
-    assert run_program(PROGRAM, "v5e:2x2") == "10"
+    close({"pooled": pooled}, pool_reference(2, False, arrays))
 
 
 KERNELS = """
@@ -338,9 +231,7 @@ def compile_for(mesh):
         with on_devices_of(mesh):
             found = [
                 *pool(maps, filters, 4, attention=True),
-                *write_back(
-                    maps, keys, values, 4, shortcut, jnp.zeros((1, 1, 256))
-                ),
+                write_back(maps, keys, values, 4, shortcut),
                 pool(large, large_filters, 16)[0],
             ]
         return sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in found)

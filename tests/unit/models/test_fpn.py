@@ -1,7 +1,5 @@
 """FPN equals PyTorch's operations; and what FPN and VT-FPN have in common."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,6 @@ import pytest
 from flax import traverse_util
 from model_variables import images_of, randomized
 
-from vt_flax.errors import UserError
 from vt_flax.models import create_model
 from vt_flax.models.fpn import double
 from vt_flax.nn.layers import StochasticDepth
@@ -98,11 +95,9 @@ def torch_branch(torch, variables, maps, train):
 STATISTICS = ("mean", "var")
 
 
-@pytest.mark.parametrize(
-    "size,train", [((64, 96), False), ((65, 97), False), ((65, 97), True)]
-)
-def test_equals_pytorch(size, train, torch):
-    model, images = tiny("fpn"), images_of(2, *size)
+@pytest.mark.parametrize("train", [False, True])
+def test_equals_pytorch(train, torch):
+    model, images = tiny("fpn"), images_of(2, 65, 97)
     variables = randomized(model, images)
 
     @jax.jit
@@ -130,7 +125,7 @@ def test_equals_pytorch(size, train, torch):
     assert used == own
 
 
-@pytest.mark.parametrize("height,width", [(4, 6), (3, 5), (4, 5), (1, 1)])
+@pytest.mark.parametrize("height,width", [(4, 6), (3, 5), (1, 1)])
 def test_a_coarse_pixel_stands_on_the_two_finer_ones(height, width):
     coarse = -(-height // 2), -(-width // 2)
     x = np.random.default_rng(0).normal(size=(2, *coarse, 3)).astype(np.float32)
@@ -144,18 +139,14 @@ def test_a_coarse_pixel_stands_on_the_two_finer_ones(height, width):
 # ---------------------------------------------------------------------------- shapes
 
 
-@functools.cache
-def model_and_shapes(kind, stem):
-    model = tiny(kind, stem=stem)
-    return model, shapes_of(model, 2, 64, 64)
-
-
-@pytest.mark.parametrize("stem,stride", [("imagenet", 4), ("small", 1)])
-@pytest.mark.parametrize("size", [(64, 64), (32, 32), (65, 97), (33, 161)])
+@pytest.mark.parametrize("stem, stride, size", [("imagenet", 4, (33, 161)),
+                                                ("small", 1, (65, 97))])  # fmt: skip
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_size(kind, size, stem, stride):
-    """With the same parameters."""
-    model, variables = model_and_shapes(kind, stem)
+def test_any_size(kind, stem, stride, size):
+    """The same parameters serve it; they and the logits are float32."""
+    model = tiny(kind, stem=stem, dtype="bfloat16")
+    variables = shapes_of(model, 2, 64, 64)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     # Rounded up.
     sides = [tuple(-(-side // (stride * 2**i)) for side in size) for i in range(4)]
     logits, maps = jax.eval_shape(
@@ -169,12 +160,12 @@ def test_any_size(kind, size, stem, stride):
     if kind == "vt_fpn":
         expected["tokens"] = (3, 4 * 3, 16)
     assert {name: value.shape for name, value in maps.items()} == expected
+    assert {value.dtype for value in maps.values()} == {jnp.dtype("bfloat16")}
 
 
-@pytest.mark.parametrize("variant", ["torchvision", "msra"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_backbone_s_parameters_are_resnet_s(kind, variant):
-    options = {"variant": variant, "width": 8, "stage_sizes": [1, 1, 2, 1]}
+def test_the_backbone_s_parameters_are_resnet_s(kind):
+    options = {"variant": "msra", "width": 8, "stage_sizes": [1, 1, 2, 1]}
     plain, pyramid = (
         shapes_of(create_model(f"{name}50", **options), 1, 64, 64)
         for name in ("resnet", f"{kind}_resnet")
@@ -186,47 +177,14 @@ def test_the_backbone_s_parameters_are_resnet_s(kind, variant):
         assert set(pyramid[tree]) == BACKBONE | {"fpn", "head"}
 
 
-def test_laterals_and_head_are_alike_in_both():
-    def shared(kind):
-        params = shapes_of(tiny(kind), 1, 32, 32)["params"]
-        flat = traverse_util.flatten_dict(params, sep="/")
-        return {
-            path: leaf.shape
-            for path, leaf in flat.items()
-            if path.startswith("head") or "lateral" in path
-        }
-
-    found = shared("fpn")
-    assert found == shared("vt_fpn")
-    convs = {path.split("/")[1] for path in found if path.startswith("head")}
-    assert {name for name in convs if not name.endswith("_norm")} == {
-        *("level2_conv1", "level3_conv1", "level4_conv1", "level4_conv2"),
-        *("level5_conv1", "level5_conv2", "level5_conv3", "classifier"),
-    }
-
-
 # ------------------------------------------------------------------------- behavior
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_examples_are_independent_in_evaluation(kind):
-    model, images = tiny(kind), images_of(2, 45, 70)
-    variables = randomized(model, images)
-    apply = jax.jit(model.apply)
-    logits = apply(variables, images)
-    assert logits.shape == (2, 12, 18, CLASSES)
-    assert np.std(logits, axis=(1, 2)).min() > 0.1
-    other = np.stack([images[0], images_of(1, 45, 70, seed=1)[0]])
-    again = apply(variables, other)
-    np.testing.assert_allclose(again[0], logits[0], rtol=1e-6, atol=1e-6)
-    assert not np.allclose(again[1], logits[1], atol=0.1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_finite_and_reach_every_parameter(kind):
-    model, images = tiny(kind, survival_probability=0.9), images_of(2, 64, 48)
+    model, images = tiny(kind, survival_probability=0.9), images_of(2, 48, 32)
     variables = randomized(model, images)
-    labels = np.random.default_rng(1).integers(0, CLASSES, (2, 16, 12))
+    labels = np.random.default_rng(1).integers(0, CLASSES, (2, 12, 8))
 
     def loss(params, images):
         logits, _ = model.apply(
@@ -250,25 +208,6 @@ def test_gradients_are_finite_and_reach_every_parameter(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_keeps_float32_parameters_and_logits(kind):
-    half, images = tiny(kind, dtype="bfloat16"), images_of(2, 45, 70)
-    variables = randomized(half, images)
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of(half, 1, 32, 32))} == {
-        jnp.dtype("float32")
-    }
-    full = half.clone(dtype=jnp.float32)
-    logits = jax.jit(half.apply)(variables, images)
-    expected = jax.jit(full.apply)(variables, images)
-    assert logits.dtype == jnp.float32
-    assert 0 < np.linalg.norm(logits - expected) < 0.05 * np.linalg.norm(expected)
-    small = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    maps = jax.eval_shape(
-        lambda v, x: half.apply(v, x, features=True), variables, small
-    )
-    assert {leaf.dtype for leaf in maps.values()} == {jnp.dtype("bfloat16")}
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_stochastic_depth_is_the_backbone_s(kind):
     found = {}
 
@@ -282,9 +221,3 @@ def test_stochastic_depth_is_the_backbone_s(kind):
     live = {path: chance for path, chance in found.items() if chance < 1}
     expected = {f"stage{i + 2}/block1/depth": 0.9 - 0.1 * i for i in range(4)}
     assert live == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_images_of_another_layout_are_refused(kind):
-    with pytest.raises(UserError, match="expected .batch, height, width, 3"):
-        shapes_of(tiny(kind), 2, 32)

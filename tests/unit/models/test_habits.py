@@ -1,7 +1,6 @@
-"""What people do with Flax modules: tables, 64 bits, forward mode, no examples."""
+"""What people do with Flax modules: tables, 64 bits, forward mode, any batch size."""
 
 import dataclasses
-import functools
 import pickle
 import warnings
 
@@ -10,52 +9,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from reference import normal, randomize
 
 from vt_flax.errors import UserError
-from vt_flax.fused import VT_PARTS
 from vt_flax.fused.norms import GramNorm
 from vt_flax.fused.parameters import ConvKernel
 from vt_flax.models import create_model, list_models, model_options, model_task
-from vt_flax.nn.visual_transformer import VTOptions, VTStage
+from vt_flax.models.registry import MODELS
 
 pytestmark = pytest.mark.slow
 
 IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-TINY = {"width": 8, "token_channels": 32, "group_channels": 16, "stem": "small"}
+# The first network of every class.
+NAMES = {entry.module: name for name, entry in reversed(MODELS.items())}.values()
 
 
 def small(name, **options):
-    """A model of one block a stage, so that many names are of one network."""
+    """A model of one block a stage."""
     sizes = [1] * len(model_options(name)["stage_sizes"])
     sizes[-1] += "vt_resnet" in name
     return create_model(name, num_classes=7, stage_sizes=sizes, **options)
 
 
-def loss_of(model, variables, images, seed=1):
-    """The loss in training as a function of the parameters."""
-
-    def loss(params):
-        logits, _ = model.apply(
-            {**variables, "params": params},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": jax.random.key(seed)},
-        )
-        return jnp.sum(jnp.square(logits))
-
-    return loss
+def variables_of(model):
+    """The shapes of a model's variables."""
+    return jax.eval_shape(model.init, jax.random.key(0), IMAGES)
 
 
-@functools.cache
-def abstract(model):
-    """Traces a model as people use it; nothing is computed.
-
-    Returns the table of the model inside another one; and with 64 bits enabled its
-    variables, the logits of no examples, loss and tangent in training, and whether the
-    program of these two is complete.
-    """
+@pytest.mark.parametrize("name", NAMES)
+def test_tables(name):
+    model = small(name)
 
     class Outer(nn.Module):
         @nn.compact
@@ -67,100 +51,105 @@ def abstract(model):
         table = Outer().tabulate(jax.random.key(0), jnp.zeros(IMAGES.shape), depth=2)
     # Of calls with arguments that are no arrays, such as functions.
     assert not [w for w in caught if "shape requires ndarray" in str(w.message)]
+    total = sum(leaf.size for leaf in jax.tree.leaves(variables_of(model)))
+    assert f"Total Parameters: {total:,} " in table
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_64_bits_forward_mode_and_no_examples(name):
+    model = small(name)
     with jax.enable_x64(True):
         logits, variables = jax.eval_shape(
             lambda images: model.init_with_output(jax.random.key(0), images[:0]), IMAGES
         )
 
+        def loss(params, variables, images):
+            logits, _ = model.apply(
+                {**variables, "params": params},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            return jnp.sum(jnp.square(logits))
+
         def tangent(variables, images):
-            loss = loss_of(model, variables, images)
             params = variables["params"]
-            return jax.jvp(loss, (params,), (params,))
+            return jax.jvp(lambda p: loss(p, variables, images), (params,), (params,))
 
-        found = jax.make_jaxpr(tangent)(variables, IMAGES)
-    # A rule for reverse mode alone would stay there, and fail when it is compiled.
-    forward = "custom_lin" not in str(found)
-    return table, variables, [logits, *found.out_avals], forward
-
-
-@pytest.mark.parametrize("name", list_models())
-def test_every_model(name):
-    table, variables, results, forward = abstract(small(name))
-    total = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    assert f"Total Parameters: {total:,} " in table
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(variables)}
-    assert dtypes == {jnp.dtype(jnp.float32)}
+        program = jax.make_jaxpr(tangent)(variables, IMAGES)
+    leaves = [logits, *program.out_avals, *jax.tree.leaves(variables)]
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
     segments = model_task(name) == "segmentation"
-    assert results[0].shape == ((0, 8, 8, 7) if segments else (0, 7))
-    assert {result.dtype for result in results} == dtypes
-    assert forward
+    assert logits.shape == ((0, 8, 8, 7) if segments else (0, 7))
+    # A rule for reverse mode alone would stay there, and fail when it is compiled.
+    assert "custom_lin" not in str(program)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("vt_resnet18", {"preset": "v4", "formulation": "folded"}),
+        ("vt_fpn_resnet18", {"formulation": "printed"}),
+        ("aa_resnet50", {}),
+        ("san10_pairwise", {}),
+        ("san10_patchwise", {}),
+    ],
+)
+def test_programs_for_a_batch_of_any_size(name, options):
+    model = small(name, **options)
+    shape = export.symbolic_shape("batch, 32, 32, 3")
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    found = jax.eval_shape(model.apply, variables_of(model), images)
+    assert str(found.shape[0]) == "batch" and found.shape[-1] == 7
 
 
 class Widening(nn.Module):
-    """A 1 x 1 convolution of many outputs, as residual blocks have it."""
+    """A 1 x 1 convolution of many outputs, as fused residual blocks have it."""
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x):
         kernel = ConvKernel(32, 1, name="conv")(x.shape[-1])
-        return GramNorm(name="norm")(x, kernel, train=train)
+        return GramNorm(name="norm")(x, kernel, train=True)
 
 
-SMOOTH = {
-    "tokens": VTStage(
-        VTOptions(tokens=4, token_channels=32, heads=4, group_channels=8),
-        2,
-        16,
-        parts=VT_PARTS["fused"],
-    ),
-    "widening": Widening(),
-}
-
-
-@pytest.mark.parametrize("name", list(SMOOTH))
-def test_second_derivatives(name):
-    """Beside differences of gradients in float64; of parts without a ReLU's kinks."""
-    module, x = SMOOTH[name], jnp.asarray(normal(0, 6, 4, 4, 16))
-    made = functools.partial(module.init, jax.random.key(0), train=False)
-    shapes = jax.eval_shape(made, x)
+def test_second_derivatives_of_a_custom_rule():
+    """Beside differences of gradients."""
+    module, x = Widening(), jnp.asarray(normal(0, 6, 4, 4, 16))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
     variables, along = randomize(shapes, 1), randomize(shapes, 2)["params"]
-    params = variables["params"]
 
     def loss(params):
-        found, _ = module.apply(
-            {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+        out, _ = module.apply(
+            {**variables, "params": params}, x, mutable=["batch_stats"]
         )
-        weights = [normal(3, *leaf.shape) for leaf in jax.tree.leaves(found)]
-        pairs = zip(weights, jax.tree.leaves(found), strict=True)
-        return sum(jnp.sum(weight * jnp.square(leaf)) for weight, leaf in pairs)
+        return jnp.sum(normal(3, *out.shape) * jnp.square(out))
 
-    gradient = jax.jit(jax.grad(loss))
-    _, found = jax.jit(lambda p, d: jax.jvp(gradient, (p,), (d,)))(params, along)
+    @jax.jit
+    def run(params):
+        return jax.jvp(jax.grad(loss), (params,), (along,))
 
-    def at(step):
-        moved = jax.tree.map(lambda p, d: np.float32(p + step * d), params, along)
-        return jax.tree.map(np.float64, gradient(moved))
+    def flat(tree):
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
-    step = 1e-3
-    expected = jax.tree.map(lambda a, b: (a - b) / (2 * step), at(step), at(-step))
-    found, expected = (
-        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-        for tree in (found, expected)
-    )
+    def gradient_at(step):
+        moved = jax.tree.map(lambda p, d: p + step * d, variables["params"], along)
+        return np.float64(flat(run(moved)[0]))
+
+    expected = (gradient_at(1e-3) - gradient_at(-1e-3)) / 2e-3
+    found = flat(run(variables["params"])[1])
     assert np.linalg.norm(found - expected) < 2e-3 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("lift", [nn.remat, nn.jit])
-def test_lifted_modules(lift):
+def test_rematerialized_modules():
     """Training by position, which the lift is told not to trace."""
-    model = small("vt_resnet18", **TINY)
+    model = small("vt_resnet18", width=8, token_channels=32, stem="small")
     fields = {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)
         if field.name not in ("parent", "name")
     }
-    lifted = lift(type(model), static_argnums=(2,))(**fields)
-    variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
-    arguments = variables["params"], variables["batch_stats"], IMAGES
+    lifted = nn.remat(type(model), static_argnums=(2,))(**fields)
+    variables = variables_of(model)
 
     def gradients(module):
         def loss(params, batch_stats, images):
@@ -168,6 +157,7 @@ def test_lifted_modules(lift):
             logits, _ = module.apply(variables, images, True, mutable=["batch_stats"])
             return jnp.sum(logits)
 
+        arguments = variables["params"], variables["batch_stats"], IMAGES
         return jax.eval_shape(jax.grad(loss), *arguments)
 
     assert gradients(lifted) == gradients(model)
@@ -181,10 +171,9 @@ def test_models_are_pickled():
 
 def test_no_examples_in_training():
     model = small("resnet18")
-    variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     with pytest.raises(UserError, match="an empty batch has no statistics: set"):
         jax.eval_shape(
             lambda v, x: model.apply(v, x[:0], train=True, mutable=["batch_stats"]),
-            variables,
+            variables_of(model),
             IMAGES,
         )

@@ -39,7 +39,7 @@ STAGES = {
     "v4, odd L": ({**V4, "tokens": 5}, {}, {"count": 5}),
     "transformers in 2 of 3": (
         {"tokenizer": "dynamic", "position_encoding": False, "transformers": 2},
-        {},
+        {"modules": 3},
         {"transformers": 2},
     ),
     "without projector": (
@@ -49,7 +49,7 @@ STAGES = {
     ),
     "static everywhere": (
         {"tokenizer": "static", "position_encoding": False, "tokens": 3},
-        {"modules": 2},
+        {},
         {"count": 3},
     ),
     "clustering": (
@@ -59,7 +59,7 @@ STAGES = {
             "tokenizer": "clustering",
             "interaction": "none",
         },
-        {"modules": 2},
+        {},
         {"iterations": 5},
     ),
     "pooling, graph": (
@@ -69,12 +69,7 @@ STAGES = {
             "position_encoding": False,
             "interaction": "graph",
         },
-        {"modules": 2},
         {},
-    ),
-    "pooling, then recurrent": (
-        {**V4, "first_tokenizer": "pooling"},
-        {"modules": 2},
         {},
     ),
 }
@@ -99,31 +94,23 @@ def restatement(changed, modules, more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name,train",
-    [(name, True) for name in STAGES]
-    + [(name, False) for name in ("v1", "transformers in 2 of 3")],
-)
-def test_stage_equals_the_restatement(name, train):
+@pytest.mark.parametrize("name", STAGES)
+def test_stage_equals_the_restatement(name):
+    """In training, but where slopes would be by centroids, or cost much."""
     changed, fields, more = STAGES[name]
-    fields = {"modules": 3, **fields}
+    fields = {"modules": 2, **fields}
     stage = VTStage(options(**changed), features=FEATURES, **fields)
     function = restatement(changed, fields["modules"], more)
+    train = name not in ("v1", "clustering")
     reference.check(stage, function, feature_map(3), train=train)
 
 
 def test_stage_with_statistics_of_groups():
-    stage = VTStage(options(), 2, FEATURES, layers=VTLayers(bn_group_size=2))
-    function = restatement({}, 2, {})
-    reference.check(stage, function, feature_map(4), train=True, group_size=2)
-
-
-def test_stage_with_every_map_normalized():
     changed = {"position_encoding": False}
-    layers = VTLayers(norm_placement="every_map")
-    stage = VTStage(options(**changed), 2, FEATURES, project_last=True, layers=layers)
-    function = restatement(changed, 2, {"project_last": True})
-    reference.check(stage, function, feature_map(), train=True, placement="every_map")
+    layers = VTLayers(bn_group_size=2)
+    stage = VTStage(options(**changed), 2, FEATURES, layers=layers)
+    function = restatement(changed, 2, {})
+    reference.check(stage, function, feature_map(4), train=True, group_size=2)
 
 
 def shapes_of(stage, x):
@@ -179,24 +166,8 @@ def test_maps_of_the_ablation_models():
     assert in_transformer == 2 * 0.5 * 1024**2
 
 
-def test_maps_of_the_first_version():
-    """Eight tokens, a linear feed-forward of 8 groups, 49 position channels."""
-    stage = VTStage(VTOptions(), 2, 512, layers=VTLayers(norm_placement="none"))
-    found = kernels(stage, jnp.zeros((1, 14, 14, 256)))
-    for path, shape in {
-        "module1/tokenizer/filter": (256, 8),
-        "module1/tokenizer/token/position/mix": (49, 49),
-        "module1/tokenizer/token/map": (256 + 49, 1024),
-        "module2/tokenizer/token/position/heads": (16, 1),
-        "module2/tokenizer/token/map": (512 + 49, 1024),
-        "module1/interaction/key": grouped(1024, 512, 8),
-        "module1/interaction/value": grouped(1024, 1024, 8),
-        "module1/interaction/feed_forward": (1024, 1024),
-    }.items():
-        assert found[f"{path}/kernel"] == shape, path
-
-
 def test_maps_of_all_modules_are_retrievable():
+    """They are computed on request, and are distributions."""
     stage = VTStage(options(), 2, FEATURES, project_last=True)
     x = feature_map()
     reference.check_outputs(stage, x, count=2)
@@ -214,19 +185,7 @@ def test_maps_of_all_modules_are_retrievable():
         np.testing.assert_allclose(np.sum(value, axes), 1.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("changed", [{}, V4])
-def test_parameters_serve_any_batch_and_image(changed):
-    stage = VTStage(options(**changed), 2, FEATURES)
-    first = shapes_of(stage, feature_map())
-    other = feature_map(7, 3, 19)
-    second = shapes_of(stage, other)
-    assert jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, second)
-    _, tokens = jax.eval_shape(
-        lambda v, x: stage.apply(v, x, train=False), first, other
-    )
-    assert tokens.shape == (7, COUNT, 16)
-
-
+@pytest.mark.slow
 def test_bfloat16():
     reference.check_bfloat16(
         lambda dtype: VTStage(
@@ -237,43 +196,15 @@ def test_bfloat16():
     )
 
 
-def test_each_module_has_its_own_survival_probability():
-    """A module that always survives needs no random numbers; a lesser one does."""
-    x = feature_map()
-    variables = shapes_of(VTStage(options(**V4), 2, FEATURES), x)
-
-    def run(*probabilities):
-        stage = VTStage(
-            options(**V4), 2, FEATURES, survival_probabilities=probabilities
-        )
-        jax.eval_shape(
-            lambda v: stage.apply(v, x, train=True, mutable=["batch_stats"]),
-            variables,
-        )
-
-    run(1.0, 1.0)
-    with pytest.raises(Exception, match="module2/interaction.*dropout|dropout"):
-        run(1.0, 0.5)
-    with pytest.raises(Exception, match="dropout"):
-        run(0.5, 1.0)
-
-
 @pytest.mark.parametrize(
     "changed,message",
     [
         ({"first_tokenizer": "dynamic"}, "'dynamic' needs earlier tokens"),
-        ({"first_tokenizer": "recurrent"}, "'recurrent' needs earlier tokens"),
         ({"tokens": 5}, "even number of tokens, not 5"),
         ({"tokens": 0}, "tokens=0"),
-        ({"first_tokenizer": "pooling"}, "position_encoding=False"),
         ({"tokenizer": "pooling"}, "position_encoding=False"),
         ({"tokenizer": "dynamik"}, "did you mean dynamic"),
-        ({"first_tokenizer": "filter"}, "'filter' is not known"),
-        ({"interaction": "graf"}, "did you mean graph"),
-        ({"feed_forward": "gelu"}, "'gelu' is not known"),
-        ({"norm_placement": "pixels"}, "'pixels' is not known"),
         ({"heads": 5}, "5 heads do not divide the 8 key channels"),
-        ({"transformers": -1}, "transformers=-1: must be at least 0"),
     ],
 )
 def test_options_are_rejected(changed, message):

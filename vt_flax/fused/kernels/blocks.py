@@ -58,7 +58,7 @@ def _selection(rows: int, blocks: int, dtype: jnp.dtype) -> jax.Array:
     return (row == jax.lax.broadcasted_iota(jnp.int32, shape, 1)).astype(dtype)
 
 
-def _own_block(shape: tuple[int, int], blocks: int) -> jax.Array:
+def _own_block(shape: tuple[int, ...], blocks: int) -> jax.Array:
     # Not //, which for negative numbers asks for the chip's kind.
     row, column = (
         jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, shape, i), shape[i] // blocks)

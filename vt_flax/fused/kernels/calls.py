@@ -19,7 +19,7 @@ from vt_flax.fused.platforms import EXAMPLES, TooLarge
 # On-chip memory that the compiler takes beside the arrays.
 SPARE_BYTES = 12 * 2**20
 
-Shape = tuple[int, int]
+Shape = tuple[int, ...]
 
 
 def on_chip_memory() -> float:
@@ -119,7 +119,8 @@ def call(
     def inside(array):
         return pltpu.VMEM((examples, array.shape[0], array.shape[2]), dtype)
 
-    inputs, outputs = (*transposed, *rows.values()), (*map_out, *row_out, *sum_out)
+    inputs: tuple[Any, ...] = (*transposed, *rows.values())
+    outputs: tuple[Any, ...] = (*map_out, *row_out, *sum_out)
     moved = sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs))
     # Arrays of two steps in flight, and the transposed maps.
     needed = SPARE_BYTES + 4 * moved // steps

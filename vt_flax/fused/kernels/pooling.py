@@ -10,13 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vt_flax.fused.kernels.blocks import (
-    COLUMNS,
-    ROWS,
-    contract,
-    expand,
-    product,
-)
+from vt_flax.fused.kernels.blocks import COLUMNS, ROWS, contract, expand, product
 from vt_flax.fused.kernels.calls import call
 from vt_flax.fused.platforms import Arrays
 

@@ -10,60 +10,47 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vt_flax.fused.kernels.blocks import (
-    COLUMNS,
-    ROWS,
-    contract,
-    expand,
-    product,
-)
+from vt_flax.fused.kernels.blocks import COLUMNS, ROWS, contract, expand, product
 from vt_flax.fused.kernels.calls import call
 from vt_flax.fused.platforms import Arrays
 
 
 def forward(arrays: Arrays, *, blocks: int, interpret: bool = False) -> Arrays:
-    """Returns `out` and, if there is an `origin`, `sums`.
-
-    Arrays: `x`, `keys`, `values`; `shortcut` and `origin` may be missing.
-    """
+    """Returns `out`; arrays: `x`, `keys`, `values` and, where C changes, `shortcut`."""
     arrays = dict(arrays)
     x = arrays.pop("x")
-    features = arrays["values"].shape[2]
-    sums = [((2, features), jnp.float32)] if "origin" in arrays else []
-    (out,), found, _ = call(
+    (out,), _, _ = call(
         functools.partial(_forward, blocks),
         "write_back",
         (x,),
         arrays,
-        new_maps=[(x.shape[1], features)],
-        new_rows=sums,
-        macs=_macs(x, arrays, blocks, 1, 1, 1),
+        new_maps=[(x.shape[1], arrays["values"].shape[2])],
+        macs=_macs(x, arrays, blocks, keys=1, values=1, shortcuts=1),
         interpret=interpret,
     )
-    return {"out": out, **({"sums": found[0]} if sums else {})}
+    return {"out": out}
 
 
 def backward(
     arrays: Arrays, cotangents: Arrays, *, blocks: int, interpret: bool = False
 ) -> Arrays:
-    """Returns cotangents of all arrays but the origin.
+    """Returns cotangents of all arrays from that of `out`.
 
     Those of keys and values are by example, in float32; that of the shortcut is the sum
-    over the batch. `cotangents` are those of the results of `forward`.
+    over the batch.
     """
     arrays = dict(arrays)
     x = arrays.pop("x")
     totals = [arrays["shortcut"].shape[1:]] if "shortcut" in arrays else []
-    sums = {"dsums": cotangents["sums"]} if "sums" in cotangents else {}
     (dx,), (dkeys, dvalues), total = call(
         functools.partial(_backward, blocks),
         "write_back_backward",
         (x, cotangents["out"]),
-        arrays | sums,
+        arrays,
         new_maps=[x.shape[1:]],
         new_rows=[(arrays[name].shape[1:], jnp.float32) for name in ("keys", "values")],
         totals=totals,
-        macs=_macs(x, arrays, blocks, 3, 3 if sums else 2, 3 if sums else 2),
+        macs=_macs(x, arrays, blocks, keys=3, values=2, shortcuts=2),
         interpret=interpret,
     )
     found = {"x": dx, "keys": dkeys, "values": dvalues}
@@ -97,35 +84,20 @@ def _flat(attention: jax.Array, dtype: Any) -> jax.Array:
     return attention.reshape(-1, attention.shape[2]).astype(dtype)
 
 
-def _out(x, attention, values, shortcut):
-    """The result in float32, from the softmax and the expanded values."""
-    written = product(_flat(attention, x.dtype), values, ROWS, ROWS)
-    if shortcut is None:
-        return written + x.astype(jnp.float32)
-    return written + product(x, shortcut, COLUMNS, ROWS)
-
-
-def _forward(blocks, x, keys, values, shortcut=None, origin=None):
+def _forward(blocks, x, keys, values, shortcut=None):
     attention = _attention(x, expand(keys, blocks), values.shape[0])
-    out = _out(x, attention, expand(values, attention.shape[0]), shortcut)
-    if origin is None:
-        return (out,), (), ()
-    centered = out - origin
-    terms = centered, jnp.square(centered)
-    sums = jnp.concatenate([jnp.sum(x, 0, keepdims=True) for x in terms])
-    return (out,), (sums,), ()
+    values = expand(values, attention.shape[0])
+    out = product(_flat(attention, x.dtype), values, ROWS, ROWS)
+    if shortcut is None:
+        return (out + x.astype(jnp.float32),), (), ()
+    return (out + product(x, shortcut, COLUMNS, ROWS),), (), ()
 
 
-def _backward(blocks, x, dout, keys, values, shortcut=None, origin=None, dsums=None):
+def _backward(blocks, x, dout, keys, values, shortcut=None):
     keys = expand(keys, blocks)
     attention = _attention(x, keys, values.shape[0])
     heads = attention.shape[0]
     values = expand(values, heads)
-    if dsums is not None:
-        # The result is recomputed, which is cheaper than to read it.
-        centered = _out(x, attention, values, shortcut) - origin
-        dout = dout.astype(jnp.float32) + dsums[:1] + 2.0 * dsums[1:] * centered
-        dout = dout.astype(x.dtype)
     gradient = product(values, dout, COLUMNS, COLUMNS).reshape(attention.shape)
     # Of the softmax.
     mean = jnp.sum(attention * gradient, axis=1, keepdims=True)

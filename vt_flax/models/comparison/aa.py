@@ -3,19 +3,12 @@
 Bello et al., 2019. Augmented are the 3 x 3 of each bottleneck, and the first 3 x 3 of
 each basic block: attention makes 0.1 (0.25 in basic blocks) of the channels, with 0.2
 (0.25) of them as keys, but at least 20 per head. Stage 3's maps, 28 x 28 of an image of
-224, are attended at half their resolution. 20.75, 25.81 and 45.39 M parameters for 34,
-50 and 101 layers.
+224, are attended at half their resolution.
 
-What its paper leaves open, and what is done here: channels of attention are rounded
-down to a multiple of the heads (8 of 128, not 16, as the parameters show); its maps
-have no biases; where the convolution has a stride of 2, attention sees means of 3 x 3
-pixels with stride 2, as it does for stage 3.
-
-MACs counted: 3597, 4207 and 8165 M, of which 92, 79 and 214 M are the products of
-attention. The source prints 7.1, 8.3 and 16.1 G operations, halves of which are 1.3 to
-1.4 % less: the rounding of such figures, and what of attention was counted, are not
-known. The paper compared with has 4100 M (8.3 / 2 = 4.15) and 25.6 M parameters for 50
-layers, where the source has 25.8 M.
+The paper leaves open, and the published parameters decide: channels of attention are
+rounded down to a multiple of the heads (8 of 128, not 16), and its maps have no biases.
+Where the convolution has a stride of 2, attention sees means of 3 x 3 pixels with
+stride 2, as it does for stage 3 [choice].
 """
 
 from typing import Any
@@ -27,6 +20,7 @@ import numpy as np
 
 from vt_flax.errors import UserError
 from vt_flax.models.resnet import Classifier
+from vt_flax.nn.checks import check_at_least
 from vt_flax.nn.layers import Layers, pad, resize, split_heads
 
 # Channels of keys and of values as fractions of a convolution's output channels.
@@ -166,8 +160,7 @@ class AAResNet(Classifier):
     heads: int = 8
 
     def __post_init__(self):
-        if self.heads < 1:
-            raise UserError(f"heads={self.heads}: must be at least 1")
+        check_at_least(1, heads=self.heads)
         super().__post_init__()
 
     @nn.nowrap

@@ -1,12 +1,8 @@
 """Local attention: weighted sums over a window around every pixel.
 
-Layers compute them in one of two ways, with the same values and gradients:
-
-- `unfold`, the reference, copies the windows, and computes matrix products as printed.
-- `scan` visits one offset of the window at a time with a running softmax, as flash
-  attention does. It stores neither windows nor weights, and its gradient recomputes
-  them. A block needs a fifth to a ninth of the memory on a CPU, and an eighteenth or
-  less on a TPU (BENCHMARKS.md, `benchmark attention`).
+The sums go through the window one offset at a time with a running softmax, as flash
+attention does. Neither windows nor weights are stored; the gradient recomputes them.
+A 7 x 7 window copied out would be 49 times as large as the map.
 """
 
 import dataclasses
@@ -17,34 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vt_flax.errors import UserError
-from vt_flax.models.resnet import Classifier
 from vt_flax.nn.layers import PRODUCT_SCOPE
-
-ATTENTION = ("scan", "unfold")
 
 # Called as `term(per_offset, maps)`: the values of one offset, and its views of maps.
 Term = Callable[[Any, Any], Any]
 # Called as `score(shared, per_offset, keys)`: see `attend`.
 Score = Callable[[Any, Any, Any], jax.Array]
-
-
-class LocalAttentionNetwork(Classifier):
-    """Base of networks with local attention; a `Classifier` with `attention`.
-
-    Attributes:
-      attention: how attention is computed: `scan`, or `unfold`, which copies windows.
-    """
-
-    attention: str = "scan"
-
-    def __post_init__(self):
-        if self.attention not in ATTENTION:
-            raise UserError(
-                f"attention={self.attention!r} is not known: choose from "
-                f"{', '.join(ATTENTION)}"
-            )
-        super().__post_init__()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +54,6 @@ class Window:
         start = (0, index // self.size, index % self.size, 0)
         shape = (batch, height - edge, width - edge, channels)
         return self.centers(jax.lax.dynamic_slice(padded, start, shape))
-
-    def unfold(self, x: jax.Array) -> jax.Array:
-        """Copies windows of (batch, H, W, C) to (batch, H', W', size * size, C)."""
-        padded = self.pad(x)
-        views = [self.view(padded, index) for index in range(self.size**2)]
-        return jnp.stack(views, axis=3)
 
 
 def sum_over_window(term: Term, window: Window, per_offset: Any, maps: Any) -> Any:
@@ -137,7 +105,7 @@ def zeros(at_offset: Callable[[Any], Any], inputs: Any) -> Any:
 def product(x: jax.Array, y: jax.Array) -> jax.Array:
     """Multiplies elements whose products are summed over channels or offsets later.
 
-    `analysis.macs` counts them like those of a matrix product.
+    `paper.macs` counts them like those of a matrix product.
     """
     with jax.named_scope(PRODUCT_SCOPE):
         return x * y
@@ -166,7 +134,7 @@ def attend(
     keys: Any,
     values: jax.Array,
 ) -> jax.Array:
-    """Sums values over windows, weighted by the softmax of scores, by `scan`.
+    """Sums values over windows, weighted by the softmax of scores.
 
     Args:
       score: returns the logits of one offset, (batch, H', W', groups) in float32,
@@ -233,27 +201,3 @@ def _attend_jvp(score, window, group_channels, primals, tangents):
 
     change, growth = jax.jvp(sums, primals, tangents)[1]
     return (out, log_total), (change.astype(out.dtype), growth)
-
-
-def aggregate(weights: jax.Array, windows: jax.Array, group_channels: int) -> jax.Array:
-    """Sums unfolded values with the weights of their groups, as matrix products.
-
-    Args:
-      weights: (batch, H', W', size * size, groups).
-      windows: (batch, H', W', size * size, C).
-      group_channels: number of channels per group weight; the last group may have
-        fewer.
-
-    Returns:
-      (batch, H', W', C), of the type of the values.
-    """
-    whole = windows.shape[-1] // group_channels
-    grouped, rest = jnp.split(windows, [whole * group_channels], axis=-1)
-    grouped = grouped.reshape(*windows.shape[:-1], whole, group_channels)
-    weights = weights.astype(windows.dtype)
-    out = jnp.einsum("bhwog,bhwogd->bhwgd", weights[..., :whole], grouped)
-    out = out.reshape(*out.shape[:3], whole * group_channels)
-    if rest.shape[-1] == 0:
-        return out
-    last = jnp.einsum("bhwo,bhwod->bhwd", weights[..., whole], rest)
-    return jnp.concatenate([out, last], -1)

@@ -7,13 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.models.comparison.local_attention import (
-    LocalAttentionNetwork,
-    Window,
-    aggregate,
-    attend,
-)
-from vt_flax.models.resnet import Stem
+from vt_flax.models.comparison.local_attention import Window, attend
+from vt_flax.models.resnet import Classifier, Stem
 from vt_flax.nn.layers import Layers, pad
 
 # Numbers of blocks of stages 2 to 5, and whether they are bottlenecks.
@@ -48,14 +43,12 @@ class LocalRelation(nn.Module):
       features: output channels.
       stride: stride in pixels: windows are around every `stride`-th pixel.
       size: side of the window in pixels, odd.
-      attention: `scan` or `unfold`; see `local_attention`.
       layers: dtype; the softmax is float32.
     """
 
     features: int
     stride: int = 1
     size: int = 7
-    attention: str = "scan"
     layers: Layers = Layers()
 
     @nn.compact
@@ -77,12 +70,7 @@ class LocalRelation(nn.Module):
         )
         prior = nn.relu(nn.Dense(groups, name="geometry1")(offsets))
         prior = nn.Dense(groups, name="geometry2")(prior)
-        if self.attention == "scan":
-            x = attend(composability, window, GROUP_CHANNELS, query, prior, key, x)
-        else:
-            logits = composability(query[..., None, :], prior, window.unfold(key))
-            weights = jax.nn.softmax(logits, axis=3)
-            x = aggregate(weights, window.unfold(x), GROUP_CHANNELS)
+        x = attend(composability, window, GROUP_CHANNELS, query, prior, key, x)
         return self.layers.linear(self.features, name="out")(x)
 
 
@@ -90,10 +78,8 @@ class LRStem(Stem):
     """Stem of LR-Net: 1 x 1 convolution, local relation layer and max pooling.
 
     The layer has stride 2, and 3 x 3 max pooling of stride 2 follows; the kind `small`
-    has neither stride nor pooling. Attributes as in `Stem`, and `attention`.
+    has neither stride nor pooling. Attributes as in `Stem`.
     """
-
-    attention: str = "scan"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -101,29 +87,22 @@ class LRStem(Stem):
         layers, stride = self.layers, 2 if self.kind == "imagenet" else 1
         x = layers.conv(self.features, 1, name="conv")(x)
         x = nn.relu(layers.batch_norm("norm")(x, train=train))
-        relation = LocalRelation(
-            self.features, stride, 7, self.attention, layers, name="relation"
-        )
-        x = nn.relu(layers.batch_norm("relation_norm")(relation(x), train=train))
+        x = LocalRelation(self.features, stride, layers=layers, name="relation")(x)
+        x = nn.relu(layers.batch_norm("relation_norm")(x, train=train))
         if self.kind == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), pad(3))
         return x
 
 
-class LRNet(LocalAttentionNetwork):
-    """LR-Net-{18, 26, 50, 101}; options as in `LocalAttentionNetwork`.
+class LRNet(Classifier):
+    """LR-Net-{18, 26, 50, 101}; options as in `Classifier`.
 
     ResNet with a 7 x 7 local relation layer for every convolution that is not 1 x 1,
     and bottlenecks of 100 to 800 channels inside instead of 64 to 512.
 
-    Parameters, in M: 14.4, 14.6, 23.4, 40.8, where its paper has 14.4, 14.7, 23.3 and
-    42.0. The width 177 of the basic blocks is chosen for the first [fit]; the paper
-    names no width.
-
-    GMACs by the rule of `analysis.macs`: 2.21, 2.37, 4.02 and 7.48; (q - k)^2 is no
-    product. The paper prints 2.5, 2.6, 4.3 and 7.79. The gap does not grow with depth:
-    it is the stem's. Its layer, computed at every pixel and strided afterwards, which
-    gives the same result, costs 0.29 more: 2.50, 2.66, 4.31 and 7.77 [fit].
+    The width 177 of the basic blocks gives the published parameters; the paper names no
+    width [fit]. The printed GMACs are 0.29 more than those counted here: as much as the
+    stem's layer costs if it is computed at every pixel and strided afterwards [fit].
     """
 
     @nn.nowrap
@@ -138,7 +117,7 @@ class LRNet(LocalAttentionNetwork):
 
         def conv(features, kernel, stride, **options):
             del kernel
-            return LocalRelation(features, stride, attention=self.attention, **options)
+            return LocalRelation(features, stride, **options)
 
         if not self.bottleneck:
             return {"conv": conv}
@@ -148,4 +127,4 @@ class LRNet(LocalAttentionNetwork):
     def make_stem(self) -> nn.Module:
         """See `Backbone`."""
         layers = self.layer_settings()
-        return LRStem(self.width, self.stem, layers, self.attention, name="stem")
+        return LRStem(self.width, self.stem, layers, name="stem")

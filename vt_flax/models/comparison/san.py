@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 
-from vt_flax.models.comparison.local_attention import LocalAttentionNetwork
 from vt_flax.models.comparison.san_attention import (
     PairwiseAttention,
     PatchwiseAttention,
 )
+from vt_flax.models.resnet import Classifier
 from vt_flax.nn.layers import Layers, StochasticDepth, pad_end
 
 # Numbers of blocks of stages 1 to 5.
@@ -88,28 +88,23 @@ class SANStage(nn.Module):
         return nn.relu(self.layers.batch_norm("norm")(x, train=train))
 
 
-class SAN(LocalAttentionNetwork):
-    """Base of SAN-{10, 15, 19}; a `LocalAttentionNetwork` without `variant`.
+class SAN(Classifier):
+    """Base of SAN-{10, 15, 19}; options as in `Classifier` without `variant`.
 
     Five stages, of which the first two make the strides that `stem="small"` leaves out.
     The BatchNorm that the paper puts in front of a stage stands at the end of the one
     before, as in the authors' code.
 
-    Parameters, in M: pairwise 10.53, 14.07, 17.60, patchwise 11.84, 16.18, 20.52: those
-    of the paper and of the authors' code.
-
-    GMACs by the rule of `analysis.macs`: pairwise 2.04, 2.86, 3.64, patchwise 1.79,
-    2.48, 3.13. The paper prints 2.2, 3.0, 3.8 and 1.9, 2.6, 3.3: the authors' counter
-    adds BatchNorm (two for each number), biases, ReLU, pooling and differences, and
-    with these the counts are 2.155, 3.023, 3.844 and 1.865, 2.583, 3.259. The row SAN19
-    of the paper of Visual Transformers, 3.3 and 20.5, is patchwise.
+    Parameters are those of the authors' code. The printed GMACs are 5 to 8 % more than
+    those counted here: the authors' counter adds BatchNorm, biases, ReLU, pooling and
+    differences. The row SAN19 of the paper of Visual Transformers is patchwise.
 
     Attributes:
       stage_sizes: numbers of blocks of stages 1 to 5.
       width: channels of the stem and of stage 1; the others have 4 to 32 times as many.
     """
 
-    STAGES: ClassVar[int] = 5
+    FIRST_STAGE: ClassVar[int] = 1
     ATTENTION: ClassVar[Callable[..., nn.Module]]
     # Not options, unlike in residual networks: only pooling strides.
     bottleneck: ClassVar[bool] = True  # type: ignore[misc]
@@ -121,30 +116,18 @@ class SAN(LocalAttentionNetwork):
         return SANStage(self.width, layers=self.layer_settings(), name="stem")
 
     @nn.nowrap
-    def make_stage(
-        self, stage: int, survival_probabilities: tuple[float, ...]
-    ) -> nn.Module:
+    def make_stage(self, stage: int) -> nn.Module:
         """Returns a stage, 1 to 5, inside a compact method."""
         layers, features = self.layer_settings(), self.width * MULTIPLES[stage - 1]
         pool = stage > 2 or self.stem == "imagenet"
         block = functools.partial(
             SANBlock,
-            functools.partial(self.ATTENTION, WINDOWS[stage - 1], self.attention),
+            functools.partial(self.ATTENTION, WINDOWS[stage - 1]),
             zero_init_residual=self.zero_init_residual,
             layers=layers,
         )
-        settings = features, pool, block, survival_probabilities, layers
-        return SANStage(*settings, name=f"stage{stage}")
-
-    def features(self, x: jax.Array, stages: int, *, train: bool) -> dict:
-        """See `Backbone`; C2 to C5 are the maps of stages 2 to 5."""
-        x = self.run_stem(x, train=train)
-        maps = {}
-        for i in range(stages + 1):
-            stage = self.make_stage(i + 1, self.survival_probabilities(i))
-            x = maps[f"C{i + 1}"] = stage(x, train=train)
-        del maps["C1"]
-        return maps
+        survival = self.survival_probabilities(stage)
+        return SANStage(features, pool, block, survival, layers, name=f"stage{stage}")
 
 
 class PairwiseSAN(SAN):

@@ -1,8 +1,8 @@
 """Pairwise and patchwise self-attention of SAN (Zhao et al., 2020).
 
 Both compute the weights by a map of two layers, with BatchNorm and ReLU in front of
-each. `scan` does not store the array of a window that BatchNorm normalizes: it gets
-that array's moments, summed over the window.
+each. The array of a window that BatchNorm normalizes is not stored: BatchNorm gets that
+array's moments, summed over the window.
 """
 
 import functools
@@ -17,7 +17,6 @@ from vt_flax.fused.norms import Affine, MomentNorm, example_means
 from vt_flax.fused.parameters import LinearKernel
 from vt_flax.models.comparison.local_attention import (
     Window,
-    aggregate,
     attend,
     over_window,
     sum_over_window,
@@ -42,12 +41,10 @@ class SANAttention(nn.Module):
 
     Attributes:
       size: side of the window in pixels, odd.
-      attention: `scan` or `unfold`; see `local_attention`.
       layers: dtype and BatchNorm settings; the softmax is float32.
     """
 
     size: int = 7
-    attention: str = "scan"
     layers: Layers = Layers()
 
     @nn.compact
@@ -72,17 +69,7 @@ class SANAttention(nn.Module):
             self.param("map2_bias", nn.initializers.zeros, (outputs,), jnp.float32),
         )
         window = Window(self.size, padding="reflect")
-        compute = self.unfold if self.attention == "unfold" else self.scan
-        return compute(query, key, value, parameters, window, train)
-
-    @nn.nowrap
-    def unfolded_logits(self, x: jax.Array, parameters: Any, train: bool) -> jax.Array:
-        """Maps relations (..., inputs) to logits (..., outputs), float32."""
-        first, second, bias = parameters
-        for name, kernel in (("norm1", first), ("norm2", second)):
-            norm = functools.partial(self.layers.batch_norm(name), train=train)
-            x = norm_relu_map(x, norm, kernel, self.layers.dtype)
-        return x + bias
+        return self.weighted_sums(query, key, value, parameters, window, train)
 
     @nn.nowrap
     def moment_norm(self, name: str, means: Any, shape: Any, train: bool) -> Affine:
@@ -123,17 +110,8 @@ class PairwiseAttention(SANAttention):
         return relations + 2, relations, groups
 
     @nn.nowrap
-    def unfold(self, query, key, value, parameters, window, train):
-        """Returns the weighted sums of values, from copied windows."""
-        position = self.positions(*query.shape[1:3])
-        centers = (query[..., None, :], position[..., None, :])
-        x = relation(centers, (window.unfold(key), window.unfold(position)))
-        weights = jax.nn.softmax(self.unfolded_logits(x, parameters, train), axis=3)
-        return aggregate(weights, window.unfold(value), GROUP_CHANNELS)
-
-    @nn.nowrap
-    def scan(self, query, key, value, parameters, window, train):
-        """Returns the weighted sums of values, offset by offset."""
+    def weighted_sums(self, query, key, value, parameters, window, train):
+        """Returns the weighted sums of values, (batch, H, W, C / 4)."""
         position, dtype = self.positions(*query.shape[1:3]), self.layers.dtype
         centers, maps = (query, position), (key, position)
         first, second, bias = parameters
@@ -176,17 +154,8 @@ class PatchwiseAttention(SANAttention):
         return (1 + self.size**2) * relations, groups, self.size**2 * groups
 
     @nn.nowrap
-    def unfold(self, query, key, value, parameters, window, train):
-        """Returns the weighted sums of values, from copied windows."""
-        keys = window.unfold(key).reshape(*key.shape[:3], -1)
-        x = jnp.concatenate([query, keys], -1)
-        weights = self.unfolded_logits(x, parameters, train)
-        weights = weights.reshape(*x.shape[:3], window.size**2, -1)
-        return aggregate(weights, window.unfold(value), GROUP_CHANNELS)
-
-    @nn.nowrap
-    def scan(self, query, key, value, parameters, window, train):
-        """Returns the weighted sums of values, offset by offset."""
+    def weighted_sums(self, query, key, value, parameters, window, train):
+        """Returns the weighted sums of values, (batch, H, W, C / 4)."""
         first, second, bias = parameters
         dtype, offsets = self.layers.dtype, window.size**2
         relations, groups = query.shape[-1], len(second)

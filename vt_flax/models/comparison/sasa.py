@@ -8,14 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from vt_flax.errors import UserError
-from vt_flax.models.comparison.local_attention import (
-    LocalAttentionNetwork,
-    Window,
-    aggregate,
-    attend,
-    product,
-)
-from vt_flax.models.resnet import Stem
+from vt_flax.models.comparison.local_attention import Window, attend, product
+from vt_flax.models.resnet import Classifier, Stem
 from vt_flax.nn.layers import Layers, pad_end, split_heads
 
 # Numbers of blocks of stages 2 to 5, all bottlenecks.
@@ -45,7 +39,6 @@ class StandAloneAttention(nn.Module):
       heads: number of heads.
       stride: stride in pixels; at an odd side the last pixels are pooled alone.
       size: side of the window in pixels, odd.
-      attention: `scan` or `unfold`; see `local_attention`.
       layers: dtype; the softmax is float32.
     """
 
@@ -53,7 +46,6 @@ class StandAloneAttention(nn.Module):
     heads: int = 8
     stride: int = 1
     size: int = 7
-    attention: str = "scan"
     layers: Layers = Layers()
 
     @nn.compact
@@ -62,27 +54,14 @@ class StandAloneAttention(nn.Module):
 
         Source: Ramachandran et al. (2019), section 3.1.
         """
-        window = Window(self.size)
         query, key, value = (
             self.layers.linear(self.features, name=name)(x)
             for name in ("query", "key", "value")
         )
-        queries = split_heads(query, self.heads)
-        depth = queries.shape[-1]
+        depth = self.features // self.heads
+        score = functools.partial(attention_logits, self.heads)
         relative = self.relative_positions(depth)
-        if self.attention == "scan":
-            score = functools.partial(attention_logits, self.heads)
-            relative = relative.reshape(-1, self.features)
-            x = attend(score, window, depth, query, relative, key, value)
-        else:
-            keys = split_heads(window.unfold(key), self.heads)
-            logits = jnp.einsum(
-                "bhwgd,bhwogd->bhwog", queries, keys, preferred_element_type=jnp.float32
-            )
-            queries = queries.astype(jnp.float32)
-            logits += jnp.einsum("bhwgd,ogd->bhwog", queries, relative)
-            weights = jax.nn.softmax(logits, axis=3)
-            x = aggregate(weights, window.unfold(value), depth)
+        x = attend(score, Window(self.size), depth, query, relative, key, value)
         if self.stride == 1:
             return x
         stride = (self.stride, self.stride)
@@ -90,7 +69,7 @@ class StandAloneAttention(nn.Module):
         return nn.avg_pool(x, stride, stride, padding, count_include_pad=False)
 
     def relative_positions(self, depth: int) -> jax.Array:
-        """Returns r of each offset, (size * size, heads, depth), float32."""
+        """Returns r of each offset, (size * size, features), float32."""
         half = -(-depth // 2)
         rest, shape = depth - half, (self.size, self.heads, half)
         row, column = (
@@ -99,7 +78,7 @@ class StandAloneAttention(nn.Module):
         )
         row = jnp.pad(row, ((0, 0), (0, 0), (0, rest)))
         column = jnp.pad(column, ((0, 0), (0, 0), (rest, 0)))
-        return (row[:, None] + column[None]).reshape(-1, self.heads, depth)
+        return (row[:, None] + column[None]).reshape(-1, self.features)
 
 
 class BlockAttention(nn.Module):
@@ -183,21 +162,15 @@ class AttentionStem(Stem):
         return x
 
 
-class StandAloneResNet(LocalAttentionNetwork):
-    """Stand-Alone ResNet-{26, 38, 50}; a `LocalAttentionNetwork` with `heads`.
+class StandAloneResNet(Classifier):
+    """Stand-Alone ResNet-{26, 38, 50}; options as in `Classifier`, and `heads`.
 
     ResNet's bottlenecks with 7 x 7 attention for the 3 x 3 convolution, and a stem of
     attention. `variant="msra"` strides in the first 1 x 1, without pooling.
 
-    Parameters, in M: 10.34, 14.18 and 18.03, where its paper has 10.3, 14.1 and 18.0.
-
-    GMACs by the rule of `analysis.macs`: 2.26, 2.88 and 3.50. Its paper prints FLOPs,
-    twice that: 4.7, 6.0, 7.2; the paper of Visual Transformers 3.6 for the last. For
-    the same networks with ResNet's convolution as the stem it prints 4.5, 5.7 and 7.0,
-    and they count 2.24, 2.86 and 3.48 here, q . k and q . r each as a product. So the
-    difference, 0.09 to 0.12, lies in the stem, of which the paper does not say how many
-    value maps are mixed. Here they are mixed first, since that depends on the position
-    alone, and count as one.
+    The printed GMACs are 0.09 to 0.12 more than those counted here, all of it in the
+    stem, whose value maps are mixed before they are applied: as that depends on the
+    position alone, they count as one.
 
     Attributes:
       heads: number of heads of every attention.
@@ -219,9 +192,7 @@ class StandAloneResNet(LocalAttentionNetwork):
 
         def conv(features, kernel, stride, **options):
             del kernel
-            return StandAloneAttention(
-                features, self.heads, stride, attention=self.attention, **options
-            )
+            return StandAloneAttention(features, self.heads, stride, **options)
 
         return {"conv": conv}
 

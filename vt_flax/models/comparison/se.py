@@ -1,9 +1,8 @@
 """SE-ResNet: residual branches whose channels are gated (Hu et al., 2018).
 
 The gate stands after the branch's last BatchNorm, before the sum, in basic blocks as in
-bottlenecks, and reduces the channels 16 times. Its paper does not say whether its two
-maps have biases: with them the networks have 11.78, 21.96, 28.09 and 49.33 M
-parameters, as published.
+bottlenecks, and reduces the channels 16 times. Its two maps have biases, as the
+published parameters show.
 
 The MACs printed for 50 and 101 layers, 3860 M and 7575 M, are those of
 `variant="msra"`; with the stride in the 3 x 3, the default here as in torchvision, they
@@ -18,8 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vt_flax.errors import UserError
 from vt_flax.models.resnet import Classifier
+from vt_flax.nn.checks import check_at_least
 from vt_flax.nn.layers import Layers
 
 REDUCTION = 16
@@ -68,8 +67,7 @@ class SEResNet(Classifier):
     gate_multiple: int = 1
 
     def __post_init__(self):
-        if self.gate_multiple < 1:
-            raise UserError(f"gate_multiple={self.gate_multiple}: must be at least 1")
+        check_at_least(1, gate_multiple=self.gate_multiple)
         super().__post_init__()
 
     @nn.nowrap
