@@ -174,20 +174,8 @@ def test_what_was_done_before_a_failure_is_kept(tmp_path):
     assert len(reader.all("article")) == 1 and reader.open[-1:] != ["main"]
 
 
-def test_images_are_not_kept(tmp_path):
-    """Each is on the disk before the next one comes."""
-    picture = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
-    with Page(tmp_path / "index.html", "a page") as page:
-        sizes = []
-        for i in range(3):
-            page.add(f"{i}.png", [picture])
-            (partial,) = tmp_path.iterdir()
-            sizes.append(partial.stat().st_size)
-    assert min(np.diff([0, *sizes])) > 50_000
-
-
-def test_a_confidence_that_is_no_share_is_told(tmp_path):
-    """Of masks it is: without it an order by confidence would show no reason."""
+def test_a_confidence_beside_areas_is_shown(tmp_path):
+    """Without it an order by confidence of masks would show no reason."""
     path = tmp_path / "page.html"
     with Page(path, "Masks") as page:
         page.add("a.png", [], scores=[("sky", 0.25)], confidence=0.875)
