@@ -25,14 +25,14 @@ def draw_sheet(
     config: ConfigDict,
     seed: int,
 ) -> None:
-    """Writes a contact sheet as PNG.
+    """Writes a contact sheet of both splits as PNG.
 
     Args:
       path: file to write.
       train_source: the training split.
       eval_source: the evaluation split.
-      config: the section `data`.
-      seed: of the run whose first images are shown.
+      config: section `data`.
+      seed: seed of the run whose first images are shown.
     """
     batches = train_batches(
         train_source, config, seed=seed, batch=COLUMNS * TRAIN_ROWS, first=0, last=1

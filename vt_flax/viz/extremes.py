@@ -1,13 +1,12 @@
 """A page of the images of a split with the highest and the lowest mIoU."""
 
 import contextlib
-import dataclasses
 import functools
 import heapq
 import itertools
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,16 +25,11 @@ from vt_flax.viz.page import SIDE, Page
 SHOWN = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Segmented:
-    """An image with its labels and its prediction.
+class Segmented(NamedTuple):
+    """An image (H, W, 3), uint8, with its labels and its prediction, (H, W).
 
-    Attributes:
-      number: index of the example in the split.
-      miou: mIoU of this image alone, in percent.
-      image: (H, W, 3), uint8.
-      label: (H, W), class indices, or IGNORE.
-      predicted: (H, W), class indices.
+    `number` is the index of the example in the split, `miou` of this image alone, in
+    percent.
     """
 
     number: int

@@ -86,16 +86,12 @@ def token_picture(
 def head_pictures(
     attention: TokenAttention, index: int, title: str, *, projections: bool
 ) -> dict[str, TokenPicture]:
-    """Returns a picture of each token head by head, for modules with several heads.
+    """Returns pictures of the tokens head by head, for modules with several heads.
 
-    Args:
-      attention: of a batch.
-      index: of the image in the batch.
-      title: of each picture.
-      projections: whether to add the projectors' pictures.
+    Arguments are those of `token_picture`.
 
     Returns:
-      By `MODULE_heads` and `MODULE_projector_heads`.
+      Pictures by `MODULE_heads` and `MODULE_projector_heads`.
     """
     pictures = {}
     for module, maps in attention.tokens.items():
@@ -171,7 +167,7 @@ def captions(pictures: Sequence[TokenPicture]) -> list[str]:
     if "pixels" in over:
         texts.append(
             "The coefficients of a token sum to 1 over all cells of its map; in a "
-            "uniform map each would be 1 by the number of cells."
+            "uniform map each would be 1 / (number of cells)."
         )
     if "tokens" in over:
         texts.append(

@@ -1,7 +1,6 @@
 """The chart: what is drawn, read from the figure, and the files."""
 
 import itertools
-import pathlib
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -85,19 +84,6 @@ def test_own_runs_are_marked_apart(tmp_path):
         low, high = axes.get_xlim()
         assert low < min(key) and high > 8
     assert "your own runs" in figure.get_suptitle()
-
-
-def test_names_are_no_mathematics(tmp_path, monkeypatch):
-    """What matplotlib could not read it would raise an error for."""
-    monkeypatch.chdir(tmp_path)
-    name = r"_$\nonsense$"
-    figure = make_figure([run(pathlib.Path(name), dataset=r"folder:$\frac$")])
-    figure.savefig(tmp_path / "chart.png")
-    (legend,) = figure.legends
-    shown = [text.get_text().lstrip("\u200b") for text in legend.get_texts()]
-    assert shown[-1] == r"_\$\nonsense\$: vt_resnet18, \$\frac\$"
-    for axes in figure.axes:
-        assert axes.texts[-1].get_text().lstrip("\u200b") == r"_\$\nonsense\$"
 
 
 def test_labels_hardly_cover_each_other(tmp_path):

@@ -174,26 +174,18 @@ def test_what_was_done_before_a_failure_is_kept(tmp_path):
     assert len(reader.all("article")) == 1 and reader.open[-1:] != ["main"]
 
 
-def test_a_confidence_beside_areas_is_shown(tmp_path):
-    """Without it an order by confidence of masks would show no reason."""
-    path = tmp_path / "page.html"
-    with Page(path, "Masks") as page:
-        page.add("a.png", [], scores=[("sky", 0.25)], confidence=0.875)
-        page.add("b.png", [], scores=[("sky", 0.5)], confidence=0.5)
-    words = " ".join(" ".join(Reader(path.read_text()).words).split())
-    assert words.endswith("a.png sky 25.00 % confidence 87.50 % b.png sky 50.00 %")
-
-
 def test_sections_and_a_legend(tmp_path):
     path = tmp_path / "page.html"
     legend = [("<b>road</b>", "#102030"), ("cañon", "#00ff00")]
     with Page(path, "T", generator="other", legend=legend, sort_keys={}) as page:
         page.add_section("Best <1>")
-        page.add("a & b", [])
+        # Without its confidence, an order by it would show no reason.
+        page.add("a & b", [], scores=[("sky", 0.25)], confidence=0.875)
         page.add_section("Worst")
     reader = Reader(path.read_text(encoding="utf-8"))
     words = [word.strip() for word in reader.words if word.strip()]
-    expected = ["T", "T", "<b>road</b>", "cañon", "Best <1>", "a & b", "Worst"]
+    expected = ["T", "T", "<b>road</b>", "cañon", "Best <1>", "a & b"]
+    expected += ["sky", "25.00 %", "confidence", "87.50 %", "Worst"]
     assert words == expected and not reader.all("button")
     styles = [attributes["style"] for attributes in reader.all("i")]
     assert styles == ["background:#102030", "background:#00ff00"]
