@@ -43,6 +43,9 @@ from vt_flax.training.tasks.segmentation import Segmentation
 from vt_flax.training.workdir import read_run
 from vt_flax.viz.figures import check_name, check_place
 
+# Files that may be written beside the results.
+SUFFIXES = {"--page": (".html", ".htm"), "--token_picture": (".png",)}
+
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
@@ -50,14 +53,14 @@ def main(argv: Sequence[str]) -> None:
     workdir = local_folder("--workdir", args.workdir)
     statistics = args.tokens is not None
     folder = local_folder("--tokens", args.tokens or workdir / "tokens")
-    for option, name, suffixes in (
-        ("--page", args.page, (".html", ".htm")),
-        ("--token_picture", args.token_picture, (".png",)),
-    ):
-        if name:
-            check_name(option, local_folder(option, name), suffixes)
+    names = {"--page": args.page, "--token_picture": args.token_picture}
+    files = {
+        option: local_folder(option, name) for option, name in names.items() if name
+    }
+    for option, file in files.items():
+        check_name(option, file, SUFFIXES[option])
     startup.join_processes(args)
-    if (args.page or args.token_picture) and processes.several():
+    if files and processes.several():
         raise UserError("pictures are drawn by one process: add --processes 1")
     record = read_run(workdir)
     config = resolve(ConfigDict(record.config), overrides)
@@ -80,12 +83,8 @@ def main(argv: Sequence[str]) -> None:
         for note in notes_on_data(run, record, workdir):
             print(f"note: {printable(note)}", file=sys.stderr)
     step, weights = restore_weights(run, workdir, args.step, args.best)
-    for option, name in (
-        ("--page", args.page),
-        ("--token_picture", args.token_picture),
-    ):
-        if name:
-            check_place(option, local_folder(option, name))
+    for option, file in files.items():
+        check_place(option, file)
     if statistics and first:
         with writing(f"--tokens {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -111,10 +110,9 @@ def main(argv: Sequence[str]) -> None:
     params, batch_stats = weights[name]
     variables = {"params": params, "batch_stats": batch_stats}
     if args.page:
-        _write_page(run, variables, local_folder("--page", args.page))
+        _write_page(run, variables, files["--page"])
     if args.token_picture:
-        picture = local_folder("--token_picture", args.token_picture)
-        _draw_tokens(run, variables, picture)
+        _draw_tokens(run, variables, files["--token_picture"])
 
 
 def _parser() -> argparse.ArgumentParser:

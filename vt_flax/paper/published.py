@@ -6,6 +6,7 @@ compares with in table 8. Figures of classification are at 224 x 224, for ImageN
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 V4 = {"preset": "v4"}
@@ -102,7 +103,9 @@ def _ablation(
     ]
 
 
-def _resnets(table: str, prefix: str, top1: dict[int, str], ablation: str = ""):
+def _resnets(
+    table: str, prefix: str, top1: dict[int, str], ablation: str = ""
+) -> Iterator[Row]:
     """Rows of plain ResNets; the print of their multiply-adds is rounded."""
     counts = {
         18: ("1.814 11.7", "1.8141"),
