@@ -132,6 +132,7 @@ def render(pictures: Sequence[TokenPicture]) -> Image.Image:
     """Draws pictures below each other, and captions that explain them."""
     drawn = [_render_one(picture) for picture in pictures]
     width = max(image.width for image in drawn)
+    # Few letters are wider than an n.
     letter = _font(TEXT).getlength("n")
     lines = [
         line
