@@ -45,18 +45,13 @@ def overlap(one, other):
 
 
 def statistics(maps, length, shape):
-    """Of one example's maps {module: (heads, tokens, h, w)}."""
+    """Of one example's maps {module: (tokens, h, w)}."""
     found = {}
-    for name, per_head in maps.items():
-        mean = [crop(m, length, shape) for m in per_head.astype(np.float64).mean(0)]
+    for name, of_module in maps.items():
+        mean = [crop(map_, length, shape) for map_ in of_module]
         found[f"{name}/relative_entropy"] = [
             relative_entropy(m, length, shape) for m in mean
         ]
-        if len(per_head) > 1:
-            found[f"{name}/head_entropy"] = [
-                [relative_entropy(crop(m, length, shape), length, shape) for m in head]
-                for head in per_head
-            ]
         pairs = np.full((len(mean), len(mean)), np.nan)
         for i, j in itertools.permutations(range(len(mean)), 2):
             pairs[i, j] = overlap(mean[i], mean[j])
@@ -67,12 +62,10 @@ def statistics(maps, length, shape):
     return {key: np.asarray(value, np.float64) for key, value in found.items()}
 
 
-def class_statistics(maps, label, length, shape, classes, background):
+def class_statistics(maps, label, length, shape, classes):
     """Of one example's maps {module: (tokens, h, w)}; a label of 255 is none."""
     kinds = [*range(classes), 255]
-    front = [i for i in range(classes) if i not in background]
-    area = np.asarray([np.mean(label == kind) for kind in kinds])
-    found = {"area": area, "foreground_area": area[front].sum()}
+    found = {"area": np.asarray([np.mean(label == kind) for kind in kinds])}
     for name, of_module in maps.items():
         cells = of_module.shape[1:]
         pixels = [[[] for _ in range(cells[1])] for _ in range(cells[0])]
@@ -93,7 +86,6 @@ def class_statistics(maps, label, length, shape, classes, background):
                     mine[kinds.index(value)] += map_[row, column] / len(inside)
             shares.append(mine / mine.sum())
         found[f"{name}/classes"] = np.asarray(shares)
-        found[f"{name}/foreground"] = np.asarray(shares)[:, front].sum(-1)
     return found
 
 

@@ -106,8 +106,7 @@ class Predictor:
     @functools.cached_property
     def tokenizers(self) -> dict[str, str]:
         """The kind of each VT module's tokenizer; see `TokenMaps`."""
-        size = self.task.input_size(self.task.config)
-        return token_maps.tokenizer_kinds(self.model, self.variables, size)
+        return token_maps.tokenizer_kinds(self.model)
 
     def predict(
         self, images: Images, *, ignore_orientation: bool = False

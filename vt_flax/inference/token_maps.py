@@ -6,8 +6,6 @@ softmax over the tokens for each pixel. Modules sow both (`nn.tokenizers`,
 """
 
 import dataclasses
-import functools
-import re
 from typing import Any
 
 import flax.linen as nn
@@ -16,12 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from vt_flax.nn.tokenizers import (
-    ClusteringTokenizer,
-    DynamicTokenizer,
-    PoolingTokenizer,
-    StaticTokenizer,
-)
+from vt_flax.models.vt_fpn import VTFPN
+from vt_flax.models.vt_resnet import VTResNet
 
 Sown = dict[tuple[str, ...], jax.Array]
 SOWN = ("coefficients", "projection")
@@ -32,7 +26,7 @@ class TokenMaps:
     """Attention maps of a module for a batch of images.
 
     Attributes:
-      kind: of the tokenizer: `static` (v4: filter), `dynamic`, `recurrent`,
+      kind: kind of the tokenizer: `static` (v4: filter), `dynamic`, `recurrent`,
         `clustering` or `pooling`.
       coefficients: (batch, heads, tokens, h, w), float32; each map has sum 1 over its
         pixels. None for a pooling tokenizer.
@@ -88,64 +82,27 @@ def module_coefficients(
     """
     sown = sown_maps(model, variables, images)
     return {
-        _module(path): _with_heads(sown[path]).astype(jnp.float32)
-        for path in sorted(sown, key=_natural)
+        _module(path): _with_heads(maps).astype(jnp.float32)
+        for path, maps in sown.items()
         if path[-1] == "coefficients"
     }
 
 
-def module_shapes(
-    model: nn.Module, variables: dict[str, Any], size: tuple[int, int]
-) -> dict[str, tuple[int, ...]]:
-    """Returns shapes of `module_coefficients` without the batch; computes nothing.
-
-    Args:
-      model: any network.
-      variables: its parameters and batch statistics, or their shapes.
-      size: height and width of its input.
-    """
-    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    maps = jax.eval_shape(
-        functools.partial(module_coefficients, model), variables, images
-    )
-    # JAX sorts the keys of dictionaries as text.
-    return {
-        name: maps[name].shape[1:] for name in sorted(maps, key=lambda x: _natural([x]))
-    }
-
-
-def tokenizer_kinds(
-    model: nn.Module, variables: dict[str, Any], size: tuple[int, int]
-) -> dict[str, str]:
+def tokenizer_kinds(model: nn.Module) -> dict[str, str]:
     """Returns the kind of each module's tokenizer, see `TokenMaps`, in order.
 
-    Arguments are those of `module_shapes`.
+    Modules are `module1` and so on in a VT-ResNet, `stage` where it has no projectors,
+    and `level2` to `level5` in a VT-FPN; other networks have none.
     """
-    kinds: dict[tuple[str, ...], str] = {}
-
-    def record(call, args, kwargs, context):
-        if context.method_name == "__call__" and (kind := _kind(context.module)):
-            kinds[context.module.path] = kind
-        return call(*args, **kwargs)
-
-    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    with nn.intercept_methods(record):
-        jax.eval_shape(functools.partial(model.apply, train=False), variables, images)
-    return {_module(path): kinds[path] for path in sorted(kinds, key=_natural)}
-
-
-def _kind(module: nn.Module) -> str:
-    """Returns the kind of a tokenizer, and an empty string for any other module."""
-    match module:
-        case StaticTokenizer():
-            return "static"
-        case DynamicTokenizer():
-            return "dynamic" if module.replace == "half" else "recurrent"
-        case ClusteringTokenizer():
-            return "clustering"
-        case PoolingTokenizer():
-            return "pooling"
-    return ""
+    if isinstance(model, VTFPN):
+        return {f"level{level}": model.vt.tokenizer for level in range(2, 6)}
+    if not isinstance(model, VTResNet):
+        return {}
+    if not model.vt.projector:
+        return {"stage": model.vt.first_tokenizer}
+    later = [model.vt.tokenizer] * (model.stage_sizes[3] - 1)
+    kinds = [model.vt.first_tokenizer, *later]
+    return {f"module{i}": kind for i, kind in enumerate(kinds, 1)}
 
 
 def _with_heads(maps: Any) -> Any:
@@ -156,9 +113,3 @@ def _module(path: tuple[str, ...]) -> str:
     """Returns `module2`, or `level3` of `level3_tokenizer`; else `stage`."""
     named = (part for part in path if part.startswith(("module", "level")))
     return next(named, "stage").partition("_")[0]
-
-
-def _natural(path: tuple[str, ...]) -> list:
-    """Sorts `module10` after `module9`."""
-    parts = re.split(r"(\d+)", "/".join(path))
-    return [int(part) if part.isdigit() else part for part in parts]

@@ -10,13 +10,13 @@ An example may fill only part of the network's input, from the upper left corner
 are cropped to it and renormalized first. The paper prints no such statistics.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import entr
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ from vt_flax.data import augment
 from vt_flax.data.augment.scaled import eval_canvas, eval_inputs, input_size
 from vt_flax.data.masks import IGNORE
 from vt_flax.errors import UserError
-from vt_flax.inference.token_maps import module_coefficients, module_shapes
+from vt_flax.inference.token_maps import module_coefficients, tokenizer_kinds
 from vt_flax.parallel.mesh import on_devices_of, replicated
 from vt_flax.training.evaluation import split_totals
 from vt_flax.training.moments import Moments, take_moments
@@ -34,11 +34,9 @@ from vt_flax.training.tasks import Task, task_of
 from vt_flax.training.tasks.segmentation import Segmentation
 
 Report = dict[str, Any]
-# By module: heads, tokens, height and width of its attention maps.
+# Heads, tokens, height and width of attention maps, by module.
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Names of classes that are not foreground, in lower case.
-BACKGROUND = ("background", "void", "unlabeled", "unlabelled", "ignore", "ignored")
 # A token with less than this of its map on an example is left out of that example.
 MIN_MASS = 1e-6
 
@@ -57,12 +55,19 @@ def find_modules(
     size = task.input_size(config)
     if task is Segmentation:
         size = input_size(eval_canvas(config), config, 1.0)
+
+    def maps_of(images: jax.Array) -> dict[str, jax.Array]:
+        variables = model.init(jax.random.key(0), images)
+        return module_coefficients(model, variables, images)
+
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
-    shapes = module_shapes(model, variables, size)
-    if not shapes:
+    maps = jax.eval_shape(maps_of, images)
+    if not maps:
         raise UserError(f"{option}: {config.model.name} has no token coefficients")
-    return shapes
+    # JAX sorts names as text, `module10` before `module2`.
+    return {
+        name: maps[name].shape[1:] for name in tokenizer_kinds(model) if name in maps
+    }
 
 
 def measure(run: Run, weights: tuple[Any, Any], shapes: Shapes) -> Report:
@@ -74,7 +79,8 @@ def measure(run: Run, weights: tuple[Any, Any], shapes: Shapes) -> Report:
       shapes: see `find_modules`.
 
     Returns:
-      A dictionary for `tokens.json`, see docs/tokens.md. All values are fractions.
+      A dictionary for `tokens.json`, see docs/tokens.md. All values are fractions, and
+      NaN where no example has the value.
 
     Raises:
       UserError: see `evaluation.split_totals`.
@@ -86,67 +92,29 @@ def measure(run: Run, weights: tuple[Any, Any], shapes: Shapes) -> Report:
     totals = split_totals(run, step, {"": weights})[""]
     names = run.task.class_names if "area" in totals else ()
     report: Report = {"examples": totals["examples"], "skipped": totals["skipped"]}
-    notes = []
     if names:
-        *area, unlabeled = totals["area"].mean.tolist()
-        foreground = foreground_classes(names)
-        front = _mean_std(totals["foreground_area"])
-        report["foreground"] = {
-            "classes": [names[i] for i in foreground],
-            "area": front,
-        }
-        report["area"] = dict(zip(names, area, strict=True))
-        report["unlabeled_area"] = unlabeled
-        notes.append(f"foreground is {front['mean']:.1%} of the pixels")
-        if len(foreground) == len(names):
-            notes.append(
-                "no class is named background: all labeled pixels are foreground"
-            )
-    else:
-        notes.append(f"{run.eval_source.name} has no masks: no foreground or classes")
-    report["modules"] = [
-        _module_report(name, shape, totals, run.model.vt.tokens, names)
-        for name, shape in shapes.items()
-    ]
-    return report | {"notes": notes}
+        report["area"] = dict(zip(names, totals["area"].mean.tolist(), strict=True))
+    report["modules"] = []
+    for module, (heads, count, height, width) in shapes.items():
+        tokens = []
+        for i in range(count):
+            # Half replacement appends the new tokens to the kept ones.
+            token = {"token": run.model.vt.tokens - count + i}
+            for key in ("relative_entropy", "overlap"):
+                token[key] = _mean_and_std(totals[f"{module}/{key}"], i)
+            if names:
+                shares = totals[f"{module}/classes"].mean[i].tolist()
+                token["classes"] = dict(zip(names, shares, strict=True))
+            tokens.append(token)
+        size = {"heads": heads, "height": height, "width": width}
+        report["modules"].append({"module": module, **size, "tokens": tokens})
+    return report
 
 
-def _module_report(
-    name: str,
-    shape: tuple[int, ...],
-    totals: Mapping[str, Moments],
-    tokens: int,
-    class_names: Sequence[str],
-) -> Report:
-    heads, count, height, width = shape
-    rows = []
-    for i in range(count):
-        # Half replacement appends the new tokens to the kept ones.
-        row = {"token": tokens - count + i}
-        for key in ("relative_entropy", "overlap"):
-            row[key] = _mean_std(totals[f"{name}/{key}"], i)
-        if heads > 1:
-            entropies = totals[f"{name}/head_entropy"]
-            row["head_entropy"] = [
-                _mean_std(entropies, (head, i)) for head in range(heads)
-            ]
-        if class_names:
-            *shares, unlabeled = totals[f"{name}/classes"].mean[i].tolist()
-            row["foreground"] = _mean_std(totals[f"{name}/foreground"], i)
-            row["classes"] = dict(zip(class_names, shares, strict=True))
-            row["unlabeled"] = unlabeled
-        rows.append(row)
-    size = {"heads": heads, "height": height, "width": width}
-    return {"module": name, **size, "tokens": rows}
-
-
-def _mean_std(moments: Moments, index: Any = ()) -> dict[str, float | None]:
-    """Returns mean and standard deviation over the examples; None without examples."""
-    known = bool(moments.count[index])
-    return {
-        "mean": float(moments.mean[index]) if known else None,
-        "std": float(moments.std[index]) if known else None,
-    }
+def _mean_and_std(moments: Moments, token: int) -> dict[str, float]:
+    if not moments.count[token]:
+        return {"mean": math.nan, "std": math.nan}
+    return {"mean": float(moments.mean[token]), "std": float(moments.std[token])}
 
 
 def table_rows(report: Report) -> list[dict[str, Any]]:
@@ -154,16 +122,14 @@ def table_rows(report: Report) -> list[dict[str, Any]]:
     rows = []
     for module in report["modules"]:
         for token in module["tokens"]:
-            heads = [head["mean"] for head in token.get("head_entropy", ())]
-            heads = [100 * mean for mean in heads if mean is not None]
             row = {
                 "module": module["module"],
                 "map": f"{module['height']} x {module['width']}",
                 "token": str(token["token"]),
-                **_percent("entropy", token["relative_entropy"]),
-                "heads": f"{min(heads):.1f} to {max(heads):.1f}" if heads else "-",
-                **_percent("overlap", token["overlap"]),
             }
+            for name, key in (("entropy", "relative_entropy"), ("overlap", "overlap")):
+                row[f"{name}, %"] = round(100 * token[key]["mean"], 1)
+                row[f"± {name}"] = round(100 * token[key]["std"], 1)
             if "area" in report:
                 ratios = {
                     name: token["classes"][name] / area
@@ -171,17 +137,9 @@ def table_rows(report: Report) -> list[dict[str, Any]]:
                     if area
                 }
                 favored = max(ratios, key=ratios.get)
-                row |= _percent("foreground", token["foreground"])
                 row |= {"favors": favored, "times its area": round(ratios[favored], 2)}
             rows.append(row)
     return rows
-
-
-def _percent(name: str, figure: dict[str, float | None]) -> dict[str, float | None]:
-    mean, std = (
-        None if value is None else round(100 * value, 1) for value in figure.values()
-    )
-    return {f"{name}, %": mean, f"± {name}": std}
 
 
 def title(report: Report) -> str:
@@ -194,19 +152,15 @@ def title(report: Report) -> str:
     )
 
 
-def foreground_classes(class_names: Sequence[str]) -> list[int]:
-    """Returns the indices of the classes that are foreground."""
-    return [i for i, name in enumerate(class_names) if name.lower() not in BACKGROUND]
-
-
 def make_token_step(
     model: nn.Module, task: Task, mesh: Mesh
 ) -> Callable[[Any, Any, dict], dict[str, Any]]:
     """Returns `token_step(params, batch_stats, batch) -> counts`.
 
     The counts are `Moments` over the examples: see `attention_statistics` and, for
-    segmentation, `class_statistics`; and `examples`, `skipped` and `request` as in
-    `step.compile_eval_step`. Segmentation is run at scale 1, not mirrored.
+    segmentation, `class_shares` and `area`, the fractions of the pixels in each class;
+    and `examples` and `skipped` as in `step.compile_eval_step`. Segmentation
+    is run at scale 1, not mirrored.
     """
     segments = isinstance(task, Segmentation)
 
@@ -219,68 +173,50 @@ def make_token_step(
         with on_devices_of(mesh):
             variables = {"params": params, "batch_stats": batch_stats}
             maps = module_coefficients(model, variables, inputs)
-        shape = inputs.shape[1:3]
-        counts = {}
-        for name, per_head in maps.items():
-            figures = attention_statistics(per_head, lengths, shape, real)
-            if segments:
-                mean = per_head.mean(1)
-                figures |= class_statistics(
-                    mean, batch, lengths, shape, task.class_names
-                )
-                # Of the pixels, whatever the module.
-                for key in ("area", "foreground_area"):
-                    counts[key] = figures.pop(key)
-            counts |= {f"{name}/{key}": value for key, value in figures.items()}
-        return {
-            **counts,
+        counts = {
             "examples": jnp.sum(real, dtype=jnp.int32),
             "skipped": jnp.sum(batch["bad"], dtype=jnp.int32),
         }
+        for name, per_head in maps.items():
+            mean, on_example, cells = crop_maps(
+                per_head.mean(1), lengths, inputs.shape[1:3]
+            )
+            valid = on_example & real[:, None]
+            figures = attention_statistics(mean, valid, cells)
+            if segments:
+                pixels = class_counts(
+                    batch["label"],
+                    batch["size"],
+                    lengths,
+                    inputs.shape[1:3],
+                    mean.shape[2:],
+                    len(task.class_names),
+                )
+                figures["classes"] = class_shares(mean, valid, pixels)
+                # The same for every module.
+                area = jnp.sum(pixels, (1, 2))
+                area /= jnp.maximum(jnp.sum(area, -1, keepdims=True), 1)
+                counts["area"] = take_moments(area[:, :-1], real)
+            counts |= {f"{name}/{key}": value for key, value in figures.items()}
+        return counts
 
     return token_step
-
-
-def attention_statistics(
-    maps: jax.Array, lengths: jax.Array, shape: tuple[int, int], real: jax.Array
-) -> dict[str, Moments]:
-    """Returns the moments of a module's attention maps over a batch.
-
-    Args:
-      maps: (batch, heads, tokens, h, w), each with sum 1.
-      lengths: int32 (batch, 2), height and width of each example in the input.
-      shape: height and width of the input.
-      real: bool (batch,), False for padding examples.
-
-    Returns:
-      `relative_entropy` (tokens,); `overlap` (tokens,), the mean over the module's
-      other tokens; with several heads `head_entropy` (heads, tokens), relative too.
-    """
-    mean, valid, cells = crop_maps(maps.mean(1), lengths, shape)
-    valid &= real[:, None]
-    result = {"relative_entropy": _relative_entropy(mean, valid, cells)}
-    if maps.shape[1] > 1:
-        per_head, known, _ = crop_maps(maps, lengths, shape)
-        known &= real[:, None, None]
-        result["head_entropy"] = _relative_entropy(per_head, known, cells)
-    overlap = jnp.sum(jnp.minimum(mean[:, :, None], mean[:, None]), (-2, -1))
-    others = valid[:, None] & ~jnp.eye(mean.shape[1], dtype=bool)
-    count = jnp.sum(others, -1)
-    total = jnp.sum(jnp.where(others, overlap, 0.0), -1)
-    overlap = total / jnp.maximum(count, 1)
-    result["overlap"] = take_moments(overlap, valid & (count > 0))
-    return result
 
 
 def crop_maps(
     maps: jax.Array, lengths: jax.Array, shape: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Crops maps (batch, ..., h, w) to the examples and renormalizes them.
+    """Crops attention maps to the examples and renormalizes them.
+
+    Args:
+      maps: (batch, tokens, h, w), each with sum 1.
+      lengths: int32 (batch, 2), height and width of each example in the input.
+      shape: height and width of the input.
 
     Returns:
-      The maps, with sum 1; bool (batch, ...), False for those with less than MIN_MASS
-      on the example; int32 (batch,), number of cells that the example covers at least
-      in part.
+      The maps, with sum 1; bool (batch, tokens), False for those with less than
+      MIN_MASS on the example; int32 (batch,), number of cells that the example covers
+      at least in part.
     """
     coverage = []
     for axis in range(2):
@@ -290,65 +226,37 @@ def crop_maps(
         pixels = jnp.clip(lengths[:, axis, None] * cells - begin, 0, shape[axis])
         coverage.append(pixels / shape[axis])
     area = coverage[0][:, :, None] * coverage[1][:, None]
-    covered = jnp.sum(area > 0, (1, 2))
-    area = jnp.expand_dims(area, tuple(range(1, maps.ndim - 2)))
-    maps = maps * area
+    maps = maps * area[:, None]
     mass = jnp.sum(maps, (-2, -1))
     valid = mass >= MIN_MASS
-    return maps / jnp.where(valid, mass, 1.0)[..., None, None], valid, covered
+    maps /= jnp.where(valid, mass, 1.0)[..., None, None]
+    return maps, valid, jnp.sum(area > 0, (1, 2))
 
 
-def _relative_entropy(maps: jax.Array, valid: jax.Array, cells: jax.Array) -> Moments:
-    entropy = jnp.sum(entr(maps), (-2, -1))
-    # The entropy of a single cell is 0, and so is its maximum.
-    cells = jnp.expand_dims(cells, tuple(range(1, entropy.ndim)))
-    maximum = jnp.log(jnp.maximum(cells, 2).astype(jnp.float32))
-    return take_moments(entropy / maximum, valid & (cells > 1))
-
-
-def class_statistics(
-    maps: jax.Array,
-    batch: Mapping[str, jax.Array],
-    lengths: jax.Array,
-    shape: tuple[int, int],
-    class_names: Sequence[str],
+def attention_statistics(
+    maps: jax.Array, valid: jax.Array, cells: jax.Array
 ) -> dict[str, Moments]:
-    """Returns the moments of the shares of attention maps on each class over a batch.
-
-    The coefficient of a cell is distributed evenly over the pixels with their centers
-    in it.
+    """Returns the moments of a module's attention maps over a batch.
 
     Args:
-      maps: (batch, tokens, h, w).
-      batch: `label` uint8 (batch, H, W), IGNORE where there is none; `size` int32
-        (batch, 2), height and width of each example in its own pixels; `mask` bool
-        (batch,), False for padding examples.
-      lengths: see `attention_statistics`.
-      shape: see `attention_statistics`.
-      class_names: of the dataset.
+      maps: (batch, tokens, h, w), cropped.
+      valid: bool (batch, tokens), False for maps to leave out.
+      cells: int32 (batch,), see `crop_maps`.
 
     Returns:
-      `classes` (tokens, classes + 1), the last without a label, with sum 1;
-      `foreground` (tokens,); and of all pixels `area` (classes + 1,),
-      `foreground_area` ().
+      `relative_entropy` (tokens,); `overlap` (tokens,), the mean over the module's
+      other tokens.
     """
-    counts = class_counts(
-        batch["label"], batch["size"], lengths, shape, maps.shape[-2:], len(class_names)
-    )
-    fractions = counts / jnp.maximum(jnp.sum(counts, -1, keepdims=True), 1)
-    maps, valid, _ = crop_maps(maps, lengths, shape)
-    shares = jnp.einsum("blhw,bhwk->blk", maps, fractions, precision="highest")
-    total = jnp.sum(shares, -1, keepdims=True)
-    valid &= batch["mask"][:, None] & (total[..., 0] >= MIN_MASS)
-    shares /= jnp.maximum(total, MIN_MASS)
-    pixels = jnp.sum(counts, (1, 2))
-    area = pixels / jnp.maximum(jnp.sum(pixels, -1, keepdims=True), 1)
-    foreground = np.asarray(foreground_classes(class_names), int)
+    # The entropy of a single cell is 0, and so is its maximum.
+    maximum = jnp.log(jnp.maximum(cells, 2).astype(jnp.float32))[:, None]
+    entropy = jnp.sum(entr(maps), (-2, -1)) / maximum
+    overlap = jnp.sum(jnp.minimum(maps[:, :, None], maps[:, None]), (-2, -1))
+    others = valid[:, None] & ~jnp.eye(maps.shape[1], dtype=bool)
+    count = jnp.sum(others, -1)
+    total = jnp.sum(jnp.where(others, overlap, 0.0), -1)
     return {
-        "classes": take_moments(shares, valid),
-        "foreground": take_moments(shares[..., foreground].sum(-1), valid),
-        "area": take_moments(area, batch["mask"]),
-        "foreground_area": take_moments(area[..., foreground].sum(-1), batch["mask"]),
+        "relative_entropy": take_moments(entropy, valid & (cells > 1)[:, None]),
+        "overlap": take_moments(total / jnp.maximum(count, 1), valid & (count > 0)),
     }
 
 
@@ -360,9 +268,18 @@ def class_counts(
     cells: tuple[int, int],
     num_classes: int,
 ) -> jax.Array:
-    """Counts the pixels of each class in each cell: (batch, h, w, classes + 1).
+    """Counts the pixels of each class with their centers in each cell of a map.
 
-    See `class_statistics`. The last class is that of pixels without a label.
+    Args:
+      labels: uint8 (batch, H, W), IGNORE where there is none.
+      sizes: int32 (batch, 2), height and width of each example in its own pixels.
+      lengths: int32 (batch, 2), its height and width in the network's input.
+      shape: height and width of the input.
+      cells: height and width of the map.
+      num_classes: number of classes.
+
+    Returns:
+      (batch, h, w, classes + 1); the last class is that of pixels without a label.
     """
 
     def count(label: jax.Array, size: jax.Array, length: jax.Array) -> jax.Array:
@@ -378,3 +295,24 @@ def class_counts(
         return zeros.at[rows[:, None], columns, label].add(1, mode="drop")
 
     return jax.vmap(count)(labels, sizes, lengths)
+
+
+def class_shares(maps: jax.Array, valid: jax.Array, pixels: jax.Array) -> Moments:
+    """Returns the moments of the share of attention maps on each class over a batch.
+
+    The coefficient of a cell is distributed evenly over the pixels in it.
+
+    Args:
+      maps: (batch, tokens, h, w), cropped.
+      valid: bool (batch, tokens), False for maps to leave out.
+      pixels: see `class_counts`.
+
+    Returns:
+      Moments of (tokens, classes); the rest of each map is on pixels without a label.
+    """
+    fractions = pixels / jnp.maximum(jnp.sum(pixels, -1, keepdims=True), 1)
+    shares = jnp.einsum("blhw,bhwk->blk", maps, fractions, precision="highest")
+    # Cells at the border of an example may have no pixel's center in them.
+    total = jnp.sum(shares, -1, keepdims=True)
+    valid &= total[..., 0] >= MIN_MASS
+    return take_moments((shares / jnp.maximum(total, MIN_MASS))[..., :-1], valid)

@@ -1,10 +1,8 @@
 """The trade-off chart: top-1 against multiply-adds and against parameters."""
 
-import dataclasses
 import itertools
-import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,10 +12,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from vt_flax.paper.published import PUBLISHED
-from vt_flax.paper.published_comparison import PUBLISHED_COMPARISON
+from vt_flax.paper.published import PUBLISHED, PUBLISHED_COMPARISON, Figures
 from vt_flax.paper.runs import Result
-from vt_flax.viz.figures import check_name, literal, save_figure
+from vt_flax.viz.figures import literal
 
 DISTILLED = "VT-ResNet (v4, distilled)"
 ABLATION = "VT-ResNet (v4, 90 epochs)"
@@ -37,7 +34,7 @@ STYLES = {
 }
 PANELS = {"gmacs": "billion multiply-adds", "mparams": "million parameters"}
 TITLE = (
-    "ImageNet top-1 as published, at 224 x 224; the distilled VT-ResNets learnt from a "
+    "Published ImageNet top-1 at 224 x 224; the distilled VT-ResNets learned from a "
     "teacher too"
 )
 OWN = "; stars are your own runs"
@@ -47,21 +44,18 @@ PLACES = [(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)]
 GAP = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """A network on the chart.
-
-    Attributes:
-      label: what is written beside it.
-      top1: in percent.
-      gmacs: billion multiply-adds.
-      mparams: million parameters.
-    """
+class Point(NamedTuple):
+    """A network on the chart: its label, top-1 in percent, and what that costs."""
 
     label: str
     top1: float
     gmacs: float
     mparams: float
+
+    @classmethod
+    def of(cls, label: str, figures: Figures) -> "Point":
+        """Returns the point of published figures."""
+        return cls(label, *map(float, figures))
 
 
 def published_lines() -> dict[str, list[Point]]:
@@ -69,28 +63,24 @@ def published_lines() -> dict[str, list[Point]]:
     lines: dict[str, list[Point]] = {system: [] for system in STYLES}
     for row in PUBLISHED_COMPARISON:
         system = DISTILLED if row.system == "VT-ResNet" else row.system
-        figures = row.figures
-        if figures.top1:
-            numbers = map(float, (figures.top1, figures.gmacs, figures.mparams))
-            lines[system].append(Point(row.size, *numbers))
+        if row.figures.accuracy:
+            lines[system].append(Point.of(row.size, row.figures))
     for row in PUBLISHED:
         if row.ablation == "transformer":
-            size = row.model.removeprefix("vt_resnet")
-            point = Point(size, row.top1, row.mmacs / 1e3, row.mparams)
-            lines[ABLATION].append(point)
+            lines[ABLATION].append(Point.of(row.model[-2:], row.printed))
     return lines
 
 
 def run_line(result: Result) -> tuple[str, Point]:
     """Returns a run's entry in the legend, and its point."""
-    height, width = result.image_size
     words = [result.model]
-    if not result.on_imagenet:
+    # The published results are of ImageNet.
+    if not result.dataset.startswith("imagenet2012"):
         words.append(result.dataset.rsplit("/", 1)[-1].removeprefix("folder:"))
     if result.image_size != (224, 224):
-        words.append(f"{height} x {width}")
+        words.append(" x ".join(map(str, result.image_size)))
     name = result.workdir.resolve().name
-    point = Point(name, result.best_known, result.macs / 1e9, result.params / 1e6)
+    point = Point(name, result.shown_top1, result.macs / 1e9, result.params / 1e6)
     return f"{result.workdir}: {', '.join(words)}", point
 
 
@@ -145,65 +135,50 @@ def make_figure(results: Sequence[Result] = ()) -> Figure:
     return figure
 
 
-def draw_chart(path: pathlib.Path, results: Sequence[Result] = ()) -> None:
-    """Draws the chart to a file.
-
-    Args:
-      path: ends in .png or .svg; its folder is made where it is missing.
-      results: see `make_figure`.
-
-    Raises:
-      UserError: for another name, or where the file cannot be written.
-    """
-    check_name("--chart", path)
-    save_figure("--chart", path, make_figure(results))
-
-
 def _draw(
     axes: Axes, key: str, label: str, points: Sequence[Point], **style: Any
 ) -> list[tuple[Text, float]]:
-    """Draws points in the order of their abscissae, and a text at each.
+    """Draws a line, and a text at each point.
 
     Returns:
-      The texts, and how many points each must stay away from there.
+      The texts, and their distances from the centers of the marks, in points.
     """
     known = sorted((getattr(p, key), p.top1, p.label) for p in points)
     x, y, _ = zip(*known, strict=True)
     (line,) = axes.plot(x, y, label=literal(label), **style)
     look = {"fontsize": 7, "color": line.get_color(), "zorder": 5}
     look["path_effects"] = [withStroke(linewidth=1.5, foreground="white")]
+    away = line.get_markersize() / 2 + GAP
     return [
-        (
-            axes.text(x, y, literal(text), ha="center", va="center", **look),
-            line.get_markersize() / 2 + GAP,
-        )
+        (axes.text(x, y, literal(text), ha="center", va="center", **look), away)
         for x, y, text in known
     ]
 
 
 def _place_labels(axes: Axes, texts: Sequence[tuple[Text, float]]) -> None:
-    """Moves each text from its mark to where it covers the least of all else."""
+    """Moves each text from its mark to where it covers least of all else."""
     renderer = axes.figure.canvas.get_renderer()
-    points = axes.figure.dpi / 72
+    pixels_per_point = axes.figure.dpi / 72
+    # Boxes (left, bottom, right, top) of marks, lines and placed texts.
     taken = []
     for line in axes.lines:
         marks = axes.transData.transform(line.get_xydata())
-        half = line.get_markersize() / 2 * points
+        half = line.get_markersize() / 2 * pixels_per_point
         taken += [[*(mark - half), *(mark + half)] for mark in marks]
         for one, other in itertools.pairwise(marks):
-            steps = int(np.hypot(*(other - one)) / 4) + 1
-            for at in np.linspace(one, other, steps + 1):
-                taken.append([*(at - 1.5), *(at + 1.5)])
+            steps = int(np.hypot(*(other - one)) / 4) + 2
+            taken += [
+                [*(at - 1.5), *(at + 1.5)] for at in np.linspace(one, other, steps)
+            ]
     for text, away in texts:
         at = text.get_window_extent(renderer)
-        moves = np.asarray(PLACES) * (away * points + np.asarray(at.size) / 2)
+        moves = np.asarray(PLACES) * (away * pixels_per_point + np.asarray(at.size) / 2)
         boxes = at.extents + np.tile(moves, 2)
-        # What each place has in common with what is there already.
-        there = np.asarray(taken)
-        low = np.maximum(boxes[:, None, :2], there[:, :2])
-        high = np.minimum(boxes[:, None, 2:], there[:, 2:])
+        others = np.asarray(taken)
+        low = np.maximum(boxes[:, None, :2], others[:, :2])
+        high = np.minimum(boxes[:, None, 2:], others[:, 2:])
         covered = np.prod(np.maximum(high - low, 0), -1).sum(-1)
         best = np.argmin(covered)
-        centre = axes.transData.transform(text.get_position()) + moves[best]
-        text.set_position(axes.transData.inverted().transform(centre))
+        center = axes.transData.transform(text.get_position()) + moves[best]
+        text.set_position(axes.transData.inverted().transform(center))
         taken.append(boxes[best])

@@ -169,20 +169,17 @@ def _convolution_macs(equation: Any, padding: bool) -> int:
     if padding:
         # The kernel holds in / groups inputs for each output already.
         return math.prod(out) * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-    places = zip(
-        *(
-            [
-                spec[2:]
-                for spec in (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec)
-            ]
-        ),
+    axes = zip(
+        numbers.lhs_spec[2:],
+        numbers.rhs_spec[2:],
+        numbers.out_spec[2:],
         params["window_strides"],
         params["padding"],
         params["lhs_dilation"],
         params["rhs_dilation"],
         strict=True,
     )
-    pairs = [_pairs(image[i], kernel[j], out[k], *rest) for i, j, k, *rest in places]
+    pairs = [_pairs(image[i], kernel[j], out[k], *rest) for i, j, k, *rest in axes]
     batch, features = (out[i] for i in numbers.out_spec[:2])
     return batch * features * kernel[numbers.rhs_spec[1]] * math.prod(pairs)
 

@@ -1,4 +1,4 @@
-"""Results of the user's own runs, read from their workdirs, and the paper's beside."""
+"""Results of the user's own runs, read from their workdirs, beside the paper's."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vt_flax.errors import UserError
 from vt_flax.paper.counts import Table
 from vt_flax.paper.macs import count
-from vt_flax.paper.published import PUBLISHED
+from vt_flax.paper.published import PUBLISHED, Figures
 from vt_flax.training.config import resolve
 from vt_flax.training.run import model_for
 from vt_flax.training.tasks import task_of
@@ -49,14 +49,9 @@ class Result:
     images_per_second: float | None
 
     @property
-    def best_known(self) -> float:
+    def shown_top1(self) -> float:
         """Top-1 of the EMA, or of the raw weights without one."""
         return self.top1.get("ema", self.top1["raw"])
-
-    @property
-    def on_imagenet(self) -> bool:
-        """True if it was trained on ImageNet, as the published results were."""
-        return self.dataset.startswith("imagenet2012")
 
 
 def read_result(workdir: pathlib.Path) -> Result:
@@ -111,6 +106,10 @@ def evaluated_result(workdir: pathlib.Path) -> Result:
 
 def result_row(result: Result) -> dict[str, Any]:
     """Returns a result as a record."""
+
+    def rounded(value: float | None, digits: int) -> float | None:
+        return None if value is None else round(value, digits)
+
     height, width = result.image_size
     return {
         "run": str(result.workdir),
@@ -118,16 +117,12 @@ def result_row(result: Result) -> dict[str, Any]:
         "dataset": result.dataset,
         "size": f"{height}x{width}",
         "step": result.step,
-        "raw_top1": _rounded(result.top1.get("raw"), 2),
-        "ema_top1": _rounded(result.top1.get("ema"), 2),
+        "raw_top1": rounded(result.top1.get("raw"), 2),
+        "ema_top1": rounded(result.top1.get("ema"), 2),
         "mmacs": round(result.macs / 1e6, 2),
         "mparams": round(result.params / 1e6, 3),
-        "images_per_second": _rounded(result.images_per_second, 1),
+        "images_per_second": rounded(result.images_per_second, 1),
     }
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
 
 
 def ablation_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -137,25 +132,24 @@ def ablation_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
       folder: folder of the runs' workdirs, ROW-DEPTH each.
 
     Returns:
-      Records in the order of the paper's tables, by depth. The paper's figures are
-      `printed_top1`, `printed_mmacs` and `printed_mparams`, None if it prints none; the
-      rest is as `result_row` has it.
+      Records as of `result_row`, in the order of the paper's tables, by depth. The
+      paper's figures are `printed_top1`, `printed_gmacs` and `printed_mparams`, None
+      where it prints none.
 
     Raises:
       UserError: if there is no such run, or one that cannot be read.
     """
-    printed = {
-        (row.ablation, row.model.removeprefix("vt_").removeprefix("resnet")): row
-        for row in PUBLISHED
-        if row.ablation
+    published = {
+        (row.ablation, row.model[-2:]): row for row in PUBLISHED if row.ablation
     }
-    order = list(printed)
+    order = list(published)
     runs = []
     for file in folder.glob(f"*/{CONFIG_FILE}"):
         if match := FOLDER.fullmatch(file.parent.name):
-            key = match.groups()
-            place = order.index(key) if key in printed else len(order)
-            runs.append((key[1], place, key[0], file.parent))
+            name, depth = match.groups()
+            key = (name, depth)
+            place = order.index(key) if key in published else len(order)
+            runs.append((depth, place, name, file.parent))
     if not runs:
         raise UserError(
             f"--ablation {folder}: no run is there; name the folder in which "
@@ -163,14 +157,15 @@ def ablation_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
         )
     records = []
     for depth, _, name, workdir in sorted(runs):
-        row = printed.get((name, depth))
+        row = published.get((name, depth))
+        figures = row.printed if row else Figures()
         records.append(
             {
                 "row": name,
                 "depth": int(depth),
-                "printed_top1": row and row.top1,
-                "printed_mmacs": row and row.mmacs,
-                "printed_mparams": row and row.mparams,
+                "printed_top1": figures.accuracy,
+                "printed_gmacs": figures.gmacs,
+                "printed_mparams": figures.mparams,
                 **result_row(read_result(workdir)),
             }
         )
@@ -178,16 +173,16 @@ def ablation_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def ablation_table(records: list[dict[str, Any]]) -> Table:
-    """Returns the table of what `ablation_rows` returned."""
+    """Returns the table of the records of `ablation_rows`."""
     shown = [
         {
             "row": f"{r['row']}, {r['depth']}",
             "paper's top-1 %": r["printed_top1"],
             "raw": r["raw_top1"],
-            "average": r["ema_top1"],
+            "EMA": r["ema_top1"],
             "at step": r["step"],
-            "paper's M MACs": r["printed_mmacs"],
-            "M MACs": r["mmacs"],
+            "paper's G MACs": r["printed_gmacs"],
+            "G MACs": f"{r['mmacs'] / 1e3:.3f}",
             "paper's M params": r["printed_mparams"],
             "M params": r["mparams"],
             "images/s": r["images_per_second"],

@@ -25,24 +25,25 @@ def draw_sheet(
     config: ConfigDict,
     seed: int,
 ) -> None:
-    """Writes a contact sheet as PNG.
+    """Writes a contact sheet of both splits as PNG.
 
     Args:
       path: file to write.
       train_source: the training split.
       eval_source: the evaluation split.
-      config: the section `data`.
-      seed: of the run whose first images are shown.
+      config: section `data`.
+      seed: seed of the run whose first images are shown.
     """
-    count = COLUMNS * TRAIN_ROWS
     batches = train_batches(
-        train_source, config, seed=seed, batch=count, first=0, last=1
+        train_source, config, seed=seed, batch=COLUMNS * TRAIN_ROWS, first=0, last=1
     )
     with contextlib.closing(batches):
         batch = next(batches)
     augmented, targets = jax.jit(
         lambda image, label, key: augment.augment(image, label, config, key)
     )(batch["image"], batch["label"], jax.random.key(seed))
+    # Normalization is undone.
+    levels = np.asarray(augmented) * np.asarray(config.std) + np.asarray(config.mean)
     pairs = zip(targets.labels.tolist(), targets.weights.tolist(), strict=True)
     captions = [_caption(labels, weights, train_source) for labels, weights in pairs]
     evaluated = eval_batches(eval_source, config, batch=COLUMNS * EVAL_ROWS)
@@ -51,14 +52,14 @@ def draw_sheet(
     real = shown["mask"]
     figure = Figure(figsize=(COLUMNS * 1.5, (TRAIN_ROWS + EVAL_ROWS) * 1.75 + 1))
     upper, lower = figure.subfigures(2, 1, height_ratios=(TRAIN_ROWS, EVAL_ROWS))
-    _grid(
+    _draw_grid(
         upper,
         f"{train_source.name}, as the network gets it (augment: {config.augment})",
-        _visible(augmented, config),
+        np.clip(levels, 0, 1),
         captions,
         TRAIN_ROWS,
     )
-    _grid(
+    _draw_grid(
         lower,
         f"{eval_source.name}, the crops of evaluation",
         shown["image"][real],
@@ -68,7 +69,7 @@ def draw_sheet(
     figure.savefig(path, format="png", dpi=110)
 
 
-def _grid(
+def _draw_grid(
     figure, title: str, images: np.ndarray, captions: Sequence[str], rows: int
 ) -> None:
     figure.suptitle(literal(title), fontsize=11)
@@ -78,12 +79,6 @@ def _grid(
         if i < len(images):
             axes.imshow(images[i])
             axes.set_title(literal(captions[i]), fontsize=6, pad=2)
-
-
-def _visible(images: jax.Array, config: ConfigDict) -> np.ndarray:
-    """Undoes the normalization."""
-    levels = np.asarray(images) * np.asarray(config.std) + np.asarray(config.mean)
-    return np.clip(levels, 0, 1)
 
 
 def _caption(labels: list[int], weights: list[float], source: Source) -> str:

@@ -1,6 +1,5 @@
 """Output files of pictures: their names, folders and formats."""
 
-import os
 import pathlib
 from typing import Any
 
@@ -24,7 +23,7 @@ def literal(text: str) -> str:
 def check_name(
     option: str, path: pathlib.Path, suffixes: tuple[str, ...] = SUFFIXES
 ) -> None:
-    """Checks the suffix of a picture's name.
+    """Checks the suffix of a file to be written.
 
     Args:
       option: command-line option, for the message.
@@ -32,7 +31,7 @@ def check_name(
       suffixes: allowed suffixes, in lower case.
 
     Raises:
-      UserError: if it does not.
+      UserError: if the name has none of them.
     """
     if path.suffix.lower() not in suffixes:
         raise UserError(
@@ -41,26 +40,21 @@ def check_name(
 
 
 def check_place(option: str, path: pathlib.Path) -> None:
-    """Checks that a file can be written, and makes its folder where it is missing.
+    """Checks that a file can be written; makes it, and its folder, where missing.
 
     Raises:
       UserError: if it cannot.
     """
     with writing(f"{option} {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        is_folder, is_there = path.is_dir(), path.exists()
-    if is_folder:
-        raise UserError(f"{option} {path}: is a folder: name a file")
-    if not os.access(path if is_there else path.parent, os.W_OK):
-        raise UserError(f"{option} {path}: may not be written: name another file")
+        path.open("ab").close()
 
 
 def save_figure(option: str, path: pathlib.Path, figure: Any) -> None:
     """Writes a figure of matplotlib; the folder is made where it is missing.
 
     Raises:
-      UserError: for another name than `check_name` wants, or where the file cannot be
-        written.
+      UserError: for a wrong suffix, or where the file cannot be written.
     """
     check_name(option, path)
     with writing(f"{option} {path}"):

@@ -99,7 +99,13 @@ class Gallery:
         for i, (shown, prediction) in enumerate(zip(images, predictions, strict=True)):
             pictures = [shrink(shown.pixels, SIDE)]
             if prediction.classes is not None:
-                self._draw_mask(shown, prediction)
+                masks.draw_mask(
+                    self._folder / f"{shown.stem}.png",
+                    shown.pixels,
+                    np.asarray(prediction.mask_of(shown.pixels.shape[:2])),
+                    self._network.class_names,
+                    prediction.scores,
+                )
                 mask = np.asarray(prediction.mask_of(pictures[0].shape[:2]))
                 pictures.append(masks.paint(pictures[0], mask, len(self._colors)))
             wide = []
@@ -130,14 +136,3 @@ class Gallery:
         if self._heads:
             heads = head_pictures(attention, index, title, projections=projections)
             yield from heads.items()
-
-    def _draw_mask(self, shown: Shown, prediction: Prediction) -> None:
-        names = self._network.class_names
-        counts = prediction.mask_of(prediction.size).histogram()
-        masks.draw_mask(
-            self._folder / f"{shown.stem}.png",
-            shown.pixels,
-            np.asarray(prediction.mask_of(shown.pixels.shape[:2])),
-            names,
-            np.asarray(counts[: len(names)]),
-        )

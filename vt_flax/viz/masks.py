@@ -53,37 +53,12 @@ def paint(image: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     return np.round(255 * painted).astype(np.uint8)
 
 
-def legend(
-    labels: np.ndarray, class_names: Sequence[str], counts: np.ndarray | None = None
-) -> list[Patch]:
-    """Returns a legend of the classes in a mask with their areas, largest first.
-
-    Args:
-      labels: (H, W), class indices.
-      class_names: their names.
-      counts: number of pixels of each class, if `labels` are a reduced mask.
-    """
-    pixels = labels.size if counts is None else counts.sum()
-    if counts is None:
-        known = labels[labels < len(class_names)]
-        counts = np.bincount(known, minlength=len(class_names))
-    palette = colors(len(class_names))
-    order = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
-    return [
-        Patch(
-            color=palette[i],
-            label=literal(f"{class_names[i]} {counts[i] / pixels:.1%}"),
-        )
-        for i in order[:MOST_NAMED]
-    ]
-
-
 def draw_mask(
     path: pathlib.Path,
     image: np.ndarray,
     labels: np.ndarray,
     class_names: Sequence[str],
-    counts: np.ndarray | None = None,
+    scores: Sequence[tuple[str, float]],
 ) -> None:
     """Writes an image beside its predicted mask, with a legend, as PNG.
 
@@ -91,8 +66,8 @@ def draw_mask(
       path: file to write.
       image: (H, W, 3), uint8.
       labels: (H, W), class indices.
-      class_names: their names.
-      counts: see `legend`.
+      class_names: names of the classes.
+      scores: classes in the mask with their areas, largest first, for the legend.
     """
     height, width = labels.shape
     each = 4.8
@@ -102,11 +77,15 @@ def draw_mask(
         axes.set_axis_off()
     left.imshow(image)
     right.imshow(paint(image, labels, len(class_names)))
+    palette = dict(zip(class_names, css_colors(len(class_names)), strict=True))
     right.legend(
-        handles=legend(labels, class_names, counts),
+        handles=[
+            Patch(color=palette[name], label=literal(f"{name} {area:.1%}"))
+            for name, area in scores[:MOST_NAMED]
+        ],
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
-        fontsize=7,
+        fontsize=9,
         frameon=False,
     )
     figure.subplots_adjust(0.005, 0.01, 1 - 2.4 / (2 * each + 2.4), 0.99, 0.02)

@@ -48,15 +48,6 @@ def covered_cells(map_: np.ndarray, coverage: tuple[float, float]) -> np.ndarray
     return map_[:rows, :columns]
 
 
-def covered_sum(map_: np.ndarray, coverage: tuple[float, float]) -> float:
-    """Returns the sum of a map over the image, cells at its border in part."""
-    rows, columns = (
-        np.clip(n * fraction - np.arange(n), 0, 1)
-        for n, fraction in zip(map_.shape, coverage, strict=True)
-    )
-    return float(rows @ map_.astype(np.float64) @ columns)
-
-
 def resized(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Resizes an image, by the nearest pixel if it grows."""
     grows = size[0] >= image.shape[1]

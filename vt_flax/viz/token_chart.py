@@ -1,71 +1,51 @@
-"""A chart of token statistics: entropy and foreground of each token."""
+"""A chart of token statistics: entropy and overlap of each token."""
 
 import pathlib
 
-from matplotlib.axes import Axes
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vt_flax.inference.token_statistics import Report, title
 from vt_flax.viz.figures import literal
 
-# Between two modules, in tokens.
-GAP = 2.5
+PANELS = {
+    "relative_entropy": "entropy of the attention map,\n% of a uniform map's",
+    "overlap": "overlap with the module's\nother tokens, %",
+}
 
 
 def draw_chart(path: pathlib.Path, report: Report) -> None:
-    """Writes the chart as PNG: a panel of entropies and, with masks, one of foreground.
+    """Writes the chart as PNG: a panel for each statistic, a group for each module.
 
-    A point is a token, with its standard deviation over the examples; small points are
-    its heads.
+    A point is a token, with its standard deviation over the examples.
     """
-    panels = {"relative_entropy": "entropy, % of the maximum"}
-    if "foreground" in report:
-        panels["foreground"] = "on foreground, %"
     count = sum(len(module["tokens"]) for module in report["modules"])
-    size = min(max(7, 1 + 0.22 * count), 30), 0.8 + 2.6 * len(panels)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(
+        figsize=(min(max(7, 1 + 0.22 * count), 30), 6), layout="constrained"
+    )
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (key, label) in zip(grid, panels.items(), strict=True):
-        _draw_panel(axes, report, key)
-        axes.set_ylabel(label)
-    legend = ["bars: standard deviation over the examples"]
-    if any(module["heads"] > 1 for module in report["modules"]):
-        legend.append("small points: single heads")
-    if "foreground" in report:
-        area = 100 * report["foreground"]["area"]["mean"]
-        grid[1].axhline(area, color="#555555", linestyle="--", linewidth=1)
-        legend.append("dashed: foreground's share of the pixels")
-    grid[-1].set_xlabel(f"token ({'; '.join(legend)})", fontsize=8)
-    figure.suptitle(literal(title(report)), fontsize=9)
-    figure.savefig(path, dpi=130)
-
-
-def _draw_panel(axes: Axes, report: Report, key: str) -> None:
-    """Draws one statistic of all tokens, a group for each module."""
+    panels = figure.subplots(len(PANELS), 1, sharex=True)
     ticks, labels = [], []
-    left = 0.0
     for i, module in enumerate(report["modules"]):
-        color = f"C{i % 10}"
-        for x, token in enumerate(module["tokens"], start=len(ticks)):
-            x += left
-            ticks.append(x)
-            labels.append(str(token["token"]))
-            # There are entropies alone of single heads.
-            heads = token.get("head_entropy", ()) if key == "relative_entropy" else ()
-            for head in heads:
-                if head["mean"] is not None:
-                    axes.plot(x, 100 * head["mean"], ".", color=color, alpha=0.35)
-            mean, std = token[key]["mean"], token[key]["std"]
-            if mean is not None:
-                axes.errorbar(x, 100 * mean, 100 * std, color=color, fmt="o", capsize=2)
-        middle = (ticks[-len(module["tokens"])] + ticks[-1]) / 2
-        if key == "relative_entropy":
-            style = {"ha": "center", "fontsize": 9}
-            style["transform"] = axes.get_xaxis_transform()
-            axes.text(middle, 1.01, module["module"], **style)
-        left += GAP - 1
-    axes.set_xticks(ticks, labels, fontsize=7)
-    axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
-    axes.set_axisbelow(True)
+        tokens = module["tokens"]
+        # One and a half tokens of space between modules.
+        places = np.arange(len(tokens)) + len(ticks) + 1.5 * i
+        for axes, key in zip(panels, PANELS, strict=True):
+            means = [100 * token[key]["mean"] for token in tokens]
+            stds = [100 * token[key]["std"] for token in tokens]
+            axes.errorbar(places, means, stds, color=f"C{i % 10}", fmt="o", capsize=2)
+        top = panels[0].get_xaxis_transform()
+        panels[0].text(
+            places.mean(), 1.02, module["module"], transform=top, ha="center"
+        )
+        ticks += places.tolist()
+        labels += [str(token["token"]) for token in tokens]
+    for axes, label in zip(panels, PANELS.values(), strict=True):
+        axes.set_ylabel(label)
+        axes.set_xticks(ticks, labels, fontsize=7)
+        axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
+        axes.set_axisbelow(True)
+    panels[-1].set_xlabel("token (bars: standard deviation over the examples)")
+    figure.suptitle(literal(title(report)), fontsize=10)
+    figure.savefig(path, dpi=130)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vt_flax.inference.predictor import TokenAttention
-from vt_flax.viz.overlays import covered_cells, covered_sum, overlay, resized
+from vt_flax.viz.overlays import covered_cells, overlay, resized
 
 # In pixels: the longer side of a panel, and gaps.
 PANEL = 112
@@ -85,16 +86,12 @@ def token_picture(
 def head_pictures(
     attention: TokenAttention, index: int, title: str, *, projections: bool
 ) -> dict[str, TokenPicture]:
-    """Returns a picture of each token head by head, for modules with several heads.
+    """Returns pictures of the tokens head by head, for modules with several heads.
 
-    Args:
-      attention: of a batch.
-      index: of the image in the batch.
-      title: of each picture.
-      projections: whether to add the projectors' pictures.
+    Arguments are those of `token_picture`.
 
     Returns:
-      By `MODULE_heads` and `MODULE_projector_heads`.
+      Pictures by `MODULE_heads` and `MODULE_projector_heads`.
     """
     pictures = {}
     for module, maps in attention.tokens.items():
@@ -104,13 +101,12 @@ def head_pictures(
         for suffix, kind, values, first in kinds:
             if values is None or values.shape[1] == 1:
                 continue
+            over = "tokens" if suffix else "pixels"
             blocks = [
                 Block(
-                    f"token {token}, head by head",
-                    values[index, :, token - first],
-                    over="tokens" if suffix else "pixels",
+                    f"token {first + i}, head by head", values[index, :, i], over=over
                 )
-                for token in range(first, first + values.shape[2])
+                for i in range(values.shape[2])
             ]
             pictures[f"{module}{suffix}_heads"] = TokenPicture(
                 f"{title} – {module}: {kind}",
@@ -136,8 +132,12 @@ def render(pictures: Sequence[TokenPicture]) -> Image.Image:
     """Draws pictures below each other, and captions that explain them."""
     drawn = [_render_one(picture) for picture in pictures]
     width = max(image.width for image in drawn)
+    # Few letters are wider than an n.
+    letter = _font(TEXT).getlength("n")
     lines = [
-        line for text in captions(pictures) for line in _wrapped(text, width - 2 * GAP)
+        line
+        for text in captions(pictures)
+        for line in textwrap.wrap(text, max(20, int((width - 2 * GAP) / letter)))
     ]
     height = sum(image.height for image in drawn) + LINE * (len(lines) + 1) + 3 * GAP
     page = Image.new("RGB", (width, height), "white")
@@ -166,14 +166,9 @@ def captions(pictures: Sequence[TokenPicture]) -> list[str]:
     ]
     over = {block.over for block in blocks}
     if "pixels" in over:
-        cells = {b.maps[0].size for b in blocks if b.over == "pixels"}
-        even = "1 by the number of cells"
-        if len(cells) == 1:
-            (number,) = cells
-            even = f"1 / {number} = {1 / number:.2g}"
         texts.append(
             "The coefficients of a token sum to 1 over all cells of its map; in a "
-            f"uniform map each would be {even}."
+            "uniform map each would be 1 / (number of cells)."
         )
     if "tokens" in over:
         texts.append(
@@ -182,8 +177,8 @@ def captions(pictures: Sequence[TokenPicture]) -> list[str]:
         )
     if any(picture.coverage != (1.0, 1.0) for picture in pictures):
         texts.append(
-            "The network's input is larger than the image; panels show what lies on "
-            "the image, and Σ is the sum of a token's coefficients there."
+            "The network's input is larger than the image: panels show the part of the "
+            "maps that lies on the image."
         )
     return texts
 
@@ -214,44 +209,29 @@ def _render_block(block: Block, picture: TokenPicture) -> Image.Image:
     total = block.first + len(block.maps)
     columns = min(total, max(COLUMNS, math.ceil(total**0.5)))
     rows = -(-total // columns)
-    cells = " x ".join(map(str, block.maps.shape[1:]))
-    heading = f"{block.heading}, {cells} cells"
-    below = [_numbers(map_, block, picture) for map_ in block.maps]
-    widest = max(_font(SMALL).getlength(line) for lines in below for line in lines)
-    across = max(width, math.ceil(widest)) + GAP
-    down = height + LINE * len(below[0])
+    heading = f"{block.heading}, {' x '.join(map(str, block.maps.shape[1:]))} cells"
+    covered = [covered_cells(map_, picture.coverage) for map_ in block.maps]
+    ranges = [f"{cells.min():.2g} – {cells.max():.2g}" for cells in covered]
+    widest = max(_font(SMALL).getlength(line) for line in ranges)
+    across, down = max(width, math.ceil(widest)) + GAP, height + LINE
     needed = math.ceil(_font(TEXT).getlength(heading))
     size = max(columns * across, needed), LINE + rows * down + BETWEEN - LINE // 2
     page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
     draw.text((0, 0), heading, "black", _font(TEXT))
     for number in range(total):
-        left = number % columns * across
-        top = LINE + number // columns * down
+        left, top = number % columns * across, LINE + number // columns * down
         if number < block.first:
             draw.rectangle((left, top, left + width - 1, top + height - 1), "#eee")
-            draw.text((left + 3, top + 1), f"{number} kept", "#777", _font(TEXT - 1))
+            draw.text((left + 3, top + 1), f"{number} kept", "#555", _font(TEXT - 1))
             continue
-        map_ = block.maps[number - block.first]
-        panel = overlay(picture.image, map_, (width, height), picture.coverage)
+        i = number - block.first
+        panel = overlay(picture.image, block.maps[i], (width, height), picture.coverage)
         page.paste(Image.fromarray(panel), (left, top))
-        place = left + 3, top + 1
-        draw.text(
-            place, str(number), "white", _font(TEXT - 1), stroke_width=1, stroke_fill=0
-        )
-        for i, line in enumerate(below[number - block.first]):
-            place = left, top + height + i * LINE
-            draw.text(place, line, "black", _font(SMALL))
+        outline = {"stroke_width": 1, "stroke_fill": 0}
+        draw.text((left + 3, top + 1), str(number), "white", _font(TEXT - 1), **outline)
+        draw.text((left, top + height), ranges[i], "black", _font(SMALL))
     return page
-
-
-def _numbers(map_: np.ndarray, block: Block, picture: TokenPicture) -> list[str]:
-    """Returns the lines below a panel: its smallest and largest coefficient."""
-    cells = covered_cells(map_, picture.coverage)
-    lines = [f"{cells.min():.2g} – {cells.max():.2g}"]
-    if block.over == "pixels" and picture.coverage != (1.0, 1.0):
-        lines.append(f"Σ {covered_sum(map_, picture.coverage):.2f}")
-    return lines
 
 
 def _draw_scale(page: Image.Image, draw: ImageDraw.ImageDraw, top: int) -> None:
@@ -271,18 +251,6 @@ def _panel_size(image: np.ndarray) -> tuple[int, int]:
     height, width = image.shape[:2]
     scale = PANEL / max(height, width)
     return tuple(max(round(side * scale), PANEL // 8) for side in (width, height))
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Breaks a text into lines of at most `width` pixels."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _font(TEXT).getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
 
 
 @functools.cache

@@ -174,38 +174,18 @@ def test_what_was_done_before_a_failure_is_kept(tmp_path):
     assert len(reader.all("article")) == 1 and reader.open[-1:] != ["main"]
 
 
-def test_images_are_not_kept(tmp_path):
-    """Each is on the disk before the next one comes."""
-    picture = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
-    with Page(tmp_path / "index.html", "a page") as page:
-        sizes = []
-        for i in range(3):
-            page.add(f"{i}.png", [picture])
-            (partial,) = tmp_path.iterdir()
-            sizes.append(partial.stat().st_size)
-    assert min(np.diff([0, *sizes])) > 50_000
-
-
-def test_a_confidence_that_is_no_share_is_told(tmp_path):
-    """Of masks it is: without it an order by confidence would show no reason."""
-    path = tmp_path / "page.html"
-    with Page(path, "Masks") as page:
-        page.add("a.png", [], scores=[("sky", 0.25)], confidence=0.875)
-        page.add("b.png", [], scores=[("sky", 0.5)], confidence=0.5)
-    words = " ".join(" ".join(Reader(path.read_text()).words).split())
-    assert words.endswith("a.png sky 25.00 % confidence 87.50 % b.png sky 50.00 %")
-
-
 def test_sections_and_a_legend(tmp_path):
     path = tmp_path / "page.html"
     legend = [("<b>road</b>", "#102030"), ("cañon", "#00ff00")]
     with Page(path, "T", generator="other", legend=legend, sort_keys={}) as page:
         page.add_section("Best <1>")
-        page.add("a & b", [])
+        # Without its confidence, an order by it would show no reason.
+        page.add("a & b", [], scores=[("sky", 0.25)], confidence=0.875)
         page.add_section("Worst")
     reader = Reader(path.read_text(encoding="utf-8"))
     words = [word.strip() for word in reader.words if word.strip()]
-    expected = ["T", "T", "<b>road</b>", "cañon", "Best <1>", "a & b", "Worst"]
+    expected = ["T", "T", "<b>road</b>", "cañon", "Best <1>", "a & b"]
+    expected += ["sky", "25.00 %", "confidence", "87.50 %", "Worst"]
     assert words == expected and not reader.all("button")
     styles = [attributes["style"] for attributes in reader.all("i")]
     assert styles == ["background:#102030", "background:#00ff00"]
