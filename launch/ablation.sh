@@ -113,7 +113,7 @@ if [ "$mode" = print ]; then
 else
   # shellcheck source=launch/common.sh
   source launch/common.sh
-  make_environment ""
+  make_environment train
   export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
 fi
 table=("$VENV/bin/python" -m vt_flax summarize --ablation "$workdir")

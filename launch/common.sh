@@ -121,11 +121,11 @@ make_environment() {
   make_venv .venv "${supported[@]}"
   stamp="$extras $version $(cat setup.cfg pyproject.toml .ci/constraints.txt | cksum)"
   if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$stamp" ]; then
-    echo "== installing vt_flax${extras:+ with $extras}"
+    echo "== installing vt_flax with $extras"
     # An installation that fails leaves something between the old and the new.
     rm -f "$VENV/.installed"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-      --editable ".${extras:+[$extras]}"
+      --editable ".[$extras]"
     echo "$stamp" >"$VENV/.installed"
   fi
 }

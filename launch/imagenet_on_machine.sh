@@ -13,7 +13,7 @@ archives=${1%/} out=${2%/} resize=${3:-}
 
 # shellcheck source=launch/machine.sh
 source launch/machine.sh
-machine_environment ""
+machine_environment train
 
 mkdir -p ~/archives ~/data
 for file in ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar; do

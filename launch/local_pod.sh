@@ -67,7 +67,7 @@ if [ -n "$dry_run" ]; then
 else
   # shellcheck source=launch/common.sh
   source launch/common.sh
-  make_environment ""
+  make_environment train
   export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
   [ -n "$port" ] || port=$("$VENV/bin/python" -c 'import socket
 with socket.socket() as probe:

@@ -59,7 +59,7 @@ esac
 
 # shellcheck source=launch/common.sh
 source launch/common.sh
-make_environment "$extra"
+make_environment "train${extra:+,$extra}"
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
 
 echo "== training in $workdir"

@@ -11,7 +11,7 @@ fi
 
 # shellcheck source=launch/machine.sh
 source launch/machine.sh
-machine_environment tpu
+machine_environment train,tpu
 
 bucket=${1:-}
 if [ -n "$bucket" ] && ! mountpoint -q "$HOME/bucket"; then

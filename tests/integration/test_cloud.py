@@ -392,7 +392,7 @@ def test_a_cloud_machine_gets_its_python_from_uv(tmp_path):
     (made,) = host.calls(uv)
     assert made.startswith(f"{uv} venv ") and made.endswith(f" {host.home}/venv")
     assert "--managed-python --python 3.13" in made
-    assert host.calls("venv/bin/python")[-1].endswith("--editable .[tpu]")
+    assert host.calls("venv/bin/python")[-1].endswith("--editable .[train,tpu]")
     # Again, as for a second training on it: nothing is made or installed.
     done = host.run()
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 1, done.stderr

@@ -215,7 +215,7 @@ def test_a_python_that_is_named_is_taken_or_refused(machine):
 
 
 def test_an_environment_is_made_once_and_kept(machine):
-    def make(extras="", **environment):
+    def make(extras="train", **environment):
         calls = machine.path("calls")
         calls.write_text("")
         done = machine.run(
@@ -234,7 +234,7 @@ def test_an_environment_is_made_once_and_kept(machine):
     assert calls.endswith("--editable .[test]\n")
     assert make("test") == (["== Python 3.12.1, environment .venv"], "")
     # Other extras, other bounds and another Python in it: each is a new installation.
-    assert make()[1].endswith("--editable .\n")
+    assert make()[1].endswith("--editable .[train]\n")
     machine.path("setup.cfg").write_text("[options]\n")
     assert make()[1]
     machine.put(".venv/bin/python", "3.12.2")
