@@ -3,20 +3,23 @@
 import json
 import os
 import pathlib
-import re
 import shutil
 import socket
 import subprocess
 import sys
 import tarfile
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from kills import LONG
+from PIL import Image
 from pods import ROOT, arguments, quick
 
 from vt_flax.__main__ import COMMANDS
+from vt_flax.cli.startup import TRAINING
+from vt_flax.inference.predictor import load
 from vt_flax.training.config import load_config
-from vt_flax.training.workdir import read_metrics
 from vt_flax.version import __version__
 
 pytestmark = pytest.mark.slow
@@ -169,98 +172,102 @@ def test_training_in_an_empty_folder(installed, digits, run, tmp_path):
     assert content["vt_flax"] == __version__
 
 
-# --------------------------------------------------------------------------- in Colab
+# ----------------------------------------------------------------------- without extras
 
-# What matters here of a Colab runtime's packages, and a date for the others' releases.
-# grpcio-status stands for those that ask for an older protobuf than vt_flax does.
-COLAB = [
-    *("jax==0.7.2", "jaxlib==0.7.2", "flax==0.11.2", "optax", "orbax-checkpoint"),
-    *("tensorflow==2.20.*", "tensorflow-datasets", "tensorflow-metadata"),
-    *("protobuf==5.29.5", "grpcio-status==1.71.2"),
-]
-COLAB_DATE = "2025-11-15"
-
-# Runs the first two code cells of a notebook, where some modules are imported already.
-CELLS = """
-import importlib, json, sys
-for name in sys.argv[2:]:
-    importlib.import_module(name)
-cells = [c for c in json.load(open(sys.argv[1]))["cells"] if c["cell_type"] == "code"]
-for cell in cells[:2]:
-    exec("".join(cell["source"]), globals())
-# The requirements of vt_flax, and theirs.
-from packaging.requirements import Requirement
-needed, queue = set(), ["vt_flax"]
-while queue:
-    name = queue.pop().lower().replace("_", "-")
-    if name not in needed:
-        needed.add(name)
-        for text in metadata.requires(name) or ():
-            found = Requirement(text)
-            if not found.marker or found.marker.evaluate({"extra": ""}):
-                queue.append(found.name)
-with open("needed.json", "w") as file:
-    json.dump(sorted(needed), file)
+CORE = f"""
+import importlib.util, json, sys
+import jax, numpy as np, PIL.Image
+import vt_flax
+present = [name for name in {TRAINING} if importlib.util.find_spec(name)]
+model = vt_flax.create_model("vt_resnet18", num_classes=10)
+variables = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
+parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
+network = vt_flax.load(sys.argv[1])
+(prediction,) = network.predict(PIL.Image.open(sys.argv[2]))
+print(json.dumps([present, parameters, prediction.scores]))
 """
 
 
-@pytest.fixture
-def colab(tmp_path_factory):
-    """An environment as Colab's; its gigabytes are removed afterwards."""
-    if sys.version_info < (3, 12):
-        pytest.skip("Colab has a newer Python than this one")
+@pytest.fixture(scope="module")
+def core(sdist, tmp_path_factory):
+    """A Python with the package and what it requires without extras."""
     try:
         socket.create_connection(("pypi.org", 443), timeout=5).close()
     except OSError as error:
         pytest.skip(f"needs PyPI: {error}")
-    folder = tmp_path_factory.mktemp("colab")
+    folder = tmp_path_factory.mktemp("core")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "uv", "packaging"], check=True)
-    uv = [folder / "bin" / "uv", "pip", "install", "--quiet", "--python", folder]
-    subprocess.run([*uv, "--exclude-newer", COLAB_DATE, *COLAB], check=True)
-    yield folder / "bin" / "python"
+    python = folder / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "uv"], check=True)
+    uv = [folder / "bin" / "uv", "pip", "install", "--quiet", "--python", python]
+    subprocess.run([*uv, sdist], check=True)
+    yield python
     shutil.rmtree(folder)
 
 
-@pytest.mark.timeout(1800)
-def test_the_first_cell_of_a_notebook_in_colab(sdist, colab, tmp_path):
-    """It installs the wheel, asks for a restart, and then training works."""
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
-    words = ("--no-build-isolation", "--wheel-dir", tmp_path, sdist)
-    subprocess.run([*build, *words], check=True)
-    book = ROOT / "launch" / "notebooks" / "train_and_inspect.ipynb"
+def torchvision_resnet(path: pathlib.Path) -> None:
+    """Writes a narrow ResNet of four blocks by torchvision's names."""
+    rng = np.random.default_rng(0)
+    arrays = {"fc.weight": rng.normal(size=(10, 32)), "fc.bias": rng.normal(size=10)}
+
+    def add(conv: str, norm: str, shape: tuple[int, ...]) -> None:
+        arrays[f"{conv}.weight"] = rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            arrays[f"{norm}.{name}"] = rng.uniform(0.5, 1, shape[0])
+
+    add("conv1", "bn1", (4, 3, 7, 7))
+    for stage, (inputs, outputs) in enumerate([(4, 4), (4, 8), (8, 16), (16, 32)], 1):
+        block = f"layer{stage}.0"
+        add(f"{block}.conv1", f"{block}.bn1", (outputs, inputs, 3, 3))
+        add(f"{block}.conv2", f"{block}.bn2", (outputs, outputs, 3, 3))
+        if inputs != outputs:
+            names = f"{block}.downsample.0", f"{block}.downsample.1"
+            add(*names, (outputs, inputs, 1, 1))
+    float32 = {name: array.astype(np.float32) for name, array in arrays.items()}
+    safetensors.numpy.save_file(float32, path)
+
+
+@pytest.mark.timeout(900)
+def test_the_core_alone_serves_models_and_weights(core, tmp_path):
+    """Imports weights, predicts as this environment does, and names what is missing."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | quick(1)
 
     def run(*words):
         return subprocess.run(
-            [colab, *words],
+            [core, *words],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
             text=True,
-            timeout=1200,
+            timeout=300,
         )
 
-    done = run("-c", CELLS, book, "jax")
-    assert done.returncode == 1, done.stderr[-2000:]
-    assert done.stderr.endswith("Runtime > Restart session, then run this cell again\n")
-    assert "Imported before they were replaced: jax." in done.stdout
-    conflicts = re.findall(r"^(\S+) \S+ requires .*, but you have", done.stderr, re.M)
-    assert "grpcio-status" in conflicts
-    assert "'NAME requires ..., but you have ...': that is\nexpected" in done.stdout
+    torchvision_resnet(tmp_path / "weights.safetensors")
+    image = np.random.default_rng(1).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    tiny = ("--set", "stage_sizes=[1,1,1,1]", "--set", "width=4", "--num_classes", "10")
+    words = ("weights.safetensors", "--model", "resnet18", *tiny, "--out", "out")
+    done = run("-m", "vt_flax", "import_weights", *words)
+    assert done.returncode == 0, done.stderr
 
-    done = run("-c", CELLS, book)
-    assert done.returncode == 0, done.stderr[-2000:]
-    # Nothing is installed again, and what is there is new.
-    (said,) = done.stdout.splitlines()
-    version = tuple(map(int, re.search(r"JAX (\d+)\.(\d+)", said).groups()))
-    assert version >= (0, 10)
-    needed = json.loads((tmp_path / "needed.json").read_text())
-    assert {"vt-flax", "jax", "protobuf"} <= {*needed} and not {*needed} & {*conflicts}
+    done = run("-c", CORE, "out", "image.png")
+    assert done.returncode == 0, done.stderr
+    present, parameters, scores = json.loads(done.stdout)
+    (expected,) = load(str(tmp_path / "out")).predict(image)
+    assert not present and parameters > 1e6
+    assert [name for name, _ in scores] == [name for name, _ in expected.scores]
+    np.testing.assert_allclose(
+        *([p for _, p in s] for s in (scores, expected.scores)), 1e-5
+    )
 
-    changes = LONG | {"data.data_dir": tmp_path / "tfds", "duration": "3 steps"}
-    done = run("-m", "vt_flax", "train", *arguments("run", changes))
-    assert done.returncode == 0, done.stderr[-2000:]
-    last = read_metrics(tmp_path / "run")[-1]
-    assert (last["kind"], last["step"]) == ("eval", 3)
+    done = run("-m", "vt_flax", "predict", "--workdir", "out", "image.png")
+    assert done.returncode == 0 and scores[0][0] in done.stdout, done.stderr
+    config = f"{ROOT}/configs/quickstart.py"
+    for needing in (
+        ("train", "--config", config, "--workdir", "run"),
+        ("prepare_data", "cifar10", "--data_dir", "data"),
+        ("predict", "--workdir", "out", "--out", "pictures", "image.png"),
+    ):
+        done = run("-m", "vt_flax", *needing)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert "pip install" in done.stderr and "vt_flax[train]" in done.stderr

@@ -15,6 +15,12 @@ from vt_flax.parallel.cluster import find_cluster
 from vt_flax.texts import printable
 from vt_flax.version import versions
 
+# Packages of the extra `train`.
+TRAINING = (
+    *("array_record", "jinja2", "matplotlib", "sklearn", "tensorboardX", "tensorflow"),
+    "tensorflow_datasets",
+)
+
 
 def join_processes(args: argparse.Namespace) -> None:
     """Starts JAX over all processes of a run: see `processes.join`."""
@@ -55,6 +61,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except UserError as error:
         line = error.label + printable(" ".join(str(error).split()))
         _end(line, error.status, together=error.everywhere)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in TRAINING:
+            extra = "pip install 'vt_flax[train]', for datasets, training and pictures"
+            _end(f"error: {error.name} is not installed: {extra}", UserError.status)
+        _end(traceback.format_exc().rstrip(), 1)
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except BrokenPipeError:
