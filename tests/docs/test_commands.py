@@ -31,6 +31,8 @@ from vt_flax.training.durations import duration_steps
 from vt_flax.training.run import model_for
 
 LINES = [c for page in doc_pages.PAGES for c in doc_pages.commands(page)]
+# The datasets that the pages prepare.
+DATASETS = "cifar10", "imagenet2012", "ade20k", "image_mask_folder"
 ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)")
 # The options that the pages use, as Google's reference has them:
 # https://cloud.google.com/sdk/gcloud/reference/storage
@@ -218,8 +220,7 @@ def check_front_door(name, arguments, workdirs):
             create_model(model, **parsing.parse_overrides(args.set))
     if name == "prepare_data":
         dataset = args.words[-1].partition("/")[0]
-        builders = {p.stem for p in (ROOT / "vt_flax" / "data" / "prepare").iterdir()}
-        assert dataset in {"cifar10", "imagenet2012"} | builders
+        assert dataset in DATASETS
         assert len(args.words) == 1 or args.words[0] == "convert"
 
 

@@ -1,14 +1,12 @@
 """Plans from Python, as `vt_flax plan --format json` makes them."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vt_flax.paths import typed_path
-from vt_flax.plan.cache import FOLDER, PlanCache
-from vt_flax.plan.cases import make_cases
-from vt_flax.plan.planning import plan_pod
-from vt_flax.plan.report import record
-from vt_flax.plan.topology import parse_topology
+from vt_flax.errors import UserError
 
 
 def plan(
@@ -19,6 +17,9 @@ def plan(
     examples: int = 0,
 ) -> list[dict[str, Any]]:
     """Compiles a training step for TPU pods, and returns its cost and speed.
+
+    That is done in another process: JAX reads the environment of the TPU compiler when
+    it starts, and may have started in this one.
 
     Args:
       config: a configuration file, as in `configs/imagenet.py:vt_resnet18`.
@@ -34,7 +35,17 @@ def plan(
     Raises:
       UserError: for bad input, a batch that does not fit, or without the TPU compiler.
     """
-    places = [lambda _, place=parse_topology(name): place for name in topologies]
-    cases = make_cases(config, overrides, places, [{}], examples=examples)
-    cache = PlanCache(typed_path(FOLDER))
-    return [record(plan_pod(case, cache)) for case in cases]
+    done = subprocess.run(
+        [sys.executable, "-m", "vt_flax", "plan", "--config", config]
+        + ["--topology", *topologies, "--examples", str(examples)]
+        + ["--format", "json", *overrides],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise UserError(done.stderr.strip().split("\n")[-1].removeprefix("error: "))
+    plans = json.loads(done.stdout)
+    for record in plans:
+        if "problem" in record:
+            raise UserError(record["problem"])
+    return plans
