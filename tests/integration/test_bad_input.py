@@ -1,7 +1,6 @@
 """Bad input gets one line and exit status 2, and nothing saved is lost."""
 
 import pathlib
-import shutil
 import sys
 
 import jax
@@ -11,23 +10,26 @@ from PIL import Image
 
 from vt_flax.cli import evaluate, parsing, startup, summarize, train
 from vt_flax.data.folders import FolderSource
-from vt_flax.parallel import devices
 from vt_flax.training.config import load_config
 from vt_flax.training.workdir import RunRecord, check_resumable
 
 QUICKSTART = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
 
 
-def refusal(main, arguments, monkeypatch, capsys) -> str:
-    """Returns the one line that a command refuses its arguments with."""
-    monkeypatch.setattr(sys, "argv", ["command", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        startup.run(main)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ")
-    assert "\n" not in error
-    return error
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """Returns a function that returns a command's one-line error."""
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            startup.run(main)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("error: ") and "\n" not in error
+        return error
+
+    return run
 
 
 def test_an_override_is_no_option_s_value():
@@ -63,62 +65,36 @@ def test_an_override_is_no_option_s_value():
         ("--cnfig.seed=1", "--cnfig.seed=1"),
     ],
 )
-def test_train_refuses(argument, message, digits, tmp_path, monkeypatch, capsys):
+def test_train_refuses(argument, message, digits, tmp_path, refusal):
     workdir = tmp_path / "run"
-    arguments = ["--config", QUICKSTART, "--workdir", str(workdir)]
-    arguments += [f"--config.data.data_dir={digits}", argument]
-    assert message in refusal(train.main, arguments, monkeypatch, capsys)
+    words = ["--config", QUICKSTART, "--workdir", workdir]
+    words += [f"--config.data.data_dir={digits}", argument]
+    assert message in refusal(train.main, *words)
     assert not workdir.exists()
 
 
-def test_train_refuses_files_and_folders(tmp_path, monkeypatch, capsys):
-    def refused(*arguments):
-        arguments = ["--workdir", str(tmp_path / "run"), *arguments]
-        return refusal(train.main, arguments, monkeypatch, capsys)
-
-    assert "no such file" in refused("--config", str(tmp_path / "none.py"))
+def test_train_refuses_files_and_folders(tmp_path, refusal):
+    workdir = ("--workdir", tmp_path / "run")
+    assert "required" in refusal(train.main, *workdir)
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config(:\n")
-    assert "SyntaxError" in refused("--config", str(broken))
-    assert "required" in refused()
-    bucket = refused("--config", QUICKSTART, "--workdir", "gs://bucket/run")
+    assert "SyntaxError" in refusal(train.main, *workdir, "--config", broken)
+    words = ("--config", QUICKSTART)
+    bucket = refusal(train.main, *words, "--workdir", "gs://bucket/run")
     assert "buckets are not supported yet" in bucket
-
     (tmp_path / "empty").mkdir()
-    name = f"--config.data.name=folder:{tmp_path / 'empty'}"
-    line = refused("--config", QUICKSTART, name, "--config.data.train_split=all")
+    words += (f"--config.data.name=folder:{tmp_path / 'empty'}",)
+    line = refusal(train.main, *words, *workdir, "--config.data.train_split=all")
     assert "no images in" in line
-    for label in "abc":
-        (tmp_path / "three" / "train" / label).mkdir(parents=True)
-        Image.new("L", (9, 9)).save(tmp_path / "three" / "train" / label / "1.png")
-    for label in "ab":
-        (tmp_path / "three" / "test" / label).mkdir(parents=True)
-        Image.new("L", (9, 9)).save(tmp_path / "three" / "test" / label / "1.png")
-    name = f"--config.data.name=folder:{tmp_path / 'three'}"
-    assert "different classes (c): give" in refused("--config", QUICKSTART, name)
-    shutil.rmtree(tmp_path / "three" / "train" / "c")
-    image = tmp_path / "three" / "train" / "b" / "1.png"
-    for i in range(63):
-        shutil.copy(image, tmp_path / "three" / "train" / "a" / f"{i}.png")
-    image.unlink()
-    line = refused("--config", QUICKSTART, name)
-    assert "train has images of one class, 'a': a classifier needs" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_workdir_of_another_model_is_left_alone(
-    digits, tmp_path, monkeypatch, capsys
-):
-    arguments = ["--config", QUICKSTART, "--workdir", str(tmp_path)]
-    arguments.append(f"--config.data.data_dir={digits}")
+def test_a_workdir_of_another_model_is_left_alone(digits, tmp_path, refusal):
+    words = ["--config", QUICKSTART, "--workdir", tmp_path]
+    words.append(f"--config.data.data_dir={digits}")
     RunRecord(load_config(QUICKSTART).to_dict()).write(tmp_path)
     before = (tmp_path / "config.json").read_bytes()
-    line = refusal(
-        train.main,
-        [*arguments, "--config.model.tokens=16"],
-        monkeypatch,
-        capsys,
-    )
+    line = refusal(train.main, *words, "--config.model.tokens=16")
     assert "model.tokens: 8 -> 16" in line and "choose another workdir" in line
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
     assert (tmp_path / "config.json").read_bytes() == before
@@ -128,11 +104,11 @@ def test_a_workdir_of_another_model_is_left_alone(
     assert len(check_resumable(tmp_path, RunRecord(other.to_dict()))) == 1
 
     (tmp_path / "config.json").write_text("{")
-    assert "cannot be read" in refusal(train.main, arguments, monkeypatch, capsys)
+    assert "cannot be read" in refusal(train.main, *words)
 
 
-def test_a_workdir_of_other_data_is_left_alone(tmp_path, monkeypatch, capsys):
-    """The same folder, which has become another since."""
+def test_a_workdir_of_other_data_is_left_alone(tmp_path, refusal):
+    """The same folder, whose content has changed."""
     images, workdir = tmp_path / "images", tmp_path / "run"
     for label in "ab":
         (images / label).mkdir(parents=True)
@@ -145,45 +121,27 @@ def test_a_workdir_of_other_data_is_left_alone(tmp_path, monkeypatch, capsys):
     record = RunRecord.of(config, source)
     record.write(workdir)
     before = (workdir / "config.json").read_bytes()
-    words += ["--config", QUICKSTART, "--workdir", str(workdir)]
-
-    def refused():
-        line = refusal(train.main, words, monkeypatch, capsys)
-        assert "choose another workdir" in line
-        assert (workdir / "config.json").read_bytes() == before
-        return line
-
+    words += ["--config", QUICKSTART, "--workdir", workdir]
     assert check_resumable(workdir, record) == []
     (images / "a" / "3.png").rename(images / "a" / "5.png")
-    assert "examples to train on: others, or changed" in refused()
-    (images / "a" / "5.png").unlink()
-    assert "examples to train on: 8 -> 7" in refused()
+    line = refusal(train.main, *words)
+    assert "examples to train on" in line and "choose another workdir" in line
     (images / "b").rename(images / "c")
-    assert "class 1: 'b' -> 'c'" in refused()
-    shutil.copytree(images / "c", images / "d")
-    assert "classes: 2 -> 3" in refused()
-    # What it has learnt is not to be taken for what it has not.
-    words = ["--workdir", str(workdir)]
-    line = refusal(evaluate.main, words, monkeypatch, capsys)
-    assert f"has other classes than the run in {workdir}: classes: 2 -> 3" in line
-    shutil.rmtree(images / "d")
-    line = refusal(evaluate.main, words, monkeypatch, capsys)
+    assert "class 1: 'b' -> 'c'" in refusal(train.main, *words)
+    # Weights know classes by number.
+    line = refusal(evaluate.main, "--workdir", workdir)
     assert f"has other classes than the run in {workdir}: class 1: 'b' -> 'c'" in line
+    assert (workdir / "config.json").read_bytes() == before
 
 
-def test_a_workdir_that_cannot_be_read_or_written(
-    digits, tmp_path, monkeypatch, capsys
-):
+def test_a_workdir_that_cannot_be_read_or_written(digits, tmp_path, refusal):
     file = tmp_path / "file"
     file.write_text("")
-    line = refusal(evaluate.main, ["--workdir", str(file)], monkeypatch, capsys)
+    line = refusal(evaluate.main, "--workdir", file)
     assert f"{file}/config.json cannot be read (NotADirectoryError: " in line
-    # The second as of a folder that may not be looked into.
-    for name, message in (("file", "File exists"), ("x" * 300, "File name too long")):
-        arguments = ["--config", QUICKSTART, "--workdir", str(tmp_path / name)]
-        arguments.append(f"--config.data.data_dir={digits}")
-        line = refusal(train.main, arguments, monkeypatch, capsys)
-        assert line.startswith("error: --workdir ") and message in line
+    words = ["--config", QUICKSTART, f"--config.data.data_dir={digits}"]
+    line = refusal(train.main, *words, "--workdir", file)
+    assert line.startswith("error: --workdir ") and "File exists" in line
 
 
 def test_evaluate_notes_classes_without_images(tmp_path, monkeypatch, capsys):
@@ -218,42 +176,21 @@ def test_evaluate_notes_classes_without_images(tmp_path, monkeypatch, capsys):
         (["resnet18", "--image_size", "big"], "'big': write a side in pixels"),
     ],
 )
-def test_summarize_refuses(arguments, message, monkeypatch, capsys):
-    assert message in refusal(summarize.main, arguments, monkeypatch, capsys)
+def test_summarize_refuses(arguments, message, refusal):
+    assert message in refusal(summarize.main, *arguments)
 
 
-def test_a_device_without_memory_is_one_line(monkeypatch, capsys):
+def test_a_device_without_memory_is_one_line(refusal, capsys):
     def fill_memory(_):
         jnp.zeros(2**46)
 
     def fail(_):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
-    error = refusal(fill_memory, [], monkeypatch, capsys)
+    error = refusal(fill_memory)
     assert "a device is out of memory (RESOURCE_EXHAUSTED: Out of memory all" in error
     assert "grad_accum_steps=2" in error and "batch_size" in error
     with pytest.raises(SystemExit) as stop:
         startup.run(fail)
     assert stop.value.code == 1
     assert "Traceback" in capsys.readouterr().err
-
-
-def test_a_cache_that_cannot_be_written_is_told_and_done_without(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(jax.config, "update", pytest.fail)
-    # The tests have one, which goes before.
-    devices.keep_programs(str(tmp_path / "other"))
-    monkeypatch.undo()
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
-    try:
-        (tmp_path / "file").write_text("")
-        devices.keep_programs(str(tmp_path / "file" / "cache"))
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"note: compilation_cache {tmp_path}/file/cache cannot")
-        assert jax.config.jax_compilation_cache_dir is None
-        devices.keep_programs(str(tmp_path / "new" / "cache"))
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "new" / "cache")
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)

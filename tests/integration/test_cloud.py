@@ -153,25 +153,12 @@ def test_a_wrong_option_is_one_line_and_status_2(script, arguments, message, clo
 
 
 def test_create_waits_until_it_is_there(cloud):
-    it = cloud(states=["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
+    it = cloud(states=["WAITING_FOR_RESOURCES", "ACTIVE"])
     done = it.run("launch/tpu/create.sh", *WHERE, *TYPE, "--spot", "--poll", "0")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        "== asking for v5litepod-16 as pod",
-        "== pod is WAITING_FOR_RESOURCES",
-        "== pod is PROVISIONING",
-        "== pod is ACTIVE",
-    ]
+    assert done.stdout.endswith("== pod is WAITING_FOR_RESOURCES\n== pod is ACTIVE\n")
     (create,) = [call for call in it.calls if "create" in call]
     assert "--accelerator-type=v5litepod-16" in create and "--spot" in create
-
-
-def test_create_says_when_it_cannot_be_had(cloud):
-    done = cloud(states=["FAILED"]).run(
-        "launch/tpu/create.sh", *WHERE, *TYPE, "--poll", "0"
-    )
-    assert done.returncode == 1
-    assert "error: pod is FAILED: delete it" in done.stderr
 
 
 def test_several_slices_are_one_request_and_several_machines(cloud):
@@ -296,108 +283,3 @@ def test_the_arguments_of_train_arrive_as_they_were_given(cloud):
         "train",
         *arguments,
     ]
-
-
-# On a machine of the cloud. Python 3.10, whose venv is a package of its own, and which
-# gives an environment pip, and pip uv; uv's Python, which is recorded like the others.
-STUBS = {
-    "python3": """
-case "$*" in
-  "-c import ensurepip") [ -e "$HOME/has-venv" ] ;;
-  "-m venv"*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
-  *"install"*" uv") cp "$BIN/uv" "$(dirname "$0")/uv" ;;
-  *) exit 1 ;;
-esac
-""",
-    "uv": """
-folder=${!#}
-mkdir -p "$folder/bin" && cp "$BIN/python3.13" "$folder/bin/python"
-""",
-    "python3.13": f"""
-case "$1" in -m) ;; *) exec {sys.executable} -c "
-import sys
-sys.version, sys.version_info = '3.13.5', (3, 13, 5, 'final', 0)
-$2" 3.13 ;; esac
-""",
-    "apt-get": """
-case "$*" in
-  *" python3-venv") touch "$HOME/has-venv" ;;
-esac
-# Another apt-get holds the lock twice.
-if [ "$(wc -l <"$HOME/busy")" -gt 0 ]; then
-  sed -i 1d "$HOME/busy"
-  echo "E: Could not get lock /var/lib/apt/lists/lock" >&2
-  exit 100
-fi
-""",
-    "sudo": 'exec "$@"',
-    "sleep": "",
-}
-
-
-class Host:
-    """A machine of the cloud without venv, with stubs of what scripts call there."""
-
-    def __init__(self, folder):
-        self.home, self.bin = folder / "home", folder / "bin"
-        self.home.mkdir()
-        self.bin.mkdir()
-        (self.home / "busy").write_text("\n\n")
-        for name, text in STUBS.items():
-            record = 'echo "${0#$HOME/} $*" | tr "\\n" " " >>"$HOME/calls"\n'
-            record += 'echo >>"$HOME/calls"\n'
-            (self.bin / name).write_text(f"#!/bin/bash\n{record}{text}")
-            (self.bin / name).chmod(0o755)
-
-    def run(self, **environment):
-        (self.home / "calls").write_text("")
-        return subprocess.run(
-            ["bash", "launch/tpu/on_machine.sh"],
-            cwd=ROOT,
-            env={
-                "PATH": f"{self.bin}:/usr/bin:/bin",
-                "HOME": str(self.home),
-                "BIN": str(self.bin),
-                **environment,
-            },
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    def calls(self, *programs):
-        """Returns the calls of some programs, by how they were called."""
-        lines = (self.home / "calls").read_text().replace(f"{self.bin}/", "")
-        return [
-            line.rstrip()
-            for line in lines.splitlines()
-            if line.startswith(tuple(f"{name} " for name in programs))
-        ]
-
-
-def test_a_cloud_machine_gets_its_python_from_uv(tmp_path):
-    host, uv = Host(tmp_path), ".vt_flax/uv/bin/uv"
-    done = host.run(PYTHON="python3.10")
-    assert done.returncode == 0, done.stderr
-    waiting = "== waiting for another apt-get on this machine"
-    assert done.stdout.splitlines() == [
-        *[waiting] * 2,
-        f"== Python 3.13.5, environment {host.home}/venv",
-        "== installing vt_flax with tpu",
-    ]
-    # update is tried until it has the lock; install waits by itself.
-    apt = "apt-get -q -o DPkg::Lock::Timeout=600"
-    wanted = [f"{apt} update"] * 3 + [f"{apt} install -y python3-venv"]
-    assert host.calls("apt-get") == wanted
-    (made,) = host.calls(uv)
-    assert made.startswith(f"{uv} venv ") and made.endswith(f" {host.home}/venv")
-    assert "--managed-python --python 3.13" in made
-    assert host.calls("venv/bin/python")[-1].endswith("--editable .[train,tpu]")
-    # Again, as for a second training on it: nothing is made or installed.
-    done = host.run()
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1, done.stderr
-    assert host.calls("apt-get", "python3", uv) == []
-    # An environment that an earlier version made of Ubuntu's 3.11.0rc1 is replaced.
-    (host.home / "venv/bin/python").write_text("#!/bin/sh\nexit 1\n")
-    assert host.run().returncode == 0
-    assert len(host.calls(uv)) == 1 and host.calls("apt-get") == []
