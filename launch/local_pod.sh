@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several processes on this machine that train as the machines of a pod do.
+# Trains in several processes on this machine, as the machines of a pod do.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -9,19 +9,19 @@ usage() {
 usage: bash launch/local_pod.sh N [--devices K] [--port P] [--dry-run] [TRAIN ARGUMENT ...]
 
 Makes .venv, installs vt_flax, and trains in N processes of K CPU devices each, which
-find each other as those of a pod do. Without arguments for train, the quickstart in
-runs/local_pod. Process 0 reports here; what the others write is in local_pod-I.log in
-the workdir's parent folder. Ctrl-C, or a SIGTERM, is passed on to all: they save.
+find each other as those of a pod do. The default is the quickstart in runs/local_pod.
+Process 0 prints here; the output of process I is in local_pod-I.log in the workdir's
+parent folder. Ctrl-C or a SIGTERM saves, and stops all.
 
   --devices K   CPU devices of each process (1)
-  --port P      of process 0; by default one that is free
+  --port P      port of process 0 (default: a free one)
 
 environment variables:
   PYTHON   Python to make the environment with (the newest of 3.13, 3.12 and 3.11 that
            runs: on PATH, from pyenv or uv)
   VENV     where the environment is (.venv)
 
-Exit status: the worst of the processes'.
+Exit status: the highest of the processes.
 END
 }
 
@@ -98,5 +98,5 @@ for pid in "${pids[@]}"; do
   done
   [ "$status" -le "$worst" ] || worst=$status
 done
-[ "$worst" = 0 ] || echo "what the others wrote: $logs/local_pod-*.log" >&2
+[ "$worst" = 0 ] || echo "output of the other processes: $logs/local_pod-*.log" >&2
 exit "$worst"
