@@ -1,37 +1,37 @@
 #!/usr/bin/env bash
-# The paper's ablations, one after another, and a table of them beside the paper's.
+# Trains the paper's ablations one after another, and compares them with the paper.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Those of configs/ablations.py; the others name recurrent's model again.
+# The rows of configs/ablations.py; those of `same` have the model of recurrent again.
 all=(resnet recurrent static pooling clustering no_interaction graph tokens32 tokens64
   no_projector v1 no_position)
 same=(transformer tokens16)
 
-rows='' depth=18 workdir='' keep_going='' mode=train changes=()
+rows='' depth=18 workdir='' mode=train
+# Overrides for every row; not empty, for bash 3.2 (macOS) cannot expand empty arrays.
+changes=(--config.data.data_dir=)
 usage() {
   cat <<'END'
 usage: bash launch/ablation.sh [OPTION ...] [--config.k=v ...]
 
 Makes .venv, installs vt_flax, trains the rows of configs/ablations.py one after another,
-each in the workdir ROW-DEPTH of a folder, and ends in a table of all that are there, the
-paper's figures beside them. Run the same command again to go on after a stop: rows that
-are finished have nothing left to do. Ctrl-C, or a SIGTERM, is passed on: the row that is
-under way is saved.
+each in the workdir ROW-DEPTH of a folder, and prints a table of all rows in the folder
+beside the paper's figures. Run the same command again to resume: finished rows are
+skipped. Ctrl-C or a SIGTERM saves the current row.
 
-  --rows A,B,...  which (all, but those that name the same model again)
-  --depth D       18 or 34 (18)
-  --workdir W     the folder (runs/ablation; of --pod ../bucket/runs/ablation)
-  --data_dir D    where imagenet2012 is prepared
-  --keep_going    does the other rows when one fails
-  --dry_run       prints the commands and runs none
-  --pod           prints the commands that train each row on a TPU of its own: see
-                  launch/tpu/resubmit.sh, whose $POD_NAME (with the row's behind),
-                  $POD_ZONE and $POD_TYPE must be set
-  --help          this text
+  --rows A,B,...  rows to train (default: one row for each different model)
+  --depth D       depth of the ResNet, 18 or 34 (18)
+  --workdir W     folder of the workdirs (runs/ablation; --pod: ../bucket/runs/ablation)
+  --data_dir D    folder in which imagenet2012 is prepared
+  --dry_run       print the commands and run none
+  --pod           print the commands that train each row on a TPU of its own, by
+                  launch/tpu/resubmit.sh; $POD_NAME (which the row's name is appended
+                  to), $POD_ZONE and $POD_TYPE must be set
+  --help          print this text
 
-Rows may need overrides of their own, such as resnet, which has no tokens: give them to
-calls of their own, with the same --workdir. On CIFAR-10 at small size:
+If a row needs other overrides, as resnet, which has no tokens, train it by a command of
+its own with the same --workdir. On CIFAR-10 at small size:
 
   bash launch/ablation.sh --rows recurrent,static,graph --data_dir DATA \
     --config.data.name=cifar10 --config.data.eval_split=test \
@@ -45,7 +45,7 @@ environment variables:
            runs: on PATH, from pyenv or uv)
   VENV     where the environment is (.venv)
 
-Exit status: that of the first row that failed; 4 if it was stopped.
+Exit status: that of the row that failed; 4 if it was stopped.
 END
 }
 
@@ -61,8 +61,7 @@ while [ $# -gt 0 ]; do
     --rows) rows=${2:-} ;;
     --depth) depth=${2:-} ;;
     --workdir) workdir=${2:-} ;;
-    --data_dir | --data-dir) changes+=("--config.data.data_dir=${2:-}") ;;
-    --keep_going | --keep-going) keep_going=yes words=1 ;;
+    --data_dir) changes+=("--config.data.data_dir=${2:-}") ;;
     --dry_run | --dry-run) mode=print words=1 ;;
     --pod) mode=pod words=1 ;;
     --config.*=*) changes+=("$1") words=1 ;;
@@ -87,7 +86,7 @@ show() {
   echo "+ ${line% }"
 }
 
-# arguments_of ROW: sets `arguments` to what train is told.
+# arguments_of ROW: sets `arguments` to train's arguments.
 arguments_of() {
   arguments=(--config "configs/ablations.py:$1,$depth" --workdir "$workdir/$1-$depth"
     "${changes[@]}")
@@ -126,7 +125,7 @@ if [ "$mode" = print ]; then
   exit 0
 fi
 
-# What a later row cannot be told is known before days of training.
+# A mistake in a later row is found before days of training.
 "$VENV/bin/python" -c '
 import sys
 from vt_flax.cli import startup
@@ -144,32 +143,26 @@ startup.run(main)
 ' "$(IFS=,; echo "${rows[*]}")" "$depth" "${changes[@]}"
 
 pid='' stopped=''
-# Started in the background, it ignores Ctrl-C; a SIGTERM makes it save.
+# A process in the background ignores Ctrl-C; a SIGTERM makes it save.
 trap 'stopped=yes; [ -z "$pid" ] || kill -TERM "$pid" 2>/dev/null || true' INT TERM
-failed=0
 for row in "${rows[@]}"; do
   echo "== $row, depth $depth"
   arguments_of "$row"
   "$VENV/bin/python" -m vt_flax train "${arguments[@]}" &
   pid=$!
-  # For a signal that came before there was one to pass it on to.
+  # A signal may have come before there was a process.
   [ -z "$stopped" ] || kill -TERM "$pid"
   while true; do
     status=0
     wait "$pid" || status=$?
-    # A signal ends the waiting, not the process.
+    # A signal interrupts `wait`, not the process.
     kill -0 "$pid" 2>/dev/null || break
   done
   pid=''
   if [ -n "$stopped" ] || [ "$status" = 4 ]; then
-    echo "stopped at row $row: run the same command to go on" >&2
-    exit 4
+    fail "stopped at row $row: run the same command to resume" 4
   fi
-  [ "$status" != 0 ] || continue
-  [ "$failed" != 0 ] || failed=$status
-  [ -n "$keep_going" ] || fail "row $row ended with status $status" "$status"
-  echo "== row $row ended with status $status: going on with the others" >&2
+  [ "$status" = 0 ] || fail "row $row ended with status $status" "$status"
 done
 echo "== all rows"
-"${table[@]}" || [ "$failed" != 0 ] || failed=$?
-exit "$failed"
+"${table[@]}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on the machine that prepare_imagenet.sh has started: archives from a bucket,
-# dataset to a bucket. Called again, it goes on.
+# dataset to a bucket. Called again, it continues.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several processes on this machine that train as the machines of a pod do.
+# Trains in several processes on this machine, as the machines of a pod do.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -9,19 +9,19 @@ usage() {
 usage: bash launch/local_pod.sh N [--devices K] [--port P] [--dry-run] [TRAIN ARGUMENT ...]
 
 Makes .venv, installs vt_flax, and trains in N processes of K CPU devices each, which
-find each other as those of a pod do. Without arguments for train, the quickstart in
-runs/local_pod. Process 0 reports here; what the others write is in local_pod-I.log in
-the workdir's parent folder. Ctrl-C, or a SIGTERM, is passed on to all: they save.
+find each other as those of a pod do. The default is the quickstart in runs/local_pod.
+Process 0 prints here; the output of process I is in local_pod-I.log in the workdir's
+parent folder. Ctrl-C or a SIGTERM saves, and stops all.
 
   --devices K   CPU devices of each process (1)
-  --port P      of process 0; by default one that is free
+  --port P      port of process 0 (default: a free one)
 
 environment variables:
   PYTHON   Python to make the environment with (the newest of 3.13, 3.12 and 3.11 that
            runs: on PATH, from pyenv or uv)
   VENV     where the environment is (.venv)
 
-Exit status: the worst of the processes'.
+Exit status: the highest of the processes.
 END
 }
 
@@ -30,13 +30,17 @@ fail() {
   exit 2
 }
 
-train=()
+# The arguments of train; a later --config or --workdir replaces an earlier one.
+train=(--config configs/quickstart.py --workdir runs/local_pod)
+workdir=runs/local_pod
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
     --devices) devices=${2:-}; shift ;;
     --port) port=${2:-}; shift ;;
     --dry-run) dry_run=yes ;;
+    --workdir) workdir=${2:-} train+=("--workdir=$workdir"); shift ;;
+    --workdir=*) workdir=${1#*=} train+=("$1") ;;
     *) if [ -z "$count" ]; then count=$1; else train+=("$1"); fi ;;
   esac
   shift || fail "an option needs a value (see --help)"
@@ -45,21 +49,6 @@ for number in "$count" "$devices" "${port:-1}"; do
   [[ $number =~ ^[1-9][0-9]*$ ]] ||
     fail "'$number' is no number: bash launch/local_pod.sh N [OPTION ...] (see --help)"
 done
-case " ${train[*]} " in
-  *" --config "* | *" --config="*) ;;
-  *) train=(--config configs/quickstart.py "${train[@]}") ;;
-esac
-workdir=runs/local_pod
-for ((i = 0; i < ${#train[@]}; i++)); do
-  case ${train[i]} in
-    --workdir) workdir=${train[i + 1]:-} ;;
-    --workdir=*) workdir=${train[i]#*=} ;;
-  esac
-done
-case " ${train[*]} " in
-  *" --workdir"*) ;;
-  *) train+=(--workdir "$workdir") ;;
-esac
 
 if [ -n "$dry_run" ]; then
   VENV=${VENV:-.venv}
@@ -79,7 +68,7 @@ fi
 
 export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=$devices
 pids=()
-# Started in the background, they ignore Ctrl-C; a SIGTERM makes them save.
+# Processes in the background ignore Ctrl-C; a SIGTERM makes them save.
 trap '[ ${#pids[@]} = 0 ] || kill -TERM "${pids[@]}" 2>/dev/null' INT TERM
 for ((i = 0; i < count; i++)); do
   command=("$VENV/bin/python" -m vt_flax train "${train[@]}"
@@ -88,14 +77,16 @@ for ((i = 0; i < count; i++)); do
     printf -v line '%q ' "JAX_PLATFORMS=$JAX_PLATFORMS" "XLA_FLAGS=$XLA_FLAGS" \
       "${command[@]}"
     echo "+ ${line% }"
-  elif [ "$i" = 0 ]; then
+    continue
+  fi
+  if [ "$i" = 0 ]; then
     "${command[@]}" &
-    pids+=($!)
   else
     "${command[@]}" >"$logs/local_pod-$i.log" 2>&1 &
-    pids+=($!)
   fi
+  pids+=($!)
 done
+[ -z "$dry_run" ] || exit 0
 
 worst=0
 for pid in "${pids[@]}"; do
@@ -107,5 +98,5 @@ for pid in "${pids[@]}"; do
   done
   [ "$status" -le "$worst" ] || worst=$status
 done
-[ "$worst" = 0 ] || echo "what the others wrote: $logs/local_pod-*.log" >&2
+[ "$worst" = 0 ] || echo "output of the other processes: $logs/local_pod-*.log" >&2
 exit "$worst"

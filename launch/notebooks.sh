@@ -7,9 +7,9 @@ usage() {
   cat <<'USAGE'
 usage: bash launch/notebooks.sh [NAME ...]
 
-Builds the wheel, makes an environment that has only what runs notebooks, and runs those
-of launch/notebooks that are named (all) from top to bottom in an empty folder, with the
-wheel beside them: the first installs it. Tells how long each took, and leaves them with
+Builds the wheel, makes an environment with Jupyter alone, and runs notebooks of
+launch/notebooks (default: all) from top to bottom in an empty folder, with the wheel
+beside them: the first one installs it. Prints how long each took, and keeps them with
 their outputs in .cache/notebooks/run.
 
 environment variables:
@@ -39,7 +39,7 @@ choose_python "${supported[@]}"
 folder=$PWD/.cache/notebooks
 rm -rf "$folder"
 mkdir -p "$folder/run"
-# Made anew each time: no environment of the user's.
+# A new environment each time, not one of the user's.
 unset VENV
 make_venv "$folder/venv" "${supported[@]}"
 echo "== installing what runs notebooks, and building the wheel"

@@ -8,7 +8,7 @@ usage() {
 usage: bash launch/oldest.sh [PYTEST ARGUMENT ...]
 
 Makes .cache/oldest, installs vt_flax there with the lowest version of each library that
-setup.cfg names, and runs the tests that touch most of them, or those that are named.
+setup.cfg allows, and runs the tests that use most of them, or the given ones.
 
 environment variables:
   PYTHON   Python to make the environment with (3.11: not all of the oldest libraries

@@ -8,13 +8,12 @@ usage() {
   cat <<'EOF'
 usage: bash launch/quickstart.sh [--extra EXTRA] [WORKDIR] [--config.k=v ...]
 
-Makes .venv, installs vt_flax, trains VT-ResNet-18 at small size on the embedded
-digits dataset, evaluates it and draws its tokens. WORKDIR is runs/quickstart by
-default; run it again to go on after a stop. The line `training steps ...` names the
-devices that it uses.
+Makes .venv, installs vt_flax[train], trains a small VT-ResNet-18 on the embedded digits
+dataset, evaluates it and draws its token attention. WORKDIR is runs/quickstart by
+default; run it again to resume after a stop. The line `training steps ...` names the
+devices.
 
-  --extra EXTRA   what to install for the devices: cuda for NVIDIA GPUs, tpu for TPUs;
-                  without it JAX computes on the CPU
+  --extra EXTRA   cuda for NVIDIA GPUs, tpu for TPUs; without it JAX runs on the CPU
 
 environment variables:
   PYTHON   Python to make the environment with (the newest of 3.13, 3.12 and 3.11 that

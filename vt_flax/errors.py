@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, told in one line, and the words for them."""
+"""Errors that a user can fix, printed as one line, and words for their messages."""
 
 import difflib
 import sys
@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
-    """Bad input. The message says what, where, and what to do.
+    """Bad input; the message is one line: what is wrong, where, and what to do.
 
-    Front doors print it as a single line and exit with its status (see `startup.run`).
+    Commands print it and exit with its status; see `startup.run`.
 
     Attributes:
       status: exit status.
-      label: what the line begins with.
-      everywhere: whether each process of a run raises it after the same step.
+      label: beginning of the printed line.
+      everywhere: whether every process of a run raises it, after the same step.
     """
 
     status = 2
@@ -22,13 +22,13 @@ class UserError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of what an error says; libraries say pages."""
+    """Returns the first line of an error's message; libraries write pages."""
     return str(error).strip().split("\n", 1)[0]
 
 
 def device_memory_error(error: Exception) -> UserError | None:
-    """Returns the error to show where a device ran out of memory, else None."""
-    # A program that has not imported JAX has no such error.
+    """Returns a `UserError` if a device ran out of memory, else None."""
+    # Without JAX imported, there is no such error.
     jax = sys.modules.get("jax")
     if not jax or not isinstance(error, jax.errors.JaxRuntimeError):
         return None
@@ -54,27 +54,24 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 
 def first_few(lines: Sequence[str], count: int = 3) -> str:
-    """Returns the first of some lines in one, and dots if there are more."""
+    """Joins the first lines by semicolons, with dots if there are more."""
     return "; ".join(lines[:count]) + ("; ..." if len(lines) > count else "")
 
 
 def first_names(names: Iterable[str], count: int = 5) -> str:
-    """Returns the first of some names, with commas, and how many more there are."""
+    """Joins the first names by commas, with the number of the others."""
     names = list(names)
     more = f" and {len(names) - count:,} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
-    """Returns `; did you mean ...?` for a misspelt `name`, or the whole choice.
+    """Returns a clause to append to a message: `; did you mean ...?`, or all choices.
 
     Args:
-      name: what the user wrote.
-      candidates: what would have been accepted.
-      count: how many suggestions to make at most.
-
-    Returns:
-      A clause to append to an error message; empty when there are no candidates.
+      name: the unknown name.
+      candidates: the known names.
+      count: largest number of suggestions.
     """
     candidates = sorted(set(candidates))
     matches = difflib.get_close_matches(name, candidates, n=count, cutoff=0.5)

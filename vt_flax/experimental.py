@@ -1,4 +1,4 @@
-"""The one place that imports what JAX calls experimental, for those who need it."""
+"""The only module that imports from `jax.experimental`."""
 
 import importlib
 import types
@@ -18,14 +18,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> types.ModuleType:
-    """Imports a module on first use: Pallas takes a third of a second."""
+    """Imports a module when it is first used: Pallas takes a third of a second."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module(f"jax.experimental.{name.replace('_tpu', '.tpu')}")
 
 
 def tensorflow_bridge() -> types.ModuleType:
-    """Returns `jax.experimental.jax2tf`, which imports TensorFlow: late, for a save."""
+    """Returns `jax.experimental.jax2tf`, which imports TensorFlow."""
     from jax.experimental import jax2tf
 
     return jax2tf

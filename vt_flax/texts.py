@@ -1,17 +1,17 @@
-"""Text for terminals and programs, of values of other people's making."""
+"""Text for terminals and JSON, from names and values of any origin."""
 
 import json
 import math
 import unicodedata
 from typing import Any
 
-# Control characters, halves of surrogates (bytes of a name that is no text), ends of
-# lines and paragraphs.
+# Control characters, surrogates (bytes of a file's name that are not UTF-8), and
+# separators of lines and paragraphs.
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 
 
 def printable(text: str) -> str:
-    """Returns a text with escapes for what a terminal would obey, such as ESC."""
+    """Escapes the characters that control a terminal, such as ESC."""
     return "".join(
         repr(letter)[1:-1] if unicodedata.category(letter) in UNPRINTABLE else letter
         for letter in text
@@ -19,7 +19,7 @@ def printable(text: str) -> str:
 
 
 def json_text(value: Any) -> str:
-    """Returns a value as JSON, which has no infinity and NaN: they become null."""
+    """Returns a value as JSON; infinity and NaN become null."""
     return json.dumps(_finite(value), indent=2, allow_nan=False)
 
 

@@ -10,12 +10,12 @@ __version__ = "0.1.0"
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Returns the version of each package that decides how a configuration is run."""
+    """Returns the versions that must agree between the processes of a run."""
     sources = hashlib.sha256()
     root = pathlib.Path(__file__).parent
     for file in sorted(root.rglob("*.py")):
         name = file.relative_to(root).as_posix()
-        # Configurations are compared as such, and a checkout links to their folder.
+        # Resolved configurations are compared by themselves.
         if not name.startswith("configs/"):
             sources.update(name.encode() + file.read_bytes())
     code = {"vt_flax": f"{__version__} (sources {sources.hexdigest()[:12]})"}

@@ -1,65 +1,49 @@
 """Every command of README.md and docs/ is one that works.
 
-What is cheap is run. Of the rest the arguments go through the command's own parser,
-configurations are resolved, and scripts are asked what they would do.
+Arguments go through the command's own parser, configurations are resolved, and scripts
+print what they would do.
 """
 
 import argparse
 import configparser
-import functools
 import importlib
 import os
 import re
 import shlex
 import subprocess
-import sys
 from unittest import mock
 
 import doc_pages
-import numpy as np
 import pytest
 from doc_pages import ROOT
 from ml_collections import ConfigDict
-from PIL import Image
 
 from vt_flax.__main__ import COMMANDS, dispatch
 from vt_flax.cli import parsing
-from vt_flax.data.sources import EMBEDDED
 from vt_flax.errors import UserError
 from vt_flax.models import create_model, list_models
-from vt_flax.plan.sweep import BATCH, GROUP_SIZE, parse_sweep
 from vt_flax.plan.topology import HERE, parse_topology
 from vt_flax.training.config import load_config, resolve
 from vt_flax.training.config_rules import check_step
-from vt_flax.training.durations import duration_steps
 from vt_flax.training.run import model_for
 
 LINES = [c for page in doc_pages.PAGES for c in doc_pages.commands(page)]
+# The datasets that the pages prepare.
+DATASETS = "cifar10", "imagenet2012", "ade20k", "image_mask_folder"
 ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)")
-# The options that the pages use, as Google's reference has them:
-# https://cloud.google.com/sdk/gcloud/reference/storage
-GCLOUD = {
-    ("storage", "buckets", "create"): {
-        "--location",
-        "--uniform-bucket-level-access",
-        "--enable-hierarchical-namespace",
-    },
-    ("storage", "cp"): set(),
-    ("storage", "rsync"): {"--recursive"},
-}
 
 
 class Parsed(Exception):
-    """A front door's parser, what it made of the arguments, and what it left."""
+    """A command's parser, what it made of the arguments, and what it left."""
 
 
-def front_door(name):
+def module_of(name):
     """Returns the module of a command."""
     return importlib.import_module(f"vt_flax.cli.{name}")
 
 
 def parsed(name, arguments):
-    """Returns what a front door's own parser makes of arguments; nothing is run."""
+    """Returns what a command's own parser makes of arguments; nothing is run."""
     parse = parsing.ArgumentParser.parse_known_args
     begun = False
 
@@ -72,28 +56,22 @@ def parsed(name, arguments):
 
     with mock.patch.object(parsing.ArgumentParser, "parse_known_args", stop):
         with pytest.raises(Parsed) as found:
-            front_door(name).main(list(arguments))
+            module_of(name).main(list(arguments))
     return found.value.args
 
 
 def parsers_of(name):
-    """Returns a front door's parser by "", and those of its commands by their names."""
+    """Returns a command's parser by "", and those of its commands by their names."""
 
     def stop(self, args=None, namespace=None):
         raise Parsed(self)
 
     with mock.patch.object(parsing.ArgumentParser, "parse_known_args", stop):
         with pytest.raises(Parsed) as found:
-            front_door(name).main([])
+            module_of(name).main([])
     (parser,) = found.value.args
     choices = [a.choices for a in parser._actions if isinstance(a.choices, dict)]
     return {"": parser} | {word: p for choice in choices for word, p in choice.items()}
-
-
-def options_of(name, command=""):
-    """Returns the options of a front door, or of one of its commands."""
-    actions = parsers_of(name)[command]._actions
-    return {option for action in actions for option in action.option_strings}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +88,7 @@ def workdirs():
             _, args, _ = parsed("import_weights", words[2:])
             options = parsing.parse_overrides(args.set)
             model = {"name": args.model, **options}
-            # What is told of it is in docs/weights.md: a workdir on ImageNet.
+            # A workdir on ImageNet: see docs/weights.md.
             data = {"name": "imagenet2012", "eval_split": "validation"}
             found[args.out] = resolve(ConfigDict({"model": model, "data": data}))
             continue
@@ -132,40 +110,30 @@ def root(monkeypatch):
 def test_a_command(command, workdirs):
     words = list(command.words)
     assert not set("".join(words)) & set("|;<>&()"), "no kind of command known here"
-    if words[0] == "export":
-        for word in words[1:]:
-            check_variable(word)
-        return
     while ASSIGNMENT.fullmatch(words[0]):
-        check_variable(words.pop(0))
+        words.pop(0)
     if words[0] == "srun":
         words = words[words.index("vt_flax") :]
-        assert all(word.startswith("--") for word in command.words[1 : -len(words)])
     match words:
+        case ["export", *assignments]:
+            assert all(map(ASSIGNMENT.fullmatch, assignments))
         case ["vt_flax", "--help"]:
             dispatch(words[1:])
         case ["source", script]:
             assert script == ".venv/bin/activate"
         case ["vt_flax", name, *arguments]:
-            check_front_door(name, arguments, workdirs)
+            check_command(name, arguments, workdirs)
         case ["python", script, *arguments]:
             check_python_script(script, arguments)
         case ["bash", script, *arguments]:
             check_bash_script(script, arguments, dict(command.exported), workdirs)
         case ["pip", "install", *packages]:
             check_packages([word for word in packages if word != "-e"])
-        case ["pip", "wheel", *arguments]:
-            words = [sys.executable, "-m", "pip", "wheel", "--help"]
-            known = subprocess.run(words, capture_output=True, text=True, check=True)
-            options = {word for word in arguments if word.startswith("-")}
-            assert all(re.search(rf"{word}\b", known.stdout) for word in options)
-            assert (ROOT / arguments[-1] / "setup.cfg").is_file()
+        case ["pip", "wheel", "--no-deps", "--wheel-dir", "dist", "."]:
+            pass
         case ["gcloud", *arguments]:
-            given = [word for word in arguments if not word.startswith("-")]
-            (known,) = (k for k in GCLOUD if k == tuple(given[: len(k)]))
-            options = {w.partition("=")[0] for w in arguments} - {*given}
-            assert options <= GCLOUD[known]
-            assert any(word.startswith("gs://") for word in given)
+            assert arguments[0] == "storage"
+            assert any(word.startswith("gs://") for word in arguments)
         case _:
             pytest.fail("no kind of command known here")
 
@@ -185,16 +153,7 @@ def check_packages(packages):
             assert package in needed
 
 
-def check_variable(word):
-    """Checks that something reads the variable of an assignment."""
-    name = ASSIGNMENT.fullmatch(word)[1]
-    if name == "CUDA_VISIBLE_DEVICES":  # read by CUDA
-        return
-    sources = [*ROOT.glob("launch/**/*.sh"), *ROOT.glob("vt_flax/**/*.py")]
-    assert any(name in path.read_text() for path in sources), name
-
-
-def check_front_door(name, arguments, workdirs):
+def check_command(name, arguments, workdirs):
     _, args, overrides = parsed(name, arguments)
     known = vars(args)
     assert all(word.startswith("--config.") for word in overrides), overrides
@@ -210,13 +169,8 @@ def check_front_door(name, arguments, workdirs):
         check_configuration(config, workdirs)
     for run in known.get("runs") or ():
         assert run in workdirs, f"nothing here makes {run}"
-    places = known.get("topology") or ()
-    for place in [places] if isinstance(places, str) else places:
+    for place in known.get("topology") or ():
         assert place == HERE or parse_topology(place)
-    for point in parse_sweep(known.get("sweep") or []):
-        for key, value in point.items():
-            if key not in (BATCH, GROUP_SIZE):
-                load_config(args.config, [*overrides, f"--config.{key}={value}"])
     if "model" in known:
         create_model(args.model, **parsing.parse_overrides(args.set))
     if "pattern" in known:
@@ -226,36 +180,16 @@ def check_front_door(name, arguments, workdirs):
             create_model(model, **parsing.parse_overrides(args.set))
     if name == "prepare_data":
         dataset = args.words[-1].partition("/")[0]
-        assert dataset in tfds_names()
+        assert dataset in DATASETS
         assert len(args.words) == 1 or args.words[0] == "convert"
-
-
-@functools.cache
-def tfds_names():
-    """Returns the datasets that TFDS knows by itself, and those of this package."""
-    # Late: most of this file does without, and it takes seconds to come.
-    import tensorflow_datasets as tfds
-
-    from vt_flax.data.sources import tfds_builder
-
-    tfds_builder("digits")  # registers all builders
-    return {*tfds.list_builders(with_community_datasets=False)}
 
 
 def check_configuration(config, workdirs):
     """Checks what a run checks of its configuration before it opens the data."""
     check_step(config, 1)
     model_for(config, 10)
-    # As many examples as a batch: an epoch is a step.
-    steps = {"examples": config.batch_size, "batch": config.batch_size}
-    total = duration_steps(config.duration, **steps)
-    assert total > 0
-    for duration in (config.eval.every, config.checkpoint.every, config.log.every):
-        assert duration_steps(duration, **steps, total=total) >= 0
     for place in (config.init_from, config.distillation.teacher):
         assert not place or place in workdirs, f"nothing here makes {place}"
-    if config.data.name in EMBEDDED:
-        assert not config.data.data_dir
 
 
 def check_python_script(script, arguments):
@@ -276,7 +210,6 @@ def check_python_script(script, arguments):
 def check_bash_script(script, arguments, exported, workdirs):
     """Has a script print what it would do, and checks what it would have trained."""
     assert (ROOT / script).is_file()
-    text = (ROOT / script).read_text()
     if script == "launch/test.sh":
         assert all((ROOT / word).exists() for word in arguments if word[0] != "-")
         return
@@ -285,76 +218,38 @@ def check_bash_script(script, arguments, exported, workdirs):
         assert {*arguments} <= books
         return
     if script == "launch/quickstart.sh":
-        check_quickstart(arguments, workdirs)
+        assert arguments in ([], ["--extra", "cuda"])
         return
-    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    if "--help" in before:
-        assert answer(script, arguments, exported).startswith("usage: ")
-        return
-    # Those of the cloud share it.
-    assert "--dry-run" in text or "cloud.sh" in text
-    lines = answer(script, ["--dry-run", *arguments], exported)
-    lines = [line for line in lines.splitlines() if line.startswith("+ ")]
-    assert lines
-    if "--" in arguments:
-        trained = [arguments[arguments.index("--") + 1 :]]
-    else:
-        words = [shlex.split(line[2:]) for line in lines]
-        words = [w for w in words if {"vt_flax", "train"} <= {*w}]
-        trained = [w[w.index("vt_flax") + 2 :] for w in words]
-    for words in trained:
-        check_front_door("train", words, workdirs)
-
-
-def check_quickstart(arguments, workdirs):
-    if arguments[:1] == ["--extra"]:
-        check_packages([f".[{arguments[1]}]"])
-        arguments = arguments[2:]
-    overrides = [word for word in arguments if word.startswith("--config.")]
-    assert len(arguments) - len(overrides) <= 1 and arguments[:1] != ["-"]
-    config = load_config("configs/quickstart.py", overrides)
-    check_configuration(config, workdirs)
-
-
-def answer(script, arguments, exported):
     done = subprocess.run(
-        ["bash", script, *arguments],
+        ["bash", script, "--dry-run", *arguments],
         env={"PATH": "/usr/bin:/bin", "HOME": "/nowhere", **exported},
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize(
-    "line", ["make all", "python -c pass", "ls | wc", "for x in a"]
-)
-def test_an_unknown_kind_of_command_fails(line, workdirs):
-    command = doc_pages.Command("here", tuple(line.split()), ())
-    with pytest.raises((pytest.fail.Exception, AssertionError)):
-        test_a_command(command, workdirs)
+    lines = [shlex.split(line[2:]) for line in done.stdout.splitlines()]
+    trained = [
+        w[w.index("vt_flax") + 2 :] for w in lines if {"vt_flax", "train"} <= {*w}
+    ]
+    if "--" in arguments:
+        trained = [arguments[arguments.index("--") + 1 :]]
+    for words in trained:
+        check_command("train", words, workdirs)
 
 
 @pytest.mark.parametrize(
     "line",
     [
+        "ls | wc",
         "vt_flax train --config configs/imagenet.py --workdir d --sed=1",
         "vt_flax train --config configs/imagenet.py:resnet19 --workdir d",
-        "vt_flax train --config configs/quickstart.py --workdir d"
-        " --config.data.flp=False",
         "vt_flax evaluate --workdir runs/that_nothing_makes",
         "vt_flax plan --config configs/imagenet.py --topology v9:1x1",
-        "vt_flax prepare_data cifar11 --data_dir D",
         "vt_flax summarize --papers",
         "python tests/helpers/kills.py --killed 1",
-        "bash launch/tpu/create.sh --tipe v4-8 --name n --zone z",
         "bash launch/ablation.sh --rows nothing",
-        "gcloud storage cp --quickly gs://a gs://b",
-        "pip install nothing",
         "pip install -e '.[cude]'",
-        "bash launch/quickstart.sh --extra cude",
     ],
 )
 def test_a_wrong_command_fails(line, workdirs):
@@ -376,11 +271,11 @@ def rows_of_commands():
 def test_a_row_of_the_table_of_commands(row):
     name, *words = row.split()
     given = set(re.findall(r"(?<!\S)\[?(--\w+)(?=[\s\]]|$)", row))
-    command = words[0] if name == "benchmark" else ""
-    assert given <= options_of(name, command)
+    parser = parsers_of(name)[words[0] if name == "benchmark" else ""]
+    assert given <= {*parser._option_string_actions}
 
 
-def test_every_front_door_is_in_the_table_of_commands():
+def test_every_command_is_in_the_table_of_commands():
     assert {row.split()[0] for row in rows_of_commands()} == {*COMMANDS}
 
 
@@ -393,57 +288,3 @@ def test_every_option_is_described(name):
         if not action.help and not isinstance(action.choices, dict)
     ]
     assert bare == []
-
-
-def test_what_is_cheap_is_run(tmp_path, monkeypatch, capsys):
-    lines = {" ".join(command.words): command.words for command in LINES}
-    monkeypatch.chdir(tmp_path)
-    for line, found in {
-        "vt_flax summarize vt_resnet18": "vt_resnet18",
-        "vt_flax summarize --chart docs/chart.png": "wrote docs/chart.png",
-    }.items():
-        (tmp_path / "docs").mkdir(exist_ok=True)
-        dispatch(lines[line][1:])
-        told = capsys.readouterr()
-        assert found in told.out + told.err
-    assert (tmp_path / "docs" / "chart.png").stat().st_size > 10_000
-
-
-# As small as a network with tokens can be.
-SMALL = [
-    *("--config.model.stage_sizes=[1,1,1,1]", "--config.model.width=8"),
-    *("--config.model.token_channels=32", "--config.model.heads=4"),
-    *("--config.model.group_channels=16", "--config.model.tokens=2"),
-    *("--config.data.image_size=16", "--config.batch_size=8"),
-    *("--config.duration=2 steps", "--config.log.tensorboard=False"),
-]
-
-
-@pytest.mark.slow
-def test_the_way_of_ones_own_images_is_run(tmp_path, monkeypatch, capsys):
-    draw = np.random.default_rng(0)
-    for name in ("cats", "dogs"):
-        (tmp_path / "PHOTOS" / name).mkdir(parents=True)
-        for i in range(8):
-            pixels = draw.integers(0, 256, (20, 24, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "PHOTOS" / name / f"{i}.png")
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    monkeypatch.chdir(tmp_path)
-    lines = [
-        [*command.words]
-        for command in doc_pages.commands(ROOT / "docs" / "data.md")
-        if "runs/mine" in command.words
-    ]
-    assert [words[1] for words in lines] == ["train", "evaluate", "predict"]
-    for _, name, *arguments in lines:
-        if "IMAGE..." in arguments:
-            arguments[arguments.index("IMAGE...") :] = ["PHOTOS/cats"]
-        if name == "train":
-            arguments += SMALL
-        dispatch([name, *arguments])
-        told = capsys.readouterr().out
-        if name == "predict":
-            assert told.count("PHOTOS/cats") == 8
-            assert "cats" in told and "dogs" in told
-        else:
-            assert "Evaluation on folder:PHOTOS all[80%:]" in told

@@ -40,20 +40,10 @@ def test_files_that_are_named_are_there(page):
     assert not [name for name in named if not (ROOT / name).is_file()]
 
 
-def test_every_page_is_linked_from_the_readme_and_says_what_it_is_for():
+def test_every_page_is_linked_from_the_readme():
     readme, *pages = doc_pages.PAGES
     links = LINK.findall(readme.read_text())
     links = {(ROOT / link.partition("#")[0]).resolve() for link in links}
-    # The front page of the site, and what its generator makes of docstrings.
+    # The front page of the site, and its API reference.
     site = {ROOT / "docs" / "index.md", ROOT / "docs" / "api.md"}
     assert {*pages} - site <= links
-    for page in {*pages} - site:
-        title, blank, purpose, *_ = page.read_text().splitlines()
-        assert title.startswith("# ") and not blank and purpose[:1].isalpha(), page
-
-
-def test_what_is_checked_here_is_not_nothing():
-    prose = "\n".join(doc_pages.prose(page) for page in PAGES)
-    assert len(LINK.findall(prose)) > 30 and len(FILE.findall(prose)) > 10
-    assert "where-we-differ" not in anchors(ROOT / "README.md")
-    assert "quickstart" in anchors(ROOT / "README.md")

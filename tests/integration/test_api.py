@@ -62,17 +62,21 @@ def test_names_are_imported_when_used():
     assert b"has no attribute 'nothing'" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
-def test_help_lists_every_command(words, capsys):
-    __main__.dispatch(words)
+def test_help_lists_every_command(capsys):
+    __main__.dispatch([])
     out = capsys.readouterr().out
     assert all(f"\n  {name} " in out for name in __main__.COMMANDS)
 
 
 def test_the_command(tmp_path):
-    words = [sys.executable, "-m", "vt_flax"]
-    done = subprocess.run([*words, "--version"], capture_output=True, text=True)
-    assert done.stdout == f"{vt_flax.__version__}\n"
-    done = subprocess.run([*words, "trian"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == "error: vt_flax trian: no such command; did you mean train?\n"
+    def run(*words):
+        command = [sys.executable, "-m", "vt_flax", *words]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert run("--version").stdout == f"{vt_flax.__version__}\n"
+    done = run("train", "--config", "none.py", "--workdir", str(tmp_path / "run"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --config none.py: there is no such file, ")
+    assert done.stderr.count("\n") == 1
+    with pytest.raises(UserError, match="trian: no such command; did you mean train"):
+        __main__.dispatch(["trian"])

@@ -1,8 +1,6 @@
 """Bad input gets one line and exit status 2, and nothing saved is lost."""
 
 import pathlib
-import shutil
-import subprocess
 import sys
 
 import jax
@@ -10,26 +8,28 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from vt_flax.cli import evaluate, parsing, prepare_data, startup, summarize, train
+from vt_flax.cli import evaluate, parsing, startup, summarize, train
 from vt_flax.data.folders import FolderSource
-from vt_flax.errors import UserError
-from vt_flax.parallel import devices
 from vt_flax.training.config import load_config
-from vt_flax.training.workdir import RunRecord, check_classes, check_resumable
+from vt_flax.training.workdir import RunRecord, check_resumable
 
 QUICKSTART = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
 
 
-def refusal(main, arguments, monkeypatch, capsys) -> str:
-    """Returns the one line that a command refuses its arguments with."""
-    monkeypatch.setattr(sys, "argv", ["command", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        startup.run(main)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ")
-    assert "\n" not in error
-    return error
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """Returns a function that returns a command's one-line error."""
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            startup.run(main)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("error: ") and "\n" not in error
+        return error
+
+    return run
 
 
 def test_an_override_is_no_option_s_value():
@@ -48,129 +48,67 @@ def test_an_override_is_no_option_s_value():
     "argument, message",
     [
         ("--config.model.name=vt_resnet81", "did you mean vt_resnet18"),
-        ("--config.model.tokns=8", "did you mean model.tokens"),
-        ("--config.model.tokens=7", "even number of tokens"),
-        ("--config.model.tokens=many", "config.model.tokens"),
         ("--config.schedule.learning_rte=0.1", "did you mean schedule.learning_rate"),
-        ("--config.schedule.name=linear", "linear"),
         ("--config.optimizer.name=adam", "adam"),
-        ("--config.duration=a while", "90 epochs"),
+        ("--config.model.stage_sizes=[1,1,1,1.5]", "stage_sizes[3] must be int"),
+        ("--config.batch_size=0", "batch_size 0: must be at least 1"),
+        ("--config.data.std=[1,1,1e999]", "config.data.std[2] inf: must be finite"),
+        ("--config.duration=5", "duration '5': write '1000 steps' or '90 epochs'"),
+        ("--config.eval.every=0 steps", "eval.every '0 steps': must be over 0"),
         ("--config.data.name=digts", "did you mean digits"),
         ("--config.data.train_split=trian", "Should be one of"),
-        ("--config.data.train_crop=corner", "train_crop"),
-        ("--config.data.mean=[0.5]", "data.mean [0.5]: must have 3 items"),
         ("--config.model.num_classes=12", "num_classes 12: digits train has 10"),
+        ("--config.model.tokens=7", "even number of tokens"),
         ("--config.batch_size=12", "multiple of the 8 devices"),
-        ("--config.batch_size=0", "batch_size 0: must be at least 1"),
-        ("--config.batch_size=-8", "batch_size -8: must be at least 1"),
-        ("--config.duration=5", "duration '5': write '1000 steps' or '90 epochs'"),
-        (
-            "--config.model.stage_sizes=[1,1,1,1.5]",
-            "stage_sizes[3] must be int, not 1.5",
-        ),
         ("--config.model.bn_group_size=5", "does not divide"),
-        ("--config.model.dtype=float16", "train in bfloat16"),
-        ("--config.parallel.cpu_devices=-1", "cpu_devices -1: must be at least 0"),
         ("--config.parallel.cpu_devices=3", "JAX has started with 8 in this process"),
-        ("--config.log.every=often", "often"),
-        ("--config.log.every=0 %", "log.every '0 %': must be over 0"),
-        ("--config.eval.every=0 steps", "eval.every '0 steps': must be over 0"),
-        ("--config.checkpoint.every=0.0 epochs", "must be over 0"),
-        (
-            "--config.schedule.learning_rate=nan",
-            "config.schedule.learning_rate nan: must be finite",
-        ),
-        (
-            "--config.schedule.learning_rate=-0.1",
-            "schedule.learning_rate -0.1: must be at least 0",
-        ),
-        (
-            "--config.schedule.warmup_learning_rate=-1",
-            "warmup_learning_rate -1.0: must be at least 0",
-        ),
-        ("--config.schedule.decay_factor=0", "decay_factor 0.0: must be over 0"),
-        ("--config.optimizer.epsilon=0", "optimizer.epsilon 0.0: must be over 0"),
-        ("--config.data.mixup=inf", "config.data.mixup inf: must be finite"),
-        ("--config.data.std=[1,1,1e999]", "config.data.std[2] inf: must be finite"),
-        (
-            "--config.parallel.progress_timeout=nan",
-            "progress_timeout nan: must be finite",
-        ),
         ("--cnfig.seed=1", "--cnfig.seed=1"),
-        ("surplus", "surplus"),
     ],
 )
-def test_train_refuses(argument, message, digits, tmp_path, monkeypatch, capsys):
+def test_train_refuses(argument, message, digits, tmp_path, refusal):
     workdir = tmp_path / "run"
-    arguments = ["--config", QUICKSTART, "--workdir", str(workdir)]
-    arguments += [f"--config.data.data_dir={digits}", argument]
-    assert message in refusal(train.main, arguments, monkeypatch, capsys)
+    words = ["--config", QUICKSTART, "--workdir", workdir]
+    words += [f"--config.data.data_dir={digits}", argument]
+    assert message in refusal(train.main, *words)
     assert not workdir.exists()
 
 
-def test_train_refuses_files_and_folders(tmp_path, monkeypatch, capsys):
-    def refused(*arguments):
-        arguments = ["--workdir", str(tmp_path / "run"), *arguments]
-        return refusal(train.main, arguments, monkeypatch, capsys)
-
-    assert "no such file" in refused("--config", str(tmp_path / "none.py"))
+def test_train_refuses_files_and_folders(tmp_path, refusal):
+    workdir = ("--workdir", tmp_path / "run")
+    assert "required" in refusal(train.main, *workdir)
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config(:\n")
-    assert "SyntaxError" in refused("--config", str(broken))
-    assert "required" in refused()
-    bucket = refused("--config", QUICKSTART, "--workdir", "gs://bucket/run")
+    assert "SyntaxError" in refusal(train.main, *workdir, "--config", broken)
+    words = ("--config", QUICKSTART)
+    bucket = refusal(train.main, *words, "--workdir", "gs://bucket/run")
     assert "buckets are not supported yet" in bucket
-
     (tmp_path / "empty").mkdir()
-    name = f"--config.data.name=folder:{tmp_path / 'empty'}"
-    line = refused("--config", QUICKSTART, name, "--config.data.train_split=all")
+    words += (f"--config.data.name=folder:{tmp_path / 'empty'}",)
+    line = refusal(train.main, *words, *workdir, "--config.data.train_split=all")
     assert "no images in" in line
-    for label in "abc":
-        (tmp_path / "three" / "train" / label).mkdir(parents=True)
-        Image.new("L", (9, 9)).save(tmp_path / "three" / "train" / label / "1.png")
-    for label in "ab":
-        (tmp_path / "three" / "test" / label).mkdir(parents=True)
-        Image.new("L", (9, 9)).save(tmp_path / "three" / "test" / label / "1.png")
-    name = f"--config.data.name=folder:{tmp_path / 'three'}"
-    assert "different classes (c): give" in refused("--config", QUICKSTART, name)
-    shutil.rmtree(tmp_path / "three" / "train" / "c")
-    image = tmp_path / "three" / "train" / "b" / "1.png"
-    for i in range(63):
-        shutil.copy(image, tmp_path / "three" / "train" / "a" / f"{i}.png")
-    image.unlink()
-    line = refused("--config", QUICKSTART, name)
-    assert "train has images of one class, 'a': a classifier needs" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_workdir_of_another_model_is_left_alone(
-    digits, tmp_path, monkeypatch, capsys
-):
-    arguments = ["--config", QUICKSTART, "--workdir", str(tmp_path)]
-    arguments.append(f"--config.data.data_dir={digits}")
+def test_a_workdir_of_another_model_is_left_alone(digits, tmp_path, refusal):
+    words = ["--config", QUICKSTART, "--workdir", tmp_path]
+    words.append(f"--config.data.data_dir={digits}")
     RunRecord(load_config(QUICKSTART).to_dict()).write(tmp_path)
     before = (tmp_path / "config.json").read_bytes()
-    line = refusal(
-        train.main,
-        [*arguments, "--config.model.tokens=16"],
-        monkeypatch,
-        capsys,
-    )
+    line = refusal(train.main, *words, "--config.model.tokens=16")
     assert "model.tokens: 8 -> 16" in line and "choose another workdir" in line
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
     assert (tmp_path / "config.json").read_bytes() == before
 
     # All formulations have the same parameters.
     other = load_config(QUICKSTART, ["--config.model.formulation=fused"])
-    changes = check_resumable(tmp_path, RunRecord(other.to_dict()))
-    assert changes == ["model.formulation: 'auto' -> 'fused'"]
+    assert len(check_resumable(tmp_path, RunRecord(other.to_dict()))) == 1
 
     (tmp_path / "config.json").write_text("{")
-    assert "cannot be read" in refusal(train.main, arguments, monkeypatch, capsys)
+    assert "cannot be read" in refusal(train.main, *words)
 
 
-def test_a_workdir_of_other_data_is_left_alone(tmp_path, monkeypatch, capsys):
-    """The same folder, which has become another since."""
+def test_a_workdir_of_other_data_is_left_alone(tmp_path, refusal):
+    """The same folder, whose content has changed."""
     images, workdir = tmp_path / "images", tmp_path / "run"
     for label in "ab":
         (images / label).mkdir(parents=True)
@@ -183,87 +121,27 @@ def test_a_workdir_of_other_data_is_left_alone(tmp_path, monkeypatch, capsys):
     record = RunRecord.of(config, source)
     record.write(workdir)
     before = (workdir / "config.json").read_bytes()
-    words += ["--config", QUICKSTART, "--workdir", str(workdir)]
-
-    def refused():
-        line = refusal(train.main, words, monkeypatch, capsys)
-        assert "choose another workdir" in line
-        assert (workdir / "config.json").read_bytes() == before
-        return line
-
+    words += ["--config", QUICKSTART, "--workdir", workdir]
     assert check_resumable(workdir, record) == []
     (images / "a" / "3.png").rename(images / "a" / "5.png")
-    assert "examples to train on: others, or changed" in refused()
-    (images / "a" / "5.png").unlink()
-    assert "examples to train on: 8 -> 7" in refused()
+    line = refusal(train.main, *words)
+    assert "examples to train on" in line and "choose another workdir" in line
     (images / "b").rename(images / "c")
-    assert "class 1: 'b' -> 'c'" in refused()
-    shutil.copytree(images / "c", images / "d")
-    assert "classes: 2 -> 3" in refused()
-    # What it has learnt is not to be taken for what it has not.
-    words = ["--workdir", str(workdir)]
-    line = refusal(evaluate.main, words, monkeypatch, capsys)
-    assert f"has other classes than the run in {workdir}: classes: 2 -> 3" in line
-    shutil.rmtree(images / "d")
-    line = refusal(evaluate.main, words, monkeypatch, capsys)
+    assert "class 1: 'b' -> 'c'" in refusal(train.main, *words)
+    # Weights know classes by number.
+    line = refusal(evaluate.main, "--workdir", workdir)
     assert f"has other classes than the run in {workdir}: class 1: 'b' -> 'c'" in line
+    assert (workdir / "config.json").read_bytes() == before
 
 
-def test_another_dataset_may_call_its_classes_otherwise(tmp_path):
-    for name in "xy":
-        (tmp_path / name).mkdir()
-        Image.new("L", (9, 9)).save(tmp_path / name / "0.png")
-    source = FolderSource(tmp_path, "all")
-    words = [f"--config.data.name=folder:{tmp_path}"]
-    config = load_config(QUICKSTART, words)
-
-    def told(names):
-        run = RunRecord({"data": {"name": "digits"}}, names)
-        return check_classes(run, tmp_path / "run", config, source)
-
-    assert "class 1: 'z' -> 'y'" in told(["x", "z"])
-    assert told(["x", "y"]) == ""
-    # An imported network may have none.
-    assert told([]) == ""
-    with pytest.raises(UserError, match="has other classes .* classes: 3 -> 2"):
-        told(["x", "y", "z"])
-
-
-def test_a_workdir_that_is_none(tmp_path, monkeypatch, capsys):
+def test_a_workdir_that_cannot_be_read_or_written(digits, tmp_path, refusal):
     file = tmp_path / "file"
     file.write_text("")
-    words = ["--workdir", str(file)]
-    line = refusal(evaluate.main, words, monkeypatch, capsys)
+    line = refusal(evaluate.main, "--workdir", file)
     assert f"{file}/config.json cannot be read (NotADirectoryError: " in line
-    for content in ("[]", "{}", "{"):
-        (tmp_path / "config.json").write_text(content)
-        words = ["--workdir", str(tmp_path)]
-        line = refusal(evaluate.main, words, monkeypatch, capsys)
-        assert "config.json cannot be read (" in line
-
-
-def test_a_workdir_that_cannot_be_written(digits, tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("")
-    for name, message in (
-        ("file/run", "Not a directory"),
-        ("file", "File exists"),
-        # As of a folder that may not be looked into.
-        ("x" * 300, "File name too long"),
-    ):
-        arguments = ["--config", QUICKSTART, "--workdir", str(tmp_path / name)]
-        arguments.append(f"--config.data.data_dir={digits}")
-        line = refusal(train.main, arguments, monkeypatch, capsys)
-        assert line.startswith("error: --workdir ") and message in line
-
-
-def test_evaluate_refuses(digits, tmp_path, monkeypatch, capsys):
-    arguments = ["--workdir", str(tmp_path)]
-    assert "holds no run" in refusal(evaluate.main, arguments, monkeypatch, capsys)
-    RunRecord(load_config(QUICKSTART).to_dict()).write(tmp_path)
-    arguments.append(f"--config.data.data_dir={digits}")
-    line = refusal(evaluate.main, arguments, monkeypatch, capsys)
-    assert "holds no checkpoint" in line
-    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    words = ["--config", QUICKSTART, f"--config.data.data_dir={digits}"]
+    line = refusal(train.main, *words, "--workdir", file)
+    assert line.startswith("error: --workdir ") and "File exists" in line
 
 
 def test_evaluate_notes_classes_without_images(tmp_path, monkeypatch, capsys):
@@ -295,71 +173,24 @@ def test_evaluate_notes_classes_without_images(tmp_path, monkeypatch, capsys):
         (["vt_resnet81"], "did you mean vt_resnet18"),
         (["resnet18", "--set", "tokens=8"], "no option 'tokens'"),
         (["resnet18", "--set", "width"], "OPTION=VALUE"),
-        (["resnet18", "--set", "width=wide"], "width"),
-        (["resnet18", "--image_size", "0"], "at least 1"),
         (["resnet18", "--image_size", "big"], "'big': write a side in pixels"),
-        (["--paper", "--image_size", "32"], "--paper"),
     ],
 )
-def test_summarize_refuses(arguments, message, monkeypatch, capsys):
-    assert message in refusal(summarize.main, arguments, monkeypatch, capsys)
+def test_summarize_refuses(arguments, message, refusal):
+    assert message in refusal(summarize.main, *arguments)
 
 
-def test_the_real_command_exits_with_2_and_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "vt_flax", "train", "--config", "none.py"]
-        + ["--workdir", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: --config none.py: there is no such file, ")
-    assert done.stderr.count("\n") == 1 and "configs/quickstart.py" in done.stderr
-
-
-def test_a_device_without_memory_is_one_line(monkeypatch, capsys):
+def test_a_device_without_memory_is_one_line(refusal, capsys):
     def fill_memory(_):
         jnp.zeros(2**46)
 
     def fail(_):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
-    error = refusal(fill_memory, [], monkeypatch, capsys)
+    error = refusal(fill_memory)
     assert "a device is out of memory (RESOURCE_EXHAUSTED: Out of memory all" in error
     assert "grad_accum_steps=2" in error and "batch_size" in error
     with pytest.raises(SystemExit) as stop:
         startup.run(fail)
     assert stop.value.code == 1
     assert "Traceback" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("module", [train, evaluate, summarize, prepare_data])
-def test_help(module, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["command", "--help"])
-    with pytest.raises(SystemExit) as stop:
-        startup.run(module.main)
-    assert stop.value.code == 0
-    assert "usage: vt_flax " in capsys.readouterr().out
-
-
-def test_a_cache_that_cannot_be_written_is_told_and_done_without(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(jax.config, "update", pytest.fail)
-    # The tests have one, which goes before.
-    devices.keep_programs(str(tmp_path / "other"))
-    monkeypatch.undo()
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
-    try:
-        (tmp_path / "file").write_text("")
-        devices.keep_programs(str(tmp_path / "file" / "cache"))
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"note: compilation_cache {tmp_path}/file/cache cannot")
-        assert jax.config.jax_compilation_cache_dir is None
-        devices.keep_programs(str(tmp_path / "new" / "cache"))
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "new" / "cache")
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)

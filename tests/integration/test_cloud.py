@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import shlex
-import shutil
 import subprocess
 import sys
 
@@ -41,7 +40,7 @@ class Cloud:
         self.folder = folder
         (folder / "bin").mkdir()
         (folder / "bin" / "gcloud").write_text(
-            f'#!/bin/sh\nexec {sys.executable} {STUB} "$@"\n'
+            f'#!/bin/sh\nexec {sys.executable} -S {STUB} "$@"\n'
         )
         (folder / "bin" / "gcloud").chmod(0o755)
         (folder / "plan").write_text(json.dumps(plan))
@@ -107,17 +106,12 @@ def test_shellcheck_finds_nothing():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help(script, cloud):
-    done = cloud().run(script, "--help")
-    assert done.returncode == 0 and not done.stderr
-    assert done.stdout.startswith(f"usage: bash {script}")
-    assert "--dry-run" in done.stdout
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_dry_run_prints_the_commands_and_calls_nothing(script, cloud):
+def test_help_and_a_dry_run_call_nothing(script, cloud):
     arguments, expected = SCRIPTS[script]
     it = cloud()
+    done = it.run(script, "--help")
+    assert done.returncode == 0 and not done.stderr
+    assert done.stdout.startswith(f"usage: bash {script}")
     done = it.run(script, *WHERE, "--project", "p", "--dry-run", *arguments)
     assert done.returncode == 0, done.stderr
     assert it.calls == []
@@ -134,38 +128,24 @@ def test_a_dry_run_prints_the_commands_and_calls_nothing(script, cloud):
 @pytest.mark.parametrize(
     "script, arguments, message",
     [
-        ("launch/tpu/create.sh", [*WHERE], "--type is missing"),
-        ("launch/tpu/create.sh", ["--zone", "z", *TYPE], "--name is missing"),
-        ("launch/tpu/create.sh", [*WHERE, "--typ", "x"], "unknown option --typ"),
-        ("launch/tpu/create.sh", [*WHERE, "--type"], "--type needs a value"),
-        ("launch/tpu/create.sh", [*WHERE, *TYPE, "--slices", "x"], "--slices x: wri"),
-        ("launch/tpu/create.sh", [*WHERE, "--type", "v9-4"], "software by --version"),
-        (
-            "launch/tpu/create.sh",
-            [*WHERE, "--type", "tpu7x-8"],
-            "see 'Ironwood' in docs",
-        ),
-        (
-            "launch/tpu/create.sh",
-            [*WHERE, "--type", "v7x-8"],
-            "does not create Ironwood",
-        ),
-        ("launch/tpu/install.sh", [*WHERE, "--bucket", "gs://b"], "the bucket's name"),
-        ("launch/tpu/run.sh", [*WHERE], "what train is to get is missing"),
-        ("launch/tpu/resubmit.sh", [*WHERE, *TRAIN], "--type is missing"),
-        ("launch/tpu/resubmit.sh", [*WHERE, *TYPE], "what train is to get is missing"),
-        ("launch/tpu/logs.sh", [*WHERE, "x"], "unknown option x"),
-        ("launch/tpu/delete.sh", ["--name", "n"], "--zone is missing"),
-        (
-            "launch/prepare_imagenet.sh",
-            [*WHERE, "--archives", "/a", "--out", "gs://b"],
-            "/a: write gs://BUCKET/FOLDER",
-        ),
+        ("create", [], "--type is missing"),
+        ("create", ["--typ", "x"], "unknown option --typ"),
+        ("create", ["--type"], "--type needs a value"),
+        ("create", [*TYPE, "--slices", "x"], "--slices x: wri"),
+        ("create", ["--type", "v9-4"], "software by --version"),
+        ("create", ["--type", "tpu7x-8"], "does not create Ironwood"),
+        ("install", ["--bucket", "gs://b"], "the bucket's name"),
+        ("run", [], "what train is to get is missing"),
+        # Bad input of the scripts that it calls ends it before it begins.
+        ("resubmit", ["--type", "TYPE", *TRAIN], "--type TYPE: not known here"),
+        ("resubmit", [*TYPE, "--bucket", "gs://b", *TRAIN], "the bucket's name"),
+        ("resubmit", TYPE, "what train is to get is missing"),
+        ("../prepare_imagenet", ["--archives", "/a", "--out", "gs://b"], "/a: write"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_status_2(script, arguments, message, cloud):
     it = cloud()
-    done = it.run(script, *arguments)
+    done = it.run(f"launch/tpu/{script}.sh", *WHERE, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr
@@ -173,42 +153,12 @@ def test_a_wrong_option_is_one_line_and_status_2(script, arguments, message, clo
 
 
 def test_create_waits_until_it_is_there(cloud):
-    it = cloud(states=["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
+    it = cloud(states=["WAITING_FOR_RESOURCES", "ACTIVE"])
     done = it.run("launch/tpu/create.sh", *WHERE, *TYPE, "--spot", "--poll", "0")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        "== asking for v5litepod-16 as pod",
-        "== pod is WAITING_FOR_RESOURCES",
-        "== pod is PROVISIONING",
-        "== pod is ACTIVE",
-    ]
+    assert done.stdout.endswith("== pod is WAITING_FOR_RESOURCES\n== pod is ACTIVE\n")
     (create,) = [call for call in it.calls if "create" in call]
     assert "--accelerator-type=v5litepod-16" in create and "--spot" in create
-
-
-@pytest.mark.parametrize(
-    "arguments, version",
-    [
-        (["--type", "v5litepod-16"], "v2-alpha-tpuv5-lite"),
-        (["--type", "v5p-32"], "v2-alpha-tpuv5"),
-        (["--type", "v6e-8"], "v2-alpha-tpuv6e"),
-        (["--type", "v4-32"], "tpu-ubuntu2204-base"),
-        (["--type", "v9-4", "--version", "mine"], "mine"),
-        (["--type", "tpu7x-8", "--version", "mine"], "mine"),
-    ],
-)
-def test_the_software_is_that_of_the_type(arguments, version, cloud):
-    done = cloud().run("launch/tpu/create.sh", *WHERE, "--dry-run", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert f" --runtime-version={version} " in done.stdout
-
-
-@pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
-def test_create_says_when_it_cannot_be_had(state, cloud):
-    it = cloud(states=[state])
-    done = it.run("launch/tpu/create.sh", *WHERE, *TYPE, "--poll", "0")
-    assert done.returncode == 1
-    assert f"error: pod is {state}: delete it" in done.stderr
 
 
 def test_several_slices_are_one_request_and_several_machines(cloud):
@@ -246,36 +196,19 @@ def test_preempted_resubmitted_finished_and_deleted(cloud):
 
 def test_what_was_stopped_or_lost_goes_on_on_the_same_machines(cloud):
     """By a signal too, which systemd and shells number differently."""
-    signals = ["5\nfailed 137", "134\nfailed 5", "9\nfailed 6", "143\nfailed 15"]
-    ends = [*(f"failed {end}" for end in ["4\nfailed 4", *signals]), "dead 0", DONE]
+    ends = ["failed 4\nfailed 4", "failed 9\nfailed 143", "dead 0", DONE]
     it = cloud(lives=[[end] for end in ends])
     done = resubmit(it)
     assert done.returncode == 0, done.stderr
-    assert it.kinds() == "create " + "copy install start ask " * 7 + "delete"
+    assert it.kinds() == "create " + "copy install start ask " * 4 + "delete"
 
 
-@pytest.mark.parametrize("status", [2, 3])
-def test_what_would_end_likewise_is_not_tried_again(status, cloud):
-    it = cloud(lives=[[f"failed 5\nfailed {status}"]])
+def test_what_would_end_likewise_is_not_tried_again(cloud):
+    it = cloud(lives=[["failed 5\nfailed 3"]])
     done = resubmit(it)
-    assert done.returncode == status
+    assert done.returncode == 3
     assert it.kinds() == "create copy install start ask tail delete"
-    assert f"ended with status {status}; what it said:" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "more, message",
-    [
-        (["--type", "TYPE"], "--type TYPE: not known here"),
-        (["--bucket", "gs://b"], "write the bucket's name alone"),
-    ],
-)
-def test_bad_input_deletes_nothing(more, message, cloud):
-    it = cloud(lives=[[DONE]])
-    done = resubmit(it, *more)
-    assert done.returncode == 2
-    assert message in done.stderr and done.stderr.count("\n") == 1
-    assert done.stdout == "" and it.calls == []
+    assert "ended with status 3; what it said:" in done.stderr
 
 
 def test_three_errors_in_a_row_end_it(cloud):
@@ -291,13 +224,6 @@ def test_a_cloud_that_fails_is_asked_again(cloud):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("== attempt") == 3
     assert it.calls[-1][3] == "delete"
-
-
-def test_it_ends_after_the_last_attempt(cloud):
-    it = cloud(states=["FAILED"])
-    done = resubmit(it, "--attempts", "2")
-    assert done.returncode == 1
-    assert done.stderr.endswith("error: not done after 2 attempts; pod is kept\n")
 
 
 def test_imagenet_is_built_by_a_machine_of_its_own(cloud):
@@ -357,136 +283,3 @@ def test_the_arguments_of_train_arrive_as_they_were_given(cloud):
         "train",
         *arguments,
     ]
-
-
-# On a machine of the cloud. Python 3.10, whose venv is a package of its own, and which
-# gives an environment pip, and pip uv; uv's Python, which is recorded like the others.
-STUBS = {
-    "python3": """
-case "$*" in
-  "-c import ensurepip") [ -e "$HOME/has-venv" ] ;;
-  "-m venv"*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
-  *"install"*" uv") cp "$BIN/uv" "$(dirname "$0")/uv" ;;
-  *) exit 1 ;;
-esac
-""",
-    "uv": """
-folder=${!#}
-mkdir -p "$folder/bin" && cp "$BIN/python3.13" "$folder/bin/python"
-""",
-    "python3.13": f"""
-case "$1" in -m) ;; *) exec {sys.executable} -c "
-import sys
-sys.version, sys.version_info = '3.13.5', (3, 13, 5, 'final', 0)
-$2" 3.13 ;; esac
-""",
-    "apt-get": """
-case "$*" in
-  *" python3-venv") touch "$HOME/has-venv" ;;
-  *" gcsfuse") cp "$BIN/sleep" "$BIN/gcsfuse" ;;
-esac
-# Another apt-get holds the lock twice.
-if [ "$(wc -l <"$HOME/busy")" -gt 0 ]; then
-  sed -i 1d "$HOME/busy"
-  echo "E: ${LOCK:-Could not get lock /var/lib/apt/lists/lock}" >&2
-  exit 100
-fi
-""",
-    "sudo": 'exec "$@"',
-    "sleep": "",
-    "curl": "",
-    "tee": "cat >/dev/null",
-    "lsb_release": "echo jammy",
-    "mountpoint": "exit 1",
-}
-
-
-class Host:
-    """A machine of the cloud without venv, with stubs of what scripts call there."""
-
-    def __init__(self, folder):
-        self.home, self.bin = folder / "home", folder / "bin"
-        self.home.mkdir()
-        self.bin.mkdir()
-        (self.home / "busy").write_text("\n\n")
-        for name, text in STUBS.items():
-            record = 'echo "${0#$HOME/} $*" | tr "\\n" " " >>"$HOME/calls"\n'
-            record += 'echo >>"$HOME/calls"\n'
-            (self.bin / name).write_text(f"#!/bin/bash\n{record}{text}")
-            (self.bin / name).chmod(0o755)
-
-    def run(self, bucket="", **environment):
-        (self.home / "calls").write_text("")
-        return subprocess.run(
-            ["bash", "launch/tpu/on_machine.sh", bucket],
-            cwd=ROOT,
-            env={
-                "PATH": f"{self.bin}:/usr/bin:/bin",
-                "HOME": str(self.home),
-                "BIN": str(self.bin),
-                **environment,
-            },
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    def calls(self, *programs):
-        """Returns the calls of some programs, by how they were called."""
-        lines = (self.home / "calls").read_text().replace(f"{self.bin}/", "")
-        return [
-            line.rstrip()
-            for line in lines.splitlines()
-            if line.startswith(tuple(f"{name} " for name in programs))
-        ]
-
-
-def test_a_cloud_machine_gets_its_python_from_uv(tmp_path):
-    host, uv = Host(tmp_path), ".vt_flax/uv/bin/uv"
-    done = host.run(PYTHON="python3.10")
-    assert done.returncode == 0, done.stderr
-    waiting = "== waiting for another apt-get on this machine"
-    assert done.stdout.splitlines() == [
-        *[waiting] * 2,
-        f"== Python 3.13.5, environment {host.home}/venv",
-        "== installing vt_flax with tpu",
-    ]
-    # update is tried until it has the lock; install waits by itself.
-    apt = "apt-get -q -o DPkg::Lock::Timeout=600"
-    wanted = [f"{apt} update"] * 3 + [f"{apt} install -y python3-venv"]
-    assert host.calls("apt-get") == wanted
-    (made,) = host.calls(uv)
-    assert made.startswith(f"{uv} venv ") and made.endswith(f" {host.home}/venv")
-    assert "--managed-python --python 3.13" in made
-    assert host.calls("venv/bin/python")[-1].endswith("--editable .[train,tpu]")
-    # Again, as for a second training on it: nothing is made or installed.
-    done = host.run()
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1, done.stderr
-    assert host.calls("apt-get", "python3", uv) == []
-    # An environment that an earlier version made of Ubuntu's 3.11.0rc1 is replaced.
-    (host.home / "venv/bin/python").write_text("#!/bin/sh\nexit 1\n")
-    assert host.run().returncode == 0
-    assert len(host.calls(uv)) == 1 and host.calls("apt-get") == []
-
-
-def test_apt_is_not_tried_again_for_another_reason(tmp_path):
-    host = Host(tmp_path)
-    done = host.run(LOCK="The repository has no Release file.")
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        "E: The repository has no Release file.",
-        "error: apt-get update failed",
-    ]
-    assert len(host.calls("apt-get")) == 1
-
-
-@pytest.mark.skipif(bool(shutil.which("gcsfuse")), reason="gcsfuse is installed here")
-def test_a_bucket_is_mounted_when_apt_is_free(tmp_path):
-    host = Host(tmp_path)
-    (host.home / "has-venv").touch()
-    done = host.run("my-bucket")
-    assert done.returncode == 0, done.stderr
-    calls = host.calls("apt-get", "gcsfuse")
-    assert [call.split()[-1] for call in calls[:4]] == ["update"] * 3 + ["gcsfuse"]
-    assert "-o DPkg::Lock::Timeout=600" in calls[3]
-    assert calls[4:] == [f"gcsfuse --implicit-dirs my-bucket {host.home}/bucket"]

@@ -50,33 +50,14 @@ def run(*arguments, cwd=ROOT, **environment):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help(script):
+def test_help_and_a_missing_python(script, tmp_path):
     done = run(script, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: bash {script}")
-
-
-def test_the_scripts_explain_python_alike():
-    def explained(script):
-        lines = run(script, "--help").stdout.splitlines()
-        start = next(i for i, line in enumerate(lines) if "  PYTHON  " in line)
-        return lines[start : start + 2]
-
-    texts = {script: explained(script) for script in SCRIPTS}
-    oldest = texts.pop("launch/oldest.sh")
-    assert len({*map(tuple, texts.values())}) == 1
-    assert "3.13, 3.12 and 3.11" in texts["launch/test.sh"][0] and "3.11" in oldest[0]
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_missing_python_is_one_line_and_status_2(script, tmp_path):
     venv = str(tmp_path / "venv")
     arguments = ["2"] if script == "launch/local_pod.sh" else []
     done = run(script, *arguments, PYTHON="no-such-python", VENV=venv)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: PYTHON=no-such-python does not run: set it")
+    assert error_of(done).startswith("PYTHON=no-such-python does not run")
     assert not pathlib.Path(venv).exists()
 
 
@@ -157,34 +138,17 @@ def error_of(done):
     "there, chosen",
     [
         pytest.param(
-            {"bin/python3.12": "3.12.1", "bin/python3.13": "3.13.2"},
-            "bin/python3.13",
-            id="the newest",
-        ),
-        pytest.param(
-            {"shims/python3.13": SHIM, "bin/python3.12": "3.12.1"},
-            "bin/python3.12",
-            id="not a shim that does not run",
-        ),
-        pytest.param(
             {"shims/python3.13": CHATTY, "bin/python3.12": "3.12.1"},
             "bin/python3.12",
             id="not a shim that succeeds",
         ),
         pytest.param(
-            {"shims/python3.12": SHIM, "other/python3.12": "3.12.1"},
-            "other/python3.12",
-            id="behind a shim on PATH",
-        ),
-        pytest.param(
-            {"shims/python3.13": SHIM, f"{PYENV}/3.13.0/bin/python3.13": "3.13.0"},
-            f"{PYENV}/3.13.0/bin/python3.13",
-            id="behind a shim, in pyenv's folder",
-        ),
-        pytest.param(
-            {f"{PYENV}/3.12.{i}/bin/python3.12": f"3.12.{i}" for i in (1, 9, 10)},
+            {
+                "shims/python3.12": SHIM,
+                **{f"{PYENV}/3.12.{i}/bin/python3.12": f"3.12.{i}" for i in (9, 10)},
+            },
             f"{PYENV}/3.12.10/bin/python3.12",
-            id="the newest patch release",
+            id="behind a shim, the newest of pyenv",
         ),
         pytest.param(
             {
@@ -200,27 +164,18 @@ def error_of(done):
             id="not a release candidate",
         ),
         pytest.param(
-            {"bin/python3.13": ("3.13.0", NO_VENV), "bin/python3.12": "3.12.1"},
-            "bin/python3.12",
-            id="not one without venv",
+            {"bin/python3.13": ("3.13.0", NO_VENV), "other/python3": "3.12.1"},
+            "other/python3",
+            id="not one without venv; under a general name",
         ),
         pytest.param(
             {
                 f"{PYENV}/3.13.0t/bin/python3.13": ("3.13.0", FREE_THREADED),
-                "bin/python3.12": "3.12.1",
+                "bin/python3": "3.14.0",
+                "bin/python": "3.11.2",
             },
-            "bin/python3.12",
-            id="not a free-threaded one",
-        ),
-        pytest.param(
-            {"bin/python3": "3.12.1", "other/python3": "3.13.1"},
-            "other/python3",
-            id="under a general name",
-        ),
-        pytest.param(
-            {"bin/python3": "3.14.0", "bin/python": "3.11.2"},
             "bin/python",
-            id="not one that is too new",
+            id="neither a free-threaded one nor one that is too new",
         ),
     ],
 )
@@ -233,32 +188,10 @@ def test_the_newest_python_that_runs_is_chosen(there, chosen, machine):
     assert done.stdout.split()[1] == (kind if isinstance(kind, str) else kind[0])
 
 
-def test_pyenv_and_uv_may_have_folders_of_their_own(machine):
-    machine.put("p/versions/3.12.1/bin/python3.12", "3.12.1")
-    machine.put("u/cpython-3.13.1-macos-aarch64-none/bin/python3.13", "3.13.1")
-    machine.put("x/uv/python/cpython-3.11.1-a-b-c/bin/python3.11", "3.11.1")
-    for variable, folder, version in [
-        ("PYENV_ROOT", "p", "3.12.1"),
-        ("UV_PYTHON_INSTALL_DIR", "u", "3.13.1"),
-        ("XDG_DATA_HOME", "x", "3.11.1"),
-    ]:
-        done = machine.choose(**{variable: str(machine.path(folder))})
-        assert done.stdout.endswith(f" {version}\n"), done.stderr
-
-
-def test_the_oldest_libraries_get_the_oldest_python(machine):
-    machine.put("bin/python3.11", "3.11.2")
-    machine.put("bin/python3.13", "3.13.0")
-    assert machine.choose("3.11").stdout.endswith("bin/python3.11 3.11.2\n")
-    assert "make_venv .cache/oldest 3.11\n" in (ROOT / "launch/oldest.sh").read_text()
-
-
 @pytest.mark.parametrize(
     "there, wanted",
     [
         ({}, "no Python 3.13, 3.12, 3.11 runs, from PATH, pyenv or uv: install one"),
-        ({"bin/python3": "3.10.13", "shims/python3.12": SHIM}, "pyenv or uv: install"),
-        ({"bin/python3.11": "3.11.0rc1"}, "python3.11 is Python 3.11.0rc1, which is a"),
         (
             {"bin/python3.12": ("3.12.3", NO_VENV), "bin/python3": ("3.11.2", NO_VENV)},
             "python3.12 is Python 3.12.3, which has no venv module (Debian, Ubuntu: "
@@ -272,20 +205,11 @@ def test_no_python_is_one_line(there, wanted, machine):
     assert wanted in error_of(machine.choose())
 
 
-@pytest.mark.parametrize(
-    "kind, wanted",
-    [
-        (("3.10.13",), "is Python 3.10.13, which is not supported: set it to a Python"),
-        (("3.14.0",), "is Python 3.14.0, which is not supported: set it to a Python"),
-        (("3.13.0rc3",), "is Python 3.13.0rc3, which is a pre-release: set it to a"),
-        (("3.12.3", NO_VENV), "is Python 3.12.3, which has no venv module (Debian"),
-        ((SHIM,), "does not run: set it to a Python 3.11 to 3.13, or unset it"),
-    ],
-)
-def test_a_python_that_is_named_is_taken_or_refused(kind, wanted, machine):
+def test_a_python_that_is_named_is_taken_or_refused(machine):
     machine.put("bin/python3.13", "3.13.0")
-    machine.put("bin/mine", *kind)
-    assert f"PYTHON=mine {wanted}" in error_of(machine.choose(PYTHON="mine"))
+    machine.put("bin/mine", "3.10.13")
+    wanted = "PYTHON=mine is Python 3.10.13, which is not supported: set it to a Python"
+    assert wanted in error_of(machine.choose(PYTHON="mine"))
     machine.put("bin/mine", "3.12.3")
     assert machine.choose(PYTHON="mine").stdout == "mine 3.12.3\n"
 
@@ -355,23 +279,15 @@ def test_the_quickstart_installs_the_extra_that_is_named(tmp_path):
         return install.split()[-1], train.partition("--workdir ")[2]
 
     override = "--config.duration=3 epochs"
-    plain = ".[train]", "runs/quickstart"
-    assert commands() == plain
-    for words in (["--extra", "cuda"], ["--extra=cuda"]):
-        assert commands(*words) == (".[train,cuda]", "runs/quickstart")
-        assert commands(*words, "w", override) == (".[train,cuda]", f"w {override}")
-        assert commands("w", override, *words) == (".[train,cuda]", f"w {override}")
     assert commands(override) == (".[train]", f"runs/quickstart {override}")
+    cuda = commands("w", override, "--extra", "cuda")
+    assert cuda == (".[train,cuda]", f"w {override}")
 
 
-@pytest.mark.parametrize("words", [["--extra", "cude"], ["--extra=gpu"], ["--extra"]])
+@pytest.mark.parametrize("words", [["--extra", "cude"], ["--extra"]])
 def test_an_extra_that_is_not_there_is_one_line_and_status_2(words):
-    done = run("launch/quickstart.sh", *words)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --extra") and "cuda or tpu" in done.stderr
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    assert {"cuda", "tpu"} <= {*setup["options.extras_require"]}
+    error = error_of(run("launch/quickstart.sh", *words))
+    assert error.startswith("--extra") and "cuda or tpu" in error
 
 
 def test_a_local_pod_is_told_what_a_pod_is_told():
@@ -387,13 +303,9 @@ def test_a_local_pod_is_told_what_a_pod_is_told():
         assert line.endswith(f"--coordinator 127.0.0.1:99 --processes 2 --process {i}")
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["x"], ["2", "--devices", "0"], ["2", "--port"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["2", "--devices", "0"], ["2", "--port"]])
 def test_a_local_pod_of_no_number_is_one_line_and_status_2(arguments):
-    done = run("launch/local_pod.sh", *arguments)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    assert error_of(run("launch/local_pod.sh", *arguments))
 
 
 def test_the_tests_of_the_oldest_libraries_are_there():
@@ -433,12 +345,9 @@ ALONE = "ran py3.11 .cache/venv-3.11 test,torch,tpu: -rs"
     "there, failing, legs, statuses, status",
     [
         ("3.11 3.12 3.13", "", [WHOLE, SHORT], [0, 0], 0),
-        ("3.11 3.13", "py3.13", [WHOLE, SHORT], [1, 0], 1),
         ("3.11 3.13", "py3.11", [WHOLE, SHORT], [0, 1], 1),
-        ("3.12 3.11", "", [WHOLE.replace("3.13", "3.12"), SHORT], [0, 0], 0),
         ("3.13", "", [WHOLE], [0], 1),
         ("3.11", "", [ALONE], [0], 0),
-        ("3.10", "", [], [], 2),
     ],
 )
 def test_ci_runs_both_legs_and_fails_if_one_does(

@@ -1,1 +1,1 @@
-"""Front doors: one thin module a command, and what they share."""
+"""The commands, one module each, and their shared arguments and tables."""

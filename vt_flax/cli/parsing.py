@@ -1,4 +1,4 @@
-"""Arguments that front doors share, parsed with one-line errors."""
+"""Arguments that commands share, parsed with one-line errors."""
 
 import argparse
 import ast
@@ -9,7 +9,7 @@ from typing import Any
 
 from vt_flax.errors import UserError
 
-# A side of the largest image to count or to make a program for; JPEG's limit is near.
+# Longest side of an image that networks are counted or exported for; JPEG's limit.
 MOST_PIXELS = 65536
 
 
@@ -17,10 +17,10 @@ class ArgumentParser(argparse.ArgumentParser):
     """An argument parser that raises `UserError` instead of printing its usage."""
 
     def parse_known_args(self, args: Sequence[str], namespace: Any = None) -> Any:
-        """Parses arguments, and returns the overrides of the configuration unparsed.
+        """Parses arguments, and returns `--config.KEY=VALUE` among the unknown ones.
 
-        argparse would take `--config.duration=3 epochs`, because of its space, for the
-        value of the option before it.
+        argparse would take `--config.duration=3 epochs`, which contains a space, for
+        the value of the option before it.
         """
         overrides = {
             f"--config.{i}": argument
@@ -29,8 +29,8 @@ class ArgumentParser(argparse.ArgumentParser):
         }
         names = {argument: name for name, argument in overrides.items()}
         args = [names.get(argument, argument) for argument in args]
-        found, rest = super().parse_known_args(args, namespace)
-        return found, [overrides.get(argument, argument) for argument in rest]
+        known, rest = super().parse_known_args(args, namespace)
+        return known, [overrides.get(argument, argument) for argument in rest]
 
     def error(self, message: str):
         """Raises `UserError`."""
@@ -43,7 +43,7 @@ def make_parser(command: str, description: str) -> ArgumentParser:
         prog=f"vt_flax {command}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        # `--config.k=v` must never be taken for a shortened `--config`.
+        # `--config.KEY=VALUE` must not be taken for an abbreviated `--config`.
         allow_abbrev=False,
     )
 

@@ -1,4 +1,4 @@
-"""Starts of commands: their processes, and their errors in one line."""
+"""Start of a command: its processes, and its errors in one line."""
 
 import argparse
 import os
@@ -30,7 +30,7 @@ def join_processes(args: argparse.Namespace) -> None:
 
 def agree(command: str, config: ConfigDict) -> None:
     """Checks that all processes run the same, and sets up timeouts and devices."""
-    # They import JAX, without which some commands run.
+    # These import JAX, which some commands do not need.
     from vt_flax.parallel.agreement import check_equal
     from vt_flax.parallel.devices import set_up_devices
 
@@ -79,7 +79,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def _disable_x64() -> None:
     """Turns `JAX_ENABLE_X64` off, here and in child processes.
 
-    It would only change the random numbers: types are configured.
+    Types are configured, so it would only change random numbers.
     """
     os.environ["JAX_ENABLE_X64"] = "0"
     if jax := sys.modules.get("jax"):

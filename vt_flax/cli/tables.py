@@ -10,7 +10,7 @@ from rich.table import Table
 
 from vt_flax.texts import json_text, printable
 
-# Width of tables in files and pipes, in characters.
+# Width of tables in files and pipes, in characters: nothing is wrapped.
 WIDEST = 1_000_000
 
 
@@ -35,7 +35,7 @@ def print_rows(
     table = Table(box=box.SIMPLE_HEAD)
     for key in rows[0] if rows else ():
         number = any(isinstance(row[key], (int, float)) for row in rows)
-        # Long text is wrapped: cut off, rows would look alike.
+        # Long text is wrapped, since rows that are cut off may look the same.
         table.add_column(
             printable(key),
             justify="right" if number else "left",
@@ -45,7 +45,7 @@ def print_rows(
     for row in rows:
         table.add_row(*(_text(value) for value in row.values()))
     width = None if sys.stdout.isatty() else WIDEST
-    # Names of classes may contain [x] or :x:, which are no markup.
+    # Class names may contain [x] or :x:, which rich would take for markup.
     console = Console(
         file=sys.stdout, width=width, highlight=False, markup=False, emoji=False
     )
@@ -87,8 +87,8 @@ def print_results(results: dict[str, dict[str, float]], form: str, split: str) -
     for key in rows[0]:
         kind, slash, name = key.partition("/")
         if slash:
-            found = {f"{row['weights']} {kind}": row[key] for row in rows}
-            classes.append({"class": name, **found})
+            values = {f"{row['weights']} {kind}": row[key] for row in rows}
+            classes.append({"class": name, **values})
     if classes:
         print_rows(classes, form)
 
