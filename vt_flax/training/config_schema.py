@@ -189,7 +189,9 @@ _define(
     short_side=Key(0, "Short side to resize to first; 0 keeps the image size.", ge=0),
     scale_min=Key(0.5, "Smallest factor of random resizing.", gt=0),
     scale_max=Key(2.0, "Largest factor of random resizing.", gt=0),
-    max_class_share=Key(0.75, "Largest class share in a crop; 1 disables.", gt=0, le=1),
+    max_class_share=Key(
+        0.75, "Largest class share in a crop; 1 disables.", ge=0.5, le=1
+    ),
     brightness=Key(0.0, "Brightness jitter v, a factor of 1 - v to 1 + v.", ge=0),
     contrast=Key(0.0, "Contrast jitter, likewise.", ge=0),
     saturation=Key(0.0, "Saturation jitter, likewise.", ge=0),

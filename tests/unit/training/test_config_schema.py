@@ -45,7 +45,12 @@ def resolved(**changes):
         ("segmentation.eval_size", [[0, -1]], [[0, 9]], "at least 0"),
         ("segmentation.short_side", [-1], [0], "at least 0"),
         ("segmentation.scale_min", [0.0, -1.0], [0.1], "over 0"),
-        ("segmentation.max_class_share", [0.0, 1.5], [1.0], "over 0 and at most 1"),
+        (
+            "segmentation.max_class_share",
+            [0.4, 1.5],
+            [1.0],
+            "at least 0.5 and at most 1",
+        ),
         ("segmentation.brightness", [-0.1], [0.0, 2.0], "at least 0"),
         ("segmentation.contrast", [-0.1], [0.0], "at least 0"),
         ("segmentation.saturation", [-0.1], [0.0], "at least 0"),
