@@ -9,7 +9,7 @@ from doc_pages import ROOT
 from vt_flax.errors import UserError
 from vt_flax.models import list_models, model_options
 from vt_flax.paper.published import PUBLISHED, PUBLISHED_SEGMENTATION
-from vt_flax.parallel.registration import LOST
+from vt_flax.parallel.cluster import LOST
 from vt_flax.training.progress import Diverged
 from vt_flax.training.requests import Stopped
 

@@ -1,11 +1,11 @@
-"""Kills a training again and again and compares its result with an undisturbed one's.
+"""Kills a training again and again and compares its result with an undisturbed run.
 
 python tests/helpers/kills.py --kills 100
 python tests/helpers/kills.py --kills 20 --processes 2
 
 Kills by SIGKILL at random moments: while it starts, while it trains, and while a
-checkpoint is being written. Prints what it does and ends with status 1 if a parameter,
-an average, a state of the optimizer or a metric differs by a bit.
+checkpoint is being written. Ends with status 1 if a parameter, its EMA, a state of the
+optimizer or a metric differs by a bit.
 """
 
 import argparse
@@ -16,10 +16,10 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from pods import assert_same_run, pod
+from pods import Process, assert_same_run, pod
 
 # A network that starts fast. Reports straddle checkpoints.
 LONG = {
@@ -42,39 +42,31 @@ MOMENTS = ("starting", "training", "saving")
 REPORTS = 3
 
 
-class Run:
-    """Starts a training, over and over, of whose processes one is killed.
+@contextlib.contextmanager
+def start(
+    folder: pathlib.Path, changes: dict[str, Any], count: int
+) -> Iterator[list[Process]]:
+    """Starts the processes of a training; its workdir is `run` in the folder."""
+    # The others do not wait long for one that was killed before it registered.
+    extra = ["--start_seconds", "20"]
+    with pod(folder, [changes] * count, extra=extra) as processes:
+        yield processes
 
-    Args:
-      folder: for the workdir and the output.
-      changes: of the configuration.
-      count: how many processes.
-    """
 
-    def __init__(self, folder: pathlib.Path, changes: dict[str, Any], count: int = 1):
-        self.folder, self.changes, self.count = folder, changes, count
+def finish(processes: list[Process]) -> None:
+    """Waits until all processes have ended without an error."""
+    for process in processes:
+        assert process.end(600) == 0, process.err
 
-    @contextlib.contextmanager
-    def life(self):
-        """Yields what kills it, what waits for its end, and what it has printed."""
-        changes = [self.changes] * self.count
-        # One that was killed before it came is not to be waited for long.
-        extra = ["--start_seconds", "20"]
-        with pod(self.folder, changes, extra=extra) as it:
 
-            def kill() -> None:
-                victim = random.choice(it)
-                victim.kill()
-                for other in it:
-                    if other is not victim:
-                        # JAX aborts where one is lost while it starts.
-                        assert other.end(60) in (5, -signal.SIGABRT), other.err
-
-            def end() -> None:
-                for process in it:
-                    assert process.end(600) == 0, process.err
-
-            yield kill, end, lambda: it[0].out
+def kill_one(processes: list[Process], generator: random.Random) -> None:
+    """Kills one of the processes and waits for the others to end."""
+    victim = generator.choice(processes)
+    victim.kill()
+    for other in processes:
+        if other is not victim:
+            # JAX aborts where a process is lost while it starts.
+            assert other.end(60) in (5, -signal.SIGABRT), other.err
 
 
 def compare(
@@ -86,67 +78,68 @@ def compare(
     count: int = 1,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Kills a run some times, lets it end, and compares it with one left alone.
+    """Compares a run that is killed and restarted with an undisturbed one.
+
+    Args:
+      folder: for the workdirs and the output.
+      changes: of the configuration LONG.
+      kills: number of kills.
+      say: prints the progress.
+      count: number of processes.
+      seed: of the moments.
 
     Returns:
-      How often it was killed at which of MOMENTS.
+      The number of kills at each of MOMENTS.
     """
     # Longer than all lives together: each loses its last steps.
     changes = LONG | {"duration": f"{20 * kills} steps"} | changes
-    whole, parts = (Run(folder / name, changes, count) for name in ("whole", "parts"))
-    with whole.life() as (_, end, printed):
-        _wait(lambda: "first step after" in printed())
+    whole, disturbed = folder / "whole", folder / "disturbed"
+    with start(whole, changes, count) as processes:
+        processes[0].wait_for("first step after")
         begin = time.monotonic()
-        end()
-        seconds = time.monotonic() - begin
-    found = _disturb(parts, kills, seed, say, seconds / kills)
-    assert_same_run(parts.folder, whole.folder)
-    return found
-
-
-def _disturb(
-    run: Run, kills: int, seed: int, say: Callable[[str], None], seconds: float
-) -> dict[str, int]:
-    """Kills a run, each time within some seconds of training, then lets it end."""
+        finish(processes)
+        seconds = (time.monotonic() - begin) / kills
     generator = random.Random(seed)
-    found = dict.fromkeys(MOMENTS, 0)
-    checkpoints = run.folder / "run" / "checkpoints"
-    whole: list[int] = []
-    while sum(found.values()) < kills:
-        moment = MOMENTS[sum(found.values()) % len(MOMENTS)]
-        begin = time.time()
-        with run.life() as (kill, _, printed):
+    killed = dict.fromkeys(MOMENTS, 0)
+    checkpoints = disturbed / "run" / "checkpoints"
+    for i in range(kills):
+        moment = MOMENTS[i % len(MOMENTS)]
+        before, begin = _saved(checkpoints), time.time()
+        with start(disturbed, changes, count) as processes:
             if moment == "starting":
                 time.sleep(generator.uniform(0, 3))
             else:
-                _wait(lambda: "first step after" in printed())
+                processes[0].wait_for("first step after")
                 if moment == "training":
-                    # Else none of a few lives might leave anything to go on from.
-                    _wait(lambda before=whole: _saved(checkpoints) != before)
-                # On a machine that is faster by now it would come too far.
+                    # Otherwise few lives might leave no checkpoint to resume from.
+                    _wait(lambda before=before: _saved(checkpoints) != before)
+                # A machine that is faster by now would come too far.
                 limit = time.monotonic() + generator.uniform(0, seconds)
-                while time.monotonic() < limit and printed().count("loss") < REPORTS:
+                while (
+                    time.monotonic() < limit
+                    and processes[0].out.count("loss") < REPORTS
+                ):
                     time.sleep(0.01)
             if moment == "saving":
                 _wait(functools.partial(_is_saving, checkpoints, begin))
-            kill()
-        found[moment] += 1
-        whole = _saved(checkpoints)
-        say(f"kill {sum(found.values())} of {kills} while {moment}: {whole} are saved")
-    with run.life() as (_, end, printed):
-        end()
+            kill_one(processes, generator)
+        killed[moment] += 1
+        say(f"kill {i + 1} of {kills} while {moment}: saved {_saved(checkpoints)}")
+    with start(disturbed, changes, count) as processes:
+        finish(processes)
         # The second kill is the first in training.
-        assert kills < 2 or "resuming from step" in printed()
-    return found
+        assert kills < 2 or "resuming from step" in processes[0].out
+    assert_same_run(disturbed, whole)
+    return killed
 
 
 def _saved(checkpoints: pathlib.Path) -> list[int]:
-    """Returns the steps of the checkpoints that are whole."""
+    """Returns the steps of the complete checkpoints."""
     return sorted(int(p.name) for p in checkpoints.glob("*") if p.name.isdigit())
 
 
 def _is_saving(checkpoints: pathlib.Path, since: float) -> bool:
-    """Tells whether Orbax writes to a folder that it renames at the end."""
+    """Returns whether Orbax writes to a folder that it renames at the end."""
     with contextlib.suppress(FileNotFoundError):
         return any(p.stat().st_mtime > since for p in checkpoints.glob("*tmp*"))
     return False
@@ -155,7 +148,7 @@ def _is_saving(checkpoints: pathlib.Path, since: float) -> bool:
 def _wait(condition: Callable[[], bool]) -> None:
     limit = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < limit, "it ended before it was killed"
+        assert time.monotonic() < limit, "the run ended before it was killed"
         time.sleep(0.001)
 
 

@@ -1,4 +1,4 @@
-"""Several real processes: the same results, and what happens when one is gone."""
+"""Several real processes: the same results, and named faults."""
 
 import contextlib
 import json
@@ -21,17 +21,15 @@ from vt_flax.training import formulation, loop
 
 pytestmark = pytest.mark.slow
 
-# Sums in another order differ in the last bit, which training multiplies: tenfold in
-# three steps at a rate of 0.01, hardly at this one.
+# Sums in another order differ in the last bit, which training amplifies: tenfold in
+# three steps at a learning rate of 0.01, hardly at this one.
 CALM = {"schedule.learning_rate": 0.001, "batch_size": 16, "eval.batch_size": 32}
-# Fewer steps of less, where it matters who computes and not what. Of this network too
-# the largest arrays are spread by `fsdp`.
+# A network that compiles faster, where it matters only who computes.
 PLAIN = {
     **LONG,
     **CALM,
     "model.width": 16,
-    "duration": "10 steps",
-    "eval.every": "10 steps",
+    "duration": "20 steps",
     "log.every": "1 steps",
 }
 
@@ -47,7 +45,7 @@ def plain(digits):
 
 
 def finish(folder: pathlib.Path, count: int, devices: int, changes: dict):
-    """Trains to the end; returns what was measured, without clock and memory."""
+    """Trains to the end; returns the metrics, without clock and memory."""
     with pod(folder, [changes] * count, devices=devices) as it:
         for process in it:
             assert process.end(240) == 0, process.out + process.err
@@ -59,22 +57,10 @@ def finish(folder: pathlib.Path, count: int, devices: int, changes: dict):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, data):
-    """One process with four devices."""
-    return finish(tmp_path_factory.mktemp("alone"), 1, 4, data)
-
-
-@pytest.fixture(scope="module")
-def plain_alone(tmp_path_factory, plain):
-    """The same of a plain network."""
-    return finish(tmp_path_factory.mktemp("plain_alone"), 1, 4, plain)
-
-
-@pytest.fixture(scope="module")
 def together(tmp_path_factory, data):
-    """Two processes with two devices each."""
+    """Two processes with two devices each, which share every large array."""
     folder = tmp_path_factory.mktemp("together")
-    finish(folder, 2, 2, data)
+    finish(folder, 2, 2, {**data, "parallel.fsdp": 4})
     return folder
 
 
@@ -88,34 +74,27 @@ def losses(records):
     return np.asarray([r["loss"] for r in records if r["kind"] == "train"])
 
 
-def counts(records):
-    (found,) = [r for r in records if r["kind"] == "eval"]
-    return {k: v for k, v in found.items() if not k.endswith("loss")}
+def evaluation(records):
+    (record,) = [r for r in records if r["kind"] == "eval"]
+    return {k: v for k, v in record.items() if not k.endswith("loss")}
 
 
-def assert_alike(found, expected):
+def test_two_processes_train_as_one(data, together, tmp_path):
     """In float32, whose sums depend on their order, over all steps."""
-    assert losses(found).shape == losses(expected).shape in ((20,), (10,))
+    found, expected = measured(together), finish(tmp_path, 1, 4, data)
+    assert losses(found).shape == losses(expected).shape == (20,)
     np.testing.assert_allclose(losses(found), losses(expected), rtol=1e-5)
-    assert counts(found) == counts(expected)
+    assert evaluation(found) == evaluation(expected)
 
 
-def test_two_processes_train_as_one(alone, together):
-    assert_alike(measured(together), alone)
-
-
-@pytest.mark.parametrize("count, devices", [(1, 1), (2, 1)])
-def test_any_number_of_processes_evaluates_alike(count, devices, together, tmp_path):
-    """What two processes with two devices each have saved."""
+def test_two_processes_evaluate_as_training_did(together, tmp_path):
     words = ["--format", "json", "--workdir", str(together / "run")]
-    with pod(
-        tmp_path, [{}] * count, devices=devices, command="evaluate", extra=words
-    ) as it:
+    with pod(tmp_path, [{}] * 2, devices=2, command="evaluate", extra=words) as it:
         for process in it:
             assert process.end() == 0, process.err
         found = {row["weights"]: row for row in json.loads(printed(it[0]))}
-        assert all(printed(process) == "" for process in it[1:])
-    (expected,) = [r for r in measured(together) if r["kind"] == "eval"]
+        assert printed(it[1]) == ""
+    expected = evaluation(measured(together))
     for weights in ("raw", "ema"):
         assert found[weights]["examples"] == 45
         for metric in ("top1", "top5"):
@@ -126,7 +105,7 @@ def test_two_processes_report_on_tokens_as_one(together, tmp_path):
     """Of 45 examples: batches of 32, the second filled up, shared by two."""
     workdir = str(together / "run")
     words = ["--format", "json", "--workdir", workdir, "--tokens", str(tmp_path / "2")]
-    with pod(tmp_path, [{}] * 2, devices=1, command="evaluate", extra=words) as it:
+    with pod(tmp_path, [{}] * 2, devices=2, command="evaluate", extra=words) as it:
         for process in it:
             assert process.end() == 0, process.err
         found = json.loads(printed(it[0]))
@@ -140,12 +119,6 @@ def test_two_processes_report_on_tokens_as_one(together, tmp_path):
         assert path == other
         same = pytest.approx(b, rel=1e-3, abs=1e-5) if isinstance(b, float) else b
         assert a == same, jax.tree_util.keystr(path)
-
-
-@pytest.mark.parametrize("count, devices, fsdp", [(4, 1, 1), (1, 4, 2), (2, 2, 4)])
-def test_any_layout_trains_alike(count, devices, fsdp, plain_alone, plain, tmp_path):
-    changes = {**plain, "parallel.fsdp": fsdp}
-    assert_alike(finish(tmp_path, count, devices, changes), plain_alone)
 
 
 def ends(processes, status, text, seconds=60):
@@ -162,50 +135,39 @@ def ends(processes, status, text, seconds=60):
     return time.monotonic() - begin
 
 
-def test_whatever_happens_to_one_of_two_the_result_is_the_same(
-    together, data, tmp_path
-):
-    """Stopped, killed and frozen, with restarts: the others say who, and nothing is
-    lost but time."""
+def test_a_disturbed_run_has_the_undisturbed_result(plain, tmp_path):
+    """Stopped and killed, with restarts: the others name the reason, and only time is
+    lost."""
+    changes = {**plain, "checkpoint.every": "4 steps"}
+    whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
+    finish(whole, 2, 2, changes)
 
-    def disturbed(step):
-        changes = {**data, "parallel.heartbeat_timeout": 10.0}
-        it = stack.enter_context(pod(tmp_path, [changes] * 2, devices=2))
+    def start_until(step):
+        it = stack.enter_context(pod(disturbed, [changes] * 2, devices=2))
         it[0].wait_for(f"step {step}/")
         return it
 
     with contextlib.ExitStack() as stack:
-        it = disturbed(4)
+        it = start_until(4)
         it[1].send(signal.SIGTERM)
         ends(it, 4, "stopped by SIGTERM after step")
         assert it[0].err == it[1].err
         step = int(it[0].err.split("step ")[1].split(" ")[0])
-        assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
+        assert (disturbed / "run" / "checkpoints" / str(step)).is_dir()
 
-        it = disturbed(step + 3)
+        it = start_until(step + 3)
         assert f"resuming from step {step} of 20" in it[0].out
         assert "(auto on cpu: kept from formulation.json)" in it[0].out
         it[1].send(signal.SIGKILL)
         assert ends(it[:1], 5, "error: process 1 (") < 30
         assert "is gone: no heartbeat for 10 s (last at: step " in it[0].err
 
-        it = disturbed(12)
+        it = start_until(14)
         it[0].send(signal.SIGKILL)
         assert ends(it[1:], 5, "error: process 0 (") < 15
         assert "is gone" in it[1].err
-
-        it = disturbed(16)
-        it[1].send(signal.SIGSTOP)
-        assert ends(it[:1], 5, "error: process 1 (") < 30
-        assert "is gone: no heartbeat for 10 s" in it[0].err
-    finish(tmp_path, 2, 2, data)
-    assert_same_run(tmp_path, together)
-
-
-def test_a_peer_that_never_starts_is_named(data, tmp_path):
-    with pod(tmp_path, [data], count=2, extra=["--start_seconds", "3"]) as it:
-        ends(it, 5, "error: process 1 of 2 did not start in 3 s")
-    assert not (tmp_path / "run").exists()
+    finish(disturbed, 2, 2, changes)
+    assert_same_run(disturbed, whole)
 
 
 def test_configurations_that_differ(data, tmp_path):
@@ -224,26 +186,20 @@ def test_workdirs_that_differ(data, tmp_path):
 
 
 def test_copies_of_the_data_that_differ(data, tmp_path):
-    """Machines with a copy each, of which one has an image less, or another class."""
+    """Machines with a copy each, of which one has an image less."""
     homes = [tmp_path / "one", tmp_path / "other"]
     for home in homes:
         changes, file = make_images(home / "images")
     changes = data | changes | {"data.name": "folder:~/images"}
-
-    def refused(told):
-        with pod(tmp_path, [changes] * 2, homes=homes) as it:
-            ends(it, 2, " has other data than process 0 (")
-            assert told in it[0].err
-        assert not (tmp_path / "run").exists()
-
     file.unlink()
-    refused("eval.examples: 40 -> 39")
-    (homes[1] / "images" / "b").rename(homes[1] / "images" / "c")
-    refused("eval.classes.1: 'b' -> 'c'")
+    with pod(tmp_path, [changes] * 2, homes=homes) as it:
+        ends(it, 2, " has other data than process 0 (")
+        assert "eval.examples: 40 -> 39" in it[0].err
+    assert not (tmp_path / "run").exists()
 
 
 def pose_as_tpus():
-    """Lets devices pass for TPUs, on which each process measures other times."""
+    """Makes the CPUs look like TPUs, on which each process measures other times."""
     choose = formulation.choose_formulation
     tpu = types.SimpleNamespace(id=0, platform="tpu", device_kind="TPU v5")
 
@@ -261,8 +217,8 @@ def pose_as_tpus():
     loop.choose_formulation = choose_formulation
 
 
-def test_one_that_cannot_read_tells_the_others_why(plain, tmp_path):
-    """A file that is gone in the midst of a run, on process 0's or 1's turn.
+def test_an_unreadable_example_ends_all_processes(plain, tmp_path):
+    """A file that disappears during a run; either process may read it.
 
     Both train the formulation that process 0 has chosen.
     """
@@ -282,10 +238,10 @@ def test_one_that_cannot_read_tells_the_others_why(plain, tmp_path):
     assert any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
-def test_one_that_hangs_is_named(plain, tmp_path):
-    """In reading a file that never comes to an end; its link is alive."""
+def test_a_process_that_hangs_is_named(plain, tmp_path):
+    """It reads a pipe that never ends, while its heartbeats go on."""
     own, file = make_images(tmp_path / "images")
-    # In training or in evaluation, whichever comes upon the file.
+    # Training or evaluation reads the file first.
     changes = plain | own | {"parallel.progress_timeout": 25.0}
     with pod(tmp_path, [changes] * 2, devices=2) as it:
         it[0].wait_for("step 3/")

@@ -15,7 +15,7 @@ import jax
 
 from vt_flax.errors import differences, first_few
 from vt_flax.parallel import processes
-from vt_flax.parallel.registration import StartError
+from vt_flax.parallel.cluster import StartError
 
 # Time that a network file system may take to show a file to another machine.
 FILE_SECONDS = 15.0
@@ -43,12 +43,6 @@ def check_equal(what: str, value: Mapping[str, Any], advice: str) -> None:
                 f"{processes.names([index])} {what} {processes.names([0])}: "
                 f"{first_few(lines)}: {advice}"
             )
-
-
-def check_data(splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Checks that all processes read the same data, given each split's identity."""
-    advice = "copy it again, or set data.data_dir to a folder that all machines share"
-    check_equal("has other data than", splits, advice)
 
 
 def check_shared(folder: pathlib.Path) -> None:

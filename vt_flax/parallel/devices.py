@@ -10,13 +10,6 @@ from vt_flax.errors import UserError, first_line
 from vt_flax.parallel import processes
 from vt_flax.paths import typed_path
 
-# Advice for errors of JAX, by a phrase in them.
-DEVICE_ADVICE = {
-    "known backends": '; pip install "jax[cuda13]" for GPUs, "jax[tpu]" for TPUs',
-    "in use": "; end the other process, or set JAX_PLATFORMS=cpu",
-    "cuda": '; "jax[cuda13]" needs an NVIDIA driver of 580 or newer, "jax[cuda12]" 525',
-}
-
 
 def set_up_devices(config: ConfigDict) -> None:
     """Applies `parallel.cpu_devices` and `compilation_cache`, and starts JAX's devices.
@@ -41,9 +34,8 @@ def start_devices() -> None:
         processes.raise_if_lost()
         # JAX_PLATFORMS=cuda without an NVIDIA device fails in a bare assertion.
         reason = first_line(error) or f"none for {jax.config.jax_platforms} found"
-        advice = [text for part, text in DEVICE_ADVICE.items() if part in reason]
         raise UserError(
-            f"JAX starts no device: {reason}{''.join(advice[:1])}"
+            f"JAX starts no device: {reason}; see docs/install.md"
         ) from error
 
 
@@ -53,15 +45,16 @@ def use_cpu_devices(count: int) -> None:
     Raises:
       UserError: if JAX has started with another number.
     """
-    if count:
-        try:
-            jax.config.update("jax_num_cpu_devices", count)
-        except RuntimeError as error:
-            if jax.default_backend() == "cpu" and jax.local_device_count() != count:
-                raise UserError(
-                    f"parallel.cpu_devices {count}: JAX has started with "
-                    f"{jax.local_device_count()} in this process; set it to 0"
-                ) from error
+    if not count:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        if jax.default_backend() == "cpu" and jax.local_device_count() != count:
+            raise UserError(
+                f"parallel.cpu_devices {count}: JAX has started with "
+                f"{jax.local_device_count()} in this process; set it to 0"
+            ) from error
 
 
 def keep_programs(folder: str) -> None:

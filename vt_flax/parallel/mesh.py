@@ -56,20 +56,12 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mes
     return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def name_devices(devices: Sequence[jax.Device]) -> str:
-    """Returns `8 cpu devices`, or `1 gpu device (NVIDIA A100-SXM4-40GB)`."""
-    platform = devices[0].platform
-    kinds = sorted({device.device_kind for device in devices})
-    text = f"{len(devices)} {platform} device{'s' if len(devices) > 1 else ''}"
-    return text if kinds == [platform] else f"{text} ({', '.join(kinds)})"
-
-
 def describe(mesh: Mesh) -> str:
-    """Returns `8 tpu devices (TPU v5e) of 2 processes`."""
-    processes = jax.process_count()
-    return name_devices(mesh.devices.flatten()) + (
-        f" of {processes} processes" if processes > 1 else ""
-    )
+    """Returns `8 cpu devices (cpu)`, or `2 gpu devices (NVIDIA H100 NVL)`."""
+    devices = mesh.devices.flatten()
+    kinds = ", ".join(sorted({device.device_kind for device in devices}))
+    plural = "s" if len(devices) > 1 else ""
+    return f"{len(devices)} {devices[0].platform} device{plural} ({kinds})"
 
 
 def banner(mesh: Mesh) -> str:
@@ -77,7 +69,7 @@ def banner(mesh: Mesh) -> str:
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     return (
         f"process {jax.process_index()} of {jax.process_count()} on "
-        f"{platform.node()}: {name_devices(mesh.devices.flatten())}, mesh {axes}"
+        f"{platform.node()}: {describe(mesh)}, mesh {axes}"
     )
 
 
@@ -116,21 +108,24 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(one, state)
 
 
-def local_indices(mesh: Mesh, batch: int) -> np.ndarray:
-    """Returns the indices in a global batch of this process's examples, ascending.
+def local_indices(mesh: Mesh, batch: int, process: int | None = None) -> np.ndarray:
+    """Returns the indices in a global batch of a process's examples, ascending.
 
     They may have gaps: on a torus, the devices of a host may be far apart in the mesh.
+
+    Args:
+      mesh: the devices.
+      batch: number of examples in the global batch.
+      process: index of the process; this one by default.
     """
-    return indices_by_process(mesh, batch)[jax.process_index()]
-
-
-def indices_by_process(mesh: Mesh, batch: int) -> dict[int, np.ndarray]:
-    """Returns the indices in a global batch of each process's examples, ascending."""
-    shards: dict[int, list[np.ndarray]] = {}
+    process = jax.process_index() if process is None else process
     slices = batch_sharding(mesh).devices_indices_map((batch,))
-    for device, (shard,) in slices.items():
-        shards.setdefault(device.process_index, []).append(np.arange(batch)[shard])
-    return {i: np.sort(np.concatenate(arrays)) for i, arrays in shards.items()}
+    shards = [
+        np.arange(batch)[shard]
+        for device, (shard,) in slices.items()
+        if device.process_index == process
+    ]
+    return np.sort(np.concatenate(shards))
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from vt_flax.errors import UserError, device_memory_error, first_line
-from vt_flax.parallel.cluster import Cluster
-from vt_flax.parallel.registration import process_names, register
+from vt_flax.parallel.cluster import Cluster, process_names, register
 
 # Set where there are several processes.
 _watchdog = None
@@ -29,9 +28,8 @@ def join(cluster: Cluster, start_seconds: float) -> None:
     global _watchdog
     if cluster.count == 1:
         return
-    # They import JAX, without which some commands run.
-    from vt_flax.parallel.coordination import Store
-    from vt_flax.parallel.watchdog import Watchdog
+    # Imports JAX, without which some commands run.
+    from vt_flax.parallel.watchdog import Store, Watchdog
 
     hosts = register(cluster, start_seconds)
     _watchdog = Watchdog(cluster.index, hosts, Store(cluster, start_seconds))

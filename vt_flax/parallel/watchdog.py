@@ -1,7 +1,9 @@
 """Notices a process that has ended or hangs, and ends all processes of a run.
 
-Each process publishes heartbeats and its progress in the key-value store, where process
-0 reads them. The reason why a run fails is a key that all processes read.
+Each process publishes heartbeats and its progress in the key-value store of JAX's
+coordination service, where process 0 reads them. The reason why a run fails is a key
+that all processes read. JAX has no public access to the store, so this module imports
+from `jax._src`.
 """
 
 import contextlib
@@ -16,15 +18,70 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
-from vt_flax.parallel.coordination import Store
-from vt_flax.parallel.registration import LOST, process_names
+import jax
+from jax._src import distributed
+
+from vt_flax.parallel.cluster import LOST, Cluster, process_names
 
 HEARTBEAT_SECONDS = 1.0
 # Time for a process that fails to end by itself.
 GRACE_SECONDS = 10.0
-# Time for the other processes to end before process 0, without which JAX aborts them.
+# Process 0 ends last, after this time: JAX aborts the others where it is gone.
 EXIT_SECONDS = 4.0
 ADVICE = "run the same command again to go on"
+# JAX aborts all processes if one misses its heartbeats; the watchdog names it instead.
+NEVER_SECONDS = 10**6
+
+
+class Store:
+    """Starts JAX over all processes, and accesses the key-value store of process 0.
+
+    If process 0 does not answer, methods raise `JaxRuntimeError`.
+
+    Args:
+      cluster: this process and the address of process 0.
+      seconds: time to wait for process 0.
+    """
+
+    def __init__(self, cluster: Cluster, seconds: float):
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        # It would handle SIGTERM, as `training.requests` does.
+        jax.config.update("jax_enable_preemption_service", False)
+        # Otherwise gRPC uses a configured web proxy for the other machines.
+        os.environ["no_grpc_proxy"] = cluster.address[0]
+        jax.config.update("jax_check_proxy_envs", False)
+        jax.distributed.initialize(
+            cluster.coordinator,
+            cluster.count,
+            cluster.index,
+            local_device_ids=cluster.local_device_ids,
+            cluster_detection_method="deactivate",
+            initialization_timeout=int(seconds),
+            heartbeat_timeout_seconds=NEVER_SECONDS,
+        )
+        self._client = distributed.global_state.client
+
+    def set(self, key: str, value: str, overwrite: bool = False) -> None:
+        """Sets a key; without `overwrite`, the first value remains."""
+        try:
+            self._client.key_value_set(key, value, allow_overwrite=overwrite)
+        except jax.errors.JaxRuntimeError as error:
+            if "ALREADY_EXISTS" not in str(error):
+                raise
+
+    def get(self, key: str, seconds: float) -> str | None:
+        """Returns a key's value, or None if it is not set within some seconds."""
+        try:
+            return self._client.blocking_key_value_get(key, int(1000 * seconds))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+        return None
+
+    def list(self, folder: str) -> dict[str, str]:
+        """Returns the values in a folder of keys, by the rest of their names."""
+        entries = self._client.key_value_dir_get(folder)
+        return {key.rpartition("/")[2]: value for key, value in entries}
 
 
 class _Progress(NamedTuple):
@@ -47,7 +104,7 @@ class Watchdog:
     Args:
       index: index of this process.
       hosts: names of the machines by process.
-      store: see `coordination.Store`.
+      store: the key-value store.
 
     Attributes:
       heartbeat_timeout: seconds without a heartbeat after which a process is dead.

@@ -159,7 +159,6 @@ _define(
     ),
     randaugment_layers=Key(2, "Operations for each image.", ge=1),
     randaugment_magnitude=Key(9.0, "Strength of the operations.", ge=0, le=10),
-    augment_kernel=Key(True, "Run the policy as a kernel on TPUs, faster than XLA."),
     erasing=Key(0.0, "Share of the images that lose a rectangle.", ge=0, le=1),
     mixup=Key(0.0, "Both parameters of mixup's Beta distribution; 0 disables.", ge=0),
     cutmix=Key(0.0, "The same for CutMix; with both, each example takes one.", ge=0),
@@ -190,7 +189,9 @@ _define(
     short_side=Key(0, "Short side to resize to first; 0 keeps the image size.", ge=0),
     scale_min=Key(0.5, "Smallest factor of random resizing.", gt=0),
     scale_max=Key(2.0, "Largest factor of random resizing.", gt=0),
-    max_class_share=Key(0.75, "Largest class share in a crop; 1 disables.", gt=0, le=1),
+    max_class_share=Key(
+        0.75, "Largest class share in a crop; 1 disables.", ge=0.5, le=1
+    ),
     brightness=Key(0.0, "Brightness jitter v, a factor of 1 - v to 1 + v.", ge=0),
     contrast=Key(0.0, "Contrast jitter, likewise.", ge=0),
     saturation=Key(0.0, "Saturation jitter, likewise.", ge=0),

@@ -1,12 +1,16 @@
-"""Detection of a run's processes."""
+"""Detection of a run's processes, and registration with threads in their place."""
+
+import socket
+import threading
+import time
 
 import pytest
 
 from vt_flax.errors import UserError
+from vt_flax.parallel import cluster as module
 from vt_flax.parallel.agreement import check_shared
-from vt_flax.parallel.cluster import Cluster, find_cluster
+from vt_flax.parallel.cluster import Cluster, find_cluster, register
 from vt_flax.parallel.processes import finish, gather, report
-from vt_flax.version import versions
 
 SLURM = {
     "SLURM_JOB_ID": "1234",
@@ -60,23 +64,19 @@ def test_a_failed_detection_is_one_line(monkeypatch):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"count": 2}, "need all of --coordinator"),
-        ({"coordinator": "a:1"}, "need all of --coordinator"),
-        ({"coordinator": "a:1", "count": 2}, "need all of --coordinator"),
-        ({"coordinator": "a:1", "count": 2, "index": 2}, "--process 2: must be at lea"),
-        ({"coordinator": "a:1", "count": 2, "index": -1}, "--process -1: must be at l"),
-        ({"coordinator": "a", "count": 2, "index": 0}, "--coordinator a: write HOST:P"),
-        ({"coordinator": "a:x", "count": 2, "index": 0}, "--coordinator a:x: write HO"),
-        ({"coordinator": "a:0", "count": 2, "index": 0}, "--coordinator a:0: write HO"),
-        ({"coordinator": "a:65536", "count": 2, "index": 0}, "write HOST:PORT"),
+        (("", 2, None), "need all of --coordinator"),
+        (("a:1", 2, None), "need all of --coordinator"),
+        (("a:1", 2, 2), "--process 2: must be at least 0"),
+        (("a", 2, 0), "--coordinator a: write HOST:PORT"),
+        (("a:65536", 2, 0), "--coordinator a:65536: write HOST:PORT"),
     ],
 )
-def test_what_does_not_fit_is_one_line(given, message):
+def test_invalid_options_are_rejected(given, message):
     with pytest.raises(UserError, match=message):
-        find_cluster(**given)
+        find_cluster(*given)
 
 
-def test_alone_everything_is_agreed(tmp_path):
+def test_a_single_process_agrees_with_itself(tmp_path):
     assert gather("anything", [1]) == [[1]]
     report("something")
     check_shared(tmp_path / "new")
@@ -84,5 +84,96 @@ def test_alone_everything_is_agreed(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_the_version_is_that_of_the_sources():
-    assert "sources" in versions()["vt_flax"] and "jaxlib" in versions()
+# Registration.
+
+
+@pytest.fixture(autouse=True)
+def quicker(monkeypatch):
+    monkeypatch.setattr(module, "MESSAGE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(module.platform, "node", lambda: "host")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def call(indices, count, *, seconds=1.0, before=None):
+    """Returns the result or the error of each caller, in order."""
+    port = free_port()
+    results = [None] * len(indices)
+
+    def one(k):
+        cluster = Cluster(indices[k], count, f"127.0.0.1:{port}")
+        try:
+            results[k] = register(cluster, seconds)
+        except UserError as error:
+            results[k] = error
+
+    threads = [threading.Thread(target=one, args=(k,)) for k in range(len(indices))]
+    for thread in threads[:1]:
+        thread.start()
+    if before:
+        before(("127.0.0.1", port))
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return results
+
+
+def test_all_processes_register():
+    assert call([0, 1, 2, 3], 4, seconds=10) == [["host"] * 4] * 4
+
+
+def test_missing_processes_are_named():
+    for error in call([0, 1], 4):
+        assert str(error) == "processes 2, 3 of 4 did not start in 1 s"
+        assert (error.status, error.everywhere) == (5, True)
+
+
+def test_process_0_is_missing():
+    (error,) = call([1], 2, seconds=0.2)
+    assert str(error).startswith("process 1 of 2: process 0 does not answer after 0 s")
+    assert "Connection refused" in str(error) and error.status == 5
+
+
+@pytest.mark.parametrize("indices, count", [([0, 1, 1], 3), ([0, 2], 2)])
+def test_a_process_with_a_wrong_index(indices, count):
+    for error in call(indices, count, seconds=20):
+        assert str(error) == (
+            f"process {indices[-1]} (host) does not fit the others: give each "
+            f"--processes {count} and its own --process"
+        )
+        assert (error.status, error.everywhere) == (2, True)
+
+
+def test_a_port_that_is_taken():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        cluster = Cluster(0, 2, f"127.0.0.1:{other.getsockname()[1]}")
+        with pytest.raises(UserError, match="process 0: Address already in use: end"):
+            register(cluster, 1.0)
+
+
+def test_port_scanners_are_ignored(capfd):
+    """One that sends something else, and one that connects and sends nothing."""
+
+    def scan(address):
+        time.sleep(0.2)
+        for text in (
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\xff" * 99,
+            b"1\n",
+            b"[1, 2, 3]\n",
+            b"",
+        ):
+            with socket.create_connection(address) as scanner:
+                scanner.sendall(text)
+                time.sleep(0.1)
+
+    assert call([0, 1], 2, seconds=10, before=scan) == [["host"] * 2] * 2
+    assert capfd.readouterr() == ("", "")

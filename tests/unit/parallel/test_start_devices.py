@@ -15,26 +15,8 @@ has_nvidia = bool(glob.glob("/dev/nvidia*"))
 
 
 @pytest.mark.skipif(has_nvidia, reason="needs a machine without an NVIDIA GPU")
-def test_a_missing_platform_is_one_line():
-    program = (
-        "from vt_flax.cli.startup import run\n"
-        "from vt_flax.parallel.devices import start_devices\n"
-        "run(lambda argv: start_devices())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"JAX_PLATFORMS": "cuda"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: JAX starts no device: ")
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.skipif(has_nvidia, reason="needs a machine without an NVIDIA GPU")
-def test_an_unused_gpu_is_named_by_jax():
-    """JAX's own warning of an unused accelerator is visible."""
+def test_jax_warns_of_an_unused_gpu():
+    """The warning is JAX's own, and the commands do not hide it."""
     program = (
         "from jax._src import hardware_utils\n"
         "from vt_flax.cli.startup import run\n"
@@ -54,25 +36,20 @@ def test_an_unused_gpu_is_named_by_jax():
 
 
 @pytest.mark.parametrize(
-    "message, advice",
+    "error, reason",
     [
         (
-            "'cuda': INTERNAL: no supported devices found\nmore",
-            "driver of 580 or newer",
+            RuntimeError("no supported devices found\nmore"),
+            "no supported devices found",
         ),
-        ("'cuda': Backend 'cuda' is not in the list of known backends: ['cpu']", "pip"),
-        ("'tpu': ABORTED: the TPU is already in use", "end the other process"),
-        ("'tpu': UNKNOWN: something else", ""),
+        # JAX_PLATFORMS=cuda without an NVIDIA device.
+        (AssertionError(), "none for .* found"),
     ],
 )
-def test_devices_that_jax_cannot_start_are_an_error(message, advice, monkeypatch):
+def test_a_device_that_jax_cannot_start_is_one_line(error, reason, monkeypatch):
     def fail():
-        raise RuntimeError(f"Unable to initialize backend {message}")
+        raise error
 
     monkeypatch.setattr(jax, "devices", fail)
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError, match=f"^JAX starts no device: {reason}; see docs"):
         devices.start_devices()
-    head, _, tail = str(found.value).partition("; ")
-    first = message.splitlines()[0]
-    assert head == f"JAX starts no device: Unable to initialize backend {first}"
-    assert advice in tail and bool(advice) == bool(tail)

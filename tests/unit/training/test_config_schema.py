@@ -27,6 +27,12 @@ def resolved(changes):
         ("data.crop_min_area", [0.0, 1.5], [1e-6, 1.0], "over 0 and at most 1"),
         ("data.std", [[0.5, 0.5, 0.0]], [[9, 9, 9]], "over 0"),
         ("segmentation.crop", [[512, -1]], [[1, 1]], "at least 1"),
+        (
+            "segmentation.max_class_share",
+            [0.4, 1.5],
+            [1.0],
+            "at least 0.5 and at most 1",
+        ),
         ("segmentation.hue", [-0.1, 0.6], [0.0, 0.5], "at least 0 and at most 0.5"),
         ("optimizer.momentum", [-0.1, 1.0], [0.0], "at least 0 and under 1"),
         ("optimizer.epsilon", [0.0], [1e-9], "over 0"),

@@ -145,13 +145,13 @@ def first_mixed(
       labels: uint8, (batch, H, W).
       rows: float32, (batch, crops, H): how many of a crop's rows come from each row.
       columns: float32, (batch, crops, W), likewise.
-      max_share: largest share of the labeled pixels, up to 1.
+      max_share: largest share of the labeled pixels, 0.5 to 1.
 
     Returns:
       int32, (batch,): index of the crop; the last one if there is no such crop. A crop
       without labels is none.
     """
-    labeled, largest = count_largest(labels, rows, columns, max_share)
+    labeled, largest = count_largest(labels, rows, columns)
     # Both are integers below 2^24, exact in float32.
     mixed = (largest <= max_share * labeled) & (labeled > 0)
     last = rows.shape[1] - 1
@@ -159,9 +159,9 @@ def first_mixed(
 
 
 def count_largest(
-    labels: jax.Array, rows: jax.Array, columns: jax.Array, max_share: float
+    labels: jax.Array, rows: jax.Array, columns: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Counts the labeled pixels of each crop, and those of a class with too many.
+    """Counts the labeled pixels of each crop, and those of its majority class.
 
     A count is a product of the crop's rows, a 0-1 plane of the mask and the crop's
     columns. Instead of one plane for each of up to 255 classes, eight find the majority
@@ -170,7 +170,7 @@ def count_largest(
 
     Returns:
       float32, (batch, crops): the number of labeled pixels, and that of the class that
-      has more than `max_share` of them; if none has, of any class or 0.
+      has more than half of them; if none has, of any class or 0.
     """
 
     def count(plane: jax.Array) -> jax.Array:
@@ -181,13 +181,6 @@ def count_largest(
 
     known = labels != IGNORE
     labeled = count(known)
-    if max_share < 0.5:
-        # Several classes may have more: count all.
-        def larger(largest: jax.Array, kind: jax.Array) -> tuple[jax.Array, None]:
-            return jnp.maximum(largest, count(labels == kind)), None
-
-        kinds = jnp.arange(IGNORE, dtype=jnp.uint8)
-        return labeled, jax.lax.scan(larger, jnp.zeros_like(labeled), kinds)[0]
     kind = jnp.zeros(labeled.shape, jnp.int32)
     for bit in range(8):
         ones = count(known & (labels >> bit & 1 == 1))

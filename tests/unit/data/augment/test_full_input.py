@@ -1,4 +1,4 @@
-"""The whole input on real photographs in array_record: exact, for any processes."""
+"""The input of real photographs in array_record: the same for any processes."""
 
 import hashlib
 
@@ -12,12 +12,12 @@ from vt_flax.training.config import load_config
 
 pytestmark = pytest.mark.slow
 
-STEPS, BATCH = 200, 8
+STEPS, BATCH = 20, 8
 
 
 @pytest.fixture(scope="module")
 def source(prepared_imagenet):
-    """Thirty photographs, so that 200 batches of 8 are 53 epochs and a third."""
+    """Thirty photographs, so that 20 batches of 8 are more than five epochs."""
     return open_source("imagenet2012", "train", prepared_imagenet)
 
 
@@ -58,32 +58,22 @@ def alone(source, config):
     return digests(source, config)
 
 
-def test_no_two_batches_are_alike(alone):
+def test_batches_differ_and_do_not_depend_on_the_number_of_processes(
+    source, config, alone
+):
     assert len(set(alone)) == STEPS
+    assert digests(source, config, process_count=4) == alone
+    assert not set(digests(source, config, seed=1, last=5)) & set(alone)
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_200_global_batches_are_the_same_for_any_number_of_processes(
-    process_count, source, config, alone
-):
-    assert digests(source, config, process_count=process_count) == alone
-
-
-@pytest.mark.parametrize("first", [1, 57, 199])
-def test_a_restart_at_any_step_goes_on_with_the_same_batches(
-    first, source, config, alone
-):
-    assert digests(source, config, first=first) == alone[first:]
-
-
-def test_another_seed_has_other_batches(source, config, alone):
-    assert not set(digests(source, config, seed=1, last=20)) & set(alone)
+def test_a_restart_goes_on_with_the_same_batches(source, config, alone):
+    assert digests(source, config, first=7) == alone[7:]
 
 
 def test_the_cache_changes_nothing(source, config, alone, monkeypatch):
     kept = cached(source)
     assert "GiB of encoded examples" in kept.notes[-1]
-    assert digests(kept, config, last=30) == alone[:30]
+    assert digests(kept, config) == alone
     # Nothing is read a second time.
     monkeypatch.setattr(source, "fetch", None)
-    assert digests(kept, config, last=30) == alone[:30]
+    assert digests(kept, config) == alone

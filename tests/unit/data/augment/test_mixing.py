@@ -7,7 +7,7 @@ import pytest
 from vt_flax.data.augment import mixing
 from vt_flax.training.config import default_config
 
-COUNT, SIDE = 400, 32
+COUNT, SIDE = 400, 16
 
 
 def config(**changes):
@@ -84,7 +84,7 @@ def test_with_both_each_example_takes_one():
 
 
 def test_erasing():
-    images = np.ones((COUNT, 40, 60, 3), np.float32)
+    images = np.ones((COUNT, 20, 30, 3), np.float32)
     out = np.asarray(jax.jit(lambda x, k: mixing.erase(x, 0.25, k))(images, keys()))
     erased = out[..., 0] == 0
     assert ((out == 0) == erased[..., None]).all() and (out[~erased] == 1).all()
@@ -103,10 +103,3 @@ def test_erasing():
     reached = erased.any(0)
     assert reached[:, 0].any() and reached[:, -1].any()
     assert reached[0].any() and reached[-1].any()
-
-
-@pytest.mark.parametrize("probability,share", [(0.0, 0.0), (1.0, 1.0)])
-def test_the_probability_of_erasing(probability, share):
-    images = np.ones((50, 16, 16, 3), np.float32)
-    out = mixing.erase(images, probability, keys(50))
-    assert (np.asarray(out) == 0).any((1, 2, 3)).mean() == share

@@ -1,4 +1,4 @@
-"""The device's image operations against Pillow's, on real photographs."""
+"""The device's image operations against Pillow's."""
 
 import jax
 import numpy as np
@@ -6,10 +6,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from vt_flax.data.augment import operations
-from vt_flax.data.augment.kernel import apply_in_kernel
 from vt_flax.data.augment.operations import OPERATIONS, operation, stack
 
-SIDE = 224
 FILL = (128, 128, 128)
 
 VALUES = {
@@ -62,117 +60,57 @@ def pillow(image: Image.Image, name: str, value: float) -> Image.Image:
 
 
 @jax.jit
-def reference(images, layers):
-    return operations.apply_layers(images, layers, [OPERATIONS] * len(layers))
+def apply_layer(images, layer):
+    return operations.apply_layers(images, [layer], [OPERATIONS])
 
 
-@jax.jit
-def kernel(images, layers):
-    """What TPUs run, on the CPU."""
-    return apply_in_kernel(images, layers, interpret=True)
+def check(images, cases):
+    """Applies one operation to each image, here and by Pillow."""
+    layer = stack([operation(*case, images.shape[1:3]) for case in cases])
+    found = apply_layer(images, layer)
+    assert found.dtype == np.uint8 and found.shape == images.shape
+    for image, result, (name, value) in zip(images, found, cases, strict=True):
+        expected = np.asarray(pillow(Image.fromarray(image), name, value), int)
+        gap = np.asarray(result) - expected
+        assert np.abs(gap).max() <= (name in ROUNDED), (name, value)
+        # Noise of few pixels may be rounded at any of them.
+        assert image.size < 5000 or (gap != 0).mean() < 0.05, (name, value)
 
 
-def layer(size, names_and_values):
-    return stack([operation(name, value, size) for name, value in names_and_values])
-
-
-def apply(images, *names_and_values, formulation=reference):
-    """Applies one operation to all images, or one to each."""
-    if len(names_and_values) != len(images):
-        names_and_values *= len(images)
-    out = formulation(images, [layer(images.shape[1:3], names_and_values)])
-    assert out.dtype == np.uint8 and out.shape == images.shape
-    return np.asarray(out)
-
-
-def expected(images, name, value):
-    return np.stack([pillow(Image.fromarray(i), name, value) for i in images])
-
-
-@pytest.fixture(scope="module")
-def photographs(real_data):
-    """Eight photographs, one of them grey, brought to size."""
+def test_operations_on_photographs(real_data):
+    """All operations in one batch, as a policy draws them; one photograph is gray."""
     files = sorted((real_data / "imagenet_samples").glob("*/*.JPEG"))
-    grey = next(file for file in files if Image.open(file).mode == "L")
-    chosen = [*files[::43][:7], grey]
-    return np.stack(
-        [Image.open(file).convert("RGB").resize((SIDE, SIDE)) for file in chosen]
-    )
+    gray = next(file for file in files if Image.open(file).mode == "L")
+    photographs = [
+        np.asarray(Image.open(file).convert("RGB").resize((96, 96)))
+        for file in [*files[::43][:7], gray]
+    ]
+    check(np.stack([photographs[i % 8] for i in range(len(CASES))]), CASES)
 
 
-@pytest.mark.parametrize("formulation", [reference, kernel])
-def test_every_image_gets_its_own_operation(formulation, photographs):
-    """All operations in one batch, as a policy draws them."""
-    cases = [case for case in CASES if case[1] != 0.0 or case[0] not in VALUES]
-    images = np.stack([photographs[i % 8] for i in range(len(cases))])
-    out = apply(images, *cases, formulation=formulation)
-    for image, found, (name, value) in zip(images, out, cases, strict=True):
-        gap = found.astype(int) - np.asarray(
-            pillow(Image.fromarray(image), name, value)
-        )
-        assert np.abs(gap).max() <= (name in ROUNDED), name
-        assert (gap != 0).mean() < 0.05, name
-
-
-@pytest.mark.parametrize("shape", [(32, 32), (17, 40), (3, 3), (2, 5), (1, 1)])
-@pytest.mark.parametrize("name,value", CASES)
-def test_other_sizes_and_few_levels(name, value, shape):
-    """Noise, one level alone, two levels, and channels that differ."""
+@pytest.mark.parametrize("shape", [(17, 40), (3, 3), (2, 5), (1, 1)])
+def test_small_images_and_few_levels(shape):
+    """Noise, a single level, two levels, and channels that differ."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, *shape, 3), dtype=np.uint8)
     images[1] = 77
     images[2] = rng.choice([10, 240], (*shape, 3))
     images[3] //= 8
     images[3, ..., 0] = 200
-    gap = apply(images, (name, value)).astype(int) - expected(images, name, value)
-    assert np.abs(gap).max() <= (name in ROUNDED)
+    check(np.repeat(images, len(CASES), 0), CASES * 4)
 
 
-def test_the_product_formulations_are_the_scatter_and_the_gather(photographs):
-    """What accelerators run, on the CPU."""
-    images = photographs.transpose(0, 3, 1, 2)
+def test_products_equal_the_scatter_and_the_gather():
+    """Accelerators run the products; here both run on the CPU."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
     counts = np.stack(
         [[np.bincount(p.ravel(), minlength=256) for p in image] for image in images]
     )
-    by_product = jax.jit(operations.histogram_by_product)(images)
-    np.testing.assert_array_equal(by_product, counts)
-    np.testing.assert_array_equal(operations.histogram(images), counts)
-
-    table = np.random.default_rng(0).integers(0, 256, (8, 3, 256))
+    table = rng.integers(0, 256, (8, 3, 256))
     b, c = np.ogrid[:8, :3]
-    found = table[b[..., None, None], c[..., None, None], images]
-    by_product = jax.jit(operations.look_up_by_product)(table, images)
-    np.testing.assert_array_equal(by_product, found)
-    np.testing.assert_array_equal(operations.look_up(table, images), found)
-
-
-SHAPES = [(17, 40), (3, 3), (1, 1), (1, 7), (7, 1), (130, 57)]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("well_compiled")
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_kernel_is_the_reference(shape):
-    """To the level, in three layers: what one leaves behind is not to reach the next.
-
-    Of noise, few levels and one level alone; and at every place of the batch.
-    """
-    rng = np.random.default_rng(0)
-    cases = CASES + [("Rotate", angle) for angle in rng.uniform(-30, 30, 6)]
-    images = rng.integers(0, 256, (len(cases), *shape, 3), dtype=np.uint8)
-    images[::3] = rng.choice([10, 100, 240], images[::3].shape)
-    images[::7] = rng.integers(0, 256, (len(images[::7]), 1, 1, 3))
-    layers = []
-    for _ in range(3):
-        rng.shuffle(cases)
-        layers.append(layer(shape, cases))
-    found, expected = kernel(images, layers), images
-    for one in layers:
-        expected = reference(expected, [one])
-    np.testing.assert_array_equal(found, expected)
-    assert min(shape) < 3 or (np.asarray(found) != images).mean() > 0.5
-
-
-def test_an_unknown_operation():
-    with pytest.raises(ValueError, match="Twirl"):
-        operation("Twirl")
+    levels = table[b[..., None, None], c[..., None, None], images]
+    for histogram in (operations.histogram, operations.histogram_by_product):
+        np.testing.assert_array_equal(jax.jit(histogram)(images), counts)
+    for look_up in (operations.look_up, operations.look_up_by_product):
+        np.testing.assert_array_equal(jax.jit(look_up)(table, images), levels)

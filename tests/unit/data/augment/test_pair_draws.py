@@ -1,4 +1,4 @@
-"""What is drawn for pairs: how often, how large, and independently."""
+"""Random draws for pairs: uniform and independent."""
 
 import jax
 import numpy as np
@@ -42,7 +42,7 @@ def test_scales_and_places_are_drawn_uniformly():
     places = (np.abs(draw.starts) + spread) / (np.abs(rest) + 1)
     assert (draw.starts * rest >= 0).all()
     for first in (0, 1):
-        for i, j in ((0, 0), (0, 1), (9, 0), (9, 1)):
+        for i, j in ((0, 0), (9, 1)):
             assert is_uniform(places[first::2, i, j])
     # Neither the scale nor the other tries tell where a crop lies.
     place = places[1::2, 0, 0]
@@ -59,7 +59,7 @@ def test_the_short_side_is_what_is_scaled():
     np.testing.assert_allclose(ratio, sizes.max(1) / sizes.min(1), rtol=0.01)
 
 
-def test_colours_are_drawn_uniformly():
+def test_colors_are_drawn_uniformly():
     settings = config(brightness=0.3, contrast=1.5, hue=0.2)
     jitter = drawn(settings, np.ones((DRAWS, 2), np.int32)).jitter
     assert is_uniform((jitter.brightness - 0.7) / 0.6)

@@ -25,9 +25,9 @@ def smooth(height, width):
     return np.stack(planes, -1).astype(np.uint8)
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("scale", [0.75, 1.0])
-@pytest.mark.parametrize("short_side", [0, 24, 100])
+@pytest.mark.parametrize(
+    "short_side, scale, flip", [(0, 1.0, False), (24, 0.75, True), (100, 0.75, False)]
+)
 def test_evaluation_goes_there_and_back(short_side, scale, flip):
     sizes = np.asarray([(40, 60), (60, 33), (20, 30), (0, 0)], np.int32)
     images = in_canvas([smooth(*size) for size in sizes], (60, 60), fill=7)

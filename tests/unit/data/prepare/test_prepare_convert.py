@@ -34,10 +34,6 @@ def contents(folder) -> dict[str, str]:
     }
 
 
-def stopped_at_once(*_):
-    raise KeyboardInterrupt
-
-
 def check_records(source, result):
     """Compares every record with what TensorFlow and array_record read."""
     files = sorted((source / FOLDER).glob("*.tfrecord*"))
@@ -49,7 +45,7 @@ def check_records(source, result):
         assert reader.read(0, reader.num_records()) == expected
 
 
-@pytest.mark.parametrize("out_dir", ["", "stored/../stored", "out"])
+@pytest.mark.parametrize("out_dir", ["", "out"])
 def test_every_record_is_there(stored, digits, tmp_path, out_dir):
     before = contents(stored)
     beside = out_dir != "out"
@@ -71,10 +67,9 @@ def test_every_record_is_there(stored, digits, tmp_path, out_dir):
     assert len(list(again.as_dataset(split="test"))) == 360
 
 
-@pytest.mark.parametrize("beside", [True, False])
-def test_a_second_run_after_a_stop(stored, tmp_path, beside, monkeypatch):
-    out = stored if beside else tmp_path / "out"
-    arguments = ("digits", str(stored), "" if beside else str(out))
+def test_a_second_run_after_a_stop(stored, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    arguments = ("digits", str(stored), str(out))
     converted = []
     convert_file = module._convert_file
 
@@ -89,16 +84,10 @@ def test_a_second_run_after_a_stop(stored, tmp_path, beside, monkeypatch):
         convert(*arguments)
     unfinished = tfds_builder("digits", str(out))
     assert FileFormat.ARRAY_RECORD not in unfinished.info.available_file_formats()
-    assert unfinished.is_prepared() == beside
+    assert not unfinished.is_prepared()
     kept = {file: file.stat().st_mtime_ns for file in converted}
 
     monkeypatch.setattr(module, "_convert_file", convert_file)
-    # Stopped once more, when only the description was missing.
-    write = module._write_description
-    monkeypatch.setattr(module, "_write_description", stopped_at_once)
-    with pytest.raises(KeyboardInterrupt):
-        convert(*arguments)
-    monkeypatch.setattr(module, "_write_description", write)
     convert(*arguments)
     assert {file: file.stat().st_mtime_ns for file in converted} == kept
     check_records(stored, out)
@@ -134,30 +123,15 @@ def test_a_dataset_that_tfds_has_no_code_of(tmp_path):
         assert (example.image, example.label) == (image.getvalue(), 1)
 
 
-def test_building_what_is_there_as_tfrecord(stored, capfd):
+def test_building_what_is_there_as_tfrecord(stored):
     hint = f"as tfrecord: .* convert digits --data_dir {stored}`"
     before = contents(stored)
     with pytest.raises(UserError, match=hint):
         build.prepare("digits", str(stored))
     assert contents(stored) == before
-    convert("digits", str(stored))
-    converted = contents(stored)
-    build.prepare("digits", str(stored))
-    assert "already prepared" in capfd.readouterr().err
-    convert("digits", str(stored))
-    assert "has array_record already" in capfd.readouterr().err
-    assert contents(stored) == converted
 
 
-def test_a_dataset_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="'cifar10' is not prepared in"):
-        convert("cifar10", str(tmp_path))
-    with pytest.raises(UserError, match="did you mean cifar10"):
-        convert("cifar1O", str(tmp_path))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_missing_or_damaged_file(stored):
+def test_a_damaged_file(stored):
     file = sorted((stored / FOLDER).glob("digits-train.tfrecord*"))[1]
     whole = file.read_bytes()
     file.write_bytes(whole[:-100])
@@ -167,9 +141,6 @@ def test_a_missing_or_damaged_file(stored):
     with pytest.raises(UserError, match=f"{file} holds 0 examples.*says 479"):
         convert("digits", str(stored))
     assert not list((stored / FOLDER).glob("incomplete*"))
-    file.unlink()
-    with pytest.raises(UserError, match=f"converting {file}: NotFoundError"):
-        convert("digits", str(stored))
     file.write_bytes(whole)
     convert("digits", str(stored))
     check_records(stored, stored)

@@ -1,4 +1,4 @@
-"""The embedded scenes: determinism, exact masks, what distinguishes classes."""
+"""The embedded scenes: determinism and exact masks."""
 
 import functools
 import hashlib
@@ -9,10 +9,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PolynomialFeatures
 
 from vt_flax.data.prepare import shapes
 from vt_flax.data.prepare.shapes import CLASS_NAMES, SIDE, Placement, scene
@@ -25,14 +21,6 @@ CLASSES = len(CLASS_NAMES)
 def scenes(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
     images, labels = zip(*map(scene, range(first, last)), strict=True)
     return np.stack(images), np.stack(labels)
-
-
-def mean_iou(labels: np.ndarray, predictions: np.ndarray) -> float:
-    ratios = []
-    for i in range(CLASSES):
-        either = (labels == i) | (predictions == i)
-        ratios.append(((labels == i) & (predictions == i)).sum() / either.sum())
-    return float(np.mean(ratios))
 
 
 def test_a_scene_is_the_same_each_time_and_like_no_other():
@@ -95,9 +83,8 @@ def independently_covered(placement: Placement) -> np.ndarray:
 
 
 @pytest.mark.parametrize("label", range(1, CLASSES))
-@pytest.mark.parametrize("seed", range(2))
-def test_an_object_covers_the_pixels_whose_centers_are_in_its_outline(label, seed):
-    random = np.random.default_rng(seed)
+def test_an_object_covers_the_pixels_whose_centers_are_in_its_outline(label):
+    random = np.random.default_rng(label)
     x, y = random.uniform(10, 54, 2)
     placement = Placement(label, x, y, random.uniform(8, 16), random.uniform(0, 6.28))
     covers = placement.covers()
@@ -105,7 +92,7 @@ def test_an_object_covers_the_pixels_whose_centers_are_in_its_outline(label, see
     assert covers.sum() > 100
 
 
-@pytest.mark.parametrize("example", range(4))
+@pytest.mark.parametrize("example", range(2))
 def test_labels_are_the_objects_in_their_order(example):
     placements, _ = shapes.place(generator(example))
     assert 3 <= len(placements) <= 5
@@ -113,81 +100,6 @@ def test_labels_are_the_objects_in_their_order(example):
     for placement in placements:
         expected[independently_covered(placement)] = placement.label
     np.testing.assert_array_equal(scene(example)[1], expected)
-
-
-def test_objects_cover_each_other_in_part_only():
-    covered = 0
-    for example in range(40):
-        placements, labels = shapes.place(generator(example))
-        for i, placement in enumerate(placements):
-            full = placement.covers()
-            later = [other.covers() for other in placements[i + 1 :]]
-            seen = full & ~np.any([np.zeros_like(full), *later], axis=0)
-            assert seen.sum() >= 0.7 * full.sum()
-            assert (labels[seen] == placement.label).all()
-            covered += seen.sum() < full.sum()
-    assert covered > 30
-
-
-def test_classes_are_balanced():
-    fractions = np.bincount(scenes(0, 300)[1].ravel(), minlength=CLASSES) / (
-        300 * SIDE**2
-    )
-    assert 0.45 < fractions[0] < 0.65
-    objects = fractions[1:] / fractions[1:].mean()
-    assert objects.min() > 0.8 and objects.max() < 1.2
-
-
-# Shapes distinguish the classes, colors do not.
-
-
-@pytest.mark.parametrize("degree, balance", [(1, None), (2, "balanced")])
-def test_colors_do_not_distinguish_the_classes(degree, balance):
-    images, labels = scenes(0, 300)
-    test_images, test_labels = scenes(1500, 1540)
-    pixels = np.random.default_rng(0).permutation(labels.size)[:10_000]
-    # Red, green, blue; at degree 2 also their squares and products.
-    model = make_pipeline(
-        PolynomialFeatures(degree, include_bias=False),
-        LogisticRegression(class_weight=balance, max_iter=300),
-    )
-    model.fit(images.reshape(-1, 3)[pixels] / 255, labels.ravel()[pixels])
-    predicted = model.predict(test_images.reshape(-1, 3) / 255)
-    background = mean_iou(test_labels, np.zeros_like(test_labels))
-    assert 0.07 < background < 0.11
-    assert mean_iou(test_labels.ravel(), predicted) < background + 0.04
-
-
-def profile(covers: np.ndarray) -> np.ndarray:
-    """Returns a description of a shape that no turn and no scale changes.
-
-    It is the fraction of each ring around the middle that is covered.
-    """
-    y, x = np.nonzero(covers)
-    middle = x.mean(), y.mean()
-    points = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1) - middle
-    radius = np.hypot(*np.moveaxis(points, -1, 0))
-    rings = np.minimum(radius / radius[covers].max() * 8, 8).astype(int).ravel()
-    count = np.bincount(rings, minlength=9)
-    return (np.bincount(rings, covers.ravel(), 9) / np.maximum(count, 1))[:8]
-
-
-def test_shapes_distinguish_the_classes():
-    random = np.random.default_rng(0)
-    labels = random.integers(1, CLASSES, 600)
-    features = [
-        profile(
-            Placement(
-                label,
-                *random.uniform(26, 38, 2),
-                random.uniform(shapes.LEAST_RADIUS, shapes.MOST_RADIUS),
-                random.uniform(0, 6.28),
-            ).covers()
-        )
-        for label in labels
-    ]
-    model = KNeighborsClassifier(5).fit(features[:300], labels[:300])
-    assert model.score(features[300:], labels[300:]) > 0.97
 
 
 # The dataset.
