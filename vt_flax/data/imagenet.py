@@ -1,8 +1,13 @@
 """ImageNet's classes and the labels of its validation images, from the TFDS package."""
 
+import re
+from collections.abc import Sequence
+
 from vt_flax.data.host import tensorflow
 
 CLASSES = 1000
+# Images of the validation archive, numbered from 1.
+VALIDATION_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
 
 
 def class_names() -> list[str]:
@@ -13,6 +18,21 @@ def class_names() -> list[str]:
 def validation_labels() -> list[str]:
     """Returns the WordNet ids of ILSVRC2012_val_00000001 to 00050000."""
     return _lines("validation_labels.txt")
+
+
+def labels_of(images: Sequence[str]) -> tuple[list[str], list[int]] | None:
+    """Returns the classes, sorted by name, and the class index of each image.
+
+    `images` are file names of the validation archive; None if any is not.
+    """
+    matches = [VALIDATION_IMAGE.fullmatch(image) for image in images]
+    published = validation_labels() if all(matches) else []
+    numbers = [int(match[1]) for match in matches if match]
+    if not published or not 1 <= min(numbers) <= max(numbers) <= len(published):
+        return None
+    classes = sorted(set(published))
+    indices = {name: i for i, name in enumerate(classes)}
+    return classes, [indices[published[number - 1]] for number in numbers]
 
 
 def _lines(name: str) -> list[str]:

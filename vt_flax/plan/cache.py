@@ -21,7 +21,7 @@ UNUSED = (
 )
 UNUSED_DATA = (
     *("name", "data_dir", "train_split", "eval_split", "on_error", "workers"),
-    *("readers", "prefetch", "cache", "shuffle_buffer"),
+    *("readers", "prefetch", "cache"),
 )
 # Environment variables with options of the compilers.
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")

@@ -84,8 +84,6 @@ def split_totals(
         source,
         run.config.data,
         batch=size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         local_indices=local_indices(mesh, size),
         decoder=run.task.decoder(source, train=False),
     )

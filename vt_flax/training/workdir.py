@@ -85,6 +85,8 @@ def read_run(workdir: pathlib.Path) -> RunRecord:
         content = json.loads(file.read_text())
         form = content.pop("format")
         content.pop("vt_flax")
+        # A key of earlier versions, which read TFRecord data as a stream.
+        content["config"].get("data", {}).pop("shuffle_buffer", None)
         if form != FORMAT:
             raise UserError(
                 f"{file} has format {form}; this version reads {FORMAT}: choose "

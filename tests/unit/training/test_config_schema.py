@@ -38,7 +38,6 @@ def resolved(**changes):
         ("data.workers", [-1], [0], "at least 0"),
         ("data.readers", [0], [1], "at least 1"),
         ("data.prefetch", [-1], [0], "at least 0"),
-        ("data.shuffle_buffer", [0], [1], "at least 1"),
         ("segmentation.canvas", [[0, 512]], [(1, 1)], "at least 1"),
         ("segmentation.crop", [[512, -1]], [[1, 1]], "at least 1"),
         ("segmentation.eval_canvas", [[-1, 0]], [[0, 9]], "at least 0"),

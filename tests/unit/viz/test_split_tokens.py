@@ -8,14 +8,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tiny_networks import SIDE, build
 
-from vt_flax.data.source import Example, RandomAccessSource
+from vt_flax.data.source import Example, Source
 from vt_flax.inference.predictor import Predictor
 from vt_flax.training.config import resolve
 from vt_flax.training.tasks import task_of
 from vt_flax.viz.split_tokens import draw_tokens
 
 
-class Squares(RandomAccessSource):
+class Squares(Source):
     """Images of three classes, each a bright square at a place of its own."""
 
     name = "squares"
