@@ -139,11 +139,6 @@ def test_what_is_refused(tmp_path, files, split, message):
         opened(tmp_path / "nowhere", split)
 
 
-def test_a_class_may_be_called_like_a_split(tmp_path):
-    make(tmp_path, "test/1.jpg", "cat/2.jpg", "images/3.jpg")
-    assert [*opened(tmp_path)] == ["cat", "images", "test"]
-
-
 def test_files_that_are_left_out_are_noted(tmp_path):
     """Files alone are counted, and folders whatever their names are read."""
     make(

@@ -1,4 +1,4 @@
-"""Folders of images and masks: classes of values, and one line for what does not fit."""
+"""Folders of images and masks: classes of their values, and what is refused."""
 
 import re
 
@@ -9,7 +9,6 @@ from pair_trees import (
     assert_same,
     draw_image,
     draw_labels,
-    make_lip,
     stored,
     with_palette,
     write,
@@ -273,14 +272,6 @@ def test_pairs_that_cannot_be_told(folder, files, words):
 
 
 @pytest.mark.parametrize(
-    "name, words", [("my split", "cannot have"), ("all", "reserved")]
-)
-def test_names_that_no_split_may_have(folder, name, words):
-    folder.write(split=name)
-    assert words in folder.refused()
-
-
-@pytest.mark.parametrize(
     "text, words",
     [
         (b"a\n\nb\nc", "classes.txt: a name is empty"),
@@ -292,20 +283,6 @@ def test_names_that_no_split_may_have(folder, name, words):
 def test_bad_lists_of_classes(folder, text, words):
     (folder.write().root / "classes.txt").write_bytes(text)
     assert words in folder.refused()
-
-
-def test_lip_refuses_other_modes_and_labels(tmp_path):
-    make_lip(tmp_path / "manual")
-    folder = tmp_path / "manual" / "TrainVal_parsing_annotations" / "val_segmentations"
-    path = folder / "1_1001.png"
-    good = np.asarray(Image.open(path))
-    for image, words in (
-        (Image.open(path).convert("RGB"), "1_1001.png: a mask must be a gray PNG"),
-        (with_palette(np.where(good == 19, 20, good)), "value 20 is none of the 20 cl"),
-    ):
-        write(path, image)
-        with pytest.raises(UserError, match=words):
-            build.prepare("lip", str(tmp_path / "data"), str(tmp_path / "manual"))
 
 
 @pytest.mark.parametrize(

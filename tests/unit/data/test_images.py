@@ -205,11 +205,3 @@ def test_padded_crops_are_all_the_windows_of_the_padded_image():
         counts[windows[out.tobytes()]] += 1
     # 20 each, with a standard deviation of 4.4.
     assert min(counts.values()) > 2 and max(counts.values()) < 45
-
-
-def test_images_of_other_sizes_are_brought_to_size_before_padding():
-    image = Image.fromarray(noise(20, 30))
-    resized = image.resize((12, 8), Image.Resampling.BILINEAR)
-    middle = np.asarray(resized)[:, 2:10].astype(int)
-    out = images.pad_and_crop(tf.constant(encode(image)), 8, 0, [0, 0]).numpy()
-    assert np.abs(out - middle).max() <= 1

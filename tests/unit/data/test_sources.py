@@ -18,9 +18,8 @@ from vt_flax.data import storage
 from vt_flax.data.batches import train_batches
 from vt_flax.data.host import tensorflow
 from vt_flax.data.pillow_decoder import decode_with_pillow as decode
-from vt_flax.data.segmentation_sources import TFDSPairs
-from vt_flax.data.sources import open_configured, open_source, tfds_builder
-from vt_flax.data.storage import UnreachableError, is_folder, storage_errors
+from vt_flax.data.sources import open_configured, open_source
+from vt_flax.data.storage import UnreachableError, is_folder
 from vt_flax.errors import UserError
 from vt_flax.plan.cases import find_facts
 from vt_flax.training.config import load_config, resolve
@@ -236,21 +235,6 @@ def test_an_evaluation_split_without_labels_is_refused_before_training(zoo):
     task_of(config).open_source(config, "train")
 
 
-def test_features_of_segmentation(zoo):
-    builder = tfds_builder("zoo", zoo)
-
-    def opened(**options):
-        return TFDSPairs(builder, "zoo", "train", num_classes=2, **options)
-
-    for chosen, green in (("closeup", 200), ("", 0)):
-        source = opened(image_feature=chosen)
-        images = [one.image for one in source.read(range(len(source)))]
-        assert sorted(images) == sorted(filled(i, green, 0) for i in range(COUNT))
-    assert opened(image_feature="closeup").identity() != opened().identity()
-    with pytest.raises(UserError, match="'clos' must name one of .*: closeup, image"):
-        opened(image_feature="clos")
-
-
 def test_slices_of_a_dataset_that_is_not_shuffled_are_noted(zoo, monkeypatch):
     assert not open_source("zoo", "train[:50%]", zoo).notes
     info = tfds.core.DatasetInfo
@@ -305,20 +289,6 @@ def test_a_bucket_is_refused_by_its_reason(name, kind, message, is_lost, monkeyp
     assert str(refusal.value).startswith(f"gs://bucket/data: cannot be read ({message}")
     assert "\n" not in str(refusal.value)
     assert isinstance(refusal.value, UnreachableError) == is_lost
-
-
-def test_what_is_wrapped_is_found():
-    """TFDS and etils raise errors of their own from those of a file system."""
-    lost = raised(tensorflow().errors.NotFoundError, "no such bucket")
-    for outer in (RuntimeError("Failed to construct"), ValueError()):
-        with pytest.raises(UserError, match="^place: .*no such bucket"):
-            with storage_errors("place"):
-                raise outer from lost
-    with pytest.raises(UserError, match="^place: no name, no number"):
-        with storage_errors("place"):
-            raise OSError("no name, no number\nsecond line")
-    with pytest.raises(KeyError), storage_errors("place"):
-        raise KeyError("a bug")
 
 
 @pytest.fixture
