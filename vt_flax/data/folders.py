@@ -13,7 +13,6 @@ from etils import epath
 from vt_flax.data import imagenet
 from vt_flax.data.image_files import IMAGE_SUFFIXES, is_image, list_folder, walk
 from vt_flax.data.orientation import orientation_in
-from vt_flax.data.pillow_decoder import notes_on_levels
 from vt_flax.data.source import Example, Source
 from vt_flax.data.splits import ALL, slice_bounds, split_parts
 from vt_flax.data.storage import is_folder, read_file, storage_errors
@@ -25,8 +24,6 @@ SPLIT_NAME = re.compile(
     r"([ _-]?(set|split|data|images|imgs))?[ _-]?\d*",
     re.IGNORECASE,
 )
-# Images that are searched for more than 8 bits before a run starts.
-SAMPLE = 1000
 
 
 class FolderSource(Source):
@@ -85,9 +82,7 @@ class FolderSource(Source):
         loose = sum(map(is_image, files))
         if loose and path not in roots.values():
             notes.append(f"{path}: images left out beside the split folders: {loose:,}")
-        # Their order is shuffled, so that the first are as good a sample as any.
-        sample = [path / name for name in self._paths[:SAMPLE]]
-        self.notes = (*notes, *notes_on_levels(self.name, sample))
+        self.notes = tuple(notes)
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -95,16 +90,9 @@ class FolderSource(Source):
 
     def identity(self) -> dict[str, Any]:
         """Returns what distinguishes the split: see `Source.identity`."""
-        return super().identity() | {"names": self._digest}
-
-    @functools.cached_property
-    def _digest(self) -> str:
-        """A digest of the images' paths, in order."""
-        digest, separator = hashlib.sha256(), b""
-        for path in self._paths:
-            digest.update(separator + os.fsencode(path))
-            separator = b"\n"
-        return digest.hexdigest()[:16]
+        # The images' paths, in order.
+        digest = hashlib.sha256(b"\n".join(map(os.fsencode, self._paths)))
+        return super().identity() | {"names": digest.hexdigest()[:16]}
 
     def class_counts(self) -> np.ndarray:
         """Returns the number of images of each class, (classes,)."""

@@ -10,14 +10,10 @@ from PIL import features
 from vt_flax.data.host import tensorflow
 from vt_flax.paths import in_bucket
 
-# Formats that Pillow decodes, and whose images have 8 bits.
-SUFFIXES_OF_8_BITS = (
+# Common formats that Pillow decodes.
+IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo"),
     *(".bmp", ".dib", ".gif", ".webp", ".tga", ".qoi"),
-)
-# All common formats that it decodes.
-IMAGE_SUFFIXES = (
-    *SUFFIXES_OF_8_BITS,
     *(".png", ".apng", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"),
     # Pillow may be built without JPEG 2000.
     *((".jp2", ".j2k", ".jpx", ".jpf") if features.check("jpg_2000") else ()),

@@ -1,19 +1,12 @@
 """Images of any format and mode, decoded by Pillow to 8-bit RGB."""
 
-import contextlib
 import dataclasses
 import io
-from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 from PIL import Image, TiffImagePlugin
 
-from vt_flax.data.image_files import SUFFIXES_OF_8_BITS
 from vt_flax.data.orientation import UPRIGHT, as_stored, orientation_of
-
-# Files of a split that are opened before a run starts to look for more than 8 bits.
-SAMPLE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,17 +104,3 @@ def _stretched(image: Image.Image) -> Decoded:
     levels = np.round((levels - low) / max(high - low, 1e-30) * 255)
     note = f"32 bits converted to 8: {low:g} is black, {high:g} is white"
     return Decoded(_gray(levels), note=note)
-
-
-def notes_on_levels(name: str, files: Sequence[epath.Path]) -> list[str]:
-    """Returns a note if the first images that may have more than 8 bits have more."""
-    deep = [f for f in files if not f.name.lower().endswith(SUFFIXES_OF_8_BITS)]
-    for file in deep[:SAMPLE]:
-        # A file that cannot be read is reported when a batch needs it.
-        with contextlib.suppress(OSError, ValueError):
-            with file.open("rb") as stream, Image.open(stream) as image:
-                is_deep = image.mode[0] in "IF" or ";16" in _raw_mode(image)
-                note = decode_opened(image).note if is_deep else ""
-            if note:
-                return [f"{name}: {file}: {note}"]
-    return []

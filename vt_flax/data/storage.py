@@ -17,18 +17,8 @@ class UnreachableError(UserError):
 
 
 def storage_path(path: str | os.PathLike) -> epath.Path:
-    """Returns the path of a folder of data, as somebody typed it; `~` is expanded.
-
-    Raises:
-      UserError: for another kind of storage than local folders and `gs://` buckets.
-    """
-    if not in_bucket(path):
-        return epath.Path(typed_path(path))
-    if not str(path).startswith("gs://"):
-        raise UserError(
-            f"{path}: data is read from local folders and gs:// buckets: copy it there"
-        )
-    return epath.Path(path)
+    """Returns the path of a folder of data, as somebody typed it; `~` is expanded."""
+    return epath.Path(path if in_bucket(path) else typed_path(path))
 
 
 def is_folder(path: str | os.PathLike) -> bool:

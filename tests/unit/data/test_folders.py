@@ -3,7 +3,6 @@
 import io
 import os
 import pathlib
-import re
 import types
 
 import numpy as np
@@ -240,18 +239,6 @@ def test_imagenets_validation_images_need_no_class_folders(tmp_path):
     make(tmp_path, "val/another.JPEG")
     with pytest.raises(UserError, match="expected .*/val/CLASS/IMAGE"):
         FolderSource(tmp_path, "val")
-
-
-def test_more_than_8_bits_are_noted(tmp_path):
-    levels = np.arange(24).reshape(4, 6)
-    for name, image, words in (
-        ("a.png", levels.astype(np.uint16), "16 bits converted to 8: 65,535 is white"),
-        ("a.tif", levels.astype(np.float32) - 1, "32 bits .* -1 is black, 22 is white"),
-    ):
-        folder = make(tmp_path / name, "b/1.jpg", "a/1.jpg")
-        Image.fromarray(image).save(folder / "a" / name)
-        (note,) = notes(folder)
-        assert re.search(f"a/{name}: {words}", note)
 
 
 # Images for training, masks and predict.
