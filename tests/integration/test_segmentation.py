@@ -434,7 +434,7 @@ def test_predict_of_a_classifier(digits, tmp_path, capsys):
         ({"data.name": "mnist_"}, "mnist_"),
         ({"data.eval_split": "validation"}, "Unknown split 'validation'"),
         ({"data.eval_split": "test[:0]"}, "empty"),
-        ({"model.num_classes": 4}, "has 3 classes, not the 4"),
+        ({"model.num_classes": 4}, "has 3 classes, with model.num_classes 4"),
         ({"model.num_classes": -1}, "num_classes"),
         ({"model.bn_group_size": 3}, "bn_group_size 3: does not divide"),
         ({"model.bn_group_size": -1}, "bn_group_size=-1"),
