@@ -5,7 +5,6 @@ Bad examples are named, or skipped, replaced and counted.
 
 import contextlib
 import os
-import pathlib
 import subprocess
 import sys
 import threading
@@ -20,7 +19,6 @@ from vt_flax.data import order
 from vt_flax.data.batches import eval_batches, train_batches
 from vt_flax.data.decoders import ClassDecoder
 from vt_flax.data.source import Example, Source, cached
-from vt_flax.data.sources import open_source
 from vt_flax.errors import UserError
 from vt_flax.training.config import default_config
 
@@ -321,48 +319,3 @@ def test_a_slow_consumer_does_not_end_the_reading(monkeypatch):
         time.sleep(0.5)
         for _ in range(100):
             next(batches)
-
-
-# Real photographs.
-
-
-@pytest.fixture
-def folder(real_data, tmp_path) -> pathlib.Path:
-    """Twelve photographs in two classes."""
-    files = sorted((real_data / "imagenet_samples").glob("*/*.JPEG"))[:12]
-    for i, file in enumerate(files):
-        path = tmp_path / "ab"[i % 2] / f"{i:02}.JPEG"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(file.read_bytes())
-    return tmp_path
-
-
-@pytest.mark.parametrize("share", [0.2, 0.97])
-def test_a_truncated_photograph_is_named_whatever_its_crop(share, folder):
-    path = folder / "b" / "05.JPEG"
-    encoded = path.read_bytes()
-    path.write_bytes(encoded[: int(share * len(encoded))])
-    source = open_source(f"folder:{folder}", "all")
-    with pytest.raises(UserError, match=r"05.JPEG: not a readable.*truncated"):
-        train(source, batch=12, last=1, train_crop="random_resized")
-
-
-def test_photographs_of_every_kind_are_read(folder):
-    """ImageNet has gray and CMYK JPEGs, and a PNG that is called JPEG."""
-    image = Image.open(folder / "a" / "00.JPEG").convert("RGB")
-    image.convert("L").save(folder / "a" / "gray.JPEG")
-    image.convert("CMYK").save(folder / "a" / "cmyk.JPEG")
-    image.save(folder / "a" / "png.JPEG", "PNG")
-    image.save(folder / "a" / "progressive.JPEG", progressive=True)
-    source = open_source(f"folder:{folder}", "all")
-    names = [pathlib.Path(source.describe(i)).stem for i in range(len(source))]
-    (batch,) = evaluate(source, len(source), image_size=64)
-    assert batch["mask"].all()
-    found = dict(zip(names, batch["image"].astype(int), strict=True))
-    for kind in ("png", "progressive"):
-        assert np.abs(found[kind] - found["00"]).mean() < 3
-    luma = found["00"] @ np.asarray([0.299, 0.587, 0.114])
-    assert np.abs(found["gray"] - luma[..., None]).mean() < 3
-    # Ink and back costs more.
-    assert np.abs(found["cmyk"] - found["00"]).mean() < 6
-    train(source, batch=len(source), last=1, train_crop="random_resized")

@@ -128,7 +128,7 @@ def others():
         if features.check("avif"):
             avif = encode(SMOOTH, "AVIF", **exif)
             yield f"exif{value}.avif.webp", avif, by_pillow(avif)
-    for mode in ("1", "L", "P", "RGB", "RGBA"):
+    for mode in ("1", "P", "RGBA"):
         bmp = encode(Image.fromarray(NOISE).convert(mode), "BMP")
         yield f"{mode}.bmp", bmp, by_pillow(bmp)
     frames = {"save_all": True, "append_images": [Image.fromarray(SMOOTH)]}
