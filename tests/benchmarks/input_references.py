@@ -11,7 +11,7 @@ import pillow_loader
 from command import make_parser
 
 from vt_flax.cli import startup, tables
-from vt_flax.cli.benchmark import check_positive, random_access
+from vt_flax.cli.benchmark import check_positive
 from vt_flax.data.host import tensorflow
 from vt_flax.data.sources import open_configured
 from vt_flax.measure.input import BATCH, ours, read_jpegs, run_dataset, take_turns
@@ -54,7 +54,7 @@ def main(argv):
     args, overrides = parser.parse_known_args(argv)
     check_positive(args, "seconds", "rounds")
     config = load_config(args.config, overrides).data
-    source = random_access(open_configured(config, config.train_split))
+    source = open_configured(config, config.train_split)
     files = read_jpegs(source)
     workers = config.workers or os.cpu_count() or 1
     variants = {

@@ -28,7 +28,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vt_flax.cli import parsing, tables
-from vt_flax.data.source import RandomAccessSource, Source
 from vt_flax.data.sources import open_configured, open_source
 from vt_flax.errors import UserError
 from vt_flax.models import model_task
@@ -136,24 +135,17 @@ def _input(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             draw_sheet(pathlib.Path(args.save), source, evaluation, data, config.seed)
         print(f"contact sheet in {args.save}", file=sys.stderr)
     records, notes = report(
-        random_access(source),
+        source,
         data,
         seconds=args.seconds,
         rounds=args.rounds,
-        other=other and random_access(other),
+        other=other,
     )
     title = (
         f"{source.name}: images per second at {data.image_size} x {data.image_size} "
         "(ours_ratio: ours over the row)"
     )
     tables.print_rows(records, args.format, title, notes)
-
-
-def random_access(source: Source) -> RandomAccessSource:
-    """Returns the source; raises `UserError` if its examples cannot be indexed."""
-    if not isinstance(source, RandomAccessSource):
-        raise UserError(f"benchmark input needs random access; {source.notes[0]}")
-    return source
 
 
 def _step(args: argparse.Namespace, overrides: Sequence[str]) -> None:

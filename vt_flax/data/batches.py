@@ -7,9 +7,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vt_flax.data.decoders import ClassDecoder, Decoder
-from vt_flax.data.order import Order, local_block
-from vt_flax.data.reading import RandomAccessReader, StreamReader
-from vt_flax.data.source import Source, StreamSource
+from vt_flax.data.order import Order
+from vt_flax.data.reading import Reader
+from vt_flax.data.source import Source
 
 Batch = dict[str, np.ndarray]
 
@@ -22,16 +22,13 @@ def train_batches(
     batch: int,
     first: int,
     last: int,
-    process_index: int = 0,
-    process_count: int = 1,
     local_indices: np.ndarray | None = None,
     decoder: Decoder | None = None,
 ) -> Iterator[Batch]:
     """Yields one process's examples of the training batches.
 
     Which examples a batch has, and how each is cropped, depends on `seed` and the step
-    alone (see `order`): not on the number of processes or threads, nor on restarts. A
-    `StreamSource` has only the crops in common.
+    alone (see `order`): not on the number of processes or threads, nor on restarts.
 
     Args:
       source: the training split.
@@ -40,10 +37,8 @@ def train_batches(
       batch: examples in the global batch.
       first: first step.
       last: step before which to end.
-      process_index: this process.
-      process_count: number of processes.
       local_indices: (local batch,), examples of each global batch that this process
-        reads, ascending; by default a block of neighbors.
+        reads, ascending; by default all.
       decoder: decodes an example; by default to a crop and its class.
 
     Yields:
@@ -55,17 +50,10 @@ def train_batches(
       UserError: for an example that cannot be read, unless `config.on_error` is skip.
     """
     if local_indices is None:
-        local_indices = local_block(batch, process_index, process_count)
+        local_indices = np.arange(batch)
     decoder = decoder or ClassDecoder(source, config, train=True)
     order = Order(batch, local_indices, first, last, len(source), seed)
-    if isinstance(source, StreamSource):
-        # A restart cannot continue within a shuffled stream: it takes another one.
-        stream, _ = source.stream(
-            seed + first, process_index, process_count, config.shuffle_buffer
-        )
-        reader = StreamReader(stream, source, config, decoder, order, seed)
-    else:
-        reader = RandomAccessReader(source, config, decoder, order, seed)
+    reader = Reader(source, config, decoder, order, seed)
     with contextlib.closing(reader.batches()) as batches:
         for examples in batches:
             yield {key: examples[key] for key in (*decoder.fields, "bad")}
@@ -76,8 +64,6 @@ def eval_batches(
     config: ConfigDict,
     *,
     batch: int,
-    process_index: int = 0,
-    process_count: int = 1,
     local_indices: np.ndarray | None = None,
     decoder: Decoder | None = None,
 ) -> Iterator[Batch]:
@@ -90,8 +76,6 @@ def eval_batches(
       source: the split.
       config: the section `data`.
       batch: examples in the global batch.
-      process_index: this process.
-      process_count: number of processes.
       local_indices: see `train_batches`.
       decoder: see `train_batches`.
 
@@ -103,20 +87,10 @@ def eval_batches(
       UserError: for an example that cannot be read, unless `config.on_error` is skip.
     """
     if local_indices is None:
-        local_indices = local_block(batch, process_index, process_count)
+        local_indices = np.arange(batch)
     decoder = decoder or ClassDecoder(source, config, train=False)
-    steps = -(-len(source) // batch)
-    if isinstance(source, StreamSource):
-        size = len(local_indices)
-        stream, count = source.stream(
-            None, process_index, process_count, config.shuffle_buffer
-        )
-        # Each process reads a shard of the split, from its start to its end.
-        order = Order(size, np.arange(size), 0, steps, count)
-        reader = StreamReader(stream, source, config, decoder, order, 0)
-    else:
-        order = Order(batch, local_indices, 0, steps, len(source))
-        reader = RandomAccessReader(source, config, decoder, order, 0)
+    order = Order(batch, local_indices, 0, -(-len(source) // batch), len(source))
+    reader = Reader(source, config, decoder, order, 0)
     with contextlib.closing(reader.batches(replace=False)) as batches:
         for examples in batches:
             yield {key: examples[key] for key in (*decoder.fields, "mask", "bad")}

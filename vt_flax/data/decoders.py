@@ -6,18 +6,12 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from vt_flax.data import images
 from vt_flax.data.host import tensorflow
-from vt_flax.data.masks import (
-    GRAY_8_BITS,
-    GRAY_PLACE,
-    IGNORE,
-    NO_CLASS,
-    decode_mask,
-    values_in,
-)
-from vt_flax.data.orientation import PNG_START
+from vt_flax.data.masks import IGNORE, NO_CLASS, decode_mask, values_in
+from vt_flax.data.pillow_decoder import decode_with_pillow
 from vt_flax.data.segmentation_sources import TFDSPairs
 from vt_flax.data.source import Example, Source
 from vt_flax.errors import UserError, first_line
@@ -55,8 +49,14 @@ class Decoder(abc.ABC):
         """
 
     @abc.abstractmethod
-    def problem(self, example: Example) -> str:
-        """Returns what is wrong with an example, in a few words; empty if unknown."""
+    def decode_example(
+        self, example: Example, seed: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        """Decodes one example outside a graph.
+
+        Raises:
+          ValueError: if anything is wrong with it; says what, in a few words.
+        """
 
     def decode_alone(
         self, example: Example, seed: tuple[int, int], name: str
@@ -71,21 +71,13 @@ class Decoder(abc.ABC):
         Raises:
           UserError: if anything is wrong with it; names it.
         """
-        tf = tensorflow()
         try:
-            fields = self.decode(
-                tf.constant(example.image),
-                tf.constant(example.label),
-                tf.constant(example.orientation, tf.int64),
-                tf.constant(seed, tf.int64),
-            )
-        except (tf.errors.OpError, ValueError) as error:
-            problem = self.problem(example) or f"not readable ({first_line(error)})"
+            return self.decode_example(example, seed)
+        except ValueError as error:
             raise UserError(
-                f"{name}: {problem[:400]}; repair or remove it, or set data.on_error "
-                "to skip"
+                f"{name}: {str(error)[:400]}; repair or remove it, or set "
+                "data.on_error to skip"
             ) from error
-        return {key: value.numpy() for key, value in fields.items()}
 
     def zeros(self, count: int) -> Item:
         """Returns the fields of `count` blank examples."""
@@ -120,14 +112,27 @@ class ClassDecoder(Decoder):
         image = self._crop(file, seed=seed, orientation=orientation)
         return {"image": image, "label": label}
 
-    def problem(self, example: Example) -> str:
-        """Returns what is wrong with the label or the image."""
+    def decode_example(
+        self, example: Example, seed: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        """Decodes outside a graph; see `Decoder`."""
         if not 0 <= example.label < self._classes:
-            return (
+            raise ValueError(
                 f"label {example.label} is outside the {self._classes} classes of the "
                 "dataset"
             )
-        return images.problem(example.image)
+        tf = tensorflow()
+        try:
+            fields = self.decode(
+                tf.constant(example.image),
+                tf.constant(example.label),
+                tf.constant(example.orientation, tf.int64),
+                tf.constant(seed, tf.int64),
+            )
+        except (tf.errors.OpError, ValueError) as error:
+            decode_with_pillow(example.image)  # raises an error that says more
+            raise ValueError(f"not readable ({first_line(error)})") from error
+        return {key: value.numpy() for key, value in fields.items()}
 
 
 class PairDecoder(Decoder):
@@ -135,7 +140,8 @@ class PairDecoder(Decoder):
 
     The fields are `image` (H, W, 3) uint8, padded with black; `label` (H, W) uint8,
     class indices, IGNORE for unlabeled pixels and padding; and `size` (2,) int32,
-    height and width of the example without padding.
+    height and width of the example without padding. Masks were drawn on the stored
+    images, whatever their EXIF orientation.
 
     Args:
       source: the split.
@@ -155,84 +161,62 @@ class PairDecoder(Decoder):
     def decode(
         self, file: Tensor, label: Tensor, orientation: Tensor, seed: Tensor
     ) -> dict[str, Tensor]:
-        """Decodes in a graph; see `Decoder`. Masks were drawn on the stored images."""
-        tf = tensorflow()
+        """Decodes in a graph, by Pillow, outside Python's lock; see `Decoder`."""
         del orientation, seed
-        image = images.decode(file)
-        shape = tf.shape(image)[:2]
-        # TensorFlow would convert any other PNG to 8 bits of gray, and change labels.
-        is_gray = (tf.strings.substr(label, 0, len(PNG_START)) == PNG_START) & (
-            tf.strings.substr(label, *GRAY_PLACE) == GRAY_8_BITS
-        )
-        with tf.control_dependencies([tf.debugging.assert_equal(is_gray, True)]):
-            stored = tf.io.decode_png(label, channels=1)[..., 0]
-        mask = tf.gather(tf.constant(self._source.label_map), tf.cast(stored, tf.int32))
-        checks = [
-            tf.debugging.assert_equal(tf.shape(mask), shape),
-            tf.debugging.assert_equal(tf.reduce_any(mask == NO_CLASS), False),
-        ]
-        with tf.control_dependencies(checks):
-            image = tf.identity(image)
-        if self._shrink:
-            image, mask, shape = tf.cond(
-                tf.reduce_all(shape <= self._canvas),
-                lambda: (image, mask, shape),
-                lambda: self._shrunk(image, mask, shape),
-            )
-        # A negative padding is an error, as it should be.
-        padding = [[0, side] for side in tf.unstack(self._canvas - shape)]
-        image = tf.pad(image, [*padding, [0, 0]])
-        mask = tf.pad(mask, padding, constant_values=IGNORE)
+        tf = tensorflow()
+        kinds = [kind for _, kind in self.fields.values()]
+        arrays = tf.numpy_function(self._decode, [file, label], kinds)
         return {
-            "image": tf.ensure_shape(image, (*self._canvas, 3)),
-            "label": tf.ensure_shape(mask, self._canvas),
-            "size": shape,
+            key: tf.ensure_shape(array, shape)
+            for (key, (shape, _)), array in zip(
+                self.fields.items(), arrays, strict=True
+            )
         }
 
-    def _shrunk(
-        self, image: Tensor, mask: Tensor, shape: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        tf = tensorflow()
-        canvas = tf.constant(self._canvas)
-        scale = tf.reduce_min(canvas / shape)
-        target = tf.cast(tf.round(tf.cast(shape, tf.float64) * scale), tf.int32)
-        target = tf.clip_by_value(target, 1, canvas)
-        image = tf.raw_ops.ScaleAndTranslate(
-            images=image[None],
-            size=target,
-            scale=tf.cast(target / shape, tf.float32),
-            translation=tf.zeros(2),
-            kernel_type="triangle",
-            antialias=True,
-        )
-        mask = tf.raw_ops.ResizeNearestNeighbor(
-            images=mask[None, ..., None], size=target, half_pixel_centers=True
-        )
-        return images.to_uint8(image[0]), mask[0, ..., 0], target
+    def decode_example(
+        self, example: Example, seed: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        """Decodes outside a graph; see `Decoder`."""
+        arrays = self._decode(example.image, example.label)
+        return dict(zip(self.fields, arrays, strict=True))
 
-    def problem(self, example: Example) -> str:
-        """Returns what is wrong with the image, the mask, or the two together."""
-        problem = images.problem(example.image)
-        if problem:
-            return problem
+    def _decode(
+        self, encoded_image: bytes, encoded_mask: bytes
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the arrays of the fields.
+
+        Raises:
+          ValueError: if anything is wrong with the example.
+        """
+        image = decode_with_pillow(encoded_image)
         try:
-            mask = decode_mask(example.label)
+            values = decode_mask(encoded_mask)
         except ValueError as reason:
-            return f"not a readable mask ({reason})"
-        image = images.decode_with_pillow(example.image)
-        shape, limit = (image.height, image.width), self._canvas
-        sizes = f"the image has {shape[0]} x {shape[1]} pixels"
-        if mask.shape != shape:
-            return f"{sizes}, its mask {mask.shape[0]} x {mask.shape[1]}"
-        unknown = [v for v in values_in(mask) if self._source.label_map[v] == NO_CLASS]
+            raise ValueError(f"not a readable mask ({reason})") from reason
+        height, width = values.shape
+        sizes = f"the image has {image.height} x {image.width} pixels"
+        if image.size != (width, height):
+            raise ValueError(f"{sizes}, its mask {height} x {width}")
+        table = self._source.label_map
+        unknown = [value for value in values_in(values) if table[value] == NO_CLASS]
         if unknown:
-            return (
+            raise ValueError(
                 f"label {unknown[0]} is outside the {len(self._source.class_names)} "
                 "classes of the dataset (see segmentation.label_map)"
             )
-        if not self._shrink and (shape[0] > limit[0] or shape[1] > limit[1]):
-            return (
-                f"{sizes}, more than the {limit[0]} x {limit[1]} of "
+        mask = Image.fromarray(table[values])
+        scale = min(self._canvas[0] / height, self._canvas[1] / width)
+        if scale < 1 and not self._shrink:
+            raise ValueError(
+                f"{sizes}, more than the {self._canvas[0]} x {self._canvas[1]} of "
                 "segmentation.eval_canvas, which may be raised"
             )
-        return ""
+        if scale < 1:
+            height, width = (max(1, round(side * scale)) for side in (height, width))
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            mask = mask.resize((width, height), Image.Resampling.NEAREST)
+        padded_image = np.zeros((*self._canvas, 3), np.uint8)
+        padded_image[:height, :width] = np.asarray(image)
+        padded_mask = np.full(self._canvas, IGNORE, np.uint8)
+        padded_mask[:height, :width] = np.asarray(mask)
+        return padded_image, padded_mask, np.asarray([height, width], np.int32)

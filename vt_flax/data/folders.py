@@ -1,40 +1,40 @@
-"""Images in class folders, or in one folder with a list of their classes."""
+"""Images in class folders."""
 
 import functools
 import hashlib
-import itertools
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from vt_flax.data.folder_layout import NO_CLASS_NAME, SPLIT_NAME, find_roots
+from vt_flax.data import imagenet
 from vt_flax.data.image_files import IMAGE_SUFFIXES, is_image, list_folder, walk
-from vt_flax.data.label_lists import read_labels
 from vt_flax.data.orientation import orientation_in
-from vt_flax.data.pillow_decoder import notes_on_levels
-from vt_flax.data.source import Example, RandomAccessSource
-from vt_flax.data.splits import slice_bounds
+from vt_flax.data.source import Example, Source
+from vt_flax.data.splits import ALL, slice_bounds, split_parts
 from vt_flax.data.storage import is_folder, read_file, storage_errors
-from vt_flax.errors import UserError, first_names
+from vt_flax.errors import UserError, first_names, nearest
 
-# Files that are searched for images of more than 8 bits before a run starts.
-SAMPLE = 1000
+# Names of folders that are splits rather than classes, such as `Train` and `val2017`.
+SPLIT_NAME = re.compile(
+    r"(train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?|holdout)"
+    r"([ _-]?(set|split|data|images|imgs))?[ _-]?\d*",
+    re.IGNORECASE,
+)
 
 
-class FolderSource(RandomAccessSource):
+class FolderSource(Source):
     """Images in class folders: `PATH/SPLIT/CLASS/**` or `PATH/CLASS/**`.
 
-    All images below a class folder belong to the class. Instead of class folders, a
-    list of classes may lie beside a folder of images (see `label_lists`). The path may
-    be in a bucket, as in `gs://BUCKET/PATH`.
+    All images below a class folder belong to the class. ImageNet's validation images
+    need no class folders. The path may be in a bucket, as in `gs://BUCKET/PATH`.
 
-    Splits are written as for TFDS: `train`, `train[:80%]`, `train+val`. `all` is all
-    splits together, and the only one where there are no split folders. Each is in a
-    fixed shuffled order before it is sliced, so that `all[:80%]` and `all[80%:]` have
-    the same mixture of classes.
+    Splits are written as for TFDS: `train`, `train[:80%]`, `train+val`; where PATH has
+    class folders, `all` is the only one. Each is in a fixed shuffled order before it is
+    sliced, so that `all[:80%]` and `all[80%:]` have the same mixture of classes.
     """
 
     def __init__(self, path: epath.Path, split: str):
@@ -43,16 +43,27 @@ class FolderSource(RandomAccessSource):
         with storage_errors(path):
             if not is_folder(path):
                 raise UserError(f"folder:{path}: there is no such folder")
-            parts, notes = find_roots(path, split)
-            roots = dict.fromkeys(itertools.chain(*(roots for roots, _ in parts)))
-            listings = {root: _list_root(root, self._folder) for root in roots}
-        self.class_names = _common_classes(listings)
+            folders, files = list_folder(path)
+            # A folder may have a name that would be parsed, such as `a+b`.
+            parts = [(split, "")] if split in folders else split_parts(split)
+            roots = {name: _root(path, name, folders) for name, _ in parts}
+            listings = {
+                name: _list_root(root, self._folder) for name, root in roots.items()
+            }
+        first = parts[0][0]
+        self.class_names = listings[first].classes
+        for name, listing in listings.items():
+            names = {*self.class_names} ^ {*listing.classes}
+            if names:
+                raise UserError(
+                    f"{roots[first]} and {roots[name]} have different classes "
+                    f"({first_names(sorted(names))}): give both the same"
+                )
         # Paths of the examples in the dataset's folder, and their classes.
         self._paths: list[str] = []
         labels: list[np.ndarray] = []
-        for roots, slice_text in parts:
-            paths = [one for root in roots for one in listings[root].paths]
-            classes = np.concatenate([listings[root].labels for root in roots])
+        for name, slice_text in parts:
+            paths = listings[name].paths
             try:
                 begin, end = slice_bounds(slice_text, len(paths))
             except ValueError as error:
@@ -63,14 +74,15 @@ class FolderSource(RandomAccessSource):
             generator = np.random.Generator(np.random.Philox(key=0))
             order = generator.permutation(len(paths))[begin:end]
             self._paths += [paths[i] for i in order.tolist()]
-            labels.append(classes[order])
+            labels.append(listings[name].labels[order])
         self._labels = np.concatenate(labels)
         if not self._paths:
             raise UserError(f"split {split!r} of folder:{path} is empty")
-        # Their order is shuffled, so that the first are as good a sample as any.
-        sample = [path / name for name in self._paths[:SAMPLE]]
-        notes += itertools.chain(*(listing.notes for listing in listings.values()))
-        self.notes = (*notes, *notes_on_levels(self.name, sample))
+        notes = [note for listing in listings.values() for note in listing.notes]
+        loose = sum(map(is_image, files))
+        if loose and path not in roots.values():
+            notes.append(f"{path}: images left out beside the split folders: {loose:,}")
+        self.notes = tuple(notes)
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -78,16 +90,9 @@ class FolderSource(RandomAccessSource):
 
     def identity(self) -> dict[str, Any]:
         """Returns what distinguishes the split: see `Source.identity`."""
-        return super().identity() | {"names": self._digest}
-
-    @functools.cached_property
-    def _digest(self) -> str:
-        """A digest of the images' paths, in order."""
-        digest, separator = hashlib.sha256(), b""
-        for path in self._paths:
-            digest.update(separator + os.fsencode(path))
-            separator = b"\n"
-        return digest.hexdigest()[:16]
+        # The images' paths, in order.
+        digest = hashlib.sha256(b"\n".join(map(os.fsencode, self._paths)))
+        return super().identity() | {"names": digest.hexdigest()[:16]}
 
     def class_counts(self) -> np.ndarray:
         """Returns the number of images of each class, (classes,)."""
@@ -134,37 +139,39 @@ class _Listing(NamedTuple):
     notes: list[str]
 
 
-def _common_classes(listings: dict[epath.Path, _Listing]) -> tuple[str, ...]:
-    """Returns the class names, which must be the same in all folders of a split."""
-    first, *others = listings
-    for other in others:
-        names = {*listings[first].classes} ^ {*listings[other].classes}
-        if names:
-            raise UserError(
-                f"{first} and {other} have different classes "
-                f"({first_names(sorted(names))}): give both the same"
-            )
-    return listings[first].classes
+def _root(path: epath.Path, name: str, folders: Sequence[str]) -> epath.Path:
+    """Returns the folder that a split without a slice is read from."""
+    if name in folders:
+        return path / name
+    if name != ALL:
+        raise UserError(
+            f"folder:{path} has no split {name!r}: expected {path / name}/CLASS/IMAGE; "
+            f"without split folders, write {ALL!r} or 'all[:80%]'"
+            f"{nearest(name, filter(SPLIT_NAME.fullmatch, folders))}"
+        )
+    return path
 
 
 def _list_root(root: epath.Path, base: str) -> _Listing:
-    """Lists the images in class folders, or in a folder with a list of their classes.
+    """Lists the images in class folders, or those of ImageNet's validation archive.
 
     Paths are those in the folder `base`.
     """
     classes, names = list_folder(root)
     loose = list(filter(is_image, names))
-    if loose and not classes:
-        classes, label_of, notes = read_labels(root, loose)
-        paths = _paths_in(root, label_of, base)
-        return _Listing(classes, paths, np.array([*label_of.values()], np.int32), notes)
-    if classes and all(
-        SPLIT_NAME.fullmatch(name) or NO_CLASS_NAME.fullmatch(name) for name in classes
+    if loose and not classes and (labeled := imagenet.labels_of(loose)):
+        note = f"{root}: the classes are those that ImageNet has published"
+        paths = _paths_in(root, loose, base)
+        return _Listing(tuple(labeled[0]), paths, np.asarray(labeled[1]), [note])
+    splits = list(filter(SPLIT_NAME.fullmatch, classes))
+    # A class may have the name of a split, but then it holds images.
+    if splits and (
+        len(splits) == len(classes) or any(list_folder(root / s)[0] for s in splits)
     ):
         raise UserError(
-            f"{root}: {first_names(classes)} are no names of classes: expected "
+            f"{root}: {first_names(splits)} look like splits, not classes: expected "
             f"{root}/CLASS/IMAGE, or {root}/SPLIT/CLASS/IMAGE under the name "
-            f"folder:{root}"
+            f"folder:{root} and a split such as {'+'.join(splits[:2])}"
         )
     paths, counts, others = [], [], []
     for name in classes:
@@ -177,8 +184,8 @@ def _list_root(root: epath.Path, base: str) -> _Listing:
         counts.append(len(paths) - first)
     if not paths:
         raise UserError(
-            f"no images in class folders of {root}: expected {root}/CLASS/IMAGE, with "
-            f"files {', '.join(IMAGE_SUFFIXES)}"
+            f"no images in class folders of {root}, and {len(loose):,} beside them: "
+            f"expected {root}/CLASS/IMAGE, with files {', '.join(IMAGE_SUFFIXES)}"
         )
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
     notes = []

@@ -10,18 +10,14 @@ from PIL import features
 from vt_flax.data.host import tensorflow
 from vt_flax.paths import in_bucket
 
-# Formats that Pillow decodes, and whose images have 8 bits.
-SUFFIXES_OF_8_BITS = (
+# Common formats that Pillow decodes.
+IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo"),
     *(".bmp", ".dib", ".gif", ".webp", ".tga", ".qoi"),
-)
-# All common formats that it decodes.
-IMAGE_SUFFIXES = (
-    *SUFFIXES_OF_8_BITS,
     *(".png", ".apng", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"),
     # Pillow may be built without JPEG 2000.
     *((".jp2", ".j2k", ".jpx", ".jpf") if features.check("jpg_2000") else ()),
-    # Pillow knows it from version 11.3 on.
+    # Pillow has AVIF from version 11.3 on.
     *((".avif",) if "avif" in features.modules and features.check("avif") else ()),
 )
 # What operating systems and NAS devices leave in folders, beside hidden files.
@@ -42,39 +38,26 @@ def is_image(name: str) -> bool:
 def list_folder(folder: epath.PathLike) -> tuple[list[str], list[str]]:
     """Returns the names of the folders and of the files in a folder, sorted.
 
-    Hidden ones are left out, and links to the folder itself or to one that it is in.
+    Hidden ones are left out. A link to nowhere counts as a file, so that reading it
+    raises an error.
     """
-    entries = sorted(_scan(folder))
-    return (
-        [name for name, is_folder in entries if is_folder],
-        [name for name, is_folder in entries if not is_folder],
-    )
-
-
-def _scan(folder: epath.PathLike) -> Iterator[tuple[str, bool]]:
-    """Yields the names in a folder, unsorted, and whether each is a folder."""
     path = os.fspath(folder)
     if in_bucket(path):
         # epath would drop the slash that marks the folders in a bucket's listing.
-        for name in tensorflow().io.gfile.listdir(path):
-            if name.strip("/") and not _is_hidden(name.rstrip("/")):
-                yield name.rstrip("/"), name.endswith("/")
-        return
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if _is_hidden(entry.name):
-                continue
-            if entry.is_file(follow_symlinks=False):
-                yield entry.name, False
-            elif entry.is_dir(follow_symlinks=False):
-                yield entry.name, True
-            elif entry.is_symlink():
-                # Raises no error for a link to itself, unlike `entry.is_dir`. A link
-                # to nowhere counts as a file: reading it raises an error that names it.
-                is_folder = os.path.isdir(entry)
-                if not (is_folder and _contains(entry.path, path)):
-                    yield entry.name, is_folder
-            # Pipes and devices are left out: opening one could block forever.
+        listed = tensorflow().io.gfile.listdir(path)
+        kinds = {name.rstrip("/"): name.endswith("/") for name in listed}
+    else:
+        with os.scandir(path) as entries:
+            kinds = {entry.name: entry.is_dir() for entry in entries}
+    names = sorted(
+        name
+        for name in kinds
+        if name and not name.startswith(".") and name.lower() not in LITTER
+    )
+    return (
+        [name for name in names if kinds[name]],
+        [name for name in names if not kinds[name]],
+    )
 
 
 def walk(
@@ -120,10 +103,6 @@ def files_below(
     """Yields all files below a folder; see `walk`."""
     for inner, names in walk(folder, on_error, leave_out):
         yield from (inner / name for name in names)
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in LITTER
 
 
 def _contains(folder: epath.PathLike, path: epath.PathLike) -> bool:

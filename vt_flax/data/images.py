@@ -127,11 +127,10 @@ def random_box(shape: Tensor, min_area: float, seed: Tensor) -> Tensor:
       seed: (2,) integers.
 
     Returns:
-      (4,), int32: top, left, height, width. In an image so long that a hundred draws
-      fail, the largest central part with an allowed ratio.
+      (4,), int32: top, left, height, width; the whole image if it is so long that a
+      hundred draws fail.
     """
     tf = tensorflow()
-    low, high = ASPECT_RATIOS
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
         tf.zeros((1, 0, 4)),
@@ -142,11 +141,7 @@ def random_box(shape: Tensor, min_area: float, seed: Tensor) -> Tensor:
         max_attempts=100,
         use_image_if_no_bounding_boxes=True,
     )
-    # Where it gives up it returns the whole image, of any ratio.
-    extent = extent[:2]
-    bound = tf.cast(tf.math.ceil(tf.cast(extent[::-1], tf.float32) * high), tf.int32)
-    kept = tf.minimum(extent, bound)
-    return tf.concat([begin[:2] + (extent - kept) // 2, kept], 0)
+    return tf.concat([begin[:2], extent[:2]], 0)
 
 
 def pad_and_crop(
@@ -264,20 +259,6 @@ def _reduced(encoded: Any, orientation: Any, window: Any, ratio: Any) -> np.ndar
     top, left, height, width = map(int, window * ratio)
     right, lower = min(left + width, image.width), min(top + height, image.height)
     return np.asarray(image.reduce(int(ratio), (left, top, right, lower)))
-
-
-def problem(encoded: bytes) -> str:
-    """Returns why Pillow cannot decode a file, in a few words; empty if it can."""
-    if not encoded.strip(b"\0"):
-        reason = f"{len(encoded)} zero bytes" if encoded else "it is empty"
-        return f"not a readable image ({reason})"
-    try:
-        decode_with_pillow(encoded)
-    except ValueError as error:
-        # Pillow names an object in memory where it means the file.
-        reason = str(error).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
-        return f"not a readable image ({reason})"
-    return ""
 
 
 def to_uint8(image: Tensor) -> Tensor:

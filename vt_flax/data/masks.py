@@ -14,17 +14,12 @@ IGNORE = 255
 NO_CLASS = 254
 MAX_CLASSES = 254
 
-# Offset and length of a PNG's bit depth and color type, and their bytes in a mask.
-GRAY_PLACE, GRAY_8_BITS = (24, 2), bytes((8, 0))
+# A PNG's bit depth and color type, bytes 24 and 25, in a mask.
+GRAY_8_BITS = bytes((8, 0))
 COLOR_TYPES = {0: "gray", 2: "RGB", 3: "palette", 4: "gray+alpha", 6: "RGBA"}
 GRAY, PALETTE = 0, 3
 
 EXPECTED = "a mask must be a gray PNG of class indices in 8 bits"
-ADVICE = (
-    "give each color its class index and save that as a gray PNG; where the indices "
-    "into a palette are the labels, `Image.fromarray(np.asarray(Image.open(f)))"
-    ".save(f)` (Pillow) does it"
-)
 
 
 def label_table(label_map: Sequence[int]) -> np.ndarray:
@@ -94,7 +89,8 @@ def decode_mask(
     accepted = any_gray and (color == GRAY or color != PALETTE and depth == 8)
     if not (is_gray_png(encoded) or accepted or palettes and color == PALETTE):
         raise ValueError(
-            f"{EXPECTED}, this one is {COLOR_TYPES.get(color)}, {depth} bits: {ADVICE}"
+            f"{EXPECTED}, this one is {COLOR_TYPES.get(color)}, {depth} bits: save the "
+            "class index of each color or palette entry as gray"
         )
     try:
         with Image.open(io.BytesIO(encoded)) as image:
@@ -106,7 +102,8 @@ def decode_mask(
     if not one_channel:
         if (pixels[..., :3] != pixels[..., :1]).any() or pixels[..., 3].min() < 255:
             raise ValueError(
-                f"{EXPECTED}, this one has colors or transparency: {ADVICE}"
+                f"{EXPECTED}, this one has colors or transparency: save the class "
+                "index of each color as gray"
             )
         pixels = pixels[..., 0]
     elif color == GRAY and 1 < depth < 8:

@@ -109,20 +109,6 @@ def permute(positions: np.ndarray, count: int, seed: int, epoch: int) -> np.ndar
     return values.astype(np.int64)
 
 
-def local_block(
-    batch: int, process_index: int = 0, process_count: int = 1
-) -> np.ndarray:
-    """Returns the examples of a batch that a process reads if each reads a block.
-
-    Args:
-      batch: examples in the global batch.
-      process_index: this process.
-      process_count: number of processes; divides `batch`.
-    """
-    size = batch // process_count
-    return np.arange(process_index * size, (process_index + 1) * size)
-
-
 @functools.lru_cache(maxsize=8)
 def _keys(seed: int, epoch: int) -> np.ndarray:
     # The entropy is any sequence of integers from 0; the sign is one of its own.

@@ -19,9 +19,8 @@ JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 APP1, START_OF_SCAN = 0xE1, 0xDA
 EXIF_START = b"Exif\0\0"
 XMP_ORIENTATION = b"tiff:Orientation"
-# Chunks of text in a PNG from which Pillow takes an orientation.
-TEXT_STARTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
-TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+# What a PNG with an orientation contains: a chunk of EXIF data, or text.
+PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -56,39 +55,21 @@ def orientation_in(encoded: bytes) -> int:
 
 def _may_be_turned(encoded: bytes) -> bool:
     """Returns False for a JPEG or PNG that stores no orientation."""
-    try:
-        if encoded.startswith(JPEG_START):
-            return _jpeg_may_be_turned(encoded)
-        if encoded.startswith(PNG_START):
-            return _png_may_be_turned(encoded)
-    except IndexError:
-        pass  # cut off
-    return True
-
-
-def _jpeg_may_be_turned(encoded: bytes) -> bool:
+    if encoded.startswith(PNG_START):
+        return any(mark in encoded for mark in PNG_METADATA)
+    if not encoded.startswith(JPEG_START):
+        return True
     at = 2
-    while (marker := encoded[at + 1]) != START_OF_SCAN:
-        if encoded[at] != 0xFF or not 0xC0 <= marker < 0xFF:
-            return True  # unusual
+    while len(encoded) >= at + 4 and encoded[at + 1] != START_OF_SCAN:
         end = at + 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
-        if marker == APP1 and (
+        if encoded[at] != 0xFF or not 0xC0 <= encoded[at + 1] < 0xFF:
+            return True  # unusual
+        if encoded[at + 1] == APP1 and (
             encoded.startswith(EXIF_START, at + 4)
             or encoded.find(XMP_ORIENTATION, at, end) >= 0
         ):
             return True
         at = end
-    return False
-
-
-def _png_may_be_turned(encoded: bytes) -> bool:
-    at = len(PNG_START)
-    while (kind := encoded[at + 4 : at + 8]) != b"IEND":
-        if kind == b"eXIf" or len(kind) < 4:
-            return True
-        if kind in TEXT_CHUNKS and encoded.startswith(TEXT_STARTS, at + 8):
-            return True
-        at += 12 + int.from_bytes(encoded[at : at + 4], "big")
     return False
 
 

@@ -1,21 +1,12 @@
 """Images of any format and mode, decoded by Pillow to 8-bit RGB."""
 
-import contextlib
 import dataclasses
 import io
-from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 from PIL import Image, TiffImagePlugin
 
-from vt_flax.data.image_files import SUFFIXES_OF_8_BITS
 from vt_flax.data.orientation import UPRIGHT, as_stored, orientation_of
-
-# A 16-bit image without a level from here on probably holds data of 14 bits or fewer.
-LEAST_OF_16_BITS = 1 << 14
-# Files of a split that are opened before a run starts to look for more than 8 bits.
-SAMPLE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +17,11 @@ class Decoded:
       image: RGB, as it is stored: not turned by its orientation.
       orientation: EXIF orientation, 1 to 8.
       note: how more than 8 bits were converted; else empty.
-      is_doubtful: True if the levels are probably not those that were meant.
     """
 
     image: Image.Image
     orientation: int = UPRIGHT
     note: str = ""
-    is_doubtful: bool = False
 
 
 def decode_with_pillow(encoded: bytes) -> Image.Image:
@@ -44,8 +33,10 @@ def decode_with_pillow(encoded: bytes) -> Image.Image:
     try:
         return decode_opened(Image.open(io.BytesIO(encoded))).image
     except Exception as error:
-        # Pillow's plugins raise OSError, SyntaxError, struct.error and more.
-        raise ValueError(str(error) or type(error).__name__) from error
+        # Pillow's plugins raise OSError, SyntaxError, struct.error and more. Their
+        # messages name an object in memory where they mean the file.
+        reason = str(error).partition(" <_io.BytesIO")[0] or type(error).__name__
+        raise ValueError(f"not a readable image ({reason})") from error
 
 
 def decode_opened(image: Image.Image) -> Decoded:
@@ -82,42 +73,24 @@ def _raw_mode(image: Image.Image) -> str:
 
 def _to_rgb(image: Image.Image, raw_mode: str) -> Decoded:
     """Converts a loaded image to 8 bits; Pillow would clip 16 and 32 bits at 255."""
+    note = "16 bits converted to 8: 65,535 is white"
     # Pillow has 16-bit PGMs in 32 bits, and before its version 11 also PNGs.
     if image.mode.startswith("I;16") or (
         image.mode == "I" and image.format in ("PNG", "PPM")
     ):
         levels = np.asarray(image)
-        if raw_mode == "I;12":  # a TIFF that says so
-            eight = levels.astype(np.uint32) * 255 // 4095
-            note = "12 bits converted to 8: 4,095 is white"
-            return Decoded(_gray(eight), note=note)
         # As TensorFlow reads PNGs: libpng drops the lower byte.
         eight = levels >> 8 if image.format == "PNG" else levels // 257
-        return _of_16_bits(_gray(eight), int(levels.max()))
+        return Decoded(_gray(eight), note=note)
     if image.mode in ("I", "F"):
         return _stretched(image)
     # A copy of a large image takes half a gigabyte.
     rgb = image if image.mode == "RGB" else image.convert("RGB")
-    if ";16" in raw_mode:  # several channels
-        highest = max(high for _, high in rgb.getextrema())
-        return _of_16_bits(rgb, 256 * highest + 255)
-    return Decoded(rgb)
+    return Decoded(rgb, note=note if ";16" in raw_mode else "")
 
 
 def _gray(levels: np.ndarray) -> Image.Image:
     return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-
-
-def _of_16_bits(image: Image.Image, highest: int) -> Decoded:
-    """Returns an image, of whose 16-bit levels the highest is given."""
-    note = "16 bits converted to 8: 65,535 is white"
-    is_dark = highest < LEAST_OF_16_BITS
-    if is_dark:
-        note += (
-            f", but no level is above {highest:,}, so that it is nearly black: if its "
-            "data have fewer bits, scale them to 16, or save 8 bits"
-        )
-    return Decoded(image, note=note, is_doubtful=is_dark)
 
 
 def _stretched(image: Image.Image) -> Decoded:
@@ -130,28 +103,4 @@ def _stretched(image: Image.Image) -> Decoded:
         return Decoded(_gray(np.round(levels)))
     levels = np.round((levels - low) / max(high - low, 1e-30) * 255)
     note = f"32 bits converted to 8: {low:g} is black, {high:g} is white"
-    return Decoded(_gray(levels), note=note, is_doubtful=True)
-
-
-def notes_on_levels(name: str, files: Sequence[epath.Path]) -> list[str]:
-    """Returns a note if the images of 16 or 32 bits in a small sample are doubtful.
-
-    No file is read of formats that have 8 bits, such as JPEG.
-    """
-    files = [
-        file for file in files if not file.name.lower().endswith(SUFFIXES_OF_8_BITS)
-    ]
-    note = ""
-    for file in files[:: -(-len(files) // SAMPLE) or 1]:
-        # A file that cannot be read is reported when a batch needs it.
-        with (
-            contextlib.suppress(Exception),
-            file.open("rb") as stream,
-            Image.open(stream) as image,
-        ):
-            if image.mode[0] in "IF" or ";16" in _raw_mode(image):
-                decoded = decode_opened(image)
-                if not decoded.is_doubtful:
-                    return []  # one that reaches white shows what the others mean
-                note = note or f"{name}: {file}: {decoded.note}"
-    return [note] if note else []
+    return Decoded(_gray(levels), note=note)

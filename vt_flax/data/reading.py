@@ -1,11 +1,10 @@
 """Reads and decodes one process's examples ahead of the devices, in tf.data."""
 
-import abc
 import atexit
 import contextlib
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from vt_flax.data.decoders import Decoder, Item
 from vt_flax.data.host import as_written, tensorflow
 from vt_flax.data.order import Order
 from vt_flax.data.orientation import UPRIGHT
-from vt_flax.data.source import Example, RandomAccessSource, StreamSource
-from vt_flax.data.storage import UnreachableError, storage_errors
+from vt_flax.data.source import Source
+from vt_flax.data.storage import UnreachableError
 from vt_flax.errors import UserError
 
 # Records that are read by one call into Python: enough to outweigh its cost.
@@ -28,10 +27,10 @@ MOST_UNREADABLE = 100
 
 # Positions in the run, encoded records, labels, orientations.
 Chunk = tuple[list[int], list[bytes], list[int], list[int]]
-NO_EXAMPLES: Chunk = ([], [], [], [])
+NOTHING: Chunk = [], [], [], []
 
 
-class Reader(abc.ABC):
+class Reader:
     """Makes batches of one process's decoded examples.
 
     Args:
@@ -43,45 +42,21 @@ class Reader(abc.ABC):
     """
 
     def __init__(
-        self, source: Any, config: ConfigDict, decoder: Decoder, order: Order, seed: int
+        self,
+        source: Source,
+        config: ConfigDict,
+        decoder: Decoder,
+        order: Order,
+        seed: int,
     ):
         self._source, self._config, self._decoder = source, config, decoder
         self._order, self._seed = order, seed
-        self._readers = config.readers
         self._workers = config.workers or os.cpu_count() or 1
         # What ended the reading; raised when the examples before it are used up.
         self._error: Exception | None = None
         # The last position of the batches that are complete.
         self._done = order.first * order.batch - 1
         self._block = functools.lru_cache(maxsize=4)(self._locate)
-
-    @abc.abstractmethod
-    def _read(self, positions: list[int], indices: list[int]) -> Chunk:
-        """Reads the examples at some positions; leaves out those that are unreadable.
-
-        Args:
-          positions: in the run.
-          indices: of the same examples in the split.
-
-        Raises:
-          UserError: if the storage cannot be read at all.
-        """
-
-    @abc.abstractmethod
-    def _parse(self, record: Any, label: Any) -> tuple[Any, Any]:
-        """Returns the file and the label of an example of a chunk, scalar tensors."""
-
-    @abc.abstractmethod
-    def _candidates(self, position: int) -> Iterable[int]:
-        """Returns keys for `_read_alone`: of an example, then of its replacements."""
-
-    @abc.abstractmethod
-    def _read_alone(self, key: int) -> tuple[Example, str]:
-        """Reads one example again; returns it and its name, for messages.
-
-        Raises:
-          UserError: if it cannot be read.
-        """
 
     def batches(self, *, replace: bool = True) -> Iterator[Item]:
         """Yields the examples of each step.
@@ -103,10 +78,12 @@ class Reader(abc.ABC):
             for positions in self._order.steps():
                 last = positions[-1]
                 while not len(rest["position"]) or rest["position"][-1] < last:
-                    piece = next(decoded, None)
-                    if piece is None:
+                    more = next(decoded, None)
+                    if more is None:
                         break
-                    rest = _joined(rest, piece)
+                    if len(rest["position"]):
+                        more = {k: np.concatenate([rest[k], more[k]]) for k in rest}
+                    rest = more
                 count = np.searchsorted(rest["position"], last, "right")
                 found = {key: values[:count] for key, values in rest.items()}
                 rest = {key: values[count:] for key, values in rest.items()}
@@ -143,19 +120,23 @@ class Reader(abc.ABC):
         """
         if self._error is not None:
             raise self._error
-        seed, tries = (self._seed, position), 0
-        for key in self._candidates(position):
+        (first,) = self._order.indices(np.asarray([position])).tolist()
+        count = len(self._source)
+        tries = min(count, MOST_UNREADABLE)
+        for index in [(first + i) % count for i in range(tries)]:
             try:
-                example, name = self._read_alone(key)
-                return tries > 0, self._decoder.decode_alone(example, seed, name)
+                (example,) = self._source.read([index])
+                name = self._source.describe(index)
+                item = self._decoder.decode_alone(example, (self._seed, position), name)
+                return index != first, item
             except UnreachableError:
-                raise  # the network is at fault, not the example
+                raise  # the storage is at fault, not the example
             except UserError as error:
                 if self._config.on_error == "raise":
                     raise
                 if not replace:
                     return True, None
-                tries, last = tries + 1, error
+                last = error
         raise UserError(f"{tries} examples in a row are bad; the last: {last}")
 
     def _dataset(self) -> Any:
@@ -171,17 +152,18 @@ class Reader(abc.ABC):
             return tuple(tf.ensure_shape(column, (None,)) for column in columns)
 
         def decode(position: Any, record: Any, label: Any, orientation: Any) -> Any:
-            file, label = self._parse(record, label)
+            file, label = self._source.parse(record, label)
             seed = tf.stack([tf.constant(self._seed, tf.int64), position])
             fields = self._decoder.decode(file, label, orientation, seed)
             return {"position": position, **fields}
 
+        readers = self._config.readers
         options = tf.data.Options()
         options.autotune.enabled = False
-        options.threading.private_threadpool_size = self._workers + self._readers
+        options.threading.private_threadpool_size = self._workers + readers
         return (
             tf.data.Dataset.range(-(-self._order.length // CHUNK))
-            .map(as_written(read), num_parallel_calls=self._readers, deterministic=True)
+            .map(as_written(read), num_parallel_calls=readers, deterministic=True)
             .take_while(as_written(lambda positions, *_: tf.reduce_all(positions >= 0)))
             .unbatch()
             # More calls than threads: while one takes long, the others go on.
@@ -203,113 +185,52 @@ class Reader(abc.ABC):
         More than tf.data holds are read only if examples are bad, and of nothing but
         bad ones no batch would ever come. Then decoding one alone names it.
         """
-        examples = CHUNK * (2 * self._readers + 2) + 4 * self._workers
+        examples = CHUNK * (2 * self._config.readers + 2) + 4 * self._workers
         steps = self._config.prefetch + 4 + examples // len(self._order.local_indices)
         return steps * (5 if self._config.on_error == "skip" else 1)
 
     def _chunk(self, number: np.ndarray) -> tuple[np.ndarray, ...]:
         """Reads a chunk for tf.data, which a position of -1 ends."""
         block, within = divmod(int(number), BLOCK)
-        within_block = np.s_[CHUNK * within : CHUNK * (within + 1)]
-        positions, indices = (
-            column[within_block].tolist() for column in self._block(block)
-        )
+        in_block = slice(CHUNK * within, CHUNK * (within + 1))
+        positions, indices = self._block(block)[:, in_block]
         end = [-1], [b""], [0], [UPRIGHT]
         try:
-            if not positions:
-                chunk = NO_EXAMPLES
-            elif positions[0] > self._done + self._order.batch * self._most_steps:
+            if (positions > self._done + self._order.batch * self._most_steps).any():
                 chunk = end
             else:
-                chunk = self._read(positions, indices)
+                chunk = self._read(positions.tolist(), indices.tolist())
         except Exception as error:
             self._error, chunk = error, end
         kinds = (np.int64, object, np.int64, np.int64)
         return tuple(map(np.asarray, chunk, kinds))
 
-    def _locate(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns positions and indices of the examples in a block of chunks."""
-        start = CHUNK * BLOCK * block
-        positions = self._order.positions(start, start + CHUNK * BLOCK)
-        positions = positions[self._order.exist(positions)]
-        return positions, self._order.indices(positions)
-
-
-class RandomAccessReader(Reader):
-    """Reads a source with random access; its keys are indices in the split."""
-
-    _source: RandomAccessSource
-
     def _read(self, positions: list[int], indices: list[int]) -> Chunk:
+        """Reads the examples at some positions; leaves out those that are unreadable.
+
+        Raises:
+          UnreachableError: if the storage cannot be read at all.
+        """
+        if not positions:
+            return NOTHING  # beyond the end of an evaluation
         try:
             return positions, *self._source.fetch(indices)
         except UnreachableError:
             raise  # every further attempt would take minutes
         except Exception:
             if len(positions) == 1:
-                return NO_EXAMPLES
+                return NOTHING
         # One at a time: only the unreadable ones are left out.
         pairs = zip(positions, indices, strict=True)
         chunks = [self._read([position], [index]) for position, index in pairs]
         return tuple(sum(column, []) for column in zip(*chunks, strict=True))
 
-    def _parse(self, record: Any, label: Any) -> tuple[Any, Any]:
-        return self._source.parse(record, label)
-
-    def _candidates(self, position: int) -> Iterable[int]:
-        (index,) = self._order.indices(np.asarray([position])).tolist()
-        count = len(self._source)
-        return [(index + i) % count for i in range(min(count, MOST_UNREADABLE))]
-
-    def _read_alone(self, key: int) -> tuple[Example, str]:
-        (example,) = self._source.read([key])
-        return example, self._source.describe(key)
-
-
-class StreamReader(Reader):
-    """Reads a stream; its keys are positions.
-
-    Args:
-      stream: a dataset from `StreamSource.stream`.
-      *arguments: see `Reader`.
-    """
-
-    _source: StreamSource
-
-    def __init__(self, stream: Any, *arguments: Any):
-        super().__init__(*arguments)
-        self._readers = 1
-        self._stream = stream.batch(CHUNK).as_numpy_iterator()
-        # Examples that may be needed again: a stream cannot be read twice.
-        self._kept: dict[int, tuple[bytes, bytes, int]] = {}
-
-    def _read(self, positions: list[int], indices: list[int]) -> Chunk:
-        del indices  # it has none
-        with storage_errors(self._source.place):
-            chunk = next(self._stream, ([], [], []))
-        if len(chunk[0]) < len(positions):
-            raise UserError(
-                f"{self._source.place}: has fewer examples than its metadata counts: "
-                "prepare it again"
-            )
-        names, records, labels = (column.tolist() for column in chunk)
-        # In a run's last chunk the stream may have more examples than positions.
-        count = len(positions)
-        new = zip(positions, zip(names, records, labels, strict=True), strict=False)
-        kept = {key: one for key, one in self._kept.items() if key > self._done}
-        self._kept = kept | dict(new)
-        # Such datasets are used as they are stored.
-        return positions, records[:count], labels[:count], [UPRIGHT] * count
-
-    def _parse(self, record: Any, label: Any) -> tuple[Any, Any]:
-        return record, label
-
-    def _candidates(self, position: int) -> Iterable[int]:
-        return sorted(self._kept, key=lambda other: (other < position, other))
-
-    def _read_alone(self, key: int) -> tuple[Example, str]:
-        name, image, label = self._kept[key]
-        return Example(image, label), f"{self._source.name}, example {name.decode()}"
+    def _locate(self, block: int) -> np.ndarray:
+        """Returns positions and indices (2, examples) of a block of chunks."""
+        start = CHUNK * BLOCK * block
+        positions = self._order.positions(start, start + CHUNK * BLOCK)
+        positions = positions[self._order.exist(positions)]
+        return np.stack([positions, self._order.indices(positions)])
 
 
 def _iterate(data: Any) -> Iterator[Item]:
@@ -325,9 +246,3 @@ def _iterate(data: Any) -> Iterator[Item]:
     finally:
         atexit.unregister(iterators.clear)
         iterators.clear()
-
-
-def _joined(first: Item, second: Item) -> Item:
-    if not len(first["position"]):
-        return second  # without a copy
-    return {key: np.concatenate([first[key], second[key]]) for key in first}

@@ -1,6 +1,5 @@
 """TFDS datasets of images and masks: their features, their classes, and a source."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,15 +9,11 @@ from vt_flax.data.masks import (
     IGNORE,
     MAX_CLASSES,
     NO_CLASS,
-    absent_classes,
-    decode_mask,
-    histogram,
     label_table,
     numbered_names,
 )
-from vt_flax.data.storage import how_to_prepare
-from vt_flax.data.tfds_sources import TFDSSource, data_dir_of
-from vt_flax.errors import UserError, first_names
+from vt_flax.data.tfds_sources import TFDSSource
+from vt_flax.errors import UserError
 
 # Metadata of the TFDS datasets that this package makes: the classes' names; the class
 # that each becomes in a mirrored image; the dataset that one is a smaller copy of.
@@ -49,7 +44,7 @@ class Classes(NamedTuple):
 
 
 class TFDSPairs(TFDSSource):
-    """A split of a TFDS dataset of images and masks, in array_record.
+    """A split of a TFDS dataset of images and masks.
 
     Args:
       builder, name, split: see `TFDSSource`.
@@ -73,14 +68,7 @@ class TFDSPairs(TFDSSource):
     ):
         keys = find_features(builder, mask_feature, image_feature)
         classes = find_classes(builder, keys[1], label_map, num_classes)
-        try:
-            super().__init__(builder, name, split, keys)
-        except NotImplementedError:
-            raise UserError(
-                f"dataset {name!r} is stored as {builder.info.file_format.value}, and "
-                "segmentation needs random access: "
-                f"{how_to_prepare(f'convert {name}', data_dir_of(builder))}"
-            ) from None
+        super().__init__(builder, name, split, keys)
         self.class_names, self.mirrored, self.label_map = classes
         self._choices = {"label_map": self.label_map.tolist()}
         if image_feature:
@@ -140,7 +128,7 @@ def find_classes(
       label_map: class of stored value i, or 255; empty for what the dataset has.
       num_classes: number of classes; 0 for what the dataset has.
     """
-    name, metadata = _name(builder), builder.info.metadata or {}
+    metadata = builder.info.metadata or {}
     known = KNOWN_CLASSES.get(metadata.get(RESIZED_FROM, builder.name))
     # Only a LabeledImage has names.
     stored = getattr(builder.info.features[mask_feature], "names", None)
@@ -154,15 +142,11 @@ def find_classes(
         names = stored or numbered_names(num_classes)
         classes = Classes(names, mirrored, label_table(range(len(names))[:MAX_CLASSES]))
     count = len(classes.names)
-    if num_classes not in (0, count):
+    if not 2 <= count <= MAX_CLASSES or num_classes not in (0, count):
         raise UserError(
-            f"dataset {name!r} has {count} classes, not the {num_classes} of "
-            "model.num_classes: set it to 0, or set segmentation.label_map"
-        )
-    if not 2 <= count <= MAX_CLASSES:
-        raise UserError(
-            f"dataset {name!r} has {count or 'no known'} classes, and must have 2 to "
-            f"{MAX_CLASSES}: set model.num_classes or segmentation.label_map"
+            f"dataset {_name(builder)!r} has {count or 'no known'} classes, with "
+            f"model.num_classes {num_classes} (0 takes the dataset's), and must have 2 "
+            f"to {MAX_CLASSES}: set model.num_classes or segmentation.label_map"
         )
     return classes
 
@@ -203,32 +187,3 @@ def _mapped(
     if mirrored_classes == [*range(count)]:
         mirrored_classes = []
     return Classes(tuple(names), tuple(mirrored_classes), table)
-
-
-def notes_on_classes(source: TFDSPairs, masks: Sequence[bytes]) -> list[str]:
-    """Returns a note on the classes that have no pixel in a split's encoded masks.
-
-    A sample of the masks leads to a note only if it has fewer than two classes.
-    """
-    pixels = np.zeros(256, np.int64)
-    for encoded in masks:
-        # Decoding the example reports a mask that cannot be read.
-        with contextlib.suppress(ValueError):
-            pixels += histogram(decode_mask(encoded))
-    names, table = source.class_names, source.label_map
-    absent = absent_classes(pixels, table, names)
-    is_sample = len(masks) < len(source)
-    if not pixels.any() or len(absent) < (len(names) - 1 if is_sample else 1):
-        return []
-    where = " in a sample of its masks" if is_sample else ""
-    note = (
-        f"{source.name} has no pixel of {len(absent)} of {len(names)} classes{where} "
-        f"({first_names(absent)})"
-    )
-    unlabeled = pixels[table == IGNORE].sum() / pixels.sum()
-    if unlabeled:
-        note += (
-            f"; {unlabeled:.0%} of the pixels have no label: if they are a class, see "
-            "segmentation.label_map, and --ignore_label of prepare_data"
-        )
-    return [note]

@@ -1,4 +1,4 @@
-"""Interface of a split of a dataset, read by random access or as a stream."""
+"""Interface of a split of a dataset, read by random access."""
 
 import abc
 import copy
@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import psutil
 
 from vt_flax.data.orientation import UPRIGHT
-from vt_flax.errors import UserError
 
-# Records, classes and orientations of some examples; see `RandomAccessSource.fetch`.
+# Records, classes and orientations of some examples; see `Source.fetch`.
 Records = tuple[list[bytes], list[int], list[int]]
 
 
@@ -26,7 +24,7 @@ class Example:
 
 
 class Source(abc.ABC):
-    """One split of a dataset.
+    """One split of a dataset, whose examples are read by their index, in any order.
 
     Attributes:
       name: dataset and split, for messages.
@@ -44,6 +42,18 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def __len__(self) -> int:
         """Returns the number of examples."""
+
+    @abc.abstractmethod
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        """Returns the examples at some indices, still encoded.
+
+        Raises:
+          UserError: for one that cannot be read.
+        """
+
+    def describe(self, index: int) -> str:
+        """Returns a name of an example for messages."""
+        return f"{self.name}, example {index}"
 
     def identity(self) -> dict[str, Any]:
         """Returns what distinguishes the split from others, for JSON.
@@ -68,22 +78,6 @@ class Source(abc.ABC):
         """
         return np.empty(0, np.int64)
 
-
-class RandomAccessSource(Source):
-    """A split whose examples are read by their index, in any order."""
-
-    @abc.abstractmethod
-    def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some indices, still encoded.
-
-        Raises:
-          UserError: for one that cannot be read.
-        """
-
-    def describe(self, index: int) -> str:
-        """Returns a name of an example for messages."""
-        return f"{self.name}, example {index}"
-
     # Batches are read by these two: TensorFlow parses records faster than Python.
 
     def fetch(self, indices: Sequence[int]) -> Records:
@@ -100,52 +94,8 @@ class RandomAccessSource(Source):
         return record, label
 
 
-class StreamSource(Source):
-    """A split without random access, which can only be read from its start.
-
-    Attributes:
-      place: the split and where its files are, for errors of reading.
-    """
-
-    place: str
-
-    @abc.abstractmethod
-    def stream(
-        self, seed: int | None, process: int, processes: int, buffer: int
-    ) -> tuple[Any, int]:
-        """Opens a process's shard of the split.
-
-        Args:
-          seed: of the shuffled order of endless epochs; None: once, in stored order.
-          process: its index.
-          processes: their number.
-          buffer: size of the shuffle buffer, in examples.
-
-        Returns:
-          A `tf.data.Dataset` of (name, file, label), scalar tensors, and the number of
-          examples in the shard.
-        """
-
-
-def cached(source: Source) -> RandomAccessSource:
-    """Returns a copy of a source that keeps fetched examples in memory.
-
-    Raises:
-      UserError: if it has no random access, or the free memory would not hold it.
-    """
-    if not isinstance(source, RandomAccessSource):
-        raise UserError(f"data.cache needs random access; {source.notes[0]}")
-    sample = source.read(range(0, len(source), max(1, len(source) // 100)))
-    files = [file for example in sample for file in (example.image, example.label)]
-    sampled = sum(len(file) for file in files if isinstance(file, bytes))
-    size = sampled * len(source) / len(sample)
-    free = psutil.virtual_memory().available
-    note = (
-        f"{source.name}: data.cache keeps about {size / 2**30:.1f} GiB of encoded "
-        f"examples in this host's memory, of which {free / 2**30:.1f} GiB are free"
-    )
-    if size > free:
-        raise UserError(f"{note}: set data.cache to False")
+def cached(source: Source) -> Source:
+    """Returns a copy of a source that keeps fetched examples in memory."""
     kept: dict[int, tuple[bytes, int, int]] = {}
 
     def fetch(indices: Sequence[int]) -> Records:
@@ -157,6 +107,5 @@ def cached(source: Source) -> RandomAccessSource:
         return tuple(map(list, columns))
 
     result = copy.copy(source)
-    result.notes = (*source.notes, note)
     result.fetch = fetch
     return result

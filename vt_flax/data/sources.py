@@ -1,23 +1,16 @@
 """Opens the splits of datasets: class folders, and TFDS datasets."""
 
 import contextlib
-import os
 import sys
 from typing import Any
 
-from google.protobuf import json_format
 from ml_collections import ConfigDict
 
 from vt_flax.data.folders import FolderSource
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import Source
 from vt_flax.data.storage import how_to_prepare, is_folder, storage_errors, storage_path
-from vt_flax.data.tfds_sources import (
-    TFDSSource,
-    TFDSStream,
-    class_features,
-    data_dir_of,
-)
+from vt_flax.data.tfds_sources import TFDSSource, class_features, data_dir_of
 from vt_flax.errors import UserError, first_line, nearest
 from vt_flax.paths import in_bucket
 
@@ -49,13 +42,9 @@ def open_source(
         dataset's default.
       label_feature: likewise, the class labels.
 
-    Returns:
-      A `RandomAccessSource`, or a `StreamSource` for a TFDS dataset in a format that
-      has no random access.
-
     Raises:
-      UserError: if the dataset, the split or its images are not there, or if it has no
-        class labels.
+      UserError: if the dataset, the split or its images are not there, if it has no
+        class labels, or if a TFDS dataset is in a format without random access.
     """
     if name.startswith(FOLDER_PREFIX):
         if image_feature or label_feature:
@@ -69,10 +58,7 @@ def open_source(
         return FolderSource(storage_path(path), split)
     builder = prepared_builder(name, data_dir)
     keys = class_features(builder, name, image_feature, label_feature)
-    try:
-        return TFDSSource(builder, name, split, keys)
-    except NotImplementedError:
-        return TFDSStream(builder, name, split, keys)
+    return TFDSSource(builder, name, split, keys)
 
 
 def tfds_builder(name: str, data_dir: str = "") -> Any:
@@ -88,6 +74,7 @@ def tfds_builder(name: str, data_dir: str = "") -> Any:
         is_folder(data_dir)
     tensorflow()  # without its GPUs, before TFDS imports it
     import tensorflow_datasets as tfds
+    from google.protobuf import json_format
 
     from vt_flax.data.prepare import (  # noqa: F401, registers the builders
         ade20k,
@@ -98,12 +85,18 @@ def tfds_builder(name: str, data_dir: str = "") -> Any:
         shapes,
     )
 
-    where = f" in {data_dir}" if data_dir else ""
     try:
         with storage_errors(data_dir or name):
             builder = tfds.builder(name, data_dir=data_dir or None)
     except (ValueError, AssertionError, json_format.ParseError) as error:
-        raise _unknown(name, where, error) from error
+        reason, hint = first_line(error), ""
+        if isinstance(error, tfds.core.registered.DatasetNotFoundError):
+            reason = f"not known to TFDS, nor prepared in {data_dir or 'its folder'}"
+            hint = nearest(name, tfds.list_builders(with_community_datasets=False))
+        raise UserError(
+            f"dataset {name!r}: {reason}; for images in class folders write "
+            f"folder:PATH{hint}"
+        ) from error
     # TFDS drops all formats but the first where it has the dataset's code.
     stored = set(builder.info.as_proto.alternative_file_formats)
     for form in stored - {f.value for f in builder.info.alternative_file_formats}:
@@ -149,19 +142,3 @@ def is_prepared(builder: Any) -> bool:
                 "away and run again"
             )
         return False
-
-
-def _unknown(name: str, where: str, error: Exception) -> UserError:
-    """Returns the error for a dataset that TFDS cannot open."""
-    import tensorflow_datasets as tfds
-
-    is_path = in_bucket(name) or name.startswith(("/", ".", "~")) or os.path.isdir(name)
-    if not is_path and not isinstance(error, tfds.core.registered.DatasetNotFoundError):
-        return UserError(f"dataset {name!r}{where}: {first_line(error)}")
-    hint = nearest(name, tfds.list_builders(with_community_datasets=False))
-    if is_path or "did you mean" not in hint:
-        path = name if is_path else "PATH"
-        hint = f"; for images in class folders write folder:{path}"
-    return UserError(
-        f"dataset {name!r} is not known to TFDS, nor prepared{where}{hint}"
-    )

@@ -32,12 +32,11 @@ def check_splits(train: Source, evaluation: Source) -> list[str]:
             "or slice one split, as in train[:80%] and train[80%:]"
         )
     notes = [*split_notes(train), *split_notes(evaluation)]
-    first, second = train.members(), evaluation.members()
-    common = np.isin(second, first).sum()
+    common = np.isin(evaluation.members(), train.members()).sum()
     if common:
         notes.append(
-            f"{common:,} of the {len(second):,} examples of {evaluation.name} are also "
-            f"in {train.name}: the results are not those on new examples"
+            f"{common:,} of the {len(evaluation):,} examples of {evaluation.name} are "
+            f"also in {train.name}: the results are not those on new examples"
         )
     return notes
 

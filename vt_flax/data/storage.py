@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import re
-import urllib.error
-import urllib.request
+import sys
 from collections.abc import Iterator
 
 from etils import epath
@@ -13,42 +11,24 @@ from vt_flax.data.host import tensorflow
 from vt_flax.errors import UserError, first_line
 from vt_flax.paths import in_bucket, typed_path
 
-CLOUD = "https://storage.googleapis.com"
-CONNECT_SECONDS = 20
-
 
 class UnreachableError(UserError):
-    """The network or the storage cannot be reached; the data are not at fault."""
-
-    def __init__(self, path: str | os.PathLike, reason: str):
-        super().__init__(
-            f"{path}: the network or the storage cannot be reached ({reason})"
-        )
+    """The storage cannot be read at all; no single example is at fault."""
 
 
 def storage_path(path: str | os.PathLike) -> epath.Path:
-    """Returns the path of a folder of data, as somebody typed it; `~` is expanded.
-
-    Raises:
-      UserError: for another kind of storage than local folders and `gs://` buckets.
-    """
-    if not in_bucket(path):
-        return epath.Path(typed_path(path))
-    if not str(path).startswith("gs://"):
-        raise UserError(
-            f"{path}: data is read from local folders and gs:// buckets: copy it there"
-        )
-    return epath.Path(path)
+    """Returns the path of a folder of data, as somebody typed it; `~` is expanded."""
+    return epath.Path(path if in_bucket(path) else typed_path(path))
 
 
 def is_folder(path: str | os.PathLike) -> bool:
     """Returns whether a folder exists, local or in a bucket.
 
     Raises:
-      UserError: if there is a file instead, or for any other error, for which
-        TensorFlow's and Python's `isdir` return False.
+      UserError: for any other error, for which TensorFlow's and Python's `isdir` return
+        False.
     """
-    path = str(path)
+    path = os.fspath(path)
     with storage_errors(path):
         if not in_bucket(path):
             try:
@@ -56,29 +36,11 @@ def is_folder(path: str | os.PathLike) -> bool:
             except FileNotFoundError:
                 return False
             return True
-        _check_connection(path)
         tf = tensorflow()
         try:
-            status = tf.io.gfile.stat(path)
-        except tf.errors.NotFoundError as error:
-            if "The specified bucket" in str(error):
-                raise
+            return tf.io.gfile.stat(path).is_directory
+        except tf.errors.NotFoundError:
             return False
-        if not status.is_directory:
-            raise NotADirectoryError(20, "Not a directory", path)
-        return True
-
-
-def _check_connection(path: str) -> None:
-    """Checks that buckets can be reached, which TensorFlow would try for minutes."""
-    try:
-        urllib.request.urlopen(CLOUD, timeout=CONNECT_SECONDS).close()
-    except urllib.error.HTTPError:
-        pass  # The server has answered.
-    except OSError as error:
-        # TensorFlow may know other certificates.
-        if "CERTIFICATE_VERIFY_FAILED" not in str(error):
-            raise UnreachableError(path, str(error)) from error
 
 
 def read_file(path: str) -> bytes:
@@ -102,13 +64,20 @@ def storage_errors(path: str | os.PathLike) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        # A program that has not imported TensorFlow has none of its errors.
+        tf = sys.modules.get("tensorflow")
         # TFDS and epath raise errors of their own from those of a file system.
         for cause in _causes(error):
             if isinstance(cause, OSError) and cause.strerror:
                 message = f"{cause.filename or path}: {cause.strerror}"
                 raise UserError(message) from error
-            if isinstance(cause, tensorflow().errors.OpError):
-                raise _tensorflow_error(path, cause) from error
+            if tf and isinstance(cause, tf.errors.OpError):
+                message = " ".join(cause.message.split())[:300]
+                lost = isinstance(
+                    cause, (tf.errors.UnavailableError, tf.errors.AbortedError)
+                )
+                kind = UnreachableError if lost or "libcurl" in message else UserError
+                raise kind(f"{path}: cannot be read ({message})") from error
         if isinstance(error, OSError):
             raise UserError(f"{path}: {first_line(error)}") from error
         raise
@@ -122,29 +91,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = inner if isinstance(inner, Exception) else error.__cause__
 
 
-def _tensorflow_error(path: str | os.PathLike, error: Exception) -> UserError:
-    errors = tensorflow().errors
-    # Without the operation that was run, and the lines of a server's response in one.
-    message = re.sub(r"\{\{.*?\}\} *|\[Op:.*", "", error.message)
-    message = " ".join(message.split())[:300]
-    again = errors.UnavailableError, errors.AbortedError, errors.DeadlineExceededError
-    if isinstance(error, again) or "libcurl" in message:
-        return UnreachableError(path, message)
-    if isinstance(error, (errors.PermissionDeniedError, errors.UnauthenticatedError)):
-        return UserError(
-            f"{path}: no permission to read it; log in by `gcloud auth "
-            f"application-default login` ({message})"
-        )
-    return UserError(f"{path}: cannot be read ({message})")
-
-
 def how_to_prepare(name: str, data_dir: str | os.PathLike) -> str:
-    """Returns the commands that make a dataset in `data_dir`, for an error message.
+    """Returns how to make a dataset in `data_dir`, for an error message.
 
     `name` is a dataset, or `convert` and a dataset.
     """
-    folder, copy = data_dir, ""
+    command = f"run `vt_flax prepare_data {name} --data_dir"
     if in_bucket(data_dir):
-        folder = "DATA"
-        copy = f" in a local folder, then `gcloud storage cp -r DATA/* {data_dir}/`"
-    return f"run `vt_flax prepare_data {name} --data_dir {folder}`{copy}"
+        return f"{command} FOLDER` and copy the folder's content to {data_dir}"
+    return f"{command} {data_dir}`"

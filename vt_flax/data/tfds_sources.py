@@ -1,4 +1,4 @@
-"""Splits of TFDS datasets: by random access in array_record, else as a stream."""
+"""Splits of TFDS datasets in array_record."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,13 +8,7 @@ from etils import epath
 
 from vt_flax.data.host import tensorflow
 from vt_flax.data.orientation import UPRIGHT
-from vt_flax.data.source import (
-    Example,
-    RandomAccessSource,
-    Records,
-    Source,
-    StreamSource,
-)
+from vt_flax.data.source import Example, Records, Source
 from vt_flax.data.splits import tfds_slices
 from vt_flax.data.storage import UnreachableError, how_to_prepare, storage_errors
 from vt_flax.errors import UserError, first_line
@@ -67,8 +61,10 @@ def _default_features(builder: Any) -> tuple[str, str]:
     return (builder.info.supervised_keys or ("image", "label"))[:2]
 
 
-class _TFDSSplit(Source):
-    """Base of splits of TFDS datasets.
+class TFDSSource(Source):
+    """A split of a TFDS dataset in array_record, the format with random access.
+
+    Labels are classes or, if their feature is an image, masks.
 
     Args:
       builder: of a prepared dataset.
@@ -77,14 +73,15 @@ class _TFDSSplit(Source):
       keys: the features that hold image and label.
 
     Raises:
-      UserError: if there is no such split, it is empty, or files of it are missing.
+      UserError: if there is no such split, it is empty, files of it are missing, or
+        their format has no random access.
     """
 
     def __init__(self, builder: Any, name: str, split: str, keys: Sequence[str]):
         import tensorflow_datasets as tfds
 
         self.name = f"{name} {split}"
-        self._builder, self._split, self._keys = builder, split, tuple(keys)
+        self._builder, self._keys = builder, tuple(keys)
         try:
             self._slices = tfds_slices(split, builder.info.splits)
         except ValueError as error:
@@ -102,6 +99,17 @@ class _TFDSSplit(Source):
                 f"{len(self._files)} files of split {split!r} are): copy the dataset "
                 "again, or move its folder away and prepare it anew"
             )
+        try:
+            # Serialized examples.
+            self._records = builder.as_data_source(split).data_source
+        except NotImplementedError:
+            raise UserError(
+                f"dataset {name!r} is stored as {builder.info.file_format.value}, "
+                "without random access: "
+                f"{how_to_prepare(f'convert {name}', data_dir_of(builder))}"
+            ) from None
+        # array_record's threads hide a network's latency, but slow down a disk.
+        self._remote = in_bucket(builder.data_path)
         label = builder.info.features[keys[1]]
         self._has_masks = isinstance(label, tfds.features.Image)
         if not self._has_masks:
@@ -134,43 +142,20 @@ class _TFDSSplit(Source):
             [first[name] + np.arange(begin, end) for name, begin, end in self._slices]
         )
 
-
-class TFDSSource(_TFDSSplit, RandomAccessSource):
-    """A split of a TFDS dataset in a format with random access: array_record.
-
-    Labels are classes or, if their feature is an image, masks.
-
-    Raises:
-      NotImplementedError: if the dataset's format has no random access.
-    """
-
-    def __init__(self, builder: Any, name: str, split: str, keys: Sequence[str]):
-        import tensorflow_datasets as tfds
-
-        super().__init__(builder, name, split, keys)
-        decoders = {
-            key: tfds.decode.SkipDecoding()
-            for key, feature in builder.info.features.items()
-            if isinstance(feature, tfds.features.Image)
-        }
-        self._data = builder.as_data_source(split, decoders=decoders)
-        # array_record's threads hide a network's latency, but slow down a disk.
-        self._remote = in_bucket(builder.data_path)
-
     def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some indices: see `RandomAccessSource.read`."""
+        """Returns the examples at some indices: see `Source.read`."""
         examples = []
         for index in indices:
+            records, _, _ = self.fetch([index])
             try:
-                record = self._data[int(index)]
-            except Exception as error:
+                image, label = self.parse(records[0], 0)
+            except tensorflow().errors.OpError as error:
+                # Of a file that was truncated, array_record returns empty records.
                 raise self._unreadable(index, first_line(error)) from error
-            image, label = (record[key] for key in self._keys)
-            # array_record returns empty records of a file that was truncated.
-            if image is None or label is None:
-                raise self._unreadable(index, "it is empty")
-            label = label if isinstance(label, bytes) else int(label)
-            examples.append(Example(image, label))
+            label = label.numpy()
+            examples.append(
+                Example(image.numpy(), label if self._has_masks else int(label))
+            )
         return examples
 
     def fetch(self, indices: Sequence[int]) -> Records:
@@ -179,24 +164,23 @@ class TFDSSource(_TFDSSplit, RandomAccessSource):
         Images are used as they are stored, as users of TFDS expect: upright by
         definition, whatever their EXIF data say.
         """
-        records = self._data.data_source
-        if self._remote:
-            try:
-                fetched = list(records.__getitems__(indices))
-            except Exception as error:
-                raise self._unreadable(indices[0], first_line(error)) from error
-        else:
-            fetched = [records[index] for index in indices]
+        try:
+            if self._remote:
+                fetched = list(self._records.__getitems__(indices))
+            else:
+                fetched = [self._records[int(index)] for index in indices]
+        except Exception as error:
+            raise self._unreadable(indices[0], first_line(error)) from error
         return fetched, [0] * len(fetched), [UPRIGHT] * len(fetched)
 
     def _unreadable(self, index: int, reason: str) -> UserError:
         """Returns the error for an example that cannot be read, with its file."""
         ends = np.cumsum([file.take for file in self._files])
         file = self._files[np.searchsorted(ends, index, side="right")].filename
-        where = f"{self.describe(index)}, in {file}"
-        if RETRIES_OVER in reason:
-            return UnreachableError(where, reason)
-        return UserError(f"{where}: cannot be read ({reason[:200]})")
+        kind = UnreachableError if RETRIES_OVER in reason else UserError
+        return kind(
+            f"{self.describe(index)}, in {file}: cannot be read ({reason[:200]})"
+        )
 
     def parse(self, record: Any, label: Any) -> tuple[Any, Any]:
         """Returns file and label, scalar tensors, of a serialized example."""
@@ -207,44 +191,3 @@ class TFDSSource(_TFDSSplit, RandomAccessSource):
         features = {key: tf.io.FixedLenFeature((), kinds[key]) for key in self._keys}
         parsed = tf.io.parse_single_example(record, features)
         return parsed[image], parsed[label]
-
-
-class TFDSStream(_TFDSSplit, StreamSource):
-    """A split of a TFDS dataset in a format without random access, such as TFRecord."""
-
-    def __init__(self, builder: Any, name: str, split: str, keys: Sequence[str]):
-        super().__init__(builder, name, split, keys)
-        convert = how_to_prepare(f"convert {name}", data_dir_of(builder))
-        note = (
-            f"{self.name} is stored as {builder.info.file_format.value}, which is read "
-            "as a stream: the order of examples depends on the number of processes, "
-            "and after a restart it begins anew. To have the exact order, convert it "
-            f"to array_record: {convert}"
-        )
-        self.notes = (*self.notes, note)
-        self.place = f"{self.name}, in {builder.data_path}"
-
-    def stream(
-        self, seed: int | None, process: int, processes: int, buffer: int
-    ) -> tuple[Any, int]:
-        """Opens a process's shard of the split; see `StreamSource.stream`."""
-        import tensorflow_datasets as tfds
-
-        shard = tfds.even_splits(self._split, processes)[process]
-        image, label = self._keys
-        data = self._builder.as_dataset(
-            shard,
-            shuffle_files=seed is not None,
-            decoders=tfds.decode.PartialDecoding(
-                {image: True, label: True}, {image: tfds.decode.SkipDecoding()}
-            ),
-            read_config=tfds.ReadConfig(
-                add_tfds_id=True,
-                shuffle_seed=seed,
-                try_autocache=False,
-                skip_prefetch=True,
-            ),
-        ).map(lambda example: (example["tfds_id"], example[image], example[label]))
-        if seed is not None:
-            data = data.shuffle(buffer, seed).repeat()
-        return data, self._builder.info.splits[shard].num_examples

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from vt_flax.data import images
 from vt_flax.data.batches import train_batches
 from vt_flax.data.host import tensorflow
-from vt_flax.data.source import RandomAccessSource
+from vt_flax.data.source import Source
 from vt_flax.errors import UserError
 
 BATCH = 64
@@ -27,12 +27,12 @@ Pipeline = Iterator[int]
 
 
 def report(
-    source: RandomAccessSource,
+    source: Source,
     config: ConfigDict,
     *,
     seconds: float,
     rounds: int,
-    other: RandomAccessSource | None = None,
+    other: Source | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Measures the input pipeline, and JPEG decoding alone, in turns.
 
@@ -92,7 +92,7 @@ def take_turns(
     ]
 
 
-def read_jpegs(source: RandomAccessSource) -> list[bytes]:
+def read_jpegs(source: Source) -> list[bytes]:
     """Returns the JPEGs among the first examples of a split.
 
     Raises:
@@ -106,7 +106,7 @@ def read_jpegs(source: RandomAccessSource) -> list[bytes]:
     return jpegs
 
 
-def ours(source: RandomAccessSource, config: ConfigDict) -> Pipeline:
+def ours(source: Source, config: ConfigDict) -> Pipeline:
     """Runs the package's input pipeline."""
     batches = train_batches(source, config, seed=0, batch=BATCH, first=0, last=10**9)
     with contextlib.closing(batches):

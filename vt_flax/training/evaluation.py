@@ -66,8 +66,6 @@ def split_totals(run: Run, eval_step: EvalStep, weights: Weights) -> Totals:
         source,
         run.config.data,
         batch=size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         local_indices=local_indices(mesh, size),
         decoder=run.task.decoder(source, train=False),
     )

@@ -227,8 +227,6 @@ def device_batches(
         batch=run.config.batch_size,
         first=first,
         last=run.total_steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         local_indices=local_indices(run.mesh, run.config.batch_size),
         # `source` may be a copy of this split in memory.
         decoder=run.task.decoder(run.train_source, train=True),

@@ -87,8 +87,9 @@ def read_run(workdir: pathlib.Path) -> RunRecord:
         content = json.loads(file.read_text())
         form = content.pop("format")
         content.pop("vt_flax")
-        # Earlier versions had this key, which changed no result.
-        content["config"].get("data", {}).pop("augment_kernel", None)
+        # Keys of earlier versions, which change no result.
+        for key in ("augment_kernel", "shuffle_buffer"):
+            content["config"].get("data", {}).pop(key, None)
         if form != FORMAT:
             raise UserError(
                 f"{file} has format {form}; this version reads {FORMAT}: choose "

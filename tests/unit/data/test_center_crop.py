@@ -22,10 +22,6 @@ def crop_in_tf(image, size, resize):
     return images.center_crop(encoded, size, resize).numpy()
 
 
-def noise(height, width):
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-
-
 def part_of(image, resized, corner, size):
     """Cuts a part out of an image that Pillow has resized as a whole."""
     whole = Image.fromarray(image).resize(resized, Image.Resampling.BILINEAR)
@@ -38,33 +34,31 @@ def part_of(image, resized, corner, size):
     "width,height,size,resize,resized,corner",
     [
         (50, 40, 32, 36, (45, 36), (6, 2)),
-        (40, 50, 32, 36, (36, 45), (2, 6)),
-        (51, 33, 16, 20, (31, 20), (7, 2)),  # 30.9 pixels wide
-        (33, 51, 15, 20, (20, 31), (2, 8)),
+        (33, 51, 15, 20, (20, 31), (2, 8)),  # 30.9 pixels high
         (75, 50, 40, 41, (62, 41), (11, 0)),  # 61.5 pixels wide
         (85, 50, 40, 45, (76, 45), (18, 2)),  # 76.5 pixels wide
         (7, 5, 16, 16, (22, 16), (3, 0)),  # smaller than the crop: 22.4 wide
-        (5, 5, 9, 12, (12, 12), (1, 1)),
         (33, 47, 32, 33, (33, 47), (0, 7)),  # nothing to resize
-        (32, 32, 32, 32, (32, 32), (0, 0)),
         (1, 500, 8, 8, (8, 4000), (0, 1996)),
     ],
 )
 def test_it_is_part_of_the_whole_image_resized(
     crop, width, height, size, resize, resized, corner
 ):
-    image = noise(height, width)
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     out = crop(image, size, resize)
     assert out.dtype == np.uint8
     # Sums are often a half exactly, which Pillow rounds either way, in both directions.
     apart = np.abs(part_of(image, resized, corner, size) - out.astype(int))
     assert apart.max() <= 2 and (apart > 1).mean() < 2e-3
+    # No border of black is cut in.
+    assert crop(np.full_like(image, 255), size, resize).min() == 255
 
 
-@pytest.mark.parametrize("size,resize", [(224, 256), (64, 73), (224, 224)])
-def test_photographs(size, resize, real_data):
+def test_photographs(real_data):
     """Encoded as JPEG, as evaluation and predict read them."""
-    for file in sorted((real_data / "imagenet_samples").glob("*/*.JPEG"))[::20]:
+    size, resize = 224, 256
+    for file in sorted((real_data / "imagenet_samples").glob("*/*.JPEG"))[::60]:
         encoded = file.read_bytes()
         image = Image.open(io.BytesIO(encoded)).convert("RGB")
         scale = resize / min(image.size)
@@ -79,28 +73,17 @@ def test_photographs(size, resize, real_data):
         assert apart.max() <= 2 and (apart > 1).mean() < 1e-3
 
 
-@pytest.mark.parametrize("crop", [center_crop, crop_in_tf])
-def test_it_never_reaches_outside_the_image(crop):
-    """White images stay white: no border of black is cut in."""
-    for width, height in [(1, 1), (3, 2), (9, 31), (224, 225), (333, 77)]:
-        image = np.full((height, width, 3), 255, np.uint8)
-        assert crop(image, 24, 24).min() == 255
-        assert crop(image, 24, 27).min() == 255
-
-
 @pytest.mark.parametrize(
     "height, width, size, resize",
     [
-        (427, 640, 64, 73),
         (300, 211, 96, 96),
-        (91, 91, 32, 36),
         (40, 57, 64, 72),  # enlarged
         (75, 50, 40, 41),  # the long side is 61.5: 62
         (50, 83, 40, 50),  # nothing to resize
     ],
 )
 def test_in_jax_it_is_the_same(height, width, size, resize):
-    # Pieces of photographs, as large as they get.
+    # Parts of photographs, as large as they get.
     batch = np.stack([x[:height, -width:] for x in load_sample_images().images])
     found = np.asarray(jax.jit(crop_in_jax, static_argnums=(1, 2))(batch, size, resize))
     expected = np.stack([center_crop(x, size, resize) for x in batch])

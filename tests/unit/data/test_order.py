@@ -8,26 +8,27 @@ import pytest
 
 from vt_flax.data import order
 
+# Of ten examples, the third epoch of seed 3.
+KNOWN = [9, 5, 0, 3, 2, 6, 4, 7, 1, 8]
+
 
 def epoch_order(count, seed, epoch):
     return order.locate(range(epoch * count, (epoch + 1) * count), count, seed)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 100, 1000, 9973])
-@pytest.mark.parametrize("seed", [0, 1, -1, 2**40])
-def test_each_epoch_holds_every_example_once(count, seed):
-    for epoch in range(3):
+@pytest.mark.parametrize("count", [1, 2, 7, 1000, 1_281_167])
+def test_each_epoch_holds_every_example_once(count):
+    for seed, epoch in ((0, 0), (-1, 1)):
         found = epoch_order(count, seed, epoch)
-        np.testing.assert_array_equal(np.sort(found), np.arange(count))
+        np.testing.assert_array_equal(np.bincount(found), np.ones(count))
 
 
-def test_an_epoch_of_imagenet_holds_every_example_once():
-    count = 1_281_167
-    found = order.locate(range(count), count, 3)
-    assert np.array_equal(np.bincount(found, minlength=count), np.ones(count))
+def test_the_order_is_what_it_was():
+    """Runs that were started with earlier versions are resumed in the same order."""
+    assert epoch_order(10, 3, 2).tolist() == KNOWN
 
 
-@pytest.mark.parametrize("seed,epoch", [(0, 1), (0, 2), (1, 0), (2, 0), (-1, 0)])
+@pytest.mark.parametrize("seed, epoch", [(0, 1), (1, 0), (-1, 0)])
 def test_other_epochs_and_seeds_have_other_orders(seed, epoch):
     first = epoch_order(50, 0, 0)
     # Of two random orders of 50, one place agrees on average.
@@ -40,10 +41,10 @@ def chi_square(counts, expected):
     return float(((np.asarray(counts) - expected) ** 2 / expected).sum())
 
 
-@pytest.mark.parametrize("count", [2, 5, 16, 37])
+@pytest.mark.parametrize("count", [5, 16])
 def test_every_example_is_everywhere_equally_often(count):
     """A chi-square of places by examples, over seeds; five standard deviations."""
-    runs = 4000
+    runs = 1000
     found = np.stack([epoch_order(count, seed, 0) for seed in range(runs)])
     table = np.stack([np.bincount(column, minlength=count) for column in found.T])
     freedom = (count - 1) ** 2
@@ -53,7 +54,7 @@ def test_every_example_is_everywhere_equally_often(count):
 
 def test_neighbors_in_an_epoch_are_any_two_examples():
     """All pairs (first, next) of 7 examples, over epochs of one seed."""
-    count, epochs = 7, 3000
+    count, epochs = 7, 1000
     rows = order.locate(range(count * epochs), count, 0).reshape(epochs, count)
     pairs = collections.Counter(
         pair for row in rows.tolist() for pair in itertools.pairwise(row)
@@ -72,47 +73,13 @@ def test_successive_epochs_are_independent():
         assert abs(np.corrcoef(a, b)[0, 1]) < 5 / count**0.5
 
 
-def test_rows_of_a_part_by_hand():
-    assert list(order.local_block(8)) == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert list(order.local_block(8, 0, 2)) == [0, 1, 2, 3]
-    assert list(order.local_block(8, 1, 2)) == [4, 5, 6, 7]
-    assert list(order.local_block(8, 3, 4)) == [6, 7]
-
-
-@pytest.mark.parametrize("process_count", [1, 2, 4])
-def test_processes_make_up_the_global_batches(process_count):
-    """Batches of 8 from 10 examples straddle the epochs; 10 steps are 8 epochs."""
-    count, seed, batch = 10, 3, 8
-    epochs = np.concatenate([epoch_order(count, seed, e) for e in range(8)])
-    for step in range(10):
-        joined = [
-            index
-            for process_index in range(process_count)
-            for index in order.locate(
-                step * batch + order.local_block(batch, process_index, process_count),
-                count,
-                seed,
-            )
-        ]
-        assert joined == epochs[step * batch : (step + 1) * batch].tolist()
-
-
-def test_a_batch_larger_than_the_split_goes_round_it():
-    found = order.locate(range(7), 3, 0)
-    assert sorted(found[:3]) == sorted(found[3:6]) == [0, 1, 2]
-
-
-def test_a_row_alone_is_the_row_in_the_sequence():
-    """Rows far apart and in no order change nothing."""
+def test_a_position_alone_has_the_example_that_it_has_in_the_sequence():
+    """Positions far apart and in no order change nothing."""
     count, seed = 13, 7
     sequence = order.locate(range(10 * count), count, seed)
     shuffled = np.random.default_rng(0).permutation(10 * count)[:40]
     np.testing.assert_array_equal(
         order.locate(shuffled, count, seed), sequence[shuffled]
     )
-    for row in shuffled[:10]:
-        assert order.locate([int(row)], count, seed)[0] == sequence[row]
-
-
-def test_no_rows():
-    assert order.locate([], 10, 0).shape == (0,)
+    assert order.locate([int(shuffled[0])], count, seed)[0] == sequence[shuffled[0]]
+    assert order.locate([], count, seed).shape == (0,)

@@ -1,137 +1,29 @@
-"""Class folders, the embedded digits, and TFDS datasets, with their error messages."""
+"""TFDS datasets: the embedded digits, features, splits, storage, and their errors."""
 
-import collections
+import contextlib
 import io
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from image_files import encode
+from ml_collections import ConfigDict
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vt_flax.data.images import decode_with_pillow as decode
-from vt_flax.data.sources import open_source
+from vt_flax.data import storage
+from vt_flax.data.batches import train_batches
+from vt_flax.data.host import tensorflow
+from vt_flax.data.pillow_decoder import decode_with_pillow as decode
+from vt_flax.data.sources import open_configured, open_source
+from vt_flax.data.storage import UnreachableError, is_folder
 from vt_flax.errors import UserError
-
-
-def add_images(folder, count, first=0):
-    """Writes images whose red and green name them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(first, first + count):
-        colour = (i % 256, i // 256, 0)
-        Image.new("RGB", (2, 2), colour).save(folder / f"{i:04}.png")
-
-
-def numbers(source):
-    """Returns what identifies each image of a source, in the source's order."""
-    examples = source.read(range(len(source)))
-    pixels = [decode(example.image).getpixel((0, 0)) for example in examples]
-    return [red + 256 * green for red, green, _ in pixels]
-
-
-def labels(source):
-    return [example.label for example in source.read(range(len(source)))]
-
-
-@pytest.fixture
-def flat(tmp_path):
-    """33 images: 0 to 9 of class ant, 10 to 21 of bee, 22 to 32 of cow."""
-    add_images(tmp_path / "cow", 11, 22)
-    add_images(tmp_path / "ant", 10)
-    add_images(tmp_path / "bee", 12, 10)
-    return tmp_path
-
-
-# Class folders.
-
-
-def test_flat_folders(flat):
-    source = open_source(f"folder:{flat}", "all")
-    assert source.class_names == ("ant", "bee", "cow")
-    assert len(source) == 33
-    assert sorted(numbers(source)) == list(range(33))
-    for number, label in zip(numbers(source), labels(source), strict=True):
-        assert label == (number >= 10) + (number >= 22)
-
-
-@pytest.mark.parametrize("bound", ["80%", "50%", "7", "1%"])
-def test_slices_part_a_flat_folder(flat, bound):
-    name = f"folder:{flat}"
-    whole = numbers(open_source(name, "all"))
-    if bound == "1%":  # 0.33 of an image
-        with pytest.raises(UserError, match=r"'all\[:1%\]' .* is empty"):
-            open_source(name, f"all[:{bound}]")
-        assert numbers(open_source(name, f"all[{bound}:]")) == whole
-        return
-    first = numbers(open_source(name, f"all[:{bound}]"))
-    second = numbers(open_source(name, f"all[{bound}:]"))
-    assert len(first) == {"80%": 26, "50%": 16, "7": 7}[bound]
-    assert not set(first) & set(second)
-    assert first + second == whole
-
-
-def test_few_bits_in_16_are_noted(tmp_path):
-    """One image that is bright enough shows that white is 65,535."""
-    add_images(tmp_path / "ant", 2)
-    add_images(tmp_path / "bee", 2)
-    levels = np.linspace(0, 4095, 24).astype(np.uint16).reshape(4, 6)
-    for name, times in (("a.png", 1), ("b.tif", 1), ("c.tif", 16)):
-        Image.fromarray(levels * times).save(tmp_path / "ant" / name)
-        notes = open_source(f"folder:{tmp_path}", "all").notes
-        if times == 1:
-            (note,) = notes
-            assert f"{tmp_path}/ant/a.png" in note
-            assert "no level is above 4,095" in note
-    assert notes == ()
-
-
-def test_levels_of_32_bits_are_noted(tmp_path):
-    add_images(tmp_path / "ant", 2)
-    add_images(tmp_path / "bee", 2)
-    levels = np.linspace(0, 1, 24, dtype=np.float32).reshape(4, 6)
-    Image.fromarray(levels).save(tmp_path / "bee" / "a.tif")
-    (note,) = open_source(f"folder:{tmp_path}", "all").notes
-    assert "bee/a.tif: 32 bits converted to 8: 0 is black, 1 is white" in note
-
-
-def test_a_folder_that_may_not_be_read(flat, monkeypatch):
-    scan = os.scandir
-
-    def refuse(folder):  # no permission keeps out root
-        if str(folder).endswith("ant"):
-            raise PermissionError(13, "Permission denied", str(folder))
-        return scan(folder)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(UserError, match=f"^{flat / 'ant'}: Permission denied"):
-        open_source(f"folder:{flat}", "all")
-
-
-def test_a_missing_folder(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: there is no such folder"):
-        open_source(f"folder:{tmp_path}/nowhere", "all")
-
-
-@pytest.mark.parametrize("text", ["", "all[", "all[:5%]x", "all+", "all[:5]all"])
-def test_what_is_no_split(flat, text):
-    with pytest.raises(UserError, match=re.escape(f"split {text!r}: write a name")):
-        open_source(f"folder:{flat}", text)
-
-
-@pytest.mark.parametrize(
-    "text", [":x", ":180%", ":34", "-34:", "3", "9:3", "", ":1shard", "1:2:3", "1.5:3"]
-)
-def test_a_bad_slice(flat, text):
-    match = re.escape(f"[{text}] is no slice of 33 images")
-    with pytest.raises(UserError, match=match):
-        open_source(f"folder:{flat}", f"all[{text}]+all")
-
-
-def test_an_empty_slice(flat):
-    with pytest.raises(UserError, match=r"'all\[33:\]' .* is empty"):
-        open_source(f"folder:{flat}", "all[33:]")
-
+from vt_flax.plan.cases import find_facts
+from vt_flax.training.config import load_config, resolve
+from vt_flax.training.tasks import task_of
 
 # The embedded digits.
 
@@ -149,10 +41,10 @@ def bilinear(small, side):
     return small
 
 
-@pytest.mark.parametrize("name,first,last", [("train", 0, 1437), ("test", 1437, 1797)])
-def test_digits_are_scikit_learns(digits, name, first, last):
+def test_digits_are_scikit_learns(digits):
     """TFDS shuffles, so each stored image is matched to the nearest one expected."""
-    source = open_source("digits", name, digits)
+    first, last = 1437, 1797
+    source = open_source("digits", "test", digits)
     assert len(source) == last - first
     assert source.class_names == tuple("0123456789")
     examples = source.read(range(len(source)))
@@ -172,129 +64,283 @@ def test_digits_are_scikit_learns(digits, name, first, last):
     np.testing.assert_array_equal(found, data.target[first:last][match])
 
 
-def test_slices_of_digits(digits):
-    whole = open_source("digits", "test", digits)
-    first = open_source("digits", "test[:90%]", digits)
-    second = open_source("digits", "test[90%:]", digits)
-    assert (len(first), len(second)) == (324, 36)
-    assert labels(first) + labels(second) == labels(whole)
-
-
-def test_indices_of_digits_may_come_in_any_order(digits):
+def test_examples_may_be_read_in_any_order(digits):
     source = open_source("digits", "test", digits)
     whole = source.read(range(20))
     some = source.read([7, 0, 7])
     assert [e.image for e in some] == [whole[i].image for i in (7, 0, 7)]
+    # And by TensorFlow.
+    records, classes, orientations = source.fetch([7, 0, 7])
+    assert orientations == [1, 1, 1]
+    for example, record, label in zip(some, records, classes, strict=True):
+        image, label = source.parse(record, label)
+        assert (image.numpy(), int(label)) == (example.image, example.label)
 
 
 @pytest.mark.parametrize(
-    "split, parts",
+    "split, parts, count",
     [
-        ("train+test", ["train", "test"]),
-        ("train[:10%] + train[90%:]", ["train[:10%]", "train[90%:]"]),
-        ("test[10:20]+test[-5:]", ["test[10:20]", "test[-5:]"]),
-        ("test[:0]+test[:12.5%]", ["test[:12.5%]"]),
-        ("all", ["train", "test"]),
+        ("test[:90%]", ["test[:50%]", "test[50%:90%]"], 324),
+        ("train[:10%] + test[-5:]", ["train[:10%]", "test[-5:]"], 149),
+        ("all", ["train", "test"], 1797),
     ],
 )
-def test_sums_of_splits_of_digits(digits, split, parts):
+def test_sums_and_slices_of_splits(digits, split, parts, count):
     """Each in its order, by random access."""
     whole = open_source("digits", split, digits)
     some = [open_source("digits", part, digits) for part in parts]
-    expected = [one for part in some for one in part.read(range(len(part)))]
-    assert whole.read(range(len(whole))) == expected
+    assert len(whole) == sum(map(len, some)) == count
+    first, last = some[0], some[-1]
+    assert whole.read([0, len(first) - 1]) == first.read([0, len(first) - 1])
+    assert whole.read([count - len(last), count - 1]) == last.read([0, len(last) - 1])
     members = np.concatenate([part.members() for part in some])
     np.testing.assert_array_equal(whole.members(), members)
     assert len(np.unique(members)) == len(members)
 
 
-def test_digits_have_two_splits(digits):
-    """TFDS's own error names them."""
-    for split in ("train+tset[:5]", "tset"):
-        with pytest.raises(
-            UserError, match="split .* 'digits': .*'tset'.*'train', 'test'"
-        ):
-            open_source("digits", split, digits)
-
-
-# Datasets of TFDS.
+@pytest.mark.parametrize(
+    "split",
+    [
+        "test[",
+        "test[:x]",
+        "test[:0]",
+        "test[:300%]",
+        "test[80%:20%]",
+        "all[:50%]",
+        "tset",
+    ],
+)
+def test_a_bad_split(digits, split):
+    with pytest.raises(UserError, match=re.escape(split)):
+        open_source("digits", split, digits)
 
 
 @pytest.mark.parametrize(
-    "name, hint",
+    "name, message",
     [
-        ("cifar11", "is not known.*did you mean.*cifar1"),
-        ("qqqqqqqq", "is not known.*folder:PATH"),
-        ("mnist:99.0.0", ""),
+        ("cifar11", "'cifar11': not known to TFDS.*did you mean cifar1"),
+        ("mnist:99.0.0", "'mnist:99.0.0': Failed to construct"),
+        ("/no/flowers", "'/no/flowers': .*for images in class folders write folder:"),
+        (
+            "mnist",
+            "'mnist' is not prepared in .*`vt_flax prepare_data mnist --data_dir ",
+        ),
     ],
 )
-def test_an_unknown_dataset(tmp_path, name, hint):
-    with pytest.raises(UserError, match=f"'{name}'.*{hint}"):
+def test_a_dataset_that_is_not_there(tmp_path, name, message):
+    with pytest.raises(UserError, match=message):
         open_source(name, "train", str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["/no/flowers", "gs://b/c", "~/x y", "flowers"])
-def test_a_path_is_no_dataset_but_maybe_class_folders(tmp_path, monkeypatch, name):
-    (tmp_path / "flowers").mkdir()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"is not known.*; for .* write folder:{name}$"):
-        open_source(name, "train")
+def test_tfrecord_is_to_be_converted(digits_tfrecord):
+    with pytest.raises(
+        UserError, match="as tfrecord, without.*prepare_data convert dig"
+    ):
+        open_source("digits", "train", str(digits_tfrecord))
 
 
-def test_a_dataset_that_is_not_prepared(tmp_path):
-    with pytest.raises(UserError) as caught:
-        open_source("mnist", "train", str(tmp_path))
-    message = str(caught.value)
-    assert "'mnist' is not prepared" in message
-    assert "vt_flax prepare_data mnist --data_dir" in message
-    assert f"--data_dir {tmp_path}" in message
+# Features of a dataset of two images, two labels and a mask for each example.
+
+COUNT = 12
+CONFIG = "configs/quickstart.py"
+
+
+def filled(*color):
+    return encode(Image.new("RGB" if len(color) > 1 else "L", (4, 4), color))
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    image = tfds.features.Image(shape=(4, 4, 3), encoding_format="png")
+    features = {
+        "image": image,
+        "closeup": image,
+        "mask": tfds.features.Image(shape=(4, 4, 1), encoding_format="png"),
+        "label": tfds.features.ClassLabel(names=["ant", "bee", "cat", "dog"]),
+        "coarse_label": tfds.features.ClassLabel(names=["insect", "mammal"]),
+        "count": np.int64,
+    }
+
+    def example(i):
+        return {
+            **{"image": filled(i, 0, 0), "closeup": filled(i, 200, 0)},
+            **{"mask": filled(i % 2), "label": i % 4, "coarse_label": i % 4 // 2},
+            "count": i,
+        }
+
+    folder = str(tmp_path_factory.mktemp("zoo"))
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="zoo",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={
+            "train": [(i, example(i)) for i in range(COUNT)],
+            "unlabeled": [(0, example(0) | {"label": -1})],
+        },
+        data_dir=folder,
+        file_format="array_record",
+    )
+    return folder
+
+
+@pytest.mark.parametrize("image, green", [("", 0), ("closeup", 200)])
+@pytest.mark.parametrize(
+    "label, names",
+    [("", ("ant", "bee", "cat", "dog")), ("coarse_label", ("insect", "mammal"))],
+)
+def test_features_are_chosen(zoo, image, green, label, names):
+    changes = {"name": "zoo", "data_dir": zoo}
+    changes |= {"image_feature": image, "label_feature": label}
+    words = [f"--config.data.{key}={value}" for key, value in changes.items()]
+    config = load_config(CONFIG, words)
+    source = open_configured(config.data, "train")
+    assert source.class_names == names
+    each = 4 // len(names)
+    found = sorted(
+        (*Image.open(io.BytesIO(one.image)).getpixel((0, 0))[:2], one.label)
+        for one in source.read(range(COUNT))
+    )
+    assert found == [(i, green, i % 4 // each) for i in range(COUNT)]
+    assert find_facts(config).classes == len(names)
+    # A resumed run notices another choice.
+    default = open_source("zoo", "train", zoo)
+    assert (source.identity() == default.identity()) == (image == label == "")
 
 
 @pytest.mark.parametrize(
-    "name",
+    "options, message",
     [
-        *(
-            "test[",
-            "test[:x]",
-            "test[:0]",
-            "test[:300%]",
-            "test[:361]",
-            "test[80%:20%]",
+        (
+            {"label_feature": "coarse"},
+            "'zoo' has no ClassLabel feature 'coarse' .data.label_feature.; it has "
+            "coarse_label, label$",
         ),
-        *("train+test[5:2]", "all[:50%]", "test[7]", "test+"),
+        ({"label_feature": "count"}, "no ClassLabel feature 'count'"),
+        (
+            {"image_feature": "closup"},
+            "no Image feature 'closup' .data.image_feature.; ",
+        ),
     ],
 )
-def test_a_bad_slice_of_a_dataset(digits, name):
-    with pytest.raises(UserError, match=re.escape(name)):
-        open_source("digits", name, digits)
+def test_unknown_features(zoo, options, message):
+    with pytest.raises(UserError, match=message):
+        open_source("zoo", "train", zoo, **options)
+    with pytest.raises(UserError, match="folder:.* has no features: leave"):
+        open_source(f"folder:{zoo}", "all", **options)
 
 
-def test_a_dataset_of_segmentation_is_refused(real_data):
-    with pytest.raises(UserError, match="'camvid' has no ClassLabel feature 'label'"):
-        open_source("camvid", "train", str(real_data))
+def test_an_evaluation_split_without_labels_is_refused_before_training(zoo):
+    words = ["--config.data.name=zoo", f"--config.data.data_dir={zoo}"]
+    config = load_config(CONFIG, [*words, "--config.data.eval_split=unlabeled"])
+    with pytest.raises(UserError, match="unlabeled, example 0: label -1 is outside"):
+        task_of(config).open_source(config, "unlabeled")
+    task_of(config).open_source(config, "train")
 
 
-def test_cifar10(real_data):
-    train = open_source("cifar10_jpeg", "train", str(real_data))
-    test = open_source("cifar10_jpeg", "test", str(real_data))
-    assert (len(train), len(test)) == (50000, 10000)
-    assert len(train.class_names) == 10
-    assert train.class_names == test.class_names
-    places = np.random.default_rng(0).integers(0, 10000, 200)
-    for source in (train, test):
-        examples = source.read(places.tolist())
-        pictures = [np.asarray(decode(example.image)) for example in examples]
-        assert {picture.shape for picture in pictures} == {(32, 32, 3)}
-        assert len({picture.tobytes() for picture in pictures}) > 150
-        # CIFAR-10 has as many images of each class.
-        counts = collections.Counter(example.label for example in examples)
-        assert set(counts) == set(range(10)) and max(counts.values()) < 50
-        assert Image.open(io.BytesIO(examples[0].image)).format == "JPEG"
+def test_slices_of_a_dataset_that_is_not_shuffled_are_noted(zoo, monkeypatch):
+    assert not open_source("zoo", "train[:50%]", zoo).notes
+    info = tfds.core.DatasetInfo
+    monkeypatch.setattr(info, "disable_shuffling", property(lambda self: True))
+    (note,) = open_source("zoo", "train[:50%]", zoo).notes
+    assert "without shuffling: classes may be missing in train[:50%]" in note
 
 
-def test_class_folders_of_photographs(real_data):
-    source = open_source(f"folder:{real_data / 'imagenet_samples'}", "all[:3%]")
-    assert len(source) == 9 and len(source.class_names) == 300
-    for i, example in enumerate(source.read(range(9))):
-        assert source.class_names[example.label] in source.describe(i)
-        assert min(decode(example.image).size) > 50
+# Storage.
+
+
+def test_local_places(tmp_path, digits, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for name, reason in (
+        ("file", "Not a directory"),
+        (300 * "n", "File name too long"),
+    ):
+        for dataset in (f"folder:{tmp_path}/{name}", "digits"):
+            with pytest.raises(UserError, match=f"^{tmp_path}/{name}: {reason}$"):
+                open_source(dataset, "all", f"{tmp_path}/{name}")
+    assert is_folder(tmp_path) and not is_folder(tmp_path / "none")
+    with pytest.raises(UserError, match="write the folder's path"):
+        open_source("folder:", "all")
+    with pytest.raises(UserError, match="^s3://b/x: cannot be read .*'s3' not impl"):
+        open_source("folder:s3://b/x", "train")
+    monkeypatch.setenv("HOME", os.path.dirname(digits))
+    assert len(open_source("digits", "test", f"~/{os.path.basename(digits)}")) == 360
+
+
+def raised(kind, message):
+    return kind(None, None, message)
+
+
+@pytest.mark.parametrize("name", ["folder:gs://bucket/data", "mnist"])
+@pytest.mark.parametrize(
+    "kind, message, is_lost",
+    [
+        ("PermissionDeniedError", "me does not have storage.objects.get access", False),
+        ("AbortedError", "All 10 retry attempts failed", True),
+        ("FailedPreconditionError", "libcurl code 6: could not resolve host", True),
+    ],
+)
+def test_a_bucket_is_refused_by_its_reason(name, kind, message, is_lost, monkeypatch):
+    tf = tensorflow()
+
+    def fail(*_):
+        raise raised(getattr(tf.errors, kind), f"{message}\n  when reading")
+
+    monkeypatch.setattr(tf.io.gfile, "stat", fail)
+    with pytest.raises(UserError) as refusal:
+        open_source(name, "train", "gs://bucket/data")
+    assert str(refusal.value).startswith(f"gs://bucket/data: cannot be read ({message}")
+    assert "\n" not in str(refusal.value)
+    assert isinstance(refusal.value, UnreachableError) == is_lost
+
+
+@pytest.fixture
+def copy(digits, tmp_path):
+    """A copy of the digits, and the file of its test images."""
+    shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
+    (file,) = tmp_path.glob("digits/*/digits-test.*")
+    return str(tmp_path), file
+
+
+def train_on(source, **options):
+    config = resolve(ConfigDict({"data": {"image_size": 8, **options}})).data
+    batches = train_batches(source, config, seed=0, batch=8, first=0, last=2)
+    with contextlib.closing(batches):
+        return list(batches)
+
+
+def test_damaged_files_of_a_dataset_are_named(copy):
+    data_dir, file = copy
+    source = open_source("digits", "test", data_dir)
+    os.truncate(file, 1000)
+    with pytest.raises(UserError, match=f"^digits test, example .*, in {file}: cannot"):
+        train_on(source)
+    file.unlink()
+    with pytest.raises(UserError, match=f"^{file} is missing .1 of the 1 files"):
+        open_source("digits", "test[:50%]", data_dir)
+    info = file.parent / "dataset_info.json"
+    info.write_text("{")
+    with pytest.raises(UserError, match="dataset 'digits': .*Failed to load JSON"):
+        open_source("digits", "test", data_dir)
+    info.unlink()
+    with pytest.raises(UserError, match="holds no finished dataset: move it away"):
+        open_source("digits", "test", data_dir)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_lost_network_ends_a_run_at_once(on_error, tmp_path, monkeypatch):
+    """No example is bad then, and each further try would take minutes."""
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(20):
+            Image.new("L", (9, 9)).save(tmp_path / label / f"{i}.png")
+    source = open_source(f"folder:{tmp_path}", "all")
+    tried = []
+
+    def fail(file, mode):
+        tried.append(file)
+        raise raised(tensorflow().errors.AbortedError, "All 10 retry attempts failed")
+
+    monkeypatch.setattr(storage, "open", fail, raising=False)
+    with pytest.raises(UnreachableError, match="All 10 retry"):
+        train_on(source, on_error=on_error, readers=1)
+    assert len(tried) == 1

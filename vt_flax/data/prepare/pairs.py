@@ -105,8 +105,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         try:
             width, height = decode_with_pillow(image).size
         except ValueError as error:
-            reason = str(error).partition(" <_io")[0]
-            raise UserError(f"{pair.image}: not a readable image ({reason})") from error
+            raise UserError(f"{pair.image}: {error}") from error
         if values.shape != (height, width):
             raise UserError(
                 f"{pair.mask} has {values.shape[1]} x {values.shape[0]} pixels, its "

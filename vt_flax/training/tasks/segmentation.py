@@ -14,7 +14,7 @@ from vt_flax.data.augment import normalize, pairs
 from vt_flax.data.augment.scaled import eval_canvas, eval_inputs, eval_weights
 from vt_flax.data.decoders import PairDecoder
 from vt_flax.data.masks import IGNORE
-from vt_flax.data.segmentation_sources import TFDSPairs, notes_on_classes
+from vt_flax.data.segmentation_sources import TFDSPairs
 from vt_flax.data.sources import FOLDER_PREFIX, prepared_builder
 from vt_flax.errors import UserError
 from vt_flax.nn.layers import resize
@@ -28,7 +28,7 @@ from vt_flax.training.tasks.pixels import (
 
 Batch = dict[str, jax.Array]
 Apply = Callable[[jax.Array], jax.Array]
-# Approximate number of a split's masks that are checked before training.
+# Approximate number of examples that are checked before training.
 SAMPLE = 100
 
 
@@ -67,7 +67,7 @@ class Segmentation:
 
     @staticmethod
     def open_source(config: ConfigDict, split: str) -> TFDSPairs:
-        """Opens a split of the configured dataset, and checks some of its masks."""
+        """Opens a split of the configured dataset; checks examples of an evaluation."""
         data, settings = config.data, config.segmentation
         if data.name.startswith(FOLDER_PREFIX):
             raise UserError(
@@ -83,20 +83,12 @@ class Segmentation:
             config.model.num_classes,
             data.image_feature,
         )
-        masks = []
-        decoder = PairDecoder(source, eval_canvas(config), shrink=False)
-        for index in range(0, len(source), max(1, len(source) // SAMPLE)):
-            try:
+        if split == data.eval_split and data.on_error == "raise":
+            # Otherwise a bad example would end the run at its first evaluation.
+            decoder = PairDecoder(source, eval_canvas(config), shrink=False)
+            for index in range(0, len(source), max(1, len(source) // SAMPLE)):
                 (example,) = source.read([index])
-                if split == data.eval_split:
-                    # Otherwise it would end the run at its first evaluation.
-                    decoder.decode_alone(example, (0, 0), source.describe(index))
-            except UserError:
-                if data.on_error == "raise":
-                    raise
-                continue
-            masks.append(example.label)
-        source.notes = (*source.notes, *notes_on_classes(source, masks))
+                decoder.decode_alone(example, (0, 0), source.describe(index))
         return source
 
     @staticmethod

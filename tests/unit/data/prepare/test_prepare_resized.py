@@ -11,7 +11,7 @@ from image_files import encode
 from pair_trees import draw_image, draw_labels, stored, write
 from PIL import Image
 
-from vt_flax.data.images import decode_with_pillow
+from vt_flax.data.pillow_decoder import decode_with_pillow
 from vt_flax.data.prepare import build
 from vt_flax.data.prepare import resize as resized
 from vt_flax.data.prepare.build import resize
