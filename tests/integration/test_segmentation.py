@@ -221,9 +221,6 @@ def test_a_split_with_one_labeled_class_has_no_miou(
     folder = make_data(tmp_path_factory, (2,))
     # The same programs on the other split.
     run = dataclasses.replace(run, eval_source=prepare(tiny(folder)).eval_source)
-    (note,) = run.eval_source.notes
-    start = "image_mask_folder test has no pixel of 2 of 3 classes (red, green); "
-    assert note.startswith(start)
 
     # What was trained is evaluated again, as after a stop.
     again, stream = tmp_path / "run", io.StringIO()
