@@ -7,7 +7,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import sys
 import time
 import warnings
@@ -21,6 +20,7 @@ import orbax.checkpoint as ocp
 from jax._src import compiler, distributed
 from PIL import Image
 from quicker import ROUGH, spare_the_collector
+from waiting import free_port
 
 from vt_flax.cli import startup
 from vt_flax.training.workdir import read_metrics
@@ -51,17 +51,6 @@ SMALL = {
     "log.every": "1 steps",
     "log.tensorboard": False,
 }
-
-
-def free_port() -> int:
-    """Returns a port that has a free one after it."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            with contextlib.suppress(OSError):
-                two.bind(("127.0.0.1", port + 1))
-                return port
 
 
 def quick(devices: int) -> dict[str, str]:
