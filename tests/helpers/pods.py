@@ -64,7 +64,7 @@ def quick(devices: int) -> dict[str, str]:
 
 
 def arguments(workdir: Any, changes: dict[str, Any]) -> list[str]:
-    """Returns how `train` is told a small network: of SMALL, or as it is told."""
+    """Returns the arguments of `train` for a network; without a name, that of SMALL."""
     base = {} if "model.name" in changes else SMALL
     config = "configs/cifar10.py:resnet18" if not base else "configs/quickstart.py"
     return [
@@ -193,7 +193,6 @@ def pod(
     *,
     devices: int = 1,
     workdirs: Sequence[Any] | None = None,
-    count: int | None = None,
     extra: Sequence[str] = (),
     command: str = "train",
     homes: Sequence[Any] = (),
@@ -206,14 +205,13 @@ def pod(
       changes: of the configuration, for each process.
       devices: of each process.
       workdirs: of each, if they differ.
-      count: how many are told to be there, if that is not so.
       extra: arguments of all.
       command: which; another than `train` gets `extra` alone.
       homes: the home folder of each, as on machines of their own.
       setup: a function of a module, called in each before the command.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port, count = free_port(), count or len(changes)
+    port, count = free_port(), len(changes)
     processes = []
     try:
         for i, change in enumerate(changes):

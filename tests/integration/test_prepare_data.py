@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import requests
-from pair_trees import assert_same, make_lip, stored
 from test_bad_input import refusal  # noqa: F401, a fixture
 
 from vt_flax.cli import prepare_data, startup
@@ -57,23 +56,6 @@ def test_a_download_without_a_network(tmp_path, monkeypatch, capsys):
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line == "error: building cifar10/3.0.2: ConnectionError: no route"
     assert not list((tmp_path / "cifar10").glob("*3.0.2"))
-
-
-def test_images_and_masks(tmp_path, monkeypatch, capsys):
-    expected = make_lip(tmp_path / "files")
-    data = str(tmp_path / "data")
-    arguments = ["lip", "--manual_dir", str(tmp_path / "files"), "--data_dir", data]
-    whole = run(prepare_data.main, arguments, monkeypatch, capsys)
-    first, last = whole.strip().splitlines()
-    assert "lip/1.0.0 in" in first
-    assert re.search("train 5, validation 3 examples, 20 classes, [0-9.]+ kB", first)
-    assert last == f"use it by --config.data.name=lip --config.data.data_dir={data}"
-    small = run(prepare_data.main, [*arguments, "--resize", "12"], monkeypatch, capsys)
-    assert "lip_12/1.0.0 in" in small and "20 classes" in small
-    assert_same(stored("lip", data, "train"), expected["train"])
-    assert {mask.shape for mask in stored("lip_12", data, "train").values()} == {
-        (27, 12)
-    }
 
 
 def test_the_last_line_configures_a_training(

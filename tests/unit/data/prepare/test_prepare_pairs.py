@@ -165,7 +165,8 @@ def test_coco_stuff(tmp_path):
 # Anyone's own pairs.
 
 
-def make_folder(root, splits=("train", "val"), count=4):
+def make_folder(root, count=4):
+    splits = "train", "val"
     expected = {split: {} for split in splits}
     for split in splits:
         for i in range(count):
@@ -173,7 +174,7 @@ def make_folder(root, splits=("train", "val"), count=4):
             suffix = ("jpg", "png", "JPEG", "bmp")[i]
             file = root / "images" / f"{place}.{suffix}"
             image = write(file, draw_image(len(split) + i, 19 + i, 23))
-            values = [0, 1, 2, 255] if split == splits[0] else [0, 3]
+            values = [0, 1, 2, 255] if split == "train" else [0, 3]
             labels = draw_labels(i, 19 + i, 23, values)
             write(root / "masks" / f"{place}.png", labels)
             expected[split][image] = labels
@@ -190,15 +191,6 @@ def test_folder_with_splits_and_names(tmp_path):
     assert metadata(builder)["class_names"] == ["sky", "grass", "cow", "far away"]
     assert "mirrored" not in metadata(builder)
     assert "4 classes" in build.describe(builder, "image_mask_folder")
-
-
-def test_folder_without_splits_and_names(tmp_path):
-    expected = make_folder(tmp_path / "manual", ("",), 3)
-    data, manual = str(tmp_path / "data"), str(tmp_path / "manual")
-    builder = build.prepare("image_mask_folder", data, manual)
-    assert_same(stored("image_mask_folder", data, "train"), expected[""])
-    assert_same(stored("image_mask_folder", data, "all"), expected[""])
-    assert metadata(builder)["class_names"] == ["class 0", "class 1", "class 2"]
 
 
 def test_a_prepared_folder_stays_as_it_is(tmp_path, capfd):
