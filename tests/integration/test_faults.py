@@ -37,7 +37,7 @@ def train(workdir: str, changes: dict) -> list[str]:
 def error_line(done: subprocess.CompletedProcess) -> str:
     """Returns the command's error; Orbax's threads print tracebacks around it."""
     assert done.returncode == 2, done.stdout + done.stderr
-    errors = re.findall("error: (/mnt/.*)", done.stderr)
+    errors = re.findall("error: ((?:--workdir )?/mnt/.*)", done.stderr)
     assert len(errors) == 1, done.stderr
     return errors[0]
 
