@@ -20,7 +20,6 @@ def counted(labels, rows, columns, most):
 
 def test_counts_are_exact():
     """Of masks that are rich in one class or another, rows taken 300 times."""
-    most = 0.5
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 256, (6, 20, 30), dtype=np.uint8)
     main = np.asarray([0, 254, 170, 85, 255, 3])[:, None, None]
