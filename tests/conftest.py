@@ -145,5 +145,5 @@ def prepared_imagenet(small_imagenet, tmp_path_factory) -> str:
     from vt_flax.data.prepare.build import prepare
 
     folder = str(tmp_path_factory.mktemp("imagenet"))
-    prepare("imagenet2012", folder, str(small_imagenet.archives), checksums=False)
+    prepare("imagenet2012", folder, str(small_imagenet.archives))
     return folder

@@ -10,7 +10,6 @@ optimizer or a metric differs by a bit.
 
 import argparse
 import contextlib
-import functools
 import pathlib
 import random
 import signal
@@ -70,29 +69,19 @@ def kill_one(processes: list[Process], generator: random.Random) -> None:
 
 
 def compare(
-    folder: pathlib.Path,
-    changes: dict[str, Any],
-    kills: int,
-    say: Callable[[str], None],
-    *,
-    count: int = 1,
-    seed: int = 0,
-) -> dict[str, int]:
-    """Compares a run that is killed and restarted with an undisturbed one.
+    folder: pathlib.Path, data_dir: str, kills: int, count: int = 1, seed: int = 0
+) -> None:
+    """Checks that a run that is killed and restarted has the undisturbed one's result.
 
     Args:
       folder: for the workdirs and the output.
-      changes: of the configuration LONG.
-      kills: number of kills.
-      say: prints the progress.
+      data_dir: folder of the TFDS datasets.
+      kills: number of kills, at each of MOMENTS in turn.
       count: number of processes.
-      seed: of the moments.
-
-    Returns:
-      The number of kills at each of MOMENTS.
+      seed: seed of the moments.
     """
     # Longer than all lives together: each loses its last steps.
-    changes = LONG | {"duration": f"{20 * kills} steps"} | changes
+    changes = LONG | {"duration": f"{20 * kills} steps", "data.data_dir": data_dir}
     whole, disturbed = folder / "whole", folder / "disturbed"
     with start(whole, changes, count) as processes:
         processes[0].wait_for("first step after")
@@ -100,7 +89,6 @@ def compare(
         finish(processes)
         seconds = (time.monotonic() - begin) / kills
     generator = random.Random(seed)
-    killed = dict.fromkeys(MOMENTS, 0)
     checkpoints = disturbed / "run" / "checkpoints"
     for i in range(kills):
         moment = MOMENTS[i % len(MOMENTS)]
@@ -115,22 +103,20 @@ def compare(
                     _wait(lambda before=before: _saved(checkpoints) != before)
                 # A machine that is faster by now would come too far.
                 limit = time.monotonic() + generator.uniform(0, seconds)
-                while (
-                    time.monotonic() < limit
-                    and processes[0].out.count("loss") < REPORTS
-                ):
+                while time.monotonic() < limit:
+                    if processes[0].out.count("loss") >= REPORTS:
+                        break
                     time.sleep(0.01)
             if moment == "saving":
-                _wait(functools.partial(_is_saving, checkpoints, begin))
+                _wait(lambda begin=begin: _is_saving(checkpoints, begin))
             kill_one(processes, generator)
-        killed[moment] += 1
-        say(f"kill {i + 1} of {kills} while {moment}: saved {_saved(checkpoints)}")
+        saved = _saved(checkpoints)
+        print(f"kill {i + 1} of {kills} while {moment}: saved {saved}", flush=True)
     with start(disturbed, changes, count) as processes:
         finish(processes)
         # The second kill is the first in training.
         assert kills < 2 or "resuming from step" in processes[0].out
     assert_same_run(disturbed, whole)
-    return killed
 
 
 def _saved(checkpoints: pathlib.Path) -> list[int]:
@@ -163,15 +149,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        found = compare(
-            folder,
-            {"data.data_dir": str(folder / "data")},
-            args.kills,
-            lambda line: print(line, flush=True),
-            count=args.processes,
-            seed=args.seed,
-        )
-        print(f"killed {found}: every bit of the result is the undisturbed run's")
+        compare(folder, str(folder / "data"), args.kills, args.processes, args.seed)
+        print("every bit of the result is the undisturbed run's")
 
 
 if __name__ == "__main__":

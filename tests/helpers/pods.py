@@ -7,7 +7,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import sys
 import time
 import warnings
@@ -21,6 +20,7 @@ import orbax.checkpoint as ocp
 from jax._src import compiler, distributed
 from PIL import Image
 from quicker import ROUGH, spare_the_collector
+from waiting import free_port
 
 from vt_flax.cli import startup
 from vt_flax.training.workdir import read_metrics
@@ -53,17 +53,6 @@ SMALL = {
 }
 
 
-def free_port() -> int:
-    """Returns a port that has a free one after it."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            with contextlib.suppress(OSError):
-                two.bind(("127.0.0.1", port + 1))
-                return port
-
-
 def quick(devices: int) -> dict[str, str]:
     """Returns an environment of so many devices, and of quick compilation."""
     flags = {"xla_force_host_platform_device_count": devices, **ROUGH}
@@ -75,7 +64,7 @@ def quick(devices: int) -> dict[str, str]:
 
 
 def arguments(workdir: Any, changes: dict[str, Any]) -> list[str]:
-    """Returns how `train` is told a small network: of SMALL, or as it is told."""
+    """Returns the arguments of `train` for a network; without a name, that of SMALL."""
     base = {} if "model.name" in changes else SMALL
     config = "configs/cifar10.py:resnet18" if not base else "configs/quickstart.py"
     return [
@@ -204,7 +193,6 @@ def pod(
     *,
     devices: int = 1,
     workdirs: Sequence[Any] | None = None,
-    count: int | None = None,
     extra: Sequence[str] = (),
     command: str = "train",
     homes: Sequence[Any] = (),
@@ -217,14 +205,13 @@ def pod(
       changes: of the configuration, for each process.
       devices: of each process.
       workdirs: of each, if they differ.
-      count: how many are told to be there, if that is not so.
       extra: arguments of all.
       command: which; another than `train` gets `extra` alone.
       homes: the home folder of each, as on machines of their own.
       setup: a function of a module, called in each before the command.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port, count = free_port(), count or len(changes)
+    port, count = free_port(), len(changes)
     processes = []
     try:
         for i, change in enumerate(changes):

@@ -1,6 +1,7 @@
 """Disks that are full or read-only."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -34,10 +35,11 @@ def train(workdir: str, changes: dict) -> list[str]:
 
 
 def error_line(done: subprocess.CompletedProcess) -> str:
-    """Returns the error line of the command; Orbax may print tracebacks beside it."""
+    """Returns the command's error; Orbax's threads print tracebacks around it."""
     assert done.returncode == 2, done.stdout + done.stderr
-    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
-    return line
+    errors = re.findall("error: ((?:--workdir )?/mnt/.*)", done.stderr)
+    assert len(errors) == 1, done.stderr
+    return errors[0]
 
 
 @pytest.fixture(scope="module")

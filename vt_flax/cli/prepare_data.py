@@ -1,14 +1,14 @@
 """Prepare a dataset for training: build, resize or convert it, with random access.
 
 vt_flax prepare_data imagenet2012 --manual_dir ARCHIVES --data_dir DATA
-    from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in ARCHIVES, checked first
+    from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in ARCHIVES
 vt_flax prepare_data imagenet2012 --data_dir DATA --resize 256
     makes imagenet2012_256 of it: short side at most 256, smaller images as they are
 vt_flax prepare_data cifar10 --data_dir DATA
     any dataset that TFDS knows; downloads it where TFDS can
 vt_flax prepare_data coco_stuff --manual_dir FILES --data_dir DATA
-    segmentation, of images and masks in FILES: also coco_stuff/stuff171, lip, ade20k;
-    each prints what it needs if it is not there; --resize brings masks along
+    segmentation, of images and masks in FILES: also lip and ade20k; each prints what
+    it needs if it is not there; --resize brings masks along
 vt_flax prepare_data image_mask_folder --manual_dir FILES --data_dir DATA
     your own: FILES/images/SPLIT/NAME.jpg, FILES/masks/SPLIT/NAME.png (gray: class
     indices, 255 for no label) and, for the names of the classes, FILES/classes.txt;
@@ -55,11 +55,6 @@ def main(argv: Sequence[str]) -> None:
         "builds NAME first where it is missing",
     )
     parser.add_argument(
-        "--no_checksums",
-        action="store_true",
-        help="take ImageNet's archives as they are, of any size and content",
-    )
-    parser.add_argument(
         "--ignore_label",
         default="",
         choices=("255", "none"),
@@ -80,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{' '.join(args.words)}: write NAME, or convert NAME")
     if args.resize is not None and args.resize < 1:
         raise UserError(f"--resize {args.resize}: must be at least 1 pixel")
-    build_options = "manual_dir", "resize", "no_checksums", "ignore_label"
+    build_options = "manual_dir", "resize", "ignore_label"
     if converting and any(getattr(args, option) for option in build_options):
         raise UserError(f"convert takes no --{', no --'.join(build_options)}")
     if args.out_dir and not converting:
@@ -94,9 +89,7 @@ def main(argv: Sequence[str]) -> None:
     if converting:
         builder = convert.convert(name, data_dir, out_dir)
     else:
-        builder = build.prepare(
-            name, data_dir, args.manual_dir, not args.no_checksums, args.ignore_label
-        )
+        builder = build.prepare(name, data_dir, args.manual_dir, args.ignore_label)
         if args.resize:
             builder = build.resize(builder, args.resize, data_dir)
             name = builder.name

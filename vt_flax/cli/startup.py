@@ -30,13 +30,12 @@ def join_processes(args: argparse.Namespace) -> None:
 
 def agree(command: str, config: ConfigDict) -> None:
     """Checks that all processes run the same, and sets up timeouts and devices."""
-    # These import JAX, which some commands do not need.
-    from vt_flax.parallel.agreement import check_equal
+    # Imports JAX, which some commands do not need.
     from vt_flax.parallel.devices import set_up_devices
 
     options = {"command": command, "versions": versions(), **config.to_dict()}
     advice = "start the same command with the same code on all"
-    check_equal("differs from", options, advice)
+    processes.check_equal("differs from", options, advice)
     processes.set_timeouts(
         config.parallel.heartbeat_timeout, config.parallel.progress_timeout
     )

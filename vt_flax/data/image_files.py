@@ -1,7 +1,8 @@
 """Lists image files in folders, alike for training, datasets and predict."""
 
 import os
-from collections.abc import Callable, Iterator
+import pathlib
+from collections.abc import Iterator
 from typing import TypeVar
 
 from etils import epath
@@ -36,10 +37,10 @@ def is_image(name: str) -> bool:
 
 
 def list_folder(folder: epath.PathLike) -> tuple[list[str], list[str]]:
-    """Returns the names of the folders and of the files in a folder, sorted.
+    """Returns the names of the folders and of the regular files in a folder, sorted.
 
-    Hidden ones are left out. A link to nowhere counts as a file, so that reading it
-    raises an error.
+    Hidden ones are left out, and pipes and devices, which would block whoever reads
+    them. A link to nowhere counts as a file, so that reading it raises an error.
     """
     path = os.fspath(folder)
     if in_bucket(path):
@@ -48,7 +49,11 @@ def list_folder(folder: epath.PathLike) -> tuple[list[str], list[str]]:
         kinds = {name.rstrip("/"): name.endswith("/") for name in listed}
     else:
         with os.scandir(path) as entries:
-            kinds = {entry.name: entry.is_dir() for entry in entries}
+            kinds = {
+                entry.name: entry.is_dir()
+                for entry in entries
+                if entry.is_dir() or entry.is_file() or not os.path.exists(entry)
+            }
     names = sorted(
         name
         for name in kinds
@@ -62,7 +67,6 @@ def list_folder(folder: epath.PathLike) -> tuple[list[str], list[str]]:
 
 def walk(
     folder: Folder,
-    on_error: Callable[[OSError], None] | None = None,
     leave_out: epath.PathLike | None = None,
     _parents: tuple[str, ...] = (),
 ) -> Iterator[tuple[Folder, list[str]]]:
@@ -72,40 +76,25 @@ def walk(
 
     Args:
       folder: where to begin.
-      on_error: called for a folder that cannot be read; None: the error is raised.
       leave_out: a folder below it that is skipped.
     """
-    try:
-        folders, files = list_folder(folder)
-    except OSError as error:
-        if on_error is None:
-            raise
-        on_error(error)
-        return
+    folders, files = list_folder(folder)
     yield folder, files
     if not folders:
         return
     parents = (*_parents, os.path.realpath(folder))
     for name in folders:
         inner = folder / name
-        if os.path.islink(inner) and any(_contains(inner, one) for one in parents):
+        target = os.path.realpath(inner)
+        circle = any(pathlib.Path(parent).is_relative_to(target) for parent in parents)
+        if circle or (leave_out and target == os.path.realpath(leave_out)):
             continue
-        if leave_out and os.path.realpath(inner) == os.path.realpath(leave_out):
-            continue
-        yield from walk(inner, on_error, leave_out, parents)
+        yield from walk(inner, leave_out, parents)
 
 
 def files_below(
-    folder: Folder,
-    on_error: Callable[[OSError], None] | None = None,
-    leave_out: epath.PathLike | None = None,
+    folder: Folder, leave_out: epath.PathLike | None = None
 ) -> Iterator[Folder]:
     """Yields all files below a folder; see `walk`."""
-    for inner, names in walk(folder, on_error, leave_out):
+    for inner, names in walk(folder, leave_out):
         yield from (inner / name for name in names)
-
-
-def _contains(folder: epath.PathLike, path: epath.PathLike) -> bool:
-    """Returns whether a path is a folder or below it, with links resolved."""
-    folder = os.path.realpath(folder)
-    return os.path.commonpath([os.path.realpath(path), folder]) == folder

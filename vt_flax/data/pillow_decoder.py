@@ -43,7 +43,7 @@ def decode_opened(image: Image.Image) -> Decoded:
     """Decodes an image that Pillow has opened.
 
     Raises:
-      ValueError: if its levels are no finite numbers.
+      ValueError: if it has 32 bits per pixel, or 16 in separate planes.
       Exception: of any type, if the file is damaged.
     """
     raw_mode = _raw_mode(image)  # which is gone after loading
@@ -81,26 +81,10 @@ def _to_rgb(image: Image.Image, raw_mode: str) -> Decoded:
         levels = np.asarray(image)
         # As TensorFlow reads PNGs: libpng drops the lower byte.
         eight = levels >> 8 if image.format == "PNG" else levels // 257
-        return Decoded(_gray(eight), note=note)
+        gray = Image.fromarray(eight.astype(np.uint8))
+        return Decoded(gray.convert("RGB"), note=note)
     if image.mode in ("I", "F"):
-        return _stretched(image)
+        raise ValueError("32 bits per pixel, whose white is not defined: convert to 8")
     # A copy of a large image takes half a gigabyte.
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     return Decoded(rgb, note=note if ";16" in raw_mode else "")
-
-
-def _gray(levels: np.ndarray) -> Image.Image:
-    return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-
-
-def _stretched(image: Image.Image) -> Decoded:
-    """Converts 32 bits per pixel, of which no format defines the white, to 8."""
-    low, high = image.getextrema()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("it has levels that are no finite numbers")
-    levels = np.asarray(image, np.float32)
-    if low >= 0 and 1 < high <= 255:
-        return Decoded(_gray(np.round(levels)))
-    levels = np.round((levels - low) / max(high - low, 1e-30) * 255)
-    note = f"32 bits converted to 8: {low:g} is black, {high:g} is white"
-    return Decoded(_gray(levels), note=note)

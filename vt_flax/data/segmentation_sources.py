@@ -134,8 +134,13 @@ def find_classes(
     stored = getattr(builder.info.features[mask_feature], "names", None)
     stored = tuple(metadata.get(CLASS_NAMES) or stored or ())
     mirrored = tuple(metadata.get(MIRRORED, ()))
+    if label_map and mirrored:
+        raise UserError(
+            f"dataset {_name(builder)!r} has classes that change sides in mirrored "
+            "images, which segmentation.label_map does not map: leave it empty"
+        )
     if label_map:
-        classes = _mapped(label_map, num_classes, stored, mirrored)
+        classes = _mapped(label_map, num_classes, stored)
     elif known:
         classes = Classes(tuple(known[1]), (), label_table(known[0]))
     else:
@@ -157,10 +162,7 @@ def _name(builder: Any) -> str:
 
 
 def _mapped(
-    label_map: Sequence[int],
-    num_classes: int,
-    stored: tuple[str, ...],
-    mirrored: tuple[int, ...],
+    label_map: Sequence[int], num_classes: int, stored: tuple[str, ...]
 ) -> Classes:
     """Returns the classes that a label map makes of stored values and their names."""
     used = {*label_map} - {IGNORE}
@@ -173,17 +175,8 @@ def _mapped(
             f"no label, not {min(wrong, default=f'{len(label_map)} entries')}"
         )
     table = label_table(label_map)
-    names, mirrored_classes = [], []
-    for label, default in enumerate(numbered_names(count)):
-        values = [i for i in range(len(stored)) if table[i] == label]
-        names.append("/".join(stored[i] for i in values) or default)
-        partners = {int(table[mirrored[i]]) for i in values if mirrored} or {label}
-        if len(partners) > 1 or max(partners) >= count:
-            raise UserError(
-                f"segmentation.label_map: mirrored, class {label} would be "
-                f"{' and '.join(map(str, sorted(partners)))}: map left and right alike"
-            )
-        mirrored_classes += partners
-    if mirrored_classes == [*range(count)]:
-        mirrored_classes = []
-    return Classes(tuple(names), tuple(mirrored_classes), table)
+    names = [
+        "/".join(name for i, name in enumerate(stored) if table[i] == label) or default
+        for label, default in enumerate(numbered_names(count))
+    ]
+    return Classes(tuple(names), (), table)

@@ -119,7 +119,7 @@ def read_picture(
     """Reads an image of any size and mode, with the pixels that evaluation has.
 
     It is turned upright by its EXIF orientation. Of an animation the first frame is
-    taken; 16 and 32 bits are brought to 8; transparency is left out.
+    taken; 16 bits are brought to 8; transparency is left out.
 
     Args:
       image: a file's path; an encoded image as bytes, or a file that is open for

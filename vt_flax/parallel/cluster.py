@@ -135,65 +135,62 @@ def register(cluster: Cluster, seconds: float) -> list[str]:
         missing or was started twice.
     """
     exchange = _send if cluster.index else _collect
-    reply = exchange(cluster, platform.node(), seconds)
-    if "error" in reply:
-        raise StartError(reply["error"], reply["status"])
-    return reply["hosts"]
+    hosts, error, status = exchange(cluster, seconds)
+    if error:
+        raise StartError(error, status)
+    return hosts
 
 
-def _collect(cluster: Cluster, host: str, seconds: float) -> dict[str, Any]:
-    """Receives index and host of all other processes, and replies to all."""
-    port = cluster.address[1]
+def _collect(cluster: Cluster, seconds: float) -> tuple[list[str], str, int]:
+    """Receives index and host of the other processes, and replies to all of them.
+
+    Returns the reply: the hosts, and an error, if any, with its exit status.
+    """
+    port, count = cluster.address[1], cluster.count
     deadline = time.monotonic() + seconds
-    hosts, connections, error = {0: host}, [], ""
-    with contextlib.ExitStack() as stack:
-        try:
-            server = stack.enter_context(socket.create_server(("", port)))
-        except OSError as taken:
-            raise StartError(
-                f"port {port} of process 0: {os.strerror(taken.errno)}: end the other "
-                "run on this machine, or give --coordinator another port"
-            ) from taken
-        while len(hosts) < cluster.count and not error:
+    hosts, links, error, status = {0: platform.node()}, [], "", StartError.status
+    try:
+        server = socket.create_server(("", port))
+    except OSError as taken:
+        raise StartError(
+            f"port {port} of process 0: {os.strerror(taken.errno)}: end the other run "
+            "on this machine, or give --coordinator another port"
+        ) from taken
+    with server:
+        while len(hosts) < count and not error:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
-                connection = stack.enter_context(server.accept()[0])
+                link, _ = server.accept()
             except TimeoutError:
                 break
-            connection.settimeout(MESSAGE_SECONDS)
+            link.settimeout(MESSAGE_SECONDS)
             try:
-                index, host = _receive(connection)
+                index, host = _receive(link)
             except (OSError, ValueError, TypeError):
-                continue  # a port scanner
-            connections.append(connection)
-            if index in hosts or index >= cluster.count:
+                link.close()
+                continue  # it was a port scanner
+            links.append(link)
+            if index in hosts or index >= count:
                 error = (
                     f"process {index} ({host}) does not fit the others: give each "
-                    f"--processes {cluster.count} and its own --process"
+                    f"--processes {count} and its own --process"
                 )
             hosts[index] = host
-        reply = _reply(hosts, error, cluster.count, seconds)
-        for connection in connections:
-            with contextlib.suppress(OSError):
-                connection.sendall(json.dumps(reply).encode() + b"\n")
+    names = [hosts.get(i, "") for i in range(count)]
+    missing = [i for i in range(count) if i not in hosts]
+    if missing and not error:
+        error = f"{process_names(missing, names)} did not start in {seconds:.0f} s"
+        status = LOST
+    reply = names, error, status
+    for link in links:
+        with contextlib.suppress(OSError), link:
+            link.sendall(json.dumps(reply).encode() + b"\n")
     return reply
 
 
-def _reply(
-    hosts: dict[int, str], error: str, count: int, seconds: float
-) -> dict[str, Any]:
-    if error:
-        return {"error": error, "status": StartError.status}
-    names = [hosts.get(i, "") for i in range(count)]
-    if missing := [i for i in range(count) if i not in hosts]:
-        error = f"{process_names(missing, names)} did not start in {seconds:.0f} s"
-        return {"error": error, "status": LOST}
-    return {"hosts": names}
-
-
-def _send(cluster: Cluster, host: str, seconds: float) -> dict[str, Any]:
+def _send(cluster: Cluster, seconds: float) -> tuple[list[str], str, int]:
     """Sends this process's index and host, and returns the reply of process 0."""
-    text = json.dumps([cluster.index, host]).encode() + b"\n"
+    text = json.dumps([cluster.index, platform.node()]).encode() + b"\n"
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -1,8 +1,5 @@
 """Starts JAX's devices, as a configuration asks for them."""
 
-import os
-import sys
-
 import jax
 from ml_collections import ConfigDict
 
@@ -59,20 +56,5 @@ def use_cpu_devices(count: int) -> None:
 
 def keep_programs(folder: str) -> None:
     """Caches compiled programs in a folder, unless JAX has a cache already."""
-    if not folder or jax.config.jax_compilation_cache_dir:
-        return
-    path = typed_path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        usable = os.access(path, os.W_OK)
-    except OSError:
-        usable = False
-    if usable:
-        jax.config.update("jax_compilation_cache_dir", str(path))
-    else:
-        # JAX would warn for each program, without naming the option.
-        print(
-            f"note: compilation_cache {path} cannot be written to, so each start "
-            "compiles again: name another folder, or none",
-            file=sys.stderr,
-        )
+    if folder and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(typed_path(folder)))

@@ -1,4 +1,4 @@
-"""The processes of a run: how they start, exchange values, and end together.
+"""The processes of a run: how they start, exchange values, agree, and end together.
 
 With a single process every function returns at once.
 """
@@ -6,13 +6,25 @@ With a single process every function returns at once.
 import contextlib
 import itertools
 import json
+import pathlib
+import secrets
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from vt_flax.errors import UserError, device_memory_error, first_line
-from vt_flax.parallel.cluster import Cluster, process_names, register
+from vt_flax.errors import (
+    UserError,
+    device_memory_error,
+    differences,
+    first_few,
+    first_line,
+)
+from vt_flax.parallel.cluster import Cluster, StartError, process_names, register
+
+# Time that a network file system may take to show a file to another machine.
+FILE_SECONDS = 15.0
 
 # Set where there are several processes.
 _watchdog = None
@@ -85,6 +97,64 @@ def _get(key: str) -> str:
     while (value := _watchdog.store.get(key, 1.0)) is None:
         pass
     return value
+
+
+def check_equal(what: str, value: Mapping[str, Any], advice: str) -> None:
+    """Checks that a value is the same in all processes.
+
+    Args:
+      what: for the message, such as `has other data than`.
+      value: this process's, as JSON can write it.
+      advice: what to do where it differs.
+
+    Raises:
+      StartError: in all processes, naming one that differs, and the differences.
+    """
+    if not several():
+        return
+    first = broadcast(what, value)
+    # As JSON has it, without tuples.
+    own = differences(first, json.loads(json.dumps(value)))
+    for index, lines in enumerate(gather(what, own)):
+        if lines:
+            raise StartError(
+                f"{names([index])} {what} {names([0])}: {first_few(lines)}: {advice}"
+            )
+
+
+def check_shared(folder: pathlib.Path) -> None:
+    """Checks that process 0 can write to a folder and that all processes see it.
+
+    Raises:
+      StartError: in all processes, naming those that do not see the folder.
+    """
+    if not several():
+        return
+    file, problem = folder / f".seen-{secrets.token_hex(8)}", ""
+    if _watchdog.index == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        except OSError as error:
+            problem = error.strerror or str(error)
+    name, problem = broadcast("workdir", [file.name, problem])
+    if problem:
+        raise StartError(f"--workdir {folder}: {problem}")
+    seen = gather("workdir seen", _appears(folder / name))
+    if _watchdog.index == 0:
+        file.unlink(missing_ok=True)
+    if missing := [index for index, appears in enumerate(seen) if not appears]:
+        raise StartError(
+            f"{names(missing)} does not see the --workdir {folder} of {names([0])}: "
+            "name a folder that all machines share"
+        )
+
+
+def _appears(file: pathlib.Path) -> bool:
+    deadline = time.monotonic() + FILE_SECONDS
+    while not (exists := file.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return exists
 
 
 def report(doing: str) -> None:

@@ -16,7 +16,6 @@ from vt_flax.data.source import Source, cached
 from vt_flax.data.split_check import check_splits
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
-from vt_flax.parallel.agreement import check_shared
 from vt_flax.parallel.mesh import describe, local_indices, to_global
 from vt_flax.paths import writing
 from vt_flax.training.checkpoint import Checkpoints, Restored
@@ -66,7 +65,7 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
             processes.report("reading the teacher")
             teacher_variables, teacher_weights = teacher.load(run.task, mesh)
         processes.report("checking the workdir")
-        check_shared(workdir)
+        processes.check_shared(workdir)
         record = RunRecord.of(config, run.train_source, teacher_weights)
         changes = check_resumable(workdir, record)
         examples = config.batch_size // mesh.size // config.grad_accum_steps

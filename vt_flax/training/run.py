@@ -13,7 +13,6 @@ from vt_flax.data.source import Source
 from vt_flax.errors import UserError, first_names
 from vt_flax.models import create_model
 from vt_flax.parallel import processes
-from vt_flax.parallel.agreement import check_equal
 from vt_flax.parallel.mesh import make_mesh, state_sharding
 from vt_flax.training.config_rules import check_step
 from vt_flax.training.durations import duration_steps
@@ -121,7 +120,7 @@ def _open_sources(config: ConfigDict) -> tuple[Source, Source]:
     if jax.process_index() == 0:
         processes.gather("data", None)
     if processes.several():
-        check_equal(
+        processes.check_equal(
             "has other data than",
             {"train": train_source.identity(), "eval": eval_source.identity()},
             "copy it again, or set data.data_dir to a folder that all machines share",

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError, first_few
-from vt_flax.parallel.agreement import check_equal
+from vt_flax.parallel import processes
 from vt_flax.parallel.mesh import put_whole, state_sharding
 from vt_flax.training.config import resolve
 from vt_flax.training.fingerprint import host_fingerprint
@@ -107,7 +107,7 @@ class Teacher:
         description = (
             f"{self._name}, step {self.folder.name}, {name} weights ({checksum:08x})"
         )
-        check_equal(
+        processes.check_equal(
             "reads another teacher than",
             {OPTION: description},
             "name a folder that all machines share",

@@ -241,7 +241,7 @@ def test_imagenets_validation_images_need_no_class_folders(tmp_path):
 
 
 def test_all_commands_see_the_same_images(tmp_path):
-    """Deep folders, links, names and suffixes; litter is left out by all."""
+    """Deep folders, links, names and suffixes; all leave out litter and pipes."""
     make(
         tmp_path,
         *(f"a/{i}{suffix}" for i, suffix in enumerate(IMAGE_SUFFIXES)),
@@ -251,6 +251,10 @@ def test_all_commands_see_the_same_images(tmp_path):
     make(tmp_path / "elsewhere", "linked.png")
     (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "a" / "up").symlink_to(tmp_path)
+    # Whoever reads a pipe waits for ever.
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    (tmp_path / "a" / "to_pipe.png").symlink_to(tmp_path / "a" / "pipe.png")
+    (tmp_path / "a" / "to_device.png").symlink_to("/dev/zero")
     trained = {*order(tmp_path, "all")}
     assert len(trained) == len(IMAGE_SUFFIXES) + 6
     assert trained == {str(path) for path in find_images([str(tmp_path)])}

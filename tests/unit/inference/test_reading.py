@@ -80,6 +80,7 @@ def test_orientation(tmp_path):
         (b"no image\n", "not an image in a format"),
         (encode(noise(64, 64), "JPEG")[:-900], "not a readable image"),
         (encode(noise(64, 64), "PNG")[:-900], "not a readable image"),
+        (encode(np.zeros((4, 4), np.float32), "TIFF"), "32 bits per pixel"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS is"),
     ],
 )

@@ -1,16 +1,16 @@
 """Detection of a run's processes, and registration with threads in their place."""
 
 import socket
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from waiting import free_port
 
 from vt_flax.errors import UserError
 from vt_flax.parallel import cluster as module
-from vt_flax.parallel.agreement import check_shared
 from vt_flax.parallel.cluster import Cluster, find_cluster, register
-from vt_flax.parallel.processes import finish, gather, report
+from vt_flax.parallel.processes import check_shared, finish, gather, report
 
 SLURM = {
     "SLURM_JOB_ID": "1234",
@@ -23,19 +23,19 @@ SLURM = {
 
 
 @pytest.fixture(autouse=True)
-def no_cluster(monkeypatch):
+def alone(monkeypatch):
+    """No cluster is detected; processes are on one host and wait for short times."""
     for name in (*SLURM, "OMPI_MCA_orte_hnp_uri", "JAX_COORDINATOR_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     # A machine of the cloud would be asked for its metadata.
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-
-
-def test_a_machine_without_a_cluster_is_alone():
-    assert find_cluster() == Cluster()
-    assert find_cluster(count=1) == Cluster()
+    monkeypatch.setattr(module, "MESSAGE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(module.platform, "node", lambda: "host")
 
 
 def test_options_come_first():
+    assert find_cluster() == Cluster()
     cluster = find_cluster("10.0.0.1:8476", 4, 3)
     assert cluster == Cluster(3, 4, "10.0.0.1:8476")
     assert cluster.address == ("10.0.0.1", 8476)
@@ -47,9 +47,6 @@ def test_slurm_is_detected(monkeypatch):
     cluster = find_cluster()
     assert (cluster.index, cluster.count, cluster.local_device_ids) == (2, 4, (0,))
     assert cluster.coordinator.startswith("node007:")
-    # JAX derives the port from the job, for some the last that there is.
-    monkeypatch.setenv("SLURM_JOB_ID", "4095")
-    assert find_cluster().coordinator == "node007:65535"
     # One of several tasks that is to be alone.
     assert find_cluster(count=1) == Cluster()
 
@@ -65,9 +62,7 @@ def test_a_failed_detection_is_one_line(monkeypatch):
     "given, message",
     [
         (("", 2, None), "need all of --coordinator"),
-        (("a:1", 2, None), "need all of --coordinator"),
         (("a:1", 2, 2), "--process 2: must be at least 0"),
-        (("a", 2, 0), "--coordinator a: write HOST:PORT"),
         (("a:65536", 2, 0), "--coordinator a:65536: write HOST:PORT"),
     ],
 )
@@ -87,45 +82,22 @@ def test_a_single_process_agrees_with_itself(tmp_path):
 # Registration.
 
 
-@pytest.fixture(autouse=True)
-def quicker(monkeypatch):
-    monkeypatch.setattr(module, "MESSAGE_SECONDS", 1.0)
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(module.platform, "node", lambda: "host")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def call(indices, count, *, seconds=1.0, before=None):
     """Returns the result or the error of each caller, in order."""
     port = free_port()
-    results = [None] * len(indices)
 
-    def one(k):
-        cluster = Cluster(indices[k], count, f"127.0.0.1:{port}")
+    def one(index):
         try:
-            results[k] = register(cluster, seconds)
+            return register(Cluster(index, count, f"127.0.0.1:{port}"), seconds)
         except UserError as error:
-            results[k] = error
+            return error
 
-    threads = [threading.Thread(target=one, args=(k,)) for k in range(len(indices))]
-    for thread in threads[:1]:
-        thread.start()
-    if before:
-        before(("127.0.0.1", port))
-    for thread in threads[1:]:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    return results
-
-
-def test_all_processes_register():
-    assert call([0, 1, 2, 3], 4, seconds=10) == [["host"] * 4] * 4
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(one, indices[0])
+        if before:
+            before(("127.0.0.1", port))
+        others = [*pool.map(one, indices[1:])]
+        return [first.result(), *others]
 
 
 def test_missing_processes_are_named():
@@ -164,13 +136,7 @@ def test_port_scanners_are_ignored(capfd):
 
     def scan(address):
         time.sleep(0.2)
-        for text in (
-            b"GET / HTTP/1.1\r\n\r\n",
-            b"\xff" * 99,
-            b"1\n",
-            b"[1, 2, 3]\n",
-            b"",
-        ):
+        for text in (b"GET / HTTP/1.1\r\n\r\n", b"1\n", b""):
             with socket.create_connection(address) as scanner:
                 scanner.sendall(text)
                 time.sleep(0.1)

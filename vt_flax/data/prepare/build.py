@@ -1,7 +1,6 @@
 """Builds and resizes TFDS datasets in array_record, which has random access."""
 
 import contextlib
-import hashlib
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -21,19 +20,12 @@ from vt_flax.data.tfds_sources import data_dir_of
 from vt_flax.errors import UserError
 
 FORMAT = FileFormat.ARRAY_RECORD
-# MD5 of ImageNet's archives, as image-net.org prints them.
-ARCHIVES = {
-    "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
-    "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
-}
+# ImageNet's archives. TFDS would leave out the split of a missing one.
+ARCHIVES = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 
 def prepare(
-    name: str,
-    data_dir: str,
-    manual_dir: str = "",
-    checksums: bool = True,
-    ignore_label: str = "",
+    name: str, data_dir: str, manual_dir: str = "", ignore_label: str = ""
 ) -> DatasetBuilder:
     """Builds a dataset in array_record, unless it is there already.
 
@@ -42,7 +34,6 @@ def prepare(
       data_dir: folder of the TFDS datasets.
       manual_dir: folder of files that TFDS cannot download; empty for
         `DATA_DIR/downloads/manual`.
-      checksums: whether to check the MD5 of ImageNet's archives.
       ignore_label: see `ImageMaskFolder`.
     """
     if name.startswith(FOLDER_PREFIX):
@@ -55,7 +46,7 @@ def prepare(
             f"--ignore_label {ignore_label} is for image_mask_folder, not for {name}"
         )
     manual = storage_path(manual_dir or pathlib.Path(data_dir, "downloads", "manual"))
-    _build(builder, name, manual, checksums)
+    _build(builder, name, manual)
     return builder
 
 
@@ -67,17 +58,19 @@ def resize(source: DatasetBuilder, side: int, data_dir: str) -> DatasetBuilder:
 
 
 def _build(
-    builder: DatasetBuilder,
-    name: str,
-    manual: epath.Path | None = None,
-    checksums: bool = False,
+    builder: DatasetBuilder, name: str, manual: epath.Path | None = None
 ) -> None:
     """Builds a dataset, which the user calls `name`, unless it is there already."""
     info = builder.info
     if not is_prepared(builder):
         with errors_in_one_line(f"building {info.full_name}"):
-            if builder.name == "imagenet2012":
-                check_archives(manual, checksums)
+            for archive in ARCHIVES if builder.name == "imagenet2012" else ():
+                if not (manual / archive).exists():
+                    raise UserError(
+                        f"{manual / archive} is not there: get {' and '.join(ARCHIVES)}"
+                        " from https://image-net.org/download-images and name their "
+                        "folder by --manual_dir"
+                    )
             builder.download_and_prepare(
                 file_format=FORMAT, download_config=DownloadConfig(manual_dir=manual)
             )
@@ -93,29 +86,6 @@ def _build(
             "make array_record of it by `vt_flax prepare_data convert "
             f"{name} --data_dir {data_dir_of(builder)}`"
         )
-
-
-def check_archives(folder: epath.Path, checksums: bool) -> None:
-    """Checks that ImageNet's archives are there and undamaged.
-
-    TFDS would leave out the split of a missing archive.
-    """
-    for name in ARCHIVES:
-        if not (folder / name).exists():
-            raise UserError(
-                f"{folder / name} is not there: get {' and '.join(ARCHIVES)} from "
-                "https://image-net.org/download-images and name their folder by "
-                "--manual_dir"
-            )
-    for name, md5 in ARCHIVES.items() if checksums else ():
-        print(f"{folder / name}: checking its MD5 (--no_checksums skips this)")
-        with (folder / name).open("rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
-        if found != md5:
-            raise UserError(
-                f"{folder / name} is damaged: its MD5 is {found} instead of {md5}; "
-                "download it again (--no_checksums accepts any archive)"
-            )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""COCO 2017 with stuff labels as a TFDS dataset: 54 classes, or 171."""
+"""COCO 2017 with stuff labels as a TFDS dataset of 54 classes."""
 
 import json
 from collections.abc import Sequence
@@ -7,19 +7,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vt_flax.data.masks import IGNORE, NO_CLASS
+from vt_flax.data.masks import IGNORE
 from vt_flax.data.pillow_decoder import decode_with_pillow
 from vt_flax.data.prepare import pairs
 from vt_flax.errors import UserError
 
 FOLDERS = {"train": "train2017", "validation": "val2017"}
-
-# Categories are numbered 1 to 182; these have no pixel (nightrome/cocostuff,
-# labels.md). The masks store the number less one.
-UNUSED = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91))
-CATEGORIES = range(1, 183)
-USED = [number for number in CATEGORIES if number not in UNUSED]
-LABEL_MAP = [NO_CLASS if n in UNUSED else USED.index(n) for n in CATEGORIES]
 
 # Ids of a panoptic mask's segments, as it stores them, and their classes.
 Segments = Sequence[tuple[int, int]]
@@ -28,46 +21,31 @@ Segments = Sequence[tuple[int, int]]
 class CocoStuff(pairs.PairsBuilder):
     """118,287 training and 5,000 validation photographs with labels for stuff.
 
-    `stuff54`, the default, has the labels of Detectron2's semantic FPN (Kirillov et
-    al., 2019), made of COCO's panoptic annotations: class 0 is all things, classes 1 to
-    53 are stuff in the order of the annotations, and what no segment covers is 255.
-
-    `stuff171` has all classes of COCO-Stuff (Caesar et al., 2018), things and stuff, as
-    its maps store them, without the 11 of 182 categories that have no pixel.
+    The labels are those of Detectron2's semantic FPN (Kirillov et al., 2019), made of
+    COCO's panoptic annotations: class 0 is all things, classes 1 to 53 are stuff in the
+    order of the annotations, and what no segment covers is 255.
     """
 
     BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name=name, description=description)
-        for name, description in (
-            ("stuff54", "53 stuff classes, and one of all things."),
-            ("stuff171", "91 stuff and 80 thing classes."),
+        tfds.core.BuilderConfig(
+            name="stuff54", description="53 stuff classes, and one of all things."
         )
     ]
     HOMEPAGE = "https://cocodataset.org"
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
     train2017/*.jpg and val2017/*.jpg, from train2017.zip and val2017.zip of
-    https://cocodataset.org/#download; for stuff54 also
-    annotations/panoptic_train2017.json, annotations/panoptic_val2017.json,
-    annotations/panoptic_train2017/*.png and annotations/panoptic_val2017/*.png, from
-    panoptic_annotations_trainval2017.zip there, and the two archives in it unpacked in
-    annotations; for stuff171 instead
-    stuffthingmaps_trainval2017/train2017/*.png and
-    stuffthingmaps_trainval2017/val2017/*.png, from stuffthingmaps_trainval2017.zip of
-    https://github.com/nightrome/cocostuff, unpacked by
-    `unzip stuffthingmaps_trainval2017.zip -d stuffthingmaps_trainval2017`, and, for the
-    names of the classes, labels.txt from there
+    https://cocodataset.org/#download; annotations/panoptic_train2017.json,
+    annotations/panoptic_val2017.json, annotations/panoptic_train2017/*.png and
+    annotations/panoptic_val2017/*.png, from panoptic_annotations_trainval2017.zip
+    there, and the two archives in it unpacked in annotations
     """
 
     def list_pairs(self, manual: epath.Path) -> pairs.Listing:
-        """Returns the photographs and panoptic masks, or the maps of 171 classes."""
-        panoptic = self.builder_config.name == "stuff54"
-        folder = "annotations/panoptic_" if panoptic else "stuffthingmaps_trainval2017/"
-        splits = pairs.pair_splits(manual, "{}", folder + "{}", FOLDERS)
-        if not panoptic:
-            return pairs.Listing(splits, category_names(manual), LABEL_MAP)
+        """Returns the photographs and their panoptic masks."""
+        masks = "annotations/panoptic_{}"
+        splits = pairs.pair_splits(manual, "{}", masks, FOLDERS)
         for split, name in FOLDERS.items():
-            path = manual / f"annotations/panoptic_{name}.json"
-            names, segments = read_panoptic(path)
+            names, segments = read_panoptic(manual / f"{masks.format(name)}.json")
             splits[split] = [
                 pair._replace(segments=segments.get(pair.name))
                 for pair in splits[split]
@@ -75,10 +53,8 @@ class CocoStuff(pairs.PairsBuilder):
         return pairs.Listing(splits, names)
 
     def decode_mask(self, pair: pairs.Pair, encoded: bytes) -> np.ndarray:
-        """Decodes a map of 171 classes, or a panoptic mask by its segments."""
-        if self.builder_config.name == "stuff54":
-            return panoptic_labels(encoded, pair.segments)
-        return super().decode_mask(pair, encoded)
+        """Decodes a panoptic mask by its segments."""
+        return panoptic_labels(encoded, pair.segments)
 
 
 def read_panoptic(path: epath.Path) -> tuple[list[str], dict[str, Segments]]:
@@ -119,14 +95,3 @@ def panoptic_labels(encoded: bytes, segments: Segments | None) -> np.ndarray:
     for number, label in segments:
         labels[ids == number] = label
     return labels
-
-
-def category_names(manual: epath.Path) -> list[str]:
-    """Returns a name for each of the 171 classes, from labels.txt of COCO-Stuff.
-
-    Its lines are `NUMBER: NAME`. Categories that it does not name are numbered.
-    """
-    path = manual / "labels.txt"
-    lines = pairs.read_lines(path) if path.exists() else []
-    names = dict(line.split(": ", 1) for line in lines if ": " in line)
-    return [names.get(str(number), f"category {number}") for number in USED]

@@ -48,13 +48,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, digits: Any, numbers: range) -> Iterator:
         for i in numbers:
+            levels = np.rint(digits.images[i] * (255 / 16)).astype(np.uint8)
+            small = Image.fromarray(levels)
+            image = small.resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("RGB")
             # TFDS would need TensorFlow to encode an array.
-            image = encode_png(np.asarray(draw_digit(digits.images[i])))
-            yield i, {"image": image, "label": int(digits.target[i])}
-
-
-def draw_digit(image: np.ndarray) -> Image.Image:
-    """Returns one of scikit-learn's digits, (8, 8), 0 to 16, as 32 x 32 RGB."""
-    levels = np.rint(image * (255 / 16)).astype(np.uint8)
-    enlarged = Image.fromarray(levels).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    return enlarged.convert("RGB")
+            encoded = encode_png(np.asarray(image))
+            yield i, {"image": encoded, "label": int(digits.target[i])}

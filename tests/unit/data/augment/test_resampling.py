@@ -34,28 +34,23 @@ SIZES = [
 ]
 OUT = (80, 95)
 
-
 LINEAR = jax.jit(linear_weights, static_argnames=("length", "extent", "antialias"))
 MAP = jax.jit(map_weights, static_argnames=("length", "cells", "extent"))
 
 
-@functools.partial(jax.jit, static_argnames=("antialias", "out"))
-def resize(
-    images, labels, sizes, resized, starts, mirrored=False, antialias=True, out=OUT
-):
+@jax.jit
+def resize(images, labels, sizes, resized):
+    """Resizes all examples by the weights of both kinds, from their corners."""
+
     def both(weights, **options):
+        start = jnp.zeros(len(sizes), int)
         return [
-            weights(
-                *(starts[:, i], resized[:, i], sizes[:, i], out[i]),
-                images.shape[1 + i],
-                mirrored=mirrored if i else False,
-                **options,
-            )
+            weights(start, resized[:, i], sizes[:, i], OUT[i], CANVAS[i], **options)
             for i in range(2)
         ]
 
-    linear = both(linear_weights, antialias=antialias)
-    return resample(images, *linear), select(labels, *both(nearest_weights))
+    image = resample(images, *both(linear_weights, antialias=True))
+    return image, select(labels, *both(nearest_weights))
 
 
 def in_canvas(arrays, size=CANVAS, fill=0):
@@ -66,43 +61,27 @@ def in_canvas(arrays, size=CANVAS, fill=0):
     return batch
 
 
-@pytest.fixture(scope="module")
-def sources():
+def pillow(image, size, resample=Image.Resampling.BILINEAR):
+    return np.asarray(Image.fromarray(image).resize(size[::-1], resample))
+
+
+def test_images_are_what_pillow_makes():
     """Noise, and masks of few classes with holes; pixels beyond do not count."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size, _ in SIZES]
     labels = [
         rng.choice([0, 7, 128, 254, 255], size).astype(np.uint8) for size, _ in SIZES
     ]
-    return images, labels
-
-
-@pytest.fixture(scope="module")
-def resized(sources):
-    images, labels = sources
-    sizes, resized = np.asarray(SIZES, np.int32).swapaxes(0, 1)
-    return jax.device_get(
-        resize(
-            in_canvas(images, fill=200),
-            in_canvas(labels, fill=3),
-            *(sizes, resized, np.zeros_like(sizes)),
-        )
+    sizes, targets = np.asarray(SIZES, np.int32).swapaxes(0, 1)
+    found = resize(
+        in_canvas(images, fill=200), in_canvas(labels, fill=3), sizes, targets
     )
-
-
-def pillow(image, size, resample=Image.Resampling.BILINEAR):
-    return np.asarray(Image.fromarray(image).resize(size[::-1], resample))
-
-
-def test_images_are_what_pillow_makes(sources, resized):
-    for i, (_, (height, width)) in enumerate(SIZES):
-        found = resized[0][i]
-        expected = pillow(sources[0][i], (height, width))
+    for image, (height, width), out, mask in zip(images, targets, *found, strict=True):
+        expected = pillow(image, (height, width))
         # Pillow rounds after each axis.
-        assert np.abs(found[:height, :width] - expected).max() <= 1.01, SIZES[i]
-        assert not found[height:].any() and not found[:, width:].any()
-        labels = resized[1][i]
-        assert (labels[height:] == 255).all() and (labels[:, width:] == 255).all()
+        assert np.abs(out[:height, :width] - expected).max() <= 1.01
+        assert not out[height:].any() and not out[:, width:].any()
+        assert (mask[height:] == 255).all() and (mask[:, width:] == 255).all()
 
 
 def test_nearest_pixels_are_exact_in_whole_numbers():
@@ -146,28 +125,6 @@ def test_weights_in_float64(antialias):
         assert not np.asarray(found[:, size:]).any()
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_crops_are_cut_from_the_resized_image(sources, resized, mirrored):
-    """At every kind of place: within, over each border, and beyond."""
-    out = (23, 31)
-    starts = np.asarray([(3, 5), (-4, 2), (20, 30), (-30, 3)], np.int32)[
-        np.arange(len(SIZES)) % 4
-    ]
-    images, labels = (in_canvas(arrays) for arrays in sources)
-    sizes, targets = np.asarray(SIZES, np.int32).swapaxes(0, 1)
-    found = resize(images, labels, sizes, targets, starts, mirrored, out=out)
-    for whole, crops, fill in zip(resized, found, (0, 255), strict=True):
-        for i, (top, left) in enumerate(starts):
-            expected = np.full((300, 300, *whole.shape[3:]), fill, whole.dtype)
-            height, width = SIZES[i][1]
-            part = whole[i][:height, :width]
-            expected[100 : 100 + height, 100 : 100 + width] = part
-            expected = expected[100 + top :, 100 + left :][: out[0], : out[1]]
-            if mirrored:
-                expected = expected[:, ::-1]
-            np.testing.assert_allclose(crops[i], expected, atol=1e-4)
-
-
 def test_masks_are_exact_in_bfloat16():
     """All 256 values, picked by the one pass that TPUs take."""
     labels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
@@ -184,26 +141,6 @@ def test_resized_sizes_are_those_of_pillow():
         found = resized_size(jnp.asarray(sizes), jnp.float32(scale))
         expected = [max(round(int(size) * scale), 1) for size in sizes]
         np.testing.assert_array_equal(found, expected)
-
-
-MAPS = [(5, 20, 33), (15, 60, 7), (3, 16, 40)]
-
-
-def resized_map(cells, extent, own):
-    """Returns random values on cells, and them at an example's own size."""
-    values = np.random.default_rng(0).normal(size=(1, cells, cells, 2))
-    values = values.astype(np.float32)
-    weights = MAP(*(jnp.asarray([n]) for n in (own, extent)), own, cells, extent)
-    return values, resample(values, weights, weights)
-
-
-def test_maps_are_resized_as_by_jax():
-    """For examples that fill the input."""
-    for cells, extent, own in MAPS:
-        values, found = resized_map(cells, extent, own)
-        shape = (1, own, own, 2)
-        expected = jax.image.resize(values, shape, "bilinear", antialias=False)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

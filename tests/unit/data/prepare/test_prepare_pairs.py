@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import zipfile
 
 import numpy as np
 import pytest
@@ -17,11 +16,7 @@ from pair_trees import (
     write,
 )
 
-from vt_flax.data.masks import decode_mask
 from vt_flax.data.prepare import build
-from vt_flax.data.prepare.coco_stuff import UNUSED
-from vt_flax.data.segmentation_sources import TFDSPairs
-from vt_flax.data.sources import tfds_builder
 from vt_flax.errors import UserError
 
 
@@ -92,33 +87,6 @@ def test_lip(tmp_path):
     )
 
 
-def test_a_dataset_of_an_earlier_version_is_the_one_that_is_made_now(tmp_path, capfd):
-    """Its archive was made of the same files when builders had their own folder."""
-    old, new = tmp_path / "old", tmp_path / "new"
-    with zipfile.ZipFile(pathlib.Path(__file__).parent / "lip_1.0.0.zip") as archive:
-        archive.extractall(old)
-    build.prepare("lip", str(old))
-    assert "already prepared" in capfd.readouterr().err
-    make_lip(tmp_path / "manual")
-    build.prepare("lip", str(new), str(tmp_path / "manual"))
-    for name in ("features.json", "metadata.json"):
-        before, after = (
-            json.loads((d / "lip/1.0.0" / name).read_text()) for d in (old, new)
-        )
-        assert before == after
-    for split, count in SPLITS.items():
-        sources = [
-            TFDSPairs(tfds_builder("lip", str(d)), "lip", split) for d in (old, new)
-        ]
-        before, after = (source.read(range(count)) for source in sources)
-        assert len(sources[0]) == len(sources[1]) == count
-        assert sources[0].identity() == sources[1].identity()
-        for one, other in zip(before, after, strict=True):
-            np.testing.assert_array_equal(
-                decode_mask(one.label), decode_mask(other.label)
-            )
-
-
 # COCO-Stuff.
 
 # Some categories of panoptic_train2017.json, in its order: id, name, is a thing.
@@ -142,7 +110,7 @@ def make_panoptic(root):
             name = f"{i + 1:012}"
             image = write(root / folder / f"{name}.jpg", draw_image(i, 36, 27))
             regions = draw_labels(i, 36, 27, range(7))
-            # Region 0 is no segment; two are persons, the second one a crowd.
+            # Region 0 is no segment; two are persons.
             categories = [None, 1, 1, 3, 92, 184, 187]
             ids = [0, 7, 300, 65536 * 9, 256 * 200 + 1, 3226956, 16777215]
             ids = np.asarray(ids) - np.asarray([0, *([i] * 6)])
@@ -151,26 +119,16 @@ def make_panoptic(root):
             mask = np.stack(channels, -1).astype(np.uint8)
             write(root / f"annotations/panoptic_{folder}/{name}.png", mask)
             segments = [
-                {
-                    "id": int(ids[j]),
-                    "category_id": categories[j],
-                    "iscrowd": int(j == 2),
-                }
-                for j in range(6, 0, -1)
+                {"id": int(number), "category_id": category}
+                for number, category in zip(ids[1:], categories[1:], strict=True)
             ]
-            annotations.append(
-                {
-                    "image_id": i + 1,
-                    "file_name": f"{name}.png",
-                    "segments_info": segments,
-                }
-            )
+            annotations.append({"file_name": f"{name}.png", "segments_info": segments})
             by_region = [255, 0, 0, 0, *map(names.index, (names[1], *names[3:]))]
             expected[split][image] = np.asarray(by_region)[regions]
         content = {
             "annotations": annotations,
             "categories": [
-                {"id": number, "name": name, "isthing": thing, "supercategory": "x"}
+                {"id": number, "name": name, "isthing": thing}
                 for number, name, thing in CATEGORIES
             ],
         }
@@ -179,9 +137,23 @@ def make_panoptic(root):
     return names, expected
 
 
-def test_coco_stuff54(tmp_path):
-    names, expected = make_panoptic(tmp_path / "manual")
-    data, manual = str(tmp_path / "data"), str(tmp_path / "manual")
+def test_coco_stuff(tmp_path):
+    names, expected = make_panoptic(tmp_path)
+    data, manual = str(tmp_path / "data"), str(tmp_path)
+    path = tmp_path / "annotations" / "panoptic_val2017.json"
+    good = path.read_text()
+    for bad, message in (
+        (good[:99], "not COCO's panoptic annotations .JSONDecodeError"),
+        (good.replace('"category_id": 92', '"category_id": 93'), "KeyError: 93"),
+        (good.replace("000000000002.png", "9.png"), "02.png: the panoptic annotations"),
+    ):
+        path.write_text(bad)
+        with pytest.raises(UserError, match=message):
+            build.prepare("coco_stuff", data, manual)
+    path.rename(tmp_path / "elsewhere.json")
+    with pytest.raises(UserError, match="panoptic_val2017.json is not there; wanted"):
+        build.prepare("coco_stuff", data, manual)
+    path.write_text(good)
     builder = build.prepare("coco_stuff", data, manual)
     assert builder.info.full_name == "coco_stuff/stuff54/1.0.0"
     for name in ("coco_stuff", "coco_stuff/stuff54"):
@@ -190,64 +162,11 @@ def test_coco_stuff54(tmp_path):
     assert metadata(builder) == {"class_names": names}
 
 
-def test_coco_stuff54_bad_annotations(tmp_path):
-    make_panoptic(tmp_path)
-    path = tmp_path / "annotations" / "panoptic_val2017.json"
-    good = path.read_text()
-    data, manual = str(tmp_path / "data"), str(tmp_path)
-    for bad, message in (
-        (good[:99], "not COCO's panoptic annotations .JSONDecodeError"),
-        ("{}", "not COCO's panoptic annotations .KeyError"),
-        (good.replace('"category_id": 92', '"category_id": 93'), "KeyError: 93"),
-        (good.replace("000000000002.png", "9.png"), "02.png: the panoptic annotations"),
-    ):
-        path.write_text(bad)
-        with pytest.raises(UserError, match=message):
-            build.prepare("coco_stuff", data, manual)
-
-
-def make_stuff_things(root, values):
-    masks = {split: {} for split in SPLITS}
-    for split, count in SPLITS.items():
-        folder = {"train": "train2017", "validation": "val2017"}[split]
-        for i in range(count):
-            name = f"{i + 1:012}"
-            image = write(root / folder / f"{name}.jpg", draw_image(i, 36, 27))
-            mask = draw_labels(i, 36, 27, values)
-            path = root / "stuffthingmaps_trainval2017" / folder / f"{name}.png"
-            write(path, mask)
-            masks[split][image] = mask
-    return masks
-
-
-def test_coco_stuff171(tmp_path):
-    used = [i for i in range(1, 183) if i not in UNUSED]
-    masks = make_stuff_things(tmp_path, [*(i - 1 for i in used), 255])
-    lines = [f"{i}: name of {i}\n" for i in range(183)]
-    (tmp_path / "labels.txt").write_text("".join(lines))
-    builder = build.prepare("coco_stuff/stuff171", str(tmp_path / "d"), str(tmp_path))
-    assert metadata(builder) == {"class_names": [f"name of {i}" for i in used]}
-    for split in SPLITS:
-        found = stored("coco_stuff/stuff171", str(tmp_path / "d"), split)
-        assert found.keys() == masks[split].keys()
-        for image, mask in masks[split].items():
-            for label in (0, 10, 11, 80, 170):
-                np.testing.assert_array_equal(
-                    found[image] == label, mask == used[label] - 1
-                )
-            np.testing.assert_array_equal(found[image] == 255, mask == 255)
-
-
-def test_coco_stuff_lists_what_is_missing(tmp_path):
-    make_panoptic(tmp_path)
-    with pytest.raises(UserError, match="stuffthingmaps_trainval2017/train2017 is not"):
-        build.prepare("coco_stuff/stuff171", str(tmp_path / "d"), str(tmp_path))
-
-
 # Anyone's own pairs.
 
 
-def make_folder(root, splits=("train", "val"), count=4):
+def make_folder(root, count=4):
+    splits = "train", "val"
     expected = {split: {} for split in splits}
     for split in splits:
         for i in range(count):
@@ -255,7 +174,7 @@ def make_folder(root, splits=("train", "val"), count=4):
             suffix = ("jpg", "png", "JPEG", "bmp")[i]
             file = root / "images" / f"{place}.{suffix}"
             image = write(file, draw_image(len(split) + i, 19 + i, 23))
-            values = [0, 1, 2, 255] if split == splits[0] else [0, 3]
+            values = [0, 1, 2, 255] if split == "train" else [0, 3]
             labels = draw_labels(i, 19 + i, 23, values)
             write(root / "masks" / f"{place}.png", labels)
             expected[split][image] = labels
@@ -272,15 +191,6 @@ def test_folder_with_splits_and_names(tmp_path):
     assert metadata(builder)["class_names"] == ["sky", "grass", "cow", "far away"]
     assert "mirrored" not in metadata(builder)
     assert "4 classes" in build.describe(builder, "image_mask_folder")
-
-
-def test_folder_without_splits_and_names(tmp_path):
-    expected = make_folder(tmp_path / "manual", ("",), 3)
-    data, manual = str(tmp_path / "data"), str(tmp_path / "manual")
-    builder = build.prepare("image_mask_folder", data, manual)
-    assert_same(stored("image_mask_folder", data, "train"), expected[""])
-    assert_same(stored("image_mask_folder", data, "all"), expected[""])
-    assert metadata(builder)["class_names"] == ["class 0", "class 1", "class 2"]
 
 
 def test_a_prepared_folder_stays_as_it_is(tmp_path, capfd):

