@@ -225,13 +225,13 @@ def main(argv):
     batch = place.batch_size(args.chip)
     config = load_config(args.config, [*overrides, f"--config.batch_size={batch}"])
     mesh = make_mesh(tpu_devices(args.topology))
-    costs = read_costs(FlaxResNetStep(config, mesh, batch), args.topology)
+    costs = read_costs(FlaxResNetStep(config, mesh, batch))
     images = batch / place.devices
     row = {
         "network": plain_resnet(config).name,
         "MB an image, compiler's count": round(costs["bytes"] / 1e6 / images, 1),
         "MB an image, HBM": round(costs["traffic"] / 1e6 / images, 1),
-        "GFLOP an image": round(costs["flops"] / 1e9 / images, 3),
+        "GFLOP an image": round(2 * costs["macs"] / 1e9 / images, 3),
     }
     tables.print_rows([row], args.format, f"Plain Flax ResNet on {args.topology}")
 

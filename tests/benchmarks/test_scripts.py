@@ -16,7 +16,7 @@ import save_cost
 from vt_flax.errors import UserError
 from vt_flax.measure import step as measured_step
 from vt_flax.paper.macs import count
-from vt_flax.plan import costs, machine
+from vt_flax.plan import machine
 
 HERE = pathlib.Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"
@@ -101,10 +101,9 @@ def test_the_pillow_loader_does_what_it_is_measured_for(real_data):
 
 
 @pytest.mark.slow
-def test_costs_of_the_plain_network(tmp_path, monkeypatch, capsys):
+def test_costs_of_the_plain_network(monkeypatch, capsys):
     """As compiled for CPUs in place of TPUs."""
     monkeypatch.setattr(flax_resnet, "tpu_devices", lambda name: jax.devices()[:4])
-    monkeypatch.setattr(costs, "CACHE", str(tmp_path))
     arguments = ["--config", f"{IMAGENET}:resnet18", *TINY, *SMALL, "--chip", "2"]
     (row,) = records_of(flax_resnet, [*arguments, "--topology", "v5e:2x2"], capsys)
     # Forward and backward; borders of images cost less, and small things more.

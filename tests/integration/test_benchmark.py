@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_bad_input import refusal
+from test_bad_input import refusal  # noqa: F401, a fixture
 
 from vt_flax.cli import benchmark
 from vt_flax.measure import step as measured_step
@@ -132,12 +132,7 @@ def test_a_batch_that_does_not_fit(tiny_config, monkeypatch, capsys):
         (["step", "--peak", "high"], "invalid choice: 'high'"),
     ],
 )
-def test_bad_input(arguments, message, digits, monkeypatch, capsys):
+def test_bad_input(arguments, message, digits, refusal):  # noqa: F811
     command, *rest = arguments
-    line = refusal(
-        benchmark.main,
-        [command, "--config", QUICKSTART, *rest, f"--config.data.data_dir={digits}"],
-        monkeypatch,
-        capsys,
-    )
-    assert message in line
+    words = ["--config", QUICKSTART, *rest, f"--config.data.data_dir={digits}"]
+    assert message in refusal(benchmark.main, command, *words)

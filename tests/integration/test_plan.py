@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_bad_input import refusal
+from test_bad_input import refusal  # noqa: F401, a fixture
 from tpu_programs import needs_tpu_compiler
 
 from vt_flax.cli import plan
@@ -30,11 +30,8 @@ TINY = [
 ]
 # Plans for TPUs in a process of its own, as the environment is read when JAX starts.
 PROGRAM = """
-import json, os, sys
+import sys
 from vt_flax.cli import plan
-plan.main(sys.argv[1:])
-from vt_flax.plan import costs
-costs.Program = None  # Compiled again, it would not be read.
 plan.main(sys.argv[1:])
 from vt_flax.plan.tpu_compiler import tpu_devices
 for name in ("v4:2x2x1", "v5p:2x2x1", "v5e:1x1", "v6e:2x2", "tpu7x:2x2x2"):
@@ -51,21 +48,17 @@ def environment(monkeypatch):
 
 
 @needs_tpu_compiler
-def test_a_pod(tmp_path):
-    """The real compiler, a second time without it, and the devices of topologies."""
+def test_a_pod():
+    """By the real compiler, and the devices of topologies."""
     arguments = [*TINY, "--topology", "v5e:2x2", "v5e:3x3", "--chip", "16"]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments, "--format", "json"],
-        env=os.environ | tpu_compiler.ENVIRONMENT | {"HOME": str(tmp_path)},
+        env=os.environ | tpu_compiler.ENVIRONMENT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    decoder = json.JSONDecoder()
-    found, end = decoder.raw_decode(done.stdout)
-    again, length = decoder.raw_decode(done.stdout[end:].lstrip())
-    assert again == found
-    row, rejected = found
+    (row, rejected), end = json.JSONDecoder().raw_decode(done.stdout)
     assert 'layout "v5e:3x3" is not divisible' in rejected["problem"]
     assert (row["chips"], row["hosts"], row["batch"]) == (4, 1, 64)
     parts = ("parameters", "optimizer", "ema", "batch", "teacher", "working")
@@ -75,7 +68,6 @@ def test_a_pod(tmp_path):
     assert 0.9 < row["memory_optimizer"] / row["memory_parameters"] < 1
     # Backward twice the forward pass, but for the images and padding.
     assert 1.8 < row["macs_per_image"] / row["forward_macs_per_image"] < 3
-    assert 2 * row["macs_per_image"] < row["compiler_flops_per_image"]
     assert 0 < row["hbm_bytes_per_image"] < row["compiler_bytes_per_image"]
     (kind,) = row["collectives"]
     sums = row["collectives"][kind]
@@ -84,8 +76,7 @@ def test_a_pod(tmp_path):
     assert 0.4 < sums["bytes"] / row["memory_parameters"] < 1.2
     assert sums["sent"] == pytest.approx(1.5 * sums["bytes"])
 
-    *_, devices = done.stdout.rpartition("]")
-    for line in devices.strip().splitlines():
+    for line in done.stdout[end:].strip().splitlines():
         name, count, hosts, device_kind = line.split(" ", 3)
         place = parse_topology(name)
         assert (int(count), int(hosts)) == (place.devices, place.hosts)
@@ -96,7 +87,7 @@ def test_a_sweep(monkeypatch, tmp_path, capsys):
     """Costs are made up; 256 examples without groups do not fit."""
     contents = dict.fromkeys(("parameters", "optimizer", "ema", "batch", "teacher"), 0)
 
-    def read_costs(step, topology):
+    def read_costs(step):
         batch = step.arguments()[1]["label"].shape[0]
         if batch == 256:
             message = "RESOURCE_EXHAUSTED: Used 20.0G of 16.0G hbm."
@@ -104,7 +95,7 @@ def test_a_sweep(monkeypatch, tmp_path, capsys):
         peak = batch * 2**22
         return {
             **{"macs": 1e9, "forward_macs": 10**6, "traffic": 4e8, "arguments": 1e8},
-            **{"bytes": 5e8, "flops": 3e9, "unknown_loops": 1},
+            **{"bytes": 5e8, "unknown_loops": 1},
             "memory": {"peak": peak, **contents, "working": peak},
             "collectives": {"all-reduce": {"count": 3, "bytes": 4e6, "sent": 6e6}},
         }
@@ -117,7 +108,7 @@ def test_a_sweep(monkeypatch, tmp_path, capsys):
     plan.main([*arguments, "--format", "json"])
     first, second = json.loads(capsys.readouterr().out)
     assert (first["batch_size"], first["model.bn_group_size"]) == ("64", "per_device")
-    assert second["batch_size"] == "256" and "4.00 GiB too much" in second["problem"]
+    assert second["batch_size"] == "256" and "20.0G of 16.0G" in second["problem"]
     assert first["memory_peak"] == 2**28 and first["chips"] == 4
     # 0.4 GB at 819 GB/s, 400 epochs of ImageNet.
     assert first["bound_by"] == "memory"
@@ -128,9 +119,8 @@ def test_a_sweep(monkeypatch, tmp_path, capsys):
         assert image.width > 1000 and dark.mean() > 0.05
 
     plan.main(arguments)
-    table = capsys.readouterr().out
-    assert "per_device" in table and "4.00 GiB too much" in table
-    assert "1 loops of unknown length" in table
+    table, err = capsys.readouterr()
+    assert "per_device" in table and "20.0G of 16.0G" in err
     assert "--sweep model.formulation=printed,folded,fused" in table
 
 
@@ -163,17 +153,14 @@ def test_here(digits, monkeypatch, capsys):
     [
         (["v5e:2x2", "--chip", "0"], "--chip 0: must be at least 1"),
         (["v5e:2x2", "--sweep", "batch"], "--sweep batch: write KEY=a,b"),
-        (["v5e:2x2", "--chip", "8", "--sweep", "batch=8"], "one or the other"),
         (["v5e:2x2", "--measure"], "--measure is for --topology here"),
         (["here", "v5e:2x2"], "--topology here: plan TPUs by another command"),
         (["v5e:2x2", "--save", "chart.pdf"], "--save chart.pdf: the name"),
         (["v5e:2x2", "--config.batch_size=66"], "multiple of the 4 dev"),
     ],
 )
-def test_bad_input(arguments, message, monkeypatch, capsys):
-    arguments = [*TINY, "--topology", *arguments]
-    line = refusal(plan.main, arguments, monkeypatch, capsys)
-    assert message in line
+def test_bad_input(arguments, message, refusal):  # noqa: F811
+    assert message in refusal(plan.main, *TINY, "--topology", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +177,7 @@ def test_an_old_compiler(version, name, old, monkeypatch):
     assert ("install 0.0.50 or newer" in warning and version in warning) == old
 
 
-def test_without_a_tpu_compiler(monkeypatch, capsys):
+def test_without_a_tpu_compiler(monkeypatch, refusal):  # noqa: F811
     monkeypatch.setattr(tpu_compiler, "has_tpu_compiler", lambda: False)
-    line = refusal(plan.main, [*TINY, "--topology", "v5e:2x2"], monkeypatch, capsys)
+    line = refusal(plan.main, *TINY, "--topology", "v5e:2x2")
     assert '--topology needs libtpu: pip install "jax[tpu]"' in line

@@ -246,11 +246,3 @@ def test_images_with_one_name_have_pictures_of_their_own(run, tmp_path):
     expected = {f"{stem}{kind}.png" for stem in stems for kind in ("", "_tokens")}
     found = {path.name for path in (tmp_path / "out").iterdir()}
     assert found == expected | {"index.html"}
-
-
-def test_a_large_image_is_held_once():
-    """Its copy for pictures is small, whatever it was."""
-    picture = read_picture(np.zeros((1500, 4000, 3), np.uint8))
-    shown = gallery.Shown.of("a", picture)
-    assert max(shown.pixels.shape) == gallery.MASK_SIDE
-    assert shown.pixels.base is not picture.pixels

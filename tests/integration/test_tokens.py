@@ -2,7 +2,6 @@
 
 import functools
 import json
-import sys
 
 import jax
 import numpy as np
@@ -11,8 +10,9 @@ import token_reference as reference
 from ml_collections import ConfigDict
 from pair_trees import draw_image, draw_labels, write
 from PIL import Image
+from test_bad_input import refusal  # noqa: F401, a fixture
 
-from vt_flax.cli import evaluate, startup
+from vt_flax.cli import evaluate
 from vt_flax.data.augment.scaled import eval_inputs
 from vt_flax.data.batches import eval_batches
 from vt_flax.data.prepare.build import prepare as build
@@ -253,15 +253,6 @@ def test_a_segmenters_report_equals_a_recount(segmenter, tmp_path, capsys):
             assert float(words[-1]) == pytest.approx(times.max(), abs=6e-3)
 
 
-def refusal(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        startup.run(evaluate.main)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
-
-
 @pytest.mark.parametrize(
     "option, more, model, message",
     [
@@ -283,13 +274,17 @@ def refusal(arguments, monkeypatch, capsys):
     ],
 )
 def test_networks_without_tokens_are_rejected_before_their_data(
-    option, more, model, message, tmp_path, monkeypatch, capsys
+    option,
+    more,
+    model,
+    message,
+    tmp_path,
+    refusal,  # noqa: F811
 ):
     data = {"name": "digits", "data_dir": str(tmp_path / "no_data")}
     config = resolve(ConfigDict({"model": model, "data": data}))
     RunRecord(config.to_dict(), NAMES).write(tmp_path)
-    arguments = ["--workdir", str(tmp_path), option, *more]
-    line = refusal(arguments, monkeypatch, capsys)
+    line = refusal(evaluate.main, "--workdir", tmp_path, option, *more)
     assert line == f"error: {option}: {message}"
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
@@ -303,7 +298,14 @@ def test_networks_without_tokens_are_rejected_before_their_data(
     ],
 )
 def test_files_that_cannot_be_written_are_named(
-    option, name, fact, classifier, tmp_path, monkeypatch, capsys
+    option,
+    name,
+    fact,
+    classifier,
+    tmp_path,
+    monkeypatch,
+    capsys,
+    refusal,  # noqa: F811
 ):
     """Before the images are gone through."""
     _, workdir, _ = classifier
@@ -313,5 +315,20 @@ def test_files_that_cannot_be_written_are_named(
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder.png").mkdir()
     capsys.readouterr()  # of building the dataset
-    line = refusal(["--workdir", str(workdir), option, name], monkeypatch, capsys)
+    line = refusal(evaluate.main, "--workdir", workdir, option, name)
     assert line.startswith(f"error: {option} {name}: {fact}")
+
+
+def test_a_failed_evaluation_leaves_no_file(classifier, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("it failed")
+
+    _, workdir, _ = classifier
+    monkeypatch.setattr(evaluate, "evaluate", fail)
+    older, new = tmp_path / "older.png", tmp_path / "new" / "a.png"
+    older.write_text("an older picture")
+    for picture in (older, new):
+        arguments = ["--workdir", str(workdir), "--token_picture", str(picture)]
+        with pytest.raises(RuntimeError, match="it failed"):
+            evaluate.main(arguments)
+    assert older.read_text() == "an older picture" and not new.exists()

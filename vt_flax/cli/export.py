@@ -17,7 +17,6 @@ and how long it can be read.
 """
 
 import os
-import re
 from collections.abc import Sequence
 
 from vt_flax.cli import parsing
@@ -52,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--input_size",
         default="",
-        metavar="HxW",
+        metavar="SIDE|HEIGHTxWIDTH",
         help="size of the images that the program takes, and resizes and crops itself, "
         "or any (default: it takes them as the evaluation has them)",
     )
@@ -75,7 +74,11 @@ def main(argv: Sequence[str]) -> None:
                 f"--platforms {args.platforms}: {word!r} is not known; choose from "
                 f"{', '.join(PLATFORMS)}"
             )
-    size = _size(args.input_size)
+    size = None
+    if args.input_size == "any":
+        size = "height", "width"
+    elif args.input_size:
+        size = parsing.parse_image_size("--input_size", args.input_size)
     workdir = local_folder("--workdir", args.workdir)
     out = local_folder("--out", args.out)
     if os.path.lexists(out) and not args.overwrite:
@@ -110,17 +113,3 @@ def main(argv: Sequence[str]) -> None:
             )
     reader = "load.py in it" if args.kind == "stablehlo" else "tf.saved_model.load"
     print(f"\nWrote {out}, for {', '.join(platforms)}; {reader} loads it")
-
-
-def _size(text: str) -> tuple[int, int] | tuple[str, str] | None:
-    if not text:
-        return None
-    if text == "any":
-        return "height", "width"
-    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if not found:
-        raise UserError(
-            f"--input_size {text}: write HxW, height and width in pixels as in "
-            "256x320, or any"
-        )
-    return int(found[1]), int(found[2])

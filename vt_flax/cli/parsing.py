@@ -109,6 +109,27 @@ def add_process_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def parse_image_size(option: str, text: str) -> tuple[int, int]:
+    """Returns height and width of `SIDE` or `HEIGHTxWIDTH`, in pixels.
+
+    Args:
+      option: command-line option, for the message.
+      text: its value.
+
+    Raises:
+      UserError: for anything else, and for sides that no image has.
+    """
+    sides = text.split("x")
+    if len(sides) not in (1, 2) or not all(side.isdecimal() for side in sides):
+        raise UserError(f"{option} {text!r}: write a side in pixels, or HEIGHTxWIDTH")
+    height, width = int(sides[0]), int(sides[-1])
+    if not 1 <= min(height, width) <= max(height, width) <= MOST_PIXELS:
+        raise UserError(
+            f"{option} {text}: must be at least 1 and at most {MOST_PIXELS}"
+        )
+    return height, width
+
+
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     """Parses `OPTION=VALUE` strings; values are Python literals, else strings."""
     overrides = {}

@@ -9,7 +9,7 @@ vt_flax plan --config configs/quickstart.py --topology here --measure
 The TPU compiler (pip install "jax[tpu]") compiles the whole training step, which takes
 minutes, and the compiled program is read for its memory, memory traffic and
 collectives. Published figures of the chips turn them into bounds, which the program
-cannot beat, and an estimate. A step that was compiled before is not compiled again.
+cannot beat, and an estimate.
 
 TOPOLOGY is v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB or tpu7x:AxBxC (Ironwood), with the
 number of chips along each axis, or `here`: this machine, with its own compiler and its
@@ -25,12 +25,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from vt_flax.cli import parsing, tables
 from vt_flax.errors import UserError
 from vt_flax.paths import local_folder
-from vt_flax.plan.sweep import BATCH, parse_sweep
 from vt_flax.plan.topology import HERE, parse_topology
 from vt_flax.plan.tpu_compiler import ENVIRONMENT
 from vt_flax.viz.figures import check_name
@@ -60,34 +58,58 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--measure", action="store_true", help="here: run the step too")
     parsing.add_format_argument(parser)
     args, overrides = parser.parse_known_args(argv)
-    points = _check(args)
+    _check(args)
 
     if HERE not in args.topology:
         os.environ.update(ENVIRONMENT)
     # Imports of JAX, which reads the environment, and TensorFlow.
-    from vt_flax.plan.cases import make_cases
+    from vt_flax.plan import report
+    from vt_flax.plan.cases import make_cases, parse_sweep
     from vt_flax.plan.planning import make_plan
 
     cases = make_cases(
-        args.config, overrides, args.topology, points, args.chip or 0, args.examples
+        args.config,
+        overrides,
+        args.topology,
+        parse_sweep(args.sweep),
+        args.chip,
+        args.examples,
     )
-    plans, problems = [], []
+    plans, problems = {}, []
     for case in cases:
         try:
-            plans.append(make_plan(case, args.measure))
+            plans[case.label] = make_plan(case, args.measure)
         except UserError as error:
             if len(cases) == 1:
                 raise
-            problems.append((case, str(error)))
+            words = {"topology": case.place.name, **case.swept}
+            problems.append({**words, "problem": str(error)})
             print(f"{case.label}: {error}", file=sys.stderr, flush=True)
     if not plans:
-        raise UserError("; ".join(problem for _, problem in problems))
-    _show(args, plans, problems)
+        raise UserError("; ".join(row["problem"] for row in problems))
+    if args.save:
+        # matplotlib takes a while to import.
+        from vt_flax.plan.chart import draw_plans
+
+        path = local_folder("--save", args.save)
+        draw_plans(path, plans)
+        print(f"wrote {path}", file=sys.stderr)
+    if args.format == "json":
+        tables.print_rows([*plans.values(), *problems], args.format)
+        return
+    rows = report.columns(plans)
+    if args.sweep:
+        rows = report.sweep_rows(list(plans.values()), list(cases[0].swept))
+    config = cases[0].config
+    title = (
+        f"{config.model.name}, {config.data.name}, {config.duration}: a training step "
+        "as compiled, of a device"
+    )
+    tables.print_rows(rows, args.format, title, report.notes(cases))
 
 
-def _check(args: argparse.Namespace) -> list[dict[str, str]]:
-    """Checks the options, and returns the points of the sweep."""
-    points = parse_sweep(args.sweep)
+def _check(args: argparse.Namespace) -> None:
+    """Checks the options, before JAX is imported."""
     for name in args.topology:
         if name != HERE:
             parse_topology(name)
@@ -99,33 +121,5 @@ def _check(args: argparse.Namespace) -> list[dict[str, str]]:
         raise UserError(f"--topology {HERE}: plan TPUs by another command")
     if args.measure and args.topology != [HERE]:
         raise UserError(f"--measure is for --topology {HERE}")
-    if args.chip and any(BATCH in point for point in points):
-        raise UserError(f"--chip {args.chip} and a sweep of {BATCH}: one or the other")
     if args.save:
         check_name("--save", local_folder("--save", args.save))
-    return points
-
-
-def _show(
-    args: argparse.Namespace, plans: Sequence[Any], problems: Sequence[tuple[Any, str]]
-) -> None:
-    from vt_flax.plan import report
-
-    if args.save:
-        from vt_flax.plan.chart import draw_plans
-
-        path = local_folder("--save", args.save)
-        draw_plans(path, plans)
-        print(f"wrote {path}", file=sys.stderr)
-    if args.format == "json":
-        rows = [report.record(plan) for plan in plans]
-        rows += [
-            {"topology": case.place.name, **case.swept, "problem": problem}
-            for case, problem in problems
-        ]
-        tables.print_rows(rows, args.format)
-        return
-    rows = report.sweep_rows(plans) if args.sweep else report.columns(plans)
-    notes = report.notes(plans)
-    notes += [f"{case.label}: {problem}" for case, problem in problems]
-    tables.print_rows(rows, args.format, report.title(plans), notes)

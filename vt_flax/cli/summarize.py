@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     parsing.add_format_argument(parser)
     args = parser.parse_args(argv)
 
-    size = parse_image_size(args.image_size)
+    size = parsing.parse_image_size("--image_size", args.image_size)
     other = [f"--{x}" for x in ("paper", "chart", "ablation", "runs") if vars(args)[x]]
     if other and (args.pattern != "*" or args.set or size != (224, 224)):
         raise UserError(
@@ -94,25 +94,6 @@ def main(argv: Sequence[str]) -> None:
     else:
         rows = model_rows(args.pattern, parsing.parse_overrides(args.set), size)
         tables.print_rows(rows, args.format, f"{size[0]} x {size[1]}, one image")
-
-
-def parse_image_size(text: str) -> tuple[int, int]:
-    """Returns height and width of `SIDE` or `HEIGHTxWIDTH`, in pixels.
-
-    Raises:
-      UserError: for anything else, and for sides that no image has.
-    """
-    sides = text.split("x")
-    if len(sides) not in (1, 2) or not all(side.isdecimal() for side in sides):
-        raise UserError(
-            f"--image_size {text!r}: write a side in pixels, or HEIGHTxWIDTH"
-        )
-    height, width = int(sides[0]), int(sides[-1])
-    if not 1 <= min(height, width) <= max(height, width) <= parsing.MOST_PIXELS:
-        raise UserError(
-            f"--image_size {text}: must be at least 1 and at most {parsing.MOST_PIXELS}"
-        )
-    return height, width
 
 
 def model_rows(

@@ -13,10 +13,10 @@ from vt_flax.measure.step import short
 from vt_flax.paper.macs import products
 from vt_flax.parallel.mesh import describe, make_mesh
 from vt_flax.paths import writing
-from vt_flax.plan.collectives import KINDS
 from vt_flax.plan.hlo import Instruction, Program
 from vt_flax.plan.machine import measured_peak
 from vt_flax.plan.step import Step
+from vt_flax.plan.traffic import KINDS
 from vt_flax.training.config_rules import check_step
 
 # Kind of an instruction that is, or fuses, one of these; the first that matches counts.

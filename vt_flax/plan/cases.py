@@ -1,6 +1,7 @@
 """The cases of a plan: each topology at each point of a sweep."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,12 +10,16 @@ from ml_collections import ConfigDict
 
 from vt_flax.errors import UserError
 from vt_flax.plan.machine import this_machine
-from vt_flax.plan.sweep import GROUP_SIZE, PER_DEVICE
 from vt_flax.plan.topology import HERE, Topology, parse_topology
 from vt_flax.training.config import resolve
 from vt_flax.training.config_files import read_file
+from vt_flax.training.durations import duration_steps
 from vt_flax.training.tasks import task_of
 
+BATCH, GROUP_SIZE = "batch_size", "model.bn_group_size"
+SHORT = {"batch": BATCH, "bn_group_size": GROUP_SIZE}
+# BatchNorm groups of the examples on one device, whatever the batch size.
+PER_DEVICE = "per_device"
 # ImageNet's training split, of `imagenet2012` and its copies by `prepare_data`.
 IMAGENET = re.compile(r"imagenet2012(_\d+)?(:.*)?")
 IMAGENET_EXAMPLES, IMAGENET_CLASSES = 1_281_167, 1000
@@ -49,10 +54,48 @@ class Case:
         return self.config.batch_size
 
     @property
+    def steps(self) -> int:
+        """Number of steps of the run; 0 if the dataset's size is unknown."""
+        examples, duration = self.facts.examples, self.config.duration
+        if not examples and "step" not in duration:
+            return 0
+        return duration_steps(duration, examples=examples or 1, batch=self.batch)
+
+    @property
     def label(self) -> str:
         """Topology and swept keys."""
         words = [f"{key} {value}" for key, value in self.swept.items()]
         return ", ".join([self.place.name, *words])
+
+
+def parse_sweep(words: Sequence[str]) -> list[dict[str, str]]:
+    """Returns the points of a sweep: the product of all keys' values.
+
+    Args:
+      words: such as `["batch=64,128", "model.dtype=bfloat16,float32"]`. A comma within
+        brackets does not separate values.
+
+    Returns:
+      Values by key of the configuration, as on the command line; one empty point
+      without words.
+
+    Raises:
+      UserError: for a word without values, or a repeated key.
+    """
+    values: dict[str, list[str]] = {}
+    for word in words:
+        key, _, text = word.partition("=")
+        key = SHORT.get(key, key).removeprefix("config.")
+        found = [value for value in re.split(r",(?![^\[(]*[\])])", text) if value]
+        if not key or not found:
+            raise UserError(f"--sweep {word}: write KEY=a,b,c")
+        if key in values:
+            raise UserError(f"--sweep: {key} is there twice")
+        values[key] = found
+    return [
+        dict(zip(values, point, strict=True))
+        for point in itertools.product(*values.values())
+    ]
 
 
 def make_cases(
@@ -60,7 +103,7 @@ def make_cases(
     overrides: Sequence[str],
     places: Sequence[str],
     points: Sequence[Mapping[str, str]],
-    chip: int = 0,
+    chip: int | None = None,
     examples: int = 0,
 ) -> list[Case]:
     """Returns the cases, and opens the dataset for its size.
@@ -70,12 +113,14 @@ def make_cases(
       overrides: of the configuration.
       places: names of topologies.
       points: of a sweep, see `parse_sweep`.
-      chip: examples per chip; 0 for the configuration's own batch size.
+      chip: examples per chip, or None for the configuration's own batch size.
       examples: number of examples in an epoch, if the user has given it.
 
     Raises:
       UserError: for what cannot be planned.
     """
+    if chip and any(BATCH in point for point in points):
+        raise UserError(f"--chip {chip} and a sweep of {BATCH}: one or the other")
     written = read_file(file)
     cases = []
     for point in points:

@@ -1,83 +1,46 @@
 """Costs of a training step on a device, as traced and as compiled."""
 
-import contextlib
-import hashlib
-import json
 import math
-import os
-import pathlib
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from vt_flax.paper.macs import count, products
-from vt_flax.paths import write_whole
-from vt_flax.plan.collectives import find_collectives
 from vt_flax.plan.hlo import Program
 from vt_flax.plan.step import MeshStep
-from vt_flax.plan.tpu_compiler import libtpu_version
-from vt_flax.plan.traffic import memory_traffic
-from vt_flax.version import versions
-
-CACHE = "~/.cache/vt_flax/plan"
-# Environment variables with options of the compilers.
-VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+from vt_flax.plan.traffic import find_collectives, memory_traffic
 
 
-def read_costs(step: MeshStep, topology: str = "") -> dict[str, Any]:
+def read_costs(step: MeshStep) -> dict[str, Any]:
     """Compiles a training step and returns its costs, of one device and one step.
 
-    Args:
-      step: the step, on its mesh.
-      topology: name of the mesh's TPU topology, for which compiling takes minutes: the
-        costs are kept in CACHE, and a program that was compiled before is not compiled
-        again. Empty for devices of this machine.
+    For a TPU topology compiling takes minutes.
 
     Returns:
       `macs`: multiply-adds of its products, without those of padding. `forward_macs`:
       those of the network for one image, as `summarize` has them. `traffic`: bytes to
       and from HBM, see `memory_traffic`. `arguments`: bytes of the step's arguments and
-      results, a lower bound of that. `flops` and `bytes`: operations and bytes moved,
-      on the chip too, as the compiler counts them, loops once. `memory`: bytes at the
-      peak by content, see `_memory`. `collectives`: see `find_collectives`.
-      `unknown_loops`: number of loops of unknown length, which count once.
+      results, a lower bound of that. `bytes`: bytes moved, on the chip too, as the
+      compiler counts them, loops once. `memory`: bytes at the peak by content, see
+      `_memory`. `collectives`: see `find_collectives`. `unknown_loops`: number of loops
+      of unknown length, which count once.
     """
     traced = step.trace()
-    lowered = traced.lower()
-    file = _cache_file(lowered.as_text(), topology) if topology else None
-    if file and file.exists():
-        return json.loads(file.read_text())
-    compiled = lowered.compile()
+    compiled = traced.lower().compile()
     program = Program(compiled.as_text())
-    counted, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    memory = compiled.memory_analysis()
     macs = sum(amount for _, amount in products(traced.jaxpr.jaxpr, padding=False))
-    costs = {
+    return {
         "macs": macs / step.mesh.size,
         "forward_macs": count(step.model, step.size).total_macs,
         "traffic": memory_traffic(program),
         "arguments": memory.argument_size_in_bytes + memory.output_size_in_bytes,
-        "flops": counted["flops"],
-        "bytes": counted["bytes accessed"],
+        "bytes": compiled.cost_analysis()["bytes accessed"],
         "memory": _memory(step, memory),
         "collectives": find_collectives(program, _chips(step.mesh)),
         "unknown_loops": program.unknown,
     }
-    if file:
-        # Without a writable home folder nothing is kept.
-        with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(costs))
-    return costs
-
-
-def _cache_file(program: str, topology: str) -> pathlib.Path:
-    """Returns the file of a program's costs, by all that decides them."""
-    libraries = versions() | {"libtpu": libtpu_version()}
-    options = {name: os.environ.get(name) for name in VARIABLES}
-    key = json.dumps([program, topology, libraries, options], sort_keys=True)
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    return pathlib.Path(CACHE).expanduser() / f"{name}.json"
 
 
 def _chips(mesh: Mesh) -> list[Any]:

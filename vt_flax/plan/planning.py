@@ -1,7 +1,5 @@
 """Plans: cost and speed of a configuration on a topology that need not be there."""
 
-import dataclasses
-import re
 import statistics
 import sys
 import time
@@ -15,92 +13,24 @@ from vt_flax.parallel.mesh import make_mesh
 from vt_flax.plan.cases import Case
 from vt_flax.plan.costs import read_costs
 from vt_flax.plan.step import Step
-from vt_flax.plan.topology import GIB, HERE
+from vt_flax.plan.topology import HERE
 from vt_flax.plan.tpu_compiler import old_compiler, tpu_devices
 from vt_flax.training.config_rules import check_step
-from vt_flax.training.durations import duration_steps
 
 # A measured step is run for at least so many seconds and steps.
 SECONDS, STEPS = 10.0, 5
-# Bytes that are needed and available, in the TPU compiler's message for a program that
-# is too large: `(21.50G) exceeds available HBM (15.75G)` or `Used 18.2G of 15.75G hbm`.
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-SIZES = re.compile(
-    r"([\d.]+)([KMGT]?)\)?(?: exceeds available \w+ \(| of )([\d.]+)([KMGT]?)"
-)
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A training step's cost on a topology, and bounds on its time (the roofline).
-
-    Attributes:
-      case: what was planned.
-      costs: of a device and a step, see `costs.read_costs`.
-      measured: seconds per step if it was run, else 0.
-    """
-
-    case: Case
-    costs: Mapping[str, Any]
-    measured: float = 0.0
-
-    @property
-    def bounds(self) -> dict[str, float]:
-        """Seconds per step that each part of the machine needs at its peak.
-
-        That is `compute` for matrix products, `memory` for HBM traffic, of which caches
-        can hide all but arguments and results, and `interconnect` for what chips send
-        to each other.
-        """
-        place, costs = self.case.place, self.costs
-        device = place.chip.device
-        moved = costs["arguments" if device.cached else "traffic"]
-        sent = sum(row["sent"] for row in costs["collectives"].values())
-        return {
-            "compute": 2 * costs["macs"] / device.flops,
-            "memory": moved / device.bandwidth,
-            "interconnect": sent / place.interconnect if place.interconnect else 0.0,
-        }
-
-    @property
-    def limit(self) -> str:
-        """Name of the part that sets the bound."""
-        return max(self.bounds, key=self.bounds.get)
-
-    @property
-    def times(self) -> dict[str, float]:
-        """Seconds per step, by kind.
-
-        `bound` if all parts overlap perfectly, `estimate` if they work one after
-        another, and `measured` if the step was run.
-        """
-        bounds = self.bounds
-        traffic = self.costs["traffic"] / self.case.place.chip.device.bandwidth
-        times = {
-            "bound": max(bounds.values()),
-            "estimate": bounds["compute"] + traffic + bounds["interconnect"],
-        }
-        return times | ({"measured": self.measured} if self.measured else {})
-
-    @property
-    def steps(self) -> int:
-        """Number of steps of the run; 0 if the dataset's size is unknown."""
-        examples, duration = self.case.facts.examples, self.case.config.duration
-        if not examples and "step" not in duration:
-            return 0
-        return duration_steps(duration, examples=examples or 1, batch=self.case.batch)
-
-
-def make_plan(case: Case, measure: bool = False) -> Plan:
-    """Compiles a case's step, and returns its costs and bounds.
+def make_plan(case: Case, measure: bool = False) -> dict[str, Any]:
+    """Compiles a case's step, and returns its costs and bounds, see `record`.
 
     Args:
       case: what to plan.
       measure: whether to run the step too, on this machine, for its median time.
 
     Raises:
-      UserError: if the batch cannot be sharded or does not fit, or the step cannot be
-        compiled.
+      UserError: if the batch cannot be sharded, or the step cannot be compiled or run,
+        as when it needs more memory than a device has.
     """
     config, place = case.config, case.place
     check_step(config, place.devices)
@@ -111,30 +41,78 @@ def make_plan(case: Case, measure: bool = False) -> Plan:
     step = Step(config, mesh, case.batch)
     _print(f"{case.label}, batch {case.batch:,}: compiling {config.model.name}")
     try:
-        costs = read_costs(step, "" if here else place.name)
+        costs = read_costs(step)
+        return record(case, costs, _measure(step) if measure else 0.0)
     except jax.errors.JaxRuntimeError as error:
-        message = str(error)
-        if OUT_OF_MEMORY in message:
-            raise _does_not_fit(case, *read_sizes(message)) from error
         raise UserError(
-            f"--topology {place.name}: {first_line(error)[:300]}"
+            f"--topology {place.name}, batch {case.batch:,}: {first_line(error)[:300]}"
         ) from error
-    needed, available = costs["memory"]["peak"], place.chip.device.memory
-    if here and needed > available:
-        raise _does_not_fit(case, needed, available)
-    return Plan(case, costs, _measure(step) if measure and here else 0.0)
 
 
-def read_sizes(message: str) -> tuple[int, int]:
-    """Returns the bytes needed and available in a compiler's message, or zeros."""
-    match = SIZES.search(message)
-    if not match:
-        return 0, 0
-    needed, available = (
-        int(float(match[i]) * 1024 ** " KMGT".index(match[i + 1] or " "))
-        for i in (1, 3)
-    )
-    return needed, available
+def record(
+    case: Case, costs: Mapping[str, Any], measured: float = 0.0
+) -> dict[str, Any]:
+    """Returns a plan in bytes, seconds and multiply-adds, of a device and a step.
+
+    Keys that begin with `bound_` say how long a step takes at least (the roofline):
+    each part of the machine at its peak, and all of them at once. With `estimate_` they
+    work one after another, and `measured_` is the step as it was run.
+
+    Args:
+      case: what was planned.
+      costs: of a device and a step, see `read_costs`.
+      measured: seconds per step if it was run, otherwise 0.
+    """
+    place, device = case.place, case.place.chip.device
+    images = case.batch / place.devices
+    memory_seconds = costs["traffic"] / device.bandwidth
+    sent = sum(row["sent"] for row in costs["collectives"].values())
+    bounds = {
+        "compute": 2 * costs["macs"] / device.flops,
+        # Caches can hide all traffic but that of arguments and results.
+        "memory": costs["arguments"] / device.bandwidth
+        if device.cached
+        else memory_seconds,
+        "interconnect": sent / place.interconnect if place.interconnect else 0.0,
+    }
+    times = {
+        "bound": max(bounds.values()),
+        "estimate": bounds["compute"] + memory_seconds + bounds["interconnect"],
+    }
+    if measured:
+        times["measured"] = measured
+    found = {
+        "topology": place.name,
+        **case.swept,
+        "chips": place.chips,
+        "devices": place.devices,
+        "hosts": place.hosts,
+        "batch": case.batch,
+        "memory_available": device.memory,
+        **{f"memory_{key}": value for key, value in costs["memory"].items()},
+        "forward_macs_per_image": costs["forward_macs"],
+        "macs_per_image": round(costs["macs"] / images),
+        "hbm_bytes_per_image": round(costs["traffic"] / images),
+        "compiler_bytes_per_image": round(costs["bytes"] / images),
+        "loops_of_unknown_length": costs["unknown_loops"],
+        "collectives": costs["collectives"],
+        **{f"bound_{name}_seconds": seconds for name, seconds in bounds.items()},
+        "bound_by": max(bounds, key=bounds.get),
+        "examples": case.facts.examples or None,
+        "steps": case.steps or None,
+    }
+    for name, seconds in times.items():
+        rate = case.batch / seconds
+        hours = case.steps * seconds / 3600 if case.steps else None
+        found |= {
+            f"{name}_seconds": seconds,
+            f"{name}_images_per_second": rate,
+            f"{name}_images_per_second_of_a_chip": rate / place.chips,
+            f"{name}_images_per_second_of_a_host": rate / place.hosts,
+            f"{name}_hours": hours,
+            f"{name}_chip_hours": hours and hours * place.chips,
+        }
+    return found
 
 
 def _measure(step: Step) -> float:
@@ -145,20 +123,6 @@ def _measure(step: Step) -> float:
     while len(times) < STEPS or time.perf_counter() - begin < SECONDS:
         times.append(step.seconds())
     return statistics.median(times)
-
-
-def _does_not_fit(case: Case, needed: int, available: int) -> UserError:
-    excess = "more memory than a device has"
-    if needed:
-        excess = (
-            f"{needed / GIB:.2f} GiB of a device's {available / GIB:.2f}, "
-            f"{(needed - available) / GIB:.2f} GiB too much"
-        )
-    return UserError(
-        f"--topology {case.place.name}: batch {case.batch:,} "
-        f"({case.batch // case.place.chips:,} a chip) needs {excess}: use a smaller "
-        "batch"
-    )
 
 
 def _print(line: str) -> None:

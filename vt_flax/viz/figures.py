@@ -1,6 +1,7 @@
 """Output files of pictures: their names, folders and formats."""
 
 import pathlib
+import tempfile
 from typing import Any
 
 from vt_flax.errors import UserError
@@ -40,14 +41,17 @@ def check_name(
 
 
 def check_place(option: str, path: pathlib.Path) -> None:
-    """Checks that a file can be written; makes it, and its folder, where missing.
+    """Checks that a file can be written, and makes its folder; the file is untouched.
 
     Raises:
       UserError: if it cannot.
     """
     with writing(f"{option} {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def save_figure(option: str, path: pathlib.Path, figure: Any) -> None:

@@ -30,7 +30,7 @@ class Block:
     Attributes:
       heading: text above the maps.
       maps: (panels, h, w), coefficients.
-      first: number of the first map; panels before it stay empty.
+      first: number of the first map, where a module keeps the tokens before it.
       over: what coefficients sum to 1 over, `pixels` or `tokens`.
     """
 
@@ -157,12 +157,10 @@ def render(pictures: Sequence[TokenPicture]) -> Image.Image:
 def captions(pictures: Sequence[TokenPicture]) -> list[str]:
     """Returns explanations of the panels, a sentence or two each."""
     blocks = [block for p in pictures for row in p.rows for block in row]
-    sizes = sorted({_panel_size(p.image)[::-1] for p in pictures})
-    to = " or ".join(f"{height} x {width}" for height, width in sizes)
     texts = [
         "Each map was enlarged from its cells (their number is in the heading, height "
-        f"x width) to {to} pixels, bilinearly between the cells' centers. Below each "
-        "panel are its smallest and largest coefficient."
+        "x width) bilinearly between the cells' centers. Below each panel are its "
+        "smallest and largest coefficient."
     ]
     over = {block.over for block in blocks}
     if "pixels" in over:
@@ -206,9 +204,9 @@ def _render_one(picture: TokenPicture) -> Image.Image:
 
 def _render_block(block: Block, picture: TokenPicture) -> Image.Image:
     width, height = _panel_size(picture.image)
-    total = block.first + len(block.maps)
-    columns = min(total, max(COLUMNS, math.ceil(total**0.5)))
-    rows = -(-total // columns)
+    count = len(block.maps)
+    columns = min(count, max(COLUMNS, math.ceil(count**0.5)))
+    rows = -(-count // columns)
     heading = f"{block.heading}, {' x '.join(map(str, block.maps.shape[1:]))} cells"
     covered = [covered_cells(map_, picture.coverage) for map_ in block.maps]
     ranges = [f"{cells.min():.2g} – {cells.max():.2g}" for cells in covered]
@@ -219,17 +217,12 @@ def _render_block(block: Block, picture: TokenPicture) -> Image.Image:
     page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
     draw.text((0, 0), heading, "black", _font(TEXT))
-    for number in range(total):
-        left, top = number % columns * across, LINE + number // columns * down
-        if number < block.first:
-            draw.rectangle((left, top, left + width - 1, top + height - 1), "#eee")
-            draw.text((left + 3, top + 1), f"{number} kept", "#555", _font(TEXT - 1))
-            continue
-        i = number - block.first
-        panel = overlay(picture.image, block.maps[i], (width, height), picture.coverage)
+    for i, map_ in enumerate(block.maps):
+        left, top = i % columns * across, LINE + i // columns * down
+        panel = overlay(picture.image, map_, (width, height), picture.coverage)
         page.paste(Image.fromarray(panel), (left, top))
-        outline = {"stroke_width": 1, "stroke_fill": 0}
-        draw.text((left + 3, top + 1), str(number), "white", _font(TEXT - 1), **outline)
+        number, outline = str(block.first + i), {"stroke_width": 1, "stroke_fill": 0}
+        draw.text((left + 3, top + 1), number, "white", _font(TEXT - 1), **outline)
         draw.text((left, top + height), ranges[i], "black", _font(SMALL))
     return page
 

@@ -336,8 +336,9 @@ def test_bad_arguments_are_one_line(rejected):
     assert "no checkpoint of step 4: choose from 3, 7" in rejected("--step", 4)
     line = rejected("--platforms", "cpu,gpu")
     assert "'gpu' is not known; choose from cpu, cuda, rocm, tpu" in line
-    for size in ("224", "0x8", "8x8x3", f"{'9' * 20}x5"):
-        assert "write HxW" in rejected("--input_size", size)
+    assert "write a side in pixels" in rejected("--input_size", "8x8x3")
+    for size in ("0x8", f"{'9' * 20}x5"):
+        assert "at least 1 and at most 65536" in rejected("--input_size", size)
     assert "a classifier's program returns them" in rejected("--logits")
     assert "'float8' is not known" in rejected("--dtype", "float8")
     line = rejected("--input_size", "33x48", workdir="segmenter")

@@ -7,9 +7,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vt_flax.paper.macs import products
-from vt_flax.plan.collectives import find_collectives
 from vt_flax.plan.hlo import Program
-from vt_flax.plan.traffic import memory_traffic
+from vt_flax.plan.traffic import find_collectives, memory_traffic
 
 # As TPUs have them: tiles, arrays on the chip, copies that go on meanwhile, loops.
 TEXT = """HloModule step, is_scheduled=true, num_partitions=8
