@@ -21,7 +21,7 @@ case ${1:-} in
   -h | --help) usage; exit 0 ;;
 esac
 if [ $# -eq 0 ]; then
-  set -- tests/unit/training/test_{checkpoint,config,config_files,logging,optimizer}.py \
+  set -- tests/unit/training/test_{checkpoint,config,config_schema,logging,optimizer}.py \
     tests/unit/nn/test_{tokenizers,transformer}.py tests/unit/models/test_registry.py \
     tests/unit/data/test_{host,images,order,batches,sources}.py \
     tests/unit/data/augment/test_operations.py \

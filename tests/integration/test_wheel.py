@@ -31,6 +31,7 @@ FILES = [
 FOLDERS = "vt_flax configs launch tests docs".split()
 MODULES = [path.relative_to(ROOT) for path in (ROOT / "vt_flax").rglob("*.py")]
 DATA_FILES = [
+    pathlib.Path("vt_flax/data/imagenet_classes.txt"),
     pathlib.Path("vt_flax/py.typed"),
     pathlib.Path("vt_flax/viz/page.html.j2"),
 ]
