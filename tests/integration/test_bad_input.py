@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from vt_flax.cli import evaluate, parsing, startup, summarize, train
+from vt_flax.cli import evaluate, parsing, startup, train
 from vt_flax.data.folders import FolderSource
 from vt_flax.training.config import load_config
 from vt_flax.training.workdir import RunRecord, check_resumable
@@ -166,19 +166,6 @@ def test_evaluate_notes_classes_without_images(tmp_path, monkeypatch, capsys):
     assert notes[-2].endswith("have no suffix of an image: 1 (.heic)")
     assert notes[-1] == f"note: {name} val has no images of 1 of the 2 classes: b"
     assert "holds no checkpoint" in error
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["vt_resnet81"], "did you mean vt_resnet18"),
-        (["resnet18", "--set", "tokens=8"], "no option 'tokens'"),
-        (["resnet18", "--set", "width"], "OPTION=VALUE"),
-        (["resnet18", "--image_size", "big"], "'big': write a side in pixels"),
-    ],
-)
-def test_summarize_refuses(arguments, message, refused):
-    assert message in refused(summarize.main, *arguments)
 
 
 def test_a_device_without_memory_is_one_line(refused, capsys):
