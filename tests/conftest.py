@@ -33,9 +33,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 # Files that take longest: begun last, one of them would be waited for alone.
 FIRST = (
-    *("test_pods", "test_networks", "test_train", "test_segmentation"),
-    *("test_devices", "test_faults", "test_kills", "test_benchmark"),
-    *("test_scripts", "test_import_weights", "test_published"),
+    *("test_pods", "test_train", "test_notebooks", "test_published", "test_networks"),
+    *("test_wheel", "test_formulations", "test_segmentation", "test_devices"),
+    *("test_kills", "test_habits", "test_python_blocks", "test_batches", "test_plan"),
+    *("test_faults", "test_tokens", "test_scripts", "test_fpn", "test_site"),
 )
 
 

@@ -146,6 +146,7 @@ def start(tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_a_wrong_row_is_found_before_any_is_trained(start):
     wrong = "--config.model.tokens=4"
     with start("static,resnet", wrong, check="yes") as process:

@@ -25,6 +25,7 @@ def results(workdir, digits):
     return vt_flax.train("configs/quickstart.py", workdir, lines)
 
 
+@pytest.mark.slow
 def test_an_evaluation_gives_the_results_of_the_training(workdir, results):
     assert {*results} == {"raw", "ema"} and results["raw"]["examples"] > 0
     assert vt_flax.evaluate(str(workdir)) == results
@@ -32,11 +33,13 @@ def test_an_evaluation_gives_the_results_of_the_training(workdir, results):
     assert few["raw"]["examples"] == 10
 
 
+@pytest.mark.slow
 def test_a_resumed_training_gives_them_too(workdir, results):
     config = ConfigDict(read_run(workdir).config)
     assert vt_flax.train(config, workdir) == results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call, message",
     [

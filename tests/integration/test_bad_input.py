@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from vt_flax.cli import evaluate, parsing, startup, summarize, train
+from vt_flax.cli import evaluate, parsing, startup, train
 from vt_flax.data.folders import FolderSource
 from vt_flax.training.config import load_config
 from vt_flax.training.workdir import RunRecord, check_resumable
@@ -16,20 +16,21 @@ from vt_flax.training.workdir import RunRecord, check_resumable
 QUICKSTART = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
 
 
+def refusal(main, arguments, monkeypatch, capsys):
+    """Returns the one-line error of a command that ends with status 2."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        startup.run(main)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and "\n" not in error
+    return error
+
+
 @pytest.fixture
-def refusal(monkeypatch, capsys):
-    """Returns a function that returns a command's one-line error."""
-
-    def run(main, *arguments):
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            startup.run(main)
-        assert stop.value.code == 2
-        error = capsys.readouterr().err.strip()
-        assert error.startswith("error: ") and "\n" not in error
-        return error
-
-    return run
+def refused(monkeypatch, capsys):
+    """Returns `refusal` for a command and its arguments."""
+    return lambda main, *arguments: refusal(main, arguments, monkeypatch, capsys)
 
 
 def test_an_override_is_no_option_s_value():
@@ -65,36 +66,36 @@ def test_an_override_is_no_option_s_value():
         ("--cnfig.seed=1", "--cnfig.seed=1"),
     ],
 )
-def test_train_refuses(argument, message, digits, tmp_path, refusal):
+def test_train_refuses(argument, message, digits, tmp_path, refused):
     workdir = tmp_path / "run"
     words = ["--config", QUICKSTART, "--workdir", workdir]
     words += [f"--config.data.data_dir={digits}", argument]
-    assert message in refusal(train.main, *words)
+    assert message in refused(train.main, *words)
     assert not workdir.exists()
 
 
-def test_train_refuses_files_and_folders(tmp_path, refusal):
+def test_train_refuses_files_and_folders(tmp_path, refused):
     workdir = ("--workdir", tmp_path / "run")
-    assert "required" in refusal(train.main, *workdir)
+    assert "required" in refused(train.main, *workdir)
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config(:\n")
-    assert "SyntaxError" in refusal(train.main, *workdir, "--config", broken)
+    assert "SyntaxError" in refused(train.main, *workdir, "--config", broken)
     words = ("--config", QUICKSTART)
-    bucket = refusal(train.main, *words, "--workdir", "gs://bucket/run")
+    bucket = refused(train.main, *words, "--workdir", "gs://bucket/run")
     assert "buckets are not supported yet" in bucket
     (tmp_path / "empty").mkdir()
     words += (f"--config.data.name=folder:{tmp_path / 'empty'}",)
-    line = refusal(train.main, *words, *workdir, "--config.data.train_split=all")
+    line = refused(train.main, *words, *workdir, "--config.data.train_split=all")
     assert "no images in" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_workdir_of_another_model_is_left_alone(digits, tmp_path, refusal):
+def test_a_workdir_of_another_model_is_left_alone(digits, tmp_path, refused):
     words = ["--config", QUICKSTART, "--workdir", tmp_path]
     words.append(f"--config.data.data_dir={digits}")
     RunRecord(load_config(QUICKSTART).to_dict()).write(tmp_path)
     before = (tmp_path / "config.json").read_bytes()
-    line = refusal(train.main, *words, "--config.model.tokens=16")
+    line = refused(train.main, *words, "--config.model.tokens=16")
     assert "model.tokens: 8 -> 16" in line and "choose another workdir" in line
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
     assert (tmp_path / "config.json").read_bytes() == before
@@ -104,10 +105,10 @@ def test_a_workdir_of_another_model_is_left_alone(digits, tmp_path, refusal):
     assert len(check_resumable(tmp_path, RunRecord(other.to_dict()))) == 1
 
     (tmp_path / "config.json").write_text("{")
-    assert "cannot be read" in refusal(train.main, *words)
+    assert "cannot be read" in refused(train.main, *words)
 
 
-def test_a_workdir_of_other_data_is_left_alone(tmp_path, refusal):
+def test_a_workdir_of_other_data_is_left_alone(tmp_path, refused):
     """The same folder, whose content has changed."""
     images, workdir = tmp_path / "images", tmp_path / "run"
     for label in "ab":
@@ -124,23 +125,23 @@ def test_a_workdir_of_other_data_is_left_alone(tmp_path, refusal):
     words += ["--config", QUICKSTART, "--workdir", workdir]
     assert check_resumable(workdir, record) == []
     (images / "a" / "3.png").rename(images / "a" / "5.png")
-    line = refusal(train.main, *words)
+    line = refused(train.main, *words)
     assert "examples to train on" in line and "choose another workdir" in line
     (images / "b").rename(images / "c")
-    assert "class 1: 'b' -> 'c'" in refusal(train.main, *words)
+    assert "class 1: 'b' -> 'c'" in refused(train.main, *words)
     # Weights know classes by number.
-    line = refusal(evaluate.main, "--workdir", workdir)
+    line = refused(evaluate.main, "--workdir", workdir)
     assert f"has other classes than the run in {workdir}: class 1: 'b' -> 'c'" in line
     assert (workdir / "config.json").read_bytes() == before
 
 
-def test_a_workdir_that_cannot_be_read_or_written(digits, tmp_path, refusal):
+def test_a_workdir_that_cannot_be_read_or_written(digits, tmp_path, refused):
     file = tmp_path / "file"
     file.write_text("")
-    line = refusal(evaluate.main, "--workdir", file)
+    line = refused(evaluate.main, "--workdir", file)
     assert f"{file}/config.json cannot be read (NotADirectoryError: " in line
     words = ["--config", QUICKSTART, f"--config.data.data_dir={digits}"]
-    line = refusal(train.main, *words, "--workdir", file)
+    line = refused(train.main, *words, "--workdir", file)
     assert line.startswith("error: --workdir ") and "File exists" in line
 
 
@@ -167,27 +168,14 @@ def test_evaluate_notes_classes_without_images(tmp_path, monkeypatch, capsys):
     assert "holds no checkpoint" in error
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["vt_resnet81"], "did you mean vt_resnet18"),
-        (["resnet18", "--set", "tokens=8"], "no option 'tokens'"),
-        (["resnet18", "--set", "width"], "OPTION=VALUE"),
-        (["resnet18", "--image_size", "big"], "'big': write a side in pixels"),
-    ],
-)
-def test_summarize_refuses(arguments, message, refusal):
-    assert message in refusal(summarize.main, *arguments)
-
-
-def test_a_device_without_memory_is_one_line(refusal, capsys):
+def test_a_device_without_memory_is_one_line(refused, capsys):
     def fill_memory(_):
         jnp.zeros(2**46)
 
     def fail(_):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
-    error = refusal(fill_memory)
+    error = refused(fill_memory)
     assert "a device is out of memory (RESOURCE_EXHAUSTED: Out of memory all" in error
     assert "grad_accum_steps=2" in error and "batch_size" in error
     with pytest.raises(SystemExit) as stop:

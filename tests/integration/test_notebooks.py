@@ -19,9 +19,8 @@ from vt_flax.training.workdir import read_metrics
 
 FOLDER = ROOT / "launch" / "notebooks"
 BOOKS = {path.stem: json.loads(path.read_text()) for path in FOLDER.glob("*.ipynb")}
-# The smallest network with both kinds of tokenizers.
 SMALL = {
-    "model.stage_sizes": [1, 1, 1, 2],
+    "model.stage_sizes": [1, 1, 1, 1],
     "model.width": 8,
     "model.token_channels": 32,
     "model.group_channels": 16,
@@ -32,6 +31,8 @@ SMALL = {
     "log.tensorboard": False,
 }
 OVERRIDES = [f"--config.{key}={value}" for key, value in SMALL.items()]
+# A second VT module, with the other kind of tokenizer.
+TWO_MODULES = "--config.model.stage_sizes=[1,1,1,2]"
 
 
 def code(name):
@@ -55,7 +56,8 @@ def ran(folder, digits, monkeypatch, capsys):
     train = vt_flax.train
 
     def train_small(config, workdir, overrides=()):
-        return train(config, workdir, [*overrides, *OVERRIDES])
+        more = [TWO_MODULES] if workdir == "runs/digits" else []
+        return train(config, workdir, [*overrides, *OVERRIDES, *more])
 
     monkeypatch.setattr(vt_flax, "train", train_small)
     monkeypatch.setenv("TFDS_DATA_DIR", digits)

@@ -31,6 +31,7 @@ FILES = [
 FOLDERS = "vt_flax configs launch tests docs".split()
 MODULES = [path.relative_to(ROOT) for path in (ROOT / "vt_flax").rglob("*.py")]
 DATA_FILES = [
+    pathlib.Path("vt_flax/data/imagenet_classes.txt"),
     pathlib.Path("vt_flax/py.typed"),
     pathlib.Path("vt_flax/data/imagenet_classes.txt"),
     pathlib.Path("vt_flax/viz/page.html.j2"),
@@ -175,17 +176,30 @@ def test_training_in_an_empty_folder(installed, digits, run, tmp_path):
 
 # ----------------------------------------------------------------------- without extras
 
+# Reads commands; prints their statuses, outputs and errors, and what Python gets.
 CORE = f"""
-import importlib.util, json, sys
+import contextlib, importlib.util, io, json, sys
 import jax, numpy as np, PIL.Image
 import vt_flax
+from vt_flax.__main__ import main
+
+def command(words):
+    sys.argv, status = ["vt_flax", *words], 0
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            try:
+                main()
+            except SystemExit as stop:
+                status = stop.code
+    return status, out.getvalue(), err.getvalue()
+
 present = [name for name in {TRAINING} if importlib.util.find_spec(name)]
 model = vt_flax.create_model("vt_resnet18", num_classes=10)
 variables = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
 parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
-network = vt_flax.load(sys.argv[1])
-(prediction,) = network.predict(PIL.Image.open(sys.argv[2]))
-print(json.dumps([present, parameters, prediction.scores]))
+results = [command(words) for words in json.load(sys.stdin)]
+(prediction,) = vt_flax.load("out").predict(PIL.Image.open("image.png"))
+print(json.dumps([present, parameters, results, prediction.scores]))
 """
 
 
@@ -231,44 +245,38 @@ def torchvision_resnet(path: pathlib.Path) -> None:
 @pytest.mark.timeout(900)
 def test_the_core_alone_serves_models_and_weights(core, tmp_path):
     """Imports weights, predicts as this environment does, and names what is missing."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | quick(1)
-
-    def run(*words):
-        return subprocess.run(
-            [core, *words],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
     torchvision_resnet(tmp_path / "weights.safetensors")
     image = np.random.default_rng(1).integers(0, 256, (48, 64, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "image.png")
     tiny = ("--set", "stage_sizes=[1,1,1,1]", "--set", "width=4", "--num_classes", "10")
-    words = ("weights.safetensors", "--model", "resnet18", *tiny, "--out", "out")
-    done = run("-m", "vt_flax", "import_weights", *words)
+    config = f"{ROOT}/configs/quickstart.py"
+    commands = [
+        (*("import_weights", "weights.safetensors", "--model", "resnet18"), *tiny)
+        + ("--out", "out"),
+        ("predict", "--workdir", "out", "image.png"),
+        ("train", "--config", config, "--workdir", "run"),
+        ("prepare_data", "cifar10", "--data_dir", "data"),
+        ("predict", "--workdir", "out", "--out", "pictures", "image.png"),
+    ]
+    done = subprocess.run(
+        [core, "-c", CORE],
+        input=json.dumps(commands),
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | quick(1),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
-
-    done = run("-c", CORE, "out", "image.png")
-    assert done.returncode == 0, done.stderr
-    present, parameters, scores = json.loads(done.stdout)
+    present, parameters, results, scores = json.loads(done.stdout)
     (expected,) = load(str(tmp_path / "out")).predict(image)
     assert not present and parameters > 1e6
     assert [name for name, _ in scores] == [name for name, _ in expected.scores]
     np.testing.assert_allclose(
         *([p for _, p in s] for s in (scores, expected.scores)), 1e-5
     )
-
-    done = run("-m", "vt_flax", "predict", "--workdir", "out", "image.png")
-    assert done.returncode == 0 and scores[0][0] in done.stdout, done.stderr
-    config = f"{ROOT}/configs/quickstart.py"
-    for needing in (
-        ("train", "--config", config, "--workdir", "run"),
-        ("prepare_data", "cifar10", "--data_dir", "data"),
-        ("predict", "--workdir", "out", "--out", "pictures", "image.png"),
-    ):
-        done = run("-m", "vt_flax", *needing)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert "pip install" in done.stderr and "vt_flax[train]" in done.stderr
+    assert [status for status, _, _ in results] == [0, 0, 2, 2, 2], results
+    assert scores[0][0] in results[1][1]
+    for _, _, error in results[2:]:
+        assert error.count("\n") == 1, error
+        assert "pip install" in error and "vt_flax[train]" in error
