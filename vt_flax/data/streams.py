@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vt_flax.data.host import as_written
+from vt_flax.data.reading import CHUNK
 from vt_flax.data.source import Example, Source
 from vt_flax.data.storage import UnreachableError, storage_errors
 from vt_flax.data.tfds_sources import TFDSSplit, how_to_convert
@@ -28,8 +29,8 @@ class TFDSStream(TFDSSplit):
         self.place = f"{self.name}, in {builder.data_path}"
         self.how_to_convert = how_to_convert(builder, name)
         note = (
-            f"{self.name} is stored as {builder.info.file_format.value} and read as a "
-            "stream: the order of the examples depends on the number of processes, and "
+            f"dataset {name!r} is stored as {builder.info.file_format.value} and read "
+            "as a stream: the order of the examples depends on the number of processes, and "
             f"a restart begins a new one; for an exact order {self.how_to_convert}"
         )
         self.notes = (*self.notes, note)
@@ -97,7 +98,7 @@ class Shard(Source):
     def __init__(self, split: TFDSStream, data: Any, count: int):
         self.name, self.class_names = split.name, split.class_names
         self._place, self._count = split.place, count
-        self._stream = data.as_numpy_iterator()
+        self._stream = data.batch(CHUNK).as_numpy_iterator()
         # The index of the next example in the stream.
         self._next = 0
         # Names and examples that may be needed again: a stream is read only once.
@@ -113,21 +114,21 @@ class Shard(Source):
         """Returns examples that are not forgotten yet; reads on as far as needed."""
         with self._lock:
             while self._next <= max(indices):
-                name, image, label = self._advance()
-                # Such datasets are used as they are stored: upright.
-                example = Example(image, int(label))
-                self._kept[self._next] = name.decode(), example
-                self._next += 1
+                self._advance()
             return [self._kept[index][1] for index in indices]
 
-    def _advance(self) -> tuple[bytes, bytes, Any]:
-        """Returns name, encoded image and class of the next example."""
+    def _advance(self) -> None:
+        """Reads the next chunk of the stream."""
         try:
             with storage_errors(self._place):
-                return next(self._stream)
+                names, images, labels = next(self._stream)
         except UserError as error:
             # Nothing after it can be read.
             raise UnreachableError(str(error)) from error
+        for name, image, label in zip(names, images, labels, strict=True):
+            # Such datasets are used as they are stored: upright.
+            self._kept[self._next] = name.decode(), Example(image, int(label))
+            self._next += 1
 
     def describe(self, index: int) -> str:
         """Returns the name that TFDS gives to an example that is not forgotten yet."""

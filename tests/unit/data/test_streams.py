@@ -16,8 +16,6 @@ from vt_flax.data.tfds_sources import TFDSSource
 from vt_flax.errors import UserError
 from vt_flax.training.config import default_config
 
-TRAIN = 1437
-
 
 def settings(**changes):
     config = default_config().data
@@ -55,13 +53,10 @@ def stored(digits):
     }
 
 
-def test_a_note_says_what_is_given_up(digits_tfrecord):
+def test_what_is_given_up_is_noted_and_refused(digits_tfrecord):
     (note,) = open_source("digits", "train", str(digits_tfrecord)).notes
     assert "tfrecord" in note and "a restart begins a new one" in note
     assert f"prepare_data convert digits --data_dir {digits_tfrecord}" in note
-
-
-def test_what_needs_random_access_is_refused(digits_tfrecord):
     config = settings(name="digits", data_dir=str(digits_tfrecord), cache=True)
     with pytest.raises(UserError, match="data.cache .*random access.* convert digits"):
         open_configured(config, "train")
