@@ -30,8 +30,9 @@ class TFDSStream(TFDSSplit):
         self.how_to_convert = how_to_convert(builder, name)
         note = (
             f"dataset {name!r} is stored as {builder.info.file_format.value} and read "
-            "as a stream: the order of the examples depends on the number of processes, and "
-            f"a restart begins a new one; for an exact order {self.how_to_convert}"
+            "as a stream: the order of the examples depends on the number of processes, "
+            "and a restart begins a new stream; for an exact order "
+            f"{self.how_to_convert}"
         )
         self.notes = (*self.notes, note)
 

@@ -55,7 +55,7 @@ def stored(digits):
 
 def test_what_is_given_up_is_noted_and_refused(digits_tfrecord):
     (note,) = open_source("digits", "train", str(digits_tfrecord)).notes
-    assert "tfrecord" in note and "a restart begins a new one" in note
+    assert "tfrecord" in note and "a restart begins a new stream" in note
     assert f"prepare_data convert digits --data_dir {digits_tfrecord}" in note
     config = settings(name="digits", data_dir=str(digits_tfrecord), cache=True)
     with pytest.raises(UserError, match="data.cache .*random access.* convert digits"):
