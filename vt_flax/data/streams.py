@@ -30,7 +30,7 @@ class TFDSStream(TFDSSplit):
         self.how_to_convert = how_to_convert(builder, name)
         note = (
             f"dataset {name!r} is stored as {builder.info.file_format.value} and read "
-            "as a stream: the order of the examples depends on the number of processes, "
+            "as a stream: the order of examples depends on the number of processes, "
             "and a restart begins a new stream; for an exact order "
             f"{self.how_to_convert}"
         )
