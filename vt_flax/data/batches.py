@@ -10,6 +10,7 @@ from vt_flax.data.decoders import ClassDecoder, Decoder
 from vt_flax.data.order import Order
 from vt_flax.data.reading import Reader
 from vt_flax.data.source import Source
+from vt_flax.data.streams import TFDSStream
 
 Batch = dict[str, np.ndarray]
 
@@ -28,7 +29,8 @@ def train_batches(
     """Yields one process's examples of the training batches.
 
     Which examples a batch has, and how each is cropped, depends on `seed` and the step
-    alone (see `order`): not on the number of processes or threads, nor on restarts.
+    alone (see `order`): not on the number of processes or threads, nor on restarts. Of
+    a `TFDSStream`, it depends on these too.
 
     Args:
       source: the training split.
@@ -52,7 +54,14 @@ def train_batches(
     if local_indices is None:
         local_indices = np.arange(batch)
     decoder = decoder or ClassDecoder(source, config, train=True)
-    order = Order(batch, local_indices, first, last, len(source), seed)
+    if isinstance(source, TFDSStream):
+        process, processes = _process(batch, local_indices)
+        # A restart begins another stream, with other crops.
+        seed += first + process
+        source = source.shard(process, processes, seed, config.shuffle_buffer)
+        order = _order_of_shard(source, len(local_indices), last - first)
+    else:
+        order = Order(batch, local_indices, first, last, len(source), seed)
     reader = Reader(source, config, decoder, order, seed)
     with contextlib.closing(reader.batches()) as batches:
         for examples in batches:
@@ -89,8 +98,30 @@ def eval_batches(
     if local_indices is None:
         local_indices = np.arange(batch)
     decoder = decoder or ClassDecoder(source, config, train=False)
-    order = Order(batch, local_indices, 0, -(-len(source) // batch), len(source))
+    steps = -(-len(source) // batch)
+    if isinstance(source, TFDSStream):
+        source = source.shard(*_process(batch, local_indices))
+        order = _order_of_shard(source, len(local_indices), steps)
+    else:
+        order = Order(batch, local_indices, 0, steps, len(source))
     reader = Reader(source, config, decoder, order, 0)
     with contextlib.closing(reader.batches(replace=False)) as batches:
         for examples in batches:
             yield {key: examples[key] for key in (*decoder.fields, "mask", "bad")}
+
+
+def _process(batch: int, local_indices: np.ndarray) -> tuple[int, int]:
+    """Returns the process's index and the number of processes that read a batch.
+
+    All have equally many examples of it.
+    """
+    if len(local_indices) == batch:
+        return 0, 1
+    import jax  # takes a while, and streams of several processes alone need it
+
+    return jax.process_index(), batch // len(local_indices)
+
+
+def _order_of_shard(shard: Source, size: int, steps: int) -> Order:
+    """Returns the order of a shard of a stream, `size` examples a step."""
+    return Order(size, np.arange(size), 0, steps, len(shard))

@@ -93,6 +93,7 @@ class Reader:
                 else:
                     yield self._completed(found, positions, replace)
                 self._done = int(last)
+                self._source.forget(self._done)
 
     def _completed(self, found: Item, positions: np.ndarray, replace: bool) -> Item:
         """Returns a batch of which some examples were not decoded."""

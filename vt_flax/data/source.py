@@ -1,4 +1,4 @@
-"""Interface of a split of a dataset, read by random access."""
+"""Interface of a split of a dataset, read by the indices of its examples."""
 
 import abc
 import copy
@@ -77,6 +77,10 @@ class Source(abc.ABC):
         process opens.
         """
         return np.empty(0, np.int64)
+
+    def forget(self, index: int) -> None:
+        """Lets a stream drop the examples up to an index, which are in batches."""
+        del index  # By random access, none is kept.
 
     # Batches are read by these two: TensorFlow parses records faster than Python.
 

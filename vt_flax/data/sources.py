@@ -10,7 +10,13 @@ from vt_flax.data.folders import FolderSource
 from vt_flax.data.host import tensorflow
 from vt_flax.data.source import Source
 from vt_flax.data.storage import how_to_prepare, is_folder, storage_errors, storage_path
-from vt_flax.data.tfds_sources import TFDSSource, class_features, data_dir_of
+from vt_flax.data.streams import TFDSStream
+from vt_flax.data.tfds_sources import (
+    TFDSSource,
+    class_features,
+    data_dir_of,
+    has_random_access,
+)
 from vt_flax.errors import UserError, first_line, nearest
 from vt_flax.paths import in_bucket
 
@@ -20,9 +26,16 @@ EMBEDDED = ("digits", "shapes")
 
 
 def open_configured(config: ConfigDict, split: str) -> Source:
-    """Opens a split of the dataset that a section `data` names: see `open_source`."""
+    """Opens a split of the dataset that a section `data` names: see `open_source`.
+
+    Raises:
+      UserError: also if `config.cache` asks for a stream in memory.
+    """
     features = config.image_feature, config.label_feature
-    return open_source(config.name, split, config.data_dir, *features)
+    source = open_source(config.name, split, config.data_dir, *features)
+    if config.cache and isinstance(source, TFDSStream):
+        raise UserError(f"data.cache needs random access; {source.how_to_convert}")
+    return source
 
 
 def open_source(
@@ -42,9 +55,12 @@ def open_source(
         dataset's default.
       label_feature: likewise, the class labels.
 
+    Returns:
+      The split; a `TFDSStream` if a TFDS dataset is in a format without random access.
+
     Raises:
-      UserError: if the dataset, the split or its images are not there, if it has no
-        class labels, or if a TFDS dataset is in a format without random access.
+      UserError: if the dataset, the split or its images are not there, or if it has no
+        class labels.
     """
     if name.startswith(FOLDER_PREFIX):
         if image_feature or label_feature:
@@ -58,7 +74,8 @@ def open_source(
         return FolderSource(storage_path(path), split)
     builder = prepared_builder(name, data_dir)
     keys = class_features(builder, name, image_feature, label_feature)
-    return TFDSSource(builder, name, split, keys)
+    kind = TFDSSource if has_random_access(builder) else TFDSStream
+    return kind(builder, name, split, keys)
 
 
 def tfds_builder(name: str, data_dir: str = "") -> Any:

@@ -1,4 +1,4 @@
-"""Splits of TFDS datasets in array_record."""
+"""Splits of TFDS datasets, and those in array_record."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -61,8 +61,21 @@ def _default_features(builder: Any) -> tuple[str, str]:
     return (builder.info.supervised_keys or ("image", "label"))[:2]
 
 
-class TFDSSource(Source):
-    """A split of a TFDS dataset in array_record, the format with random access.
+def has_random_access(builder: Any) -> bool:
+    """Returns whether a prepared TFDS dataset is stored in array_record, or also is."""
+    from tensorflow_datasets.core.file_adapters import FileFormat
+
+    stored = builder.info.available_file_formats()
+    return bool(stored & FileFormat.with_random_access())
+
+
+def how_to_convert(builder: Any, name: str) -> str:
+    """Returns how to convert a dataset to array_record, for a message."""
+    return how_to_prepare(f"convert {name}", data_dir_of(builder))
+
+
+class TFDSSplit(Source):
+    """A split of a TFDS dataset in any format.
 
     Labels are classes or, if their feature is an image, masks.
 
@@ -73,15 +86,14 @@ class TFDSSource(Source):
       keys: the features that hold image and label.
 
     Raises:
-      UserError: if there is no such split, it is empty, files of it are missing, or
-        their format has no random access.
+      UserError: if there is no such split, it is empty, or files of it are missing.
     """
 
     def __init__(self, builder: Any, name: str, split: str, keys: Sequence[str]):
         import tensorflow_datasets as tfds
 
         self.name = f"{name} {split}"
-        self._builder, self._keys = builder, tuple(keys)
+        self._builder, self._split, self._keys = builder, split, tuple(keys)
         try:
             self._slices = tfds_slices(split, builder.info.splits)
         except ValueError as error:
@@ -99,17 +111,6 @@ class TFDSSource(Source):
                 f"{len(self._files)} files of split {split!r} are): copy the dataset "
                 "again, or move its folder away and prepare it anew"
             )
-        try:
-            # Serialized examples.
-            self._records = builder.as_data_source(split).data_source
-        except NotImplementedError:
-            raise UserError(
-                f"dataset {name!r} is stored as {builder.info.file_format.value}, "
-                "without random access: "
-                f"{how_to_prepare(f'convert {name}', data_dir_of(builder))}"
-            ) from None
-        # array_record's threads hide a network's latency, but slow down a disk.
-        self._remote = in_bucket(builder.data_path)
         label = builder.info.features[keys[1]]
         self._has_masks = isinstance(label, tfds.features.Image)
         if not self._has_masks:
@@ -141,6 +142,26 @@ class TFDSSource(Source):
         return np.concatenate(
             [first[name] + np.arange(begin, end) for name, begin, end in self._slices]
         )
+
+
+class TFDSSource(TFDSSplit):
+    """A split of a TFDS dataset in array_record, the format with random access.
+
+    Raises:
+      UserError: if it is in another format.
+    """
+
+    def __init__(self, builder: Any, name: str, split: str, keys: Sequence[str]):
+        if not has_random_access(builder):
+            raise UserError(
+                f"dataset {name!r} is stored as {builder.info.file_format.value}, "
+                f"without random access: {how_to_convert(builder, name)}"
+            )
+        super().__init__(builder, name, split, keys)
+        # Serialized examples.
+        self._records = builder.as_data_source(split).data_source
+        # array_record's threads hide a network's latency, but slow down a disk.
+        self._remote = in_bucket(builder.data_path)
 
     def read(self, indices: Sequence[int]) -> list[Example]:
         """Returns the examples at some indices: see `Source.read`."""

@@ -173,6 +173,7 @@ _define(
     readers=Key(2, "Concurrent reads; raise it for a bucket.", ge=1),
     prefetch=Key(2, "Batches ahead on the host; two more are on the devices.", ge=0),
     cache=Key(False, "Keep the encoded training split in memory."),
+    shuffle_buffer=Key(16384, "Examples to shuffle among without random access.", ge=1),
 )
 _define(
     "segmentation",

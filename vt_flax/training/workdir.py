@@ -87,9 +87,8 @@ def read_run(workdir: pathlib.Path) -> RunRecord:
         content = json.loads(file.read_text())
         form = content.pop("format")
         content.pop("vt_flax")
-        # Keys of earlier versions, which change no result.
-        for key in ("augment_kernel", "shuffle_buffer"):
-            content["config"].get("data", {}).pop(key, None)
+        # A key of earlier versions, which changes no result.
+        content["config"].get("data", {}).pop("augment_kernel", None)
         if form != FORMAT:
             raise UserError(
                 f"{file} has format {form}; this version reads {FORMAT}: choose "

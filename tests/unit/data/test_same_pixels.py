@@ -4,7 +4,7 @@ import io
 import struct
 
 import numpy as np
-from image_files import TURNS, chunk, encode, png, with_orientation
+from image_files import TURNS, chunk, encode, png, tiff_of_12_bits, with_orientation
 from PIL import Image, ImageOps, features
 
 from vt_flax.data.batches import eval_batches, train_batches
@@ -102,6 +102,9 @@ def others():
     for order in "<>":
         tiff = encode(deep.astype(f"{order}u2"), "TIFF")
         yield f"16{order}.tif", tiff, in_rgb(deep // 257)
+    of_12_bits = deep >> 4
+    expected = in_rgb(of_12_bits.astype(int) * 255 // 4095)
+    yield "12.tif", tiff_of_12_bits(of_12_bits), expected
     pgm = b"P5 %d %d 65535\n" % (WIDTH, HEIGHT)
     yield "16.pgm.tif", pgm + deep.astype(">u2").tobytes(), in_rgb(deep // 257)
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"):

@@ -132,13 +132,6 @@ def test_a_dataset_that_is_not_there(tmp_path, name, message):
         open_source(name, "train", str(tmp_path))
 
 
-def test_tfrecord_is_to_be_converted(digits_tfrecord):
-    with pytest.raises(
-        UserError, match="as tfrecord, without.*prepare_data convert dig"
-    ):
-        open_source("digits", "train", str(digits_tfrecord))
-
-
 # Features of a dataset of two images, two labels and a mask for each example.
 
 COUNT = 12

@@ -16,7 +16,7 @@ from vt_flax.data.augment import Targets
 from vt_flax.data.decoders import ClassDecoder
 from vt_flax.data.source import Source
 from vt_flax.data.sources import open_configured
-from vt_flax.data.tfds_sources import TFDSSource
+from vt_flax.data.tfds_sources import TFDSSplit
 
 Batch = dict[str, jax.Array]
 Apply = Callable[[jax.Array], jax.Array]
@@ -44,7 +44,7 @@ class Classification:
     def open_source(config: ConfigDict, split: str) -> Source:
         """Opens a split of the configured dataset."""
         data, source = config.data, open_configured(config.data, split)
-        stored = isinstance(source, TFDSSource) and data.on_error == "raise"
+        stored = isinstance(source, TFDSSplit) and data.on_error == "raise"
         if stored and split == data.eval_split:
             # Otherwise a split without labels fails at the first evaluation only.
             decoder = ClassDecoder(source, data, train=False)
