@@ -81,9 +81,11 @@ def _to_rgb(image: Image.Image, raw_mode: str) -> Decoded:
         levels = np.asarray(image)
         if raw_mode == "I;12":
             eight = levels.astype(np.uint32) * 255 // 4095
-            return Decoded(_gray(eight), note="12 bits converted to 8: 4,095 is white")
-        # As TensorFlow reads PNGs: libpng drops the lower byte.
-        eight = levels >> 8 if image.format == "PNG" else levels // 257
+            note = "12 bits converted to 8: 4,095 is white"
+        elif image.format == "PNG":
+            eight = levels >> 8  # as TensorFlow reads it: libpng drops the lower byte
+        else:
+            eight = levels // 257
         gray = Image.fromarray(eight.astype(np.uint8))
         return Decoded(gray.convert("RGB"), note=note)
     if image.mode in ("I", "F"):

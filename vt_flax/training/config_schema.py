@@ -159,6 +159,7 @@ _define(
     ),
     randaugment_layers=Key(2, "Operations for each image.", ge=1),
     randaugment_magnitude=Key(9.0, "Strength of the operations.", ge=0, le=10),
+    augment_kernel=Key(True, "Run the policy as a kernel on TPUs, faster than XLA."),
     erasing=Key(0.0, "Share of the images that lose a rectangle.", ge=0, le=1),
     mixup=Key(0.0, "Both parameters of mixup's Beta distribution; 0 disables.", ge=0),
     cutmix=Key(0.0, "The same for CutMix; with both, each example takes one.", ge=0),

@@ -11,12 +11,13 @@ from typing import TextIO
 
 import jax
 
+from vt_flax.data import augment
 from vt_flax.data.batches import train_batches
 from vt_flax.data.source import Source, cached
 from vt_flax.data.split_check import check_splits
 from vt_flax.errors import UserError
 from vt_flax.parallel import processes
-from vt_flax.parallel.mesh import describe, local_indices, to_global
+from vt_flax.parallel.mesh import batch_sharding, describe, local_indices, to_global
 from vt_flax.paths import writing
 from vt_flax.training.checkpoint import Checkpoints, Restored
 from vt_flax.training.evaluation import evaluate
@@ -68,6 +69,8 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
         processes.check_shared(workdir)
         record = RunRecord.of(config, run.train_source, teacher_weights)
         changes = check_resumable(workdir, record)
+        processes.report("checking what the devices compute")
+        device_notes = augment.check_device(config.data, batch_sharding(mesh))
         examples = config.batch_size // mesh.size // config.grad_accum_steps
         size = run.task.input_size(config)
         choice = choose_formulation(run.model, size, mesh, examples, workdir)
@@ -134,7 +137,7 @@ def train(run: Run, workdir: pathlib.Path, stream: TextIO | None = None) -> Resu
             f"training steps {step:,} to {total:,}: {len(source):,} examples, batch "
             f"{config.batch_size}{split}, {describe(mesh)}"
         )
-        notes = *source.notes, *run.eval_source.notes, *split_notes
+        notes = *device_notes, *source.notes, *run.eval_source.notes, *split_notes
         logger.print(*(f"note: {note}" for note in dict.fromkeys(notes)))
         batches = device_batches(run, source, step)
         stack.enter_context(contextlib.closing(batches))

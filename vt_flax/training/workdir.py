@@ -87,8 +87,6 @@ def read_run(workdir: pathlib.Path) -> RunRecord:
         content = json.loads(file.read_text())
         form = content.pop("format")
         content.pop("vt_flax")
-        # A key of earlier versions, which changes no result.
-        content["config"].get("data", {}).pop("augment_kernel", None)
         if form != FORMAT:
             raise UserError(
                 f"{file} has format {form}; this version reads {FORMAT}: choose "

@@ -192,11 +192,6 @@ def test_a_workdir_of_another_format_is_refused(tmp_path):
     record.write(tmp_path)
     assert read_run(tmp_path) == record
     file = tmp_path / CONFIG_FILE
-    # Earlier versions had one more key.
-    file.write_text(
-        file.read_text().replace('"data": {', '"data": {"augment_kernel": 1,')
-    )
-    assert read_run(tmp_path) == record
     file.write_text(file.read_text().replace('"format": 5', '"format": 1'))
     with pytest.raises(UserError, match="format 1; this version reads 5: choose anoth"):
         read_run(tmp_path)

@@ -7,8 +7,9 @@ from ml_collections import ConfigDict
 
 from vt_flax.data.augment import mixing, policies
 from vt_flax.data.augment.mixing import Targets
+from vt_flax.data.augment.policies import check_device
 
-__all__ = ["Targets", "augment", "normalize"]
+__all__ = ["Targets", "augment", "check_device", "normalize"]
 
 
 def normalize(images: jax.Array, config: ConfigDict) -> jax.Array:

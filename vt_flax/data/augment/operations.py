@@ -4,6 +4,8 @@ Under `vmap` a switch would compute every operation for every example. Instead a
 operation is a row of parameters for two programs that all examples go through:
 `pointwise` (arithmetic, one blend, one lookup table) and `affine` (one resampling).
 Parameters that an operation does not use are those of the identity.
+
+This is what CPUs and GPUs run, and the reference for the TPU kernel (`kernel`).
 """
 
 import functools
@@ -157,13 +159,30 @@ def affine(images: jax.Array, matrix: jax.Array) -> jax.Array:
     height, width = images.shape[2:]
     y = jnp.arange(height, dtype=jnp.int32)[:, None]
     x = jnp.arange(width, dtype=jnp.int32)[None, :]
-    a, b, c, d, e, f = (matrix[:, i, None, None] for i in range(6))
-    left, top = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16
-    inside = (left >= 0) & (left < width) & (top >= 0) & (top < height)
+    coefficients = [matrix[:, i, None, None] for i in range(6)]
+    left, top, inside = origin(coefficients, x, y, (height, width))
     index = jnp.where(inside, top * width + left, 0).reshape(len(images), 1, -1)
     pixels = images.reshape(*images.shape[:2], -1)
     moved = jnp.take_along_axis(pixels, index, axis=2).reshape(images.shape)
     return jnp.where(inside[:, None], moved, FILL).astype(jnp.uint8)
+
+
+def origin(
+    matrix: Sequence[jax.Array], x: jax.Array, y: jax.Array, size: tuple[int, int]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the source column and row of pixels, and whether they are inside.
+
+    Args:
+      matrix: six coefficients; see `Operation`.
+      x: columns of the result, int32.
+      y: rows of the result, int32.
+      size: height and width of the image.
+    """
+    a, b, c, d, e, f = matrix
+    height, width = size
+    left, top = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16
+    inside = (left >= 0) & (left < width) & (top >= 0) & (top < height)
+    return left, top, inside
 
 
 def pointwise(

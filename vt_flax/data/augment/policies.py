@@ -1,4 +1,4 @@
-"""AutoAugment and RandAugment.
+"""AutoAugment and RandAugment, by a kernel on TPUs, and the check of that kernel.
 
 Both policies are tables of operations, of which each example draws a row.
 """
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
@@ -20,6 +21,7 @@ from vt_flax.data.augment.operations import (
     operation,
     stack,
 )
+from vt_flax.errors import UserError, first_line
 
 # The policy found on ImageNet (Cubuk et al., "AutoAugment", 2018, appendix): 25
 # sub-policies, each of two operations with probability and magnitude, 0 to 9. None has
@@ -60,6 +62,13 @@ RANDAUGMENT = (
 )
 # Largest magnitudes.
 AUTOAUGMENT_MAX, RANDAUGMENT_MAX = 9, 10
+
+# Largest side in pixels: the kernel holds nine images of 32-bit words in the 16 MiB of
+# vector memory that it may use.
+LARGEST_IN_KERNEL = 640
+# Images that `check_device` compares. With this seed they draw every operation of both
+# policies, in both directions.
+CHECKED_IMAGES, CHECKED_SEED = 64, 2
 
 
 class Draw(NamedTuple):
@@ -111,12 +120,12 @@ def apply_policy(
     keys: jax.Array,
     sharding: NamedSharding | None = None,
 ) -> jax.Array:
-    """Applies the configured policy.
+    """Applies the configured policy, as a kernel on TPUs.
 
     Args:
       images: uint8, (batch, H, W, 3).
       config: the section `data`: `augment` and, for RandAugment, `randaugment_layers`
-        and `randaugment_magnitude`.
+        and `randaugment_magnitude`; `augment_kernel`.
       keys: (batch,) keys.
       sharding: of the batch; None for a single device.
 
@@ -127,8 +136,11 @@ def apply_policy(
         return images
     layers, names = draw_layers(config, keys, images.shape[1:3])
     apply = functools.partial(apply_layers, names=names)
+    if takes_kernel(config, images.shape[1:3], sharding):
+        # Imported here, because only TPUs need it.
+        from vt_flax.data.augment.kernel import apply_in_kernel as apply
     if sharding is not None:
-        # Examples are independent: no device needs another's.
+        # Examples are independent, and the compiler cannot shard the kernel.
         apply = jax.shard_map(
             apply,
             mesh=sharding.mesh,
@@ -137,6 +149,77 @@ def apply_policy(
             check_vma=False,
         )
     return apply(images, layers)
+
+
+def takes_kernel(
+    config: ConfigDict, size: tuple[int, int], sharding: NamedSharding | None
+) -> bool:
+    """Returns whether the operations run as a TPU kernel.
+
+    Args:
+      config: the section `data`.
+      size: height and width of the images in pixels.
+      sharding: of the batch; None for JAX's default device.
+    """
+    fits = max(size) <= LARGEST_IN_KERNEL
+    return config.augment_kernel and fits and _on_tpus(sharding)
+
+
+def _on_tpus(sharding: NamedSharding | None) -> bool:
+    if sharding is None:
+        return jax.default_backend() == "tpu"
+    return next(iter(sharding.device_set)).platform == "tpu"
+
+
+def check_device(config: ConfigDict, sharding: NamedSharding) -> list[str]:
+    """Compares the kernel with the reference on this process's first device, if used.
+
+    Args:
+      config: the section `data`.
+      sharding: of training batches.
+
+    Returns:
+      Notes on how the operations will run.
+
+    Raises:
+      UserError: if the kernel does not run, or a level differs by more than rounding.
+    """
+    size = (config.image_size,) * 2
+    if config.augment == "none" or not _on_tpus(sharding):
+        return []
+    if not takes_kernel(config, size, sharding):
+        reason = (
+            f"images of more than {LARGEST_IN_KERNEL} pixels"
+            if config.augment_kernel
+            else "data.augment_kernel is False"
+        )
+        return [f"data.augment runs without its kernel ({reason}): slow on TPUs"]
+    from vt_flax.data.augment.kernel import apply_in_kernel
+
+    keys = jax.random.split(jax.random.key(CHECKED_SEED), CHECKED_IMAGES)
+    layers, names = draw_layers(config, keys, size)
+    # Not all levels, so that AutoContrast changes something.
+    shape = (CHECKED_IMAGES, *size, 3)
+    images = np.random.default_rng(0).integers(20, 200, shape, np.uint8)
+    device = min(sharding.addressable_devices, key=lambda device: device.id)
+    arguments = jax.device_put((images, layers), device)
+    advice = "set data.augment_kernel=False, and report it"
+    try:
+        result = np.asarray(jax.jit(apply_in_kernel)(*arguments), np.int32)
+    except Exception as error:
+        raise UserError(
+            f"data.augment: {device.device_kind} does not run the kernel: "
+            f"{first_line(error)[:200]}: {advice}"
+        ) from error
+    reference = jax.jit(functools.partial(apply_layers, names=names))(*arguments)
+    gaps = np.abs(result - np.asarray(reference, np.int32))
+    # A rounding difference may be amplified by the next operation: count the pixels.
+    if (gaps > 1).mean((1, 2, 3)).max() > 1e-3:
+        raise UserError(
+            f"data.augment: on {device.device_kind} the kernel gives other images than "
+            f"the reference, by up to {gaps.max()} levels: {advice}"
+        )
+    return []
 
 
 def draw_layers(
