@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import itertools
+import logging
 import os
 import pathlib
 import shutil
@@ -22,6 +23,9 @@ from vt_flax.parallel.mesh import put_whole
 from vt_flax.paths import writing
 from vt_flax.training.fingerprint import fingerprint, host_fingerprint
 from vt_flax.training.state import TrainState, differing_array
+
+# Orbax logs its progress, and errors that it also raises.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 # Folder of the workdir for checkpoints that cannot be restored.
 DAMAGED = "damaged"

@@ -145,20 +145,10 @@ def _flat(state: TrainState) -> dict[Path, Any]:
 
 
 def _state(create: Callable[[], TrainState], loaded: dict[Path, Any]) -> TrainState:
-    """Returns the state at step 0 with the loaded weights; the others are initialized.
-
-    Of the initial state only what is returned is computed.
-    """
-
-    @jax.jit
-    def initialize() -> tuple[TrainState, dict[Path, jax.Array]]:
-        state = create()
-        fresh = {path: x for path, x in _flat(state).items() if path not in loaded}
-        return state.replace(**dict.fromkeys(PARTS, {})), fresh
-
-    state, fresh = initialize()
-    arrays = {path: jnp.asarray(array) for path, array in loaded.items()}
-    return state.replace(**traverse_util.unflatten_dict({**arrays, **fresh}))
+    """Returns the state at step 0 with the loaded weights, the others fresh."""
+    state = jax.jit(create)()
+    arrays = _flat(state) | {path: jnp.asarray(x) for path, x in loaded.items()}
+    return state.replace(**traverse_util.unflatten_dict(arrays))
 
 
 def _rows(

@@ -39,7 +39,8 @@ class Teacher:
       class_names: of the dataset that the teacher was trained on.
 
     Raises:
-      UserError: if there is no checkpoint of a classifier, or no configuration with it.
+      UserError: if there is no checkpoint of a classifier, or no configuration with it,
+        or it was trained with another normalization.
     """
 
     def __init__(self, config: ConfigDict):
@@ -59,22 +60,16 @@ class Teacher:
             )
         self.class_names = tuple(record.class_names)
         self.model: nn.Module = model_for(teacher_config, len(self.class_names))
-        # From the student's normalization to the teacher's.
-        mean, std, teacher_mean, teacher_std = (
-            np.asarray(data[key])
-            for data in (config.data, teacher_config.data)
-            for key in ("mean", "std")
-        )
-        self._scale = (std / teacher_std).astype(np.float32)
-        self._shift = ((mean - teacher_mean) / teacher_std).astype(np.float32)
+        for key in ("mean", "std"):
+            value = teacher_config.data[key]
+            if config.data[key] != value:
+                raise UserError(
+                    f"{OPTION} {place}: was trained with data.{key} {value}; set the "
+                    "same here"
+                )
 
     def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
-        """Returns the teacher's logits, (batch, classes) float32.
-
-        `images` are (batch, H, W, 3), normalized for the student.
-        """
-        if (self._scale != 1).any() or self._shift.any():
-            images = images * self._scale + self._shift
+        """Returns float32 logits (batch, classes) of normalized images."""
         return self.model.apply(variables, images, train=False).astype(jnp.float32)
 
     def load(self, task: Task, mesh: Mesh) -> tuple[Any, str]:

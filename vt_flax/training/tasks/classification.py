@@ -17,6 +17,7 @@ from vt_flax.data.decoders import ClassDecoder
 from vt_flax.data.source import Source
 from vt_flax.data.sources import open_configured
 from vt_flax.data.tfds_sources import TFDSSplit
+from vt_flax.training.tasks.metrics import smoothed_cross_entropy
 
 Batch = dict[str, jax.Array]
 Apply = Callable[[jax.Array], jax.Array]
@@ -97,9 +98,9 @@ class Classification:
 
         # Cross-entropy is linear in its target: the loss of a mixture is that of its
         # labels.
+        smoothing = self.config.loss.label_smoothing
         losses = _mixed(
-            targets,
-            lambda labels: classification_loss(logits, labels, self.config.loss),
+            targets, lambda labels: smoothed_cross_entropy(logits, labels, smoothing)
         )
         metrics = {"top1": top1(logits)}
         if teacher_logits is not None:
@@ -144,22 +145,6 @@ class Classification:
             f"top-1 {results['top1']:.2f} % top-5 {results['top5']:.2f} % "
             f"loss {results['loss']:.4f}"
         )
-
-
-def classification_loss(
-    logits: jax.Array, labels: jax.Array, config: ConfigDict
-) -> jax.Array:
-    """Returns cross-entropy with label smoothing (Szegedy et al., 2015), (batch,).
-
-    Args:
-      logits: (batch, classes), float32.
-      labels: (batch,), class indices.
-      config: the section `loss`.
-    """
-    targets = optax.smooth_labels(
-        jax.nn.one_hot(labels, logits.shape[-1]), config.label_smoothing
-    )
-    return optax.softmax_cross_entropy(logits, targets)
 
 
 def distillation_loss(

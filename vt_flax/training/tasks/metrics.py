@@ -1,4 +1,4 @@
-"""Metrics of segmentation: mIoU and accuracies from a confusion matrix."""
+"""Cross-entropy; mIoU and accuracies of segmentation from a confusion matrix."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+
+
+def smoothed_cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: float
+) -> jax.Array:
+    """Returns cross-entropy with label smoothing (Szegedy et al., 2015), (...) float32.
+
+    Args:
+      logits: (..., classes), float32.
+      labels: (...), class indices; where one is no class the loss is undefined.
+      smoothing: fraction of the target that is uniform over the classes.
+    """
+    targets = jax.nn.one_hot(labels, logits.shape[-1])
+    targets = optax.smooth_labels(targets, smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
 
 
 def confusion_matrix(

@@ -18,7 +18,11 @@ from vt_flax.data.segmentation_sources import TFDSPairs
 from vt_flax.data.sources import FOLDER_PREFIX, prepared_builder
 from vt_flax.errors import UserError
 from vt_flax.nn.layers import resize
-from vt_flax.training.tasks.metrics import confusion_matrix, segmentation_scores
+from vt_flax.training.tasks.metrics import (
+    confusion_matrix,
+    segmentation_scores,
+    smoothed_cross_entropy,
+)
 from vt_flax.training.tasks.pixels import (
     einsum_float32,
     join_rows,
@@ -143,7 +147,8 @@ class Segmentation:
         logits = resize(logits.astype(jnp.float32), *targets.shape[1:])
         labeled = targets != IGNORE
         count = jnp.maximum(jnp.sum(labeled), 1)
-        losses = cross_entropy(logits, targets, self.config.loss.label_smoothing)
+        smoothing = self.config.loss.label_smoothing
+        losses = smoothed_cross_entropy(logits, targets, smoothing)
         correct = labeled & (jnp.argmax(logits, -1) == targets)
         return jnp.sum(jnp.where(labeled, losses, 0.0)) / count, {
             "pixel_accuracy": jnp.sum(correct) / count
@@ -159,9 +164,11 @@ class Segmentation:
         labels = jnp.where(batch["mask"][:, None, None], batch["label"], IGNORE)
 
         def count(probs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-            predicted = jnp.argmax(probs, -1)
-            confusion = confusion_matrix(labels, predicted, len(self.class_names))
-            return confusion, -jnp.sum(_at_label(_log(probs), labels), (1, 2))
+            classes = probs.shape[-1]
+            confusion = confusion_matrix(labels, jnp.argmax(probs, -1), classes)
+            # Pixels without a label have no class in `one_hot`.
+            losses = -jax.nn.one_hot(labels, classes) * _log(probs)
+            return confusion, jnp.sum(losses, (1, 2, 3))
 
         confusion, losses = self._map_rows(
             count, apply, batch["image"], batch["size"], labels
@@ -290,29 +297,6 @@ class Segmentation:
         items.append(f"pixel accuracy {results['pixel_accuracy']:.2f} %")
         items.append(f"loss {results['loss']:.4f}")
         return " ".join(items)
-
-
-def cross_entropy(
-    logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
-) -> jax.Array:
-    """Returns the cross-entropy of each pixel with label smoothing, (...) float32.
-
-    Args:
-      logits: (..., classes), float32.
-      labels: (...); where one is no class the loss is undefined.
-      smoothing: fraction of the target that is uniform over the classes.
-    """
-    logs = jax.nn.log_softmax(logits)
-    return -(1 - smoothing) * _at_label(logs, labels) - smoothing * jnp.mean(logs, -1)
-
-
-def _at_label(values: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the value at each pixel's label; 0 where that is no class.
-
-    A sum that the compiler fuses: TPUs gather slowly.
-    """
-    classes = jnp.arange(values.shape[-1])
-    return jnp.sum(jnp.where(classes == labels[..., None], values, 0.0), -1)
 
 
 def _log(probs: jax.Array) -> jax.Array:
