@@ -1,12 +1,14 @@
-"""What runs of several modules share."""
+"""Fixtures of several modules."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import pytest
 
+from vt_flax.cli import startup
 from vt_flax.training import loop
 
 # Of a configuration, what is no part of a compiled step.
@@ -38,3 +40,19 @@ def shared_steps() -> Iterator[None]:
         for name in ("compile_train_step", "compile_eval_step"):
             patch.setattr(loop, name, sharing(getattr(loop, name)))
         yield
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys) -> Callable[..., str]:
+    """Returns `run(main, *arguments)`, which returns a command's one-line error."""
+
+    def run(main: Callable, *arguments: Any) -> str:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            startup.run(main)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("error: ") and "\n" not in error
+        return error
+
+    return run

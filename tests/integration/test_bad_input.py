@@ -16,23 +16,6 @@ from vt_flax.training.workdir import RunRecord, check_resumable
 QUICKSTART = str(pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py")
 
 
-def refusal(main, arguments, monkeypatch, capsys):
-    """Returns the one-line error of a command that ends with status 2."""
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        startup.run(main)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ") and "\n" not in error
-    return error
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """Returns `refusal` for a command and its arguments."""
-    return lambda main, *arguments: refusal(main, arguments, monkeypatch, capsys)
-
-
 def test_an_override_is_no_option_s_value():
     """Though there is a space in it, before which argparse stops."""
     parser = parsing.make_parser("evaluate", "")
@@ -66,36 +49,36 @@ def test_an_override_is_no_option_s_value():
         ("--cnfig.seed=1", "--cnfig.seed=1"),
     ],
 )
-def test_train_refuses(argument, message, digits, tmp_path, refused):
+def test_train_refuses(argument, message, digits, tmp_path, refusal):
     workdir = tmp_path / "run"
     words = ["--config", QUICKSTART, "--workdir", workdir]
     words += [f"--config.data.data_dir={digits}", argument]
-    assert message in refused(train.main, *words)
+    assert message in refusal(train.main, *words)
     assert not workdir.exists()
 
 
-def test_train_refuses_files_and_folders(tmp_path, refused):
+def test_train_refuses_files_and_folders(tmp_path, refusal):
     workdir = ("--workdir", tmp_path / "run")
-    assert "required" in refused(train.main, *workdir)
+    assert "required" in refusal(train.main, *workdir)
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config(:\n")
-    assert "SyntaxError" in refused(train.main, *workdir, "--config", broken)
+    assert "SyntaxError" in refusal(train.main, *workdir, "--config", broken)
     words = ("--config", QUICKSTART)
-    bucket = refused(train.main, *words, "--workdir", "gs://bucket/run")
+    bucket = refusal(train.main, *words, "--workdir", "gs://bucket/run")
     assert "buckets are not supported yet" in bucket
     (tmp_path / "empty").mkdir()
     words += (f"--config.data.name=folder:{tmp_path / 'empty'}",)
-    line = refused(train.main, *words, *workdir, "--config.data.train_split=all")
+    line = refusal(train.main, *words, *workdir, "--config.data.train_split=all")
     assert "no images in" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_workdir_of_another_model_is_left_alone(digits, tmp_path, refused):
+def test_a_workdir_of_another_model_is_left_alone(digits, tmp_path, refusal):
     words = ["--config", QUICKSTART, "--workdir", tmp_path]
     words.append(f"--config.data.data_dir={digits}")
     RunRecord(load_config(QUICKSTART).to_dict()).write(tmp_path)
     before = (tmp_path / "config.json").read_bytes()
-    line = refused(train.main, *words, "--config.model.tokens=16")
+    line = refusal(train.main, *words, "--config.model.tokens=16")
     assert "model.tokens: 8 -> 16" in line and "choose another workdir" in line
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
     assert (tmp_path / "config.json").read_bytes() == before
@@ -105,10 +88,10 @@ def test_a_workdir_of_another_model_is_left_alone(digits, tmp_path, refused):
     assert len(check_resumable(tmp_path, RunRecord(other.to_dict()))) == 1
 
     (tmp_path / "config.json").write_text("{")
-    assert "cannot be read" in refused(train.main, *words)
+    assert "cannot be read" in refusal(train.main, *words)
 
 
-def test_a_workdir_of_other_data_is_left_alone(tmp_path, refused):
+def test_a_workdir_of_other_data_is_left_alone(tmp_path, refusal):
     """The same folder, whose content has changed."""
     images, workdir = tmp_path / "images", tmp_path / "run"
     for label in "ab":
@@ -125,23 +108,23 @@ def test_a_workdir_of_other_data_is_left_alone(tmp_path, refused):
     words += ["--config", QUICKSTART, "--workdir", workdir]
     assert check_resumable(workdir, record) == []
     (images / "a" / "3.png").rename(images / "a" / "5.png")
-    line = refused(train.main, *words)
+    line = refusal(train.main, *words)
     assert "examples to train on" in line and "choose another workdir" in line
     (images / "b").rename(images / "c")
-    assert "class 1: 'b' -> 'c'" in refused(train.main, *words)
+    assert "class 1: 'b' -> 'c'" in refusal(train.main, *words)
     # Weights know classes by number.
-    line = refused(evaluate.main, "--workdir", workdir)
+    line = refusal(evaluate.main, "--workdir", workdir)
     assert f"has other classes than the run in {workdir}: class 1: 'b' -> 'c'" in line
     assert (workdir / "config.json").read_bytes() == before
 
 
-def test_a_workdir_that_cannot_be_read_or_written(digits, tmp_path, refused):
+def test_a_workdir_that_cannot_be_read_or_written(digits, tmp_path, refusal):
     file = tmp_path / "file"
     file.write_text("")
-    line = refused(evaluate.main, "--workdir", file)
+    line = refusal(evaluate.main, "--workdir", file)
     assert f"{file}/config.json cannot be read (NotADirectoryError: " in line
     words = ["--config", QUICKSTART, f"--config.data.data_dir={digits}"]
-    line = refused(train.main, *words, "--workdir", file)
+    line = refusal(train.main, *words, "--workdir", file)
     assert line.startswith("error: --workdir ") and "File exists" in line
 
 
@@ -168,14 +151,14 @@ def test_evaluate_notes_classes_without_images(tmp_path, monkeypatch, capsys):
     assert "holds no checkpoint" in error
 
 
-def test_a_device_without_memory_is_one_line(refused, capsys):
+def test_a_device_without_memory_is_one_line(refusal, capsys):
     def fill_memory(_):
         jnp.zeros(2**46)
 
     def fail(_):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
-    error = refused(fill_memory)
+    error = refusal(fill_memory)
     assert "a device is out of memory (RESOURCE_EXHAUSTED: Out of memory all" in error
     assert "grad_accum_steps=2" in error and "batch_size" in error
     with pytest.raises(SystemExit) as stop:

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_bad_input import refusal  # noqa: F401, a fixture
 
 from vt_flax.cli import benchmark
 from vt_flax.measure import step as measured_step
@@ -132,7 +131,7 @@ def test_a_batch_that_does_not_fit(tiny_config, monkeypatch, capsys):
         (["step", "--peak", "high"], "invalid choice: 'high'"),
     ],
 )
-def test_bad_input(arguments, message, digits, refusal):  # noqa: F811
+def test_bad_input(arguments, message, digits, refusal):
     command, *rest = arguments
     words = ["--config", QUICKSTART, *rest, f"--config.data.data_dir={digits}"]
     assert message in refusal(benchmark.main, command, *words)

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_bad_input import refusal  # noqa: F401, a fixture
 from tpu_programs import needs_tpu_compiler
 
 from vt_flax.cli import plan
@@ -159,7 +158,7 @@ def test_here(digits, monkeypatch, capsys):
         (["v5e:2x2", "--config.batch_size=66"], "multiple of the 4 dev"),
     ],
 )
-def test_bad_input(arguments, message, refusal):  # noqa: F811
+def test_bad_input(arguments, message, refusal):
     assert message in refusal(plan.main, *TINY, "--topology", *arguments)
 
 
@@ -177,7 +176,7 @@ def test_an_old_compiler(version, name, old, monkeypatch):
     assert ("install 0.0.50 or newer" in warning and version in warning) == old
 
 
-def test_without_a_tpu_compiler(monkeypatch, refusal):  # noqa: F811
+def test_without_a_tpu_compiler(monkeypatch, refusal):
     monkeypatch.setattr(tpu_compiler, "has_tpu_compiler", lambda: False)
     line = refusal(plan.main, *TINY, "--topology", "v5e:2x2")
     assert '--topology needs libtpu: pip install "jax[tpu]"' in line

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import requests
-from test_bad_input import refusal  # noqa: F401, a fixture
 
 from vt_flax.cli import prepare_data, startup
 from vt_flax.data.sources import open_source
@@ -37,7 +36,7 @@ def run(main, arguments, monkeypatch, capsys) -> str:
         ("imagenet2012 --data_dir D", "ILSVRC2012_img_train.tar"),
     ],
 )
-def test_refusals(line, message, tmp_path, monkeypatch, refusal):  # noqa: F811
+def test_refusals(line, message, tmp_path, monkeypatch, refusal):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     assert message in refusal(prepare_data.main, *shlex.split(line))

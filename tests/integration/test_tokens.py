@@ -10,7 +10,6 @@ import token_reference as reference
 from ml_collections import ConfigDict
 from pair_trees import draw_image, draw_labels, write
 from PIL import Image
-from test_bad_input import refusal  # noqa: F401, a fixture
 
 from vt_flax.cli import evaluate
 from vt_flax.data.augment.scaled import eval_inputs
@@ -279,7 +278,7 @@ def test_networks_without_tokens_are_rejected_before_their_data(
     model,
     message,
     tmp_path,
-    refusal,  # noqa: F811
+    refusal,
 ):
     data = {"name": "digits", "data_dir": str(tmp_path / "no_data")}
     config = resolve(ConfigDict({"model": model, "data": data}))
@@ -305,7 +304,7 @@ def test_files_that_cannot_be_written_are_named(
     tmp_path,
     monkeypatch,
     capsys,
-    refusal,  # noqa: F811
+    refusal,
 ):
     """Before the images are gone through."""
     _, workdir, _ = classifier
