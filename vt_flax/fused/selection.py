@@ -158,7 +158,8 @@ def _difference(
     for name, value in expected.items():
         if not np.isfinite(results[name]).all():
             return f"{name} are not finite"
-        gap = np.linalg.norm(results[name] - value) / max(np.linalg.norm(value), 1e-30)
+        norm = max(float(np.linalg.norm(value)), 1e-30)
+        gap = float(np.linalg.norm(results[name] - value)) / norm
         if not gap < TOLERANCE:
             return f"{name} differ from printed's by {gap:.1%}"
     return ""
